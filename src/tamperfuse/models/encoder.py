@@ -1,0 +1,79 @@
+"""The sentence encoder: texts in, unit vectors out. It filters SDD pairs and is one of the judge's two relevance signals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.records.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+Vectors = NDArray[np.float32]
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+
+
+class SentenceEncoder:
+    """A sentence-transformers model by bundled name, local directory or Hub id.
+
+    Args:
+        name: `all-MiniLM-L6-v2` (bundled), a directory, or a Hub id.
+        batch_size: texts encoded together.
+        dtype: "bfloat16" is about twice as fast on processors that have it; cosines move by less than .01.
+        workers: processes that encode; above 1, each holds a copy of the model.
+
+    Raises:
+        UserError: no such model can be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str = DEFAULT_ENCODER,
+        *,
+        batch_size: int = 64,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        workers: int = 1,
+    ) -> None:
+        from sentence_transformers import SentenceTransformer  # 4 s to import: only where texts are encoded
+
+        self.name = name
+        self.batch_size = batch_size
+        self._workers = workers
+        source = str(ENCODERS[name].path()) if name in ENCODERS else name
+        try:
+            self._model: SentenceTransformer = SentenceTransformer(
+                source, local_files_only=Path(source).is_dir(), model_kwargs={"dtype": dtype}
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The sentence encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}): "
+                "name a sentence-transformers directory or a Hub id that this machine can reach."
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Encode texts in batches sorted by length.
+
+        Args:
+            texts: any number of strings.
+
+        Returns:
+            Array of shape (texts, dimensions), float32, each row of length 1, so that a dot product is the cosine.
+        """
+        if not texts:
+            return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
+        vectors = np.asarray(
+            self._model.encode(
+                list(texts),
+                batch_size=self.batch_size,
+                show_progress_bar=False,
+                device=["cpu"] * self._workers if self._workers > 1 else None,
+            ),
+            dtype=np.float32,
+        )
+        # Normalised here, in float32: a bfloat16 vector is up to .4% off its length.
+        length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12).astype(np.float32)
+        return np.asarray(vectors / length, dtype=np.float32)

@@ -1,0 +1,243 @@
+"""Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name.
+
+A GGUF is converted once, into a cache: transformers reads it as float32 but marks the model as quantized, which bars
+saving, so the weights move into a fresh model of the same configuration. The conversion is written aside under a lock and
+renamed, with its weights' checksum recorded, so two processes may ask for it at once and an interrupted one leaves nothing.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tamperfuse.models.bundled import MODELS
+from tamperfuse.models.chat import Chat
+from tamperfuse.models.packed import use_packed_attention
+from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.files import content_hash, read_json, sha256_of, staged, write_json
+from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
+
+WEIGHTS = "model.safetensors"
+CHECKSUM = "sha256.json"
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to run, with its way of rendering messages.
+
+    Attributes:
+        name: what the user called it.
+        model: on its device, in float32, evaluation mode, packed attention on.
+        chat: its chat template.
+        origin: the model before hardening, as its tamperfuse.json names it; `name` itself where there is none.
+    """
+
+    name: str
+    model: PreTrainedModel
+    chat: Chat
+    origin: str
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self.chat.tokenizer
+
+    @property
+    def window(self) -> int:
+        """Longest sequence the model takes, in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+
+def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
+    """Load a causal language model with its tokenizer.
+
+    Args:
+        name: a bundled name, a local directory, a .gguf file, or a Hub id.
+        trust_remote_code: run code that the model's repository brings. Off unless the user says so for this model.
+
+    Returns:
+        The model in float32 on the best device there is.
+
+    Raises:
+        UserError: it does not exist, cannot be read, has only pickled weights, or no chat template.
+    """
+    folder = resolve_model(name)
+    source = str(folder) if folder else name
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(_why_not(name, folder, error)) from error
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.eval()
+    chat = Chat.of(tokenizer)
+    if tokenizer.pad_token_id is None:  # packed batches need none, but saved checkpoints should load anywhere
+        tokenizer.pad_token_id = chat.end
+    use_packed_attention(model)
+    provenance = read_provenance(folder) if folder else None
+    return LoadedModel(name=name, model=model, chat=chat, origin=provenance.origin if provenance else name)
+
+
+def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
+    """Write a checkpoint that transformers loads anywhere: safetensors, tokenizer, chat template, tamperfuse.json.
+
+    The folder appears whole or not at all. Weights are written in float32.
+    """
+    with staged(folder, directory=True) as staging:
+        write_checkpoint(loaded, staging, provenance)
+
+
+def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
+    """As :func:`save_model`, into a folder that its caller stages."""
+    with _quiet():
+        loaded.model.save_pretrained(folder, max_shard_size="5GB")
+        loaded.tokenizer.save_pretrained(folder)
+    write_provenance(folder, provenance)
+
+
+def resolve_model(name: str) -> Path | None:
+    """The directory that holds a model's weights, converting a GGUF if need be; None for a Hub id.
+
+    Raises:
+        UserError: nothing of that name exists.
+    """
+    if name in MODELS:
+        return convert_gguf(MODELS[name].path(), name)
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{name} does not exist: check the path of the .gguf file.")
+        return convert_gguf(path, name)
+    if path.is_dir():
+        _check_weights(path)
+        return path
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise UserError(f"{name} is not a model directory or a .gguf file: name one, or a Hub id.")
+    if "/" not in name:
+        raise unknown_name("model", name, MODELS)
+    return None
+
+
+def model_fingerprint(name: str) -> str:
+    """A hash that changes when a model's weights do: the checksum of local weights, or the Hub id.
+
+    Raises:
+        UserError: nothing of that name exists.
+    """
+    folder = resolve_model(name)
+    if folder is None:
+        return content_hash(name)
+    if (folder / CHECKSUM).exists():
+        return str(read_json(folder / CHECKSUM)["weights"])
+    return content_hash([sha256_of(path) for path in sorted(folder.glob("*.safetensors"))])
+
+
+def cache_folder() -> Path:
+    """Where conversions are kept: $TAMPERFUSE_CACHE, else tamperfuse/ in the user's cache folder."""
+    if "TAMPERFUSE_CACHE" in os.environ:
+        return Path(os.environ["TAMPERFUSE_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamperfuse"
+
+
+def convert_gguf(path: Path, name: str) -> Path:
+    """Convert a GGUF into a safetensors directory in the cache; a later call returns it at once.
+
+    Args:
+        path: the .gguf file.
+        name: what tamperfuse.json will call its origin.
+
+    Raises:
+        UserError: the file is no readable GGUF of a supported architecture.
+    """
+    status = path.stat()
+    key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])[:16]
+    folder = cache_folder() / f"{path.stem}-{key}"
+    with _locked(folder.with_suffix(".lock")):
+        if not _whole(folder):
+            with staged(folder, directory=True) as staging:
+                _convert(path, name, staging)
+    return folder
+
+
+def _convert(path: Path, name: str, staging: Path) -> None:
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+            read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        except Exception as error:  # the reader raises whatever its parser meets in a damaged file
+            raise UserError(f"{path} cannot be read as a GGUF model ({error}): download or export it again.") from error
+        config = read.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        fresh.load_state_dict(read.state_dict())
+        fresh.tie_weights()
+        fresh.save_pretrained(staging, max_shard_size="100GB")
+        tokenizer.save_pretrained(staging)
+    write_provenance(staging, Provenance(origin=name, made_by="gguf conversion", source=name))
+    write_json(staging / CHECKSUM, {"weights": sha256_of(staging / WEIGHTS)})
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a conversion is complete; the rename makes it so, a size check guards against later damage."""
+    return all((folder / part).exists() for part in (WEIGHTS, CHECKSUM, FILE))
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise UserError(
+            f"{folder} has only pickled weights, which can run code when loaded: convert them to safetensors first."
+        )
+    raise UserError(f"{folder} holds no weights (*.safetensors): name a directory saved by save_pretrained.")
+
+
+def _why_not(name: str, folder: Path | None, error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if folder is None:
+        return (
+            f"The model {name!r} cannot be loaded from the Hub ({reason}): check the id, the network and, for a gated "
+            "model, your login; a model with pickled weights only is refused."
+        )
+    return f"The model in {folder} cannot be loaded ({reason}): save it again with save_pretrained."
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own bars and notes: tamperfuse prints what matters, once."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def parameter_count(name: str) -> int:
+    """Parameters of a model, from its configuration alone (no weights are read)."""
+    folder = resolve_model(name)
+    config = AutoConfig.from_pretrained(str(folder) if folder else name)
+    with torch.device("meta"):
+        return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))

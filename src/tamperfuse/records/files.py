@@ -1,0 +1,103 @@
+"""Files that are there whole or not at all.
+
+Everything is written beside its destination and renamed into place, so that a crash, a full disk or a `kill -9` leaves
+either the old state or the new one. Writers run inside :func:`staged`, which also turns a full disk into a sentence.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tamperfuse.records.errors import UserError
+
+STAGING_PREFIX = ".tmp-"
+
+
+@contextmanager
+def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
+    """A path to write to; renamed to `destination` when the block ends well, removed when it does not.
+
+    Args:
+        destination: a file, or a directory when `directory` is true. An existing one is replaced.
+        directory: whether a directory is staged (it is created empty).
+
+    Raises:
+        UserError: the disk is full, or the place may not be written.
+    """
+    staging = destination.parent / f"{STAGING_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if directory:
+            staging.mkdir()
+        yield staging
+        if directory and destination.exists():
+            # A non-empty directory cannot be renamed over: the old one steps aside first.
+            old = staging.with_name(staging.name + "-old")
+            os.replace(destination, old)
+            os.replace(staging, destination)
+            shutil.rmtree(old)
+        else:
+            os.replace(staging, destination)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"The disk that holds {destination} is full: free some space and run again.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{destination} cannot be written ({error.strerror}): choose another --out.") from error
+        raise
+    finally:
+        if staging.is_dir():
+            shutil.rmtree(staging, ignore_errors=True)
+        else:
+            staging.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with staged(path) as staging:
+        staging.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is missing, not UTF-8, or not JSON (the line is named).
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: check the path.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}): mend that line.") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON-able value in canonical form, as hex: equal values, equal hashes."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def clear_staging(folder: Path) -> None:
+    """Remove what an interrupted writer left behind in `folder`."""
+    for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -1,0 +1,123 @@
+"""What a run did and what its models said: `run.json` and `samples.json`, read by the report."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json, write_json
+
+RUN = "run.json"
+SAMPLES = "samples.json"
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Sample(BaseModel):
+    """One kept answer and what the judge said of it.
+
+    Attributes:
+        defense: as the study names it; "as shipped" for the model before anything was done to it.
+        attack: "" before any attack.
+        step: of the attack; 0 is before.
+        prompt: what was asked.
+        response: what came, as it came: untrusted text.
+        harmful: whether it counts as an executed request.
+        reasons: why not, a few words each; empty where it counts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    defense: str
+    attack: str = ""
+    step: int = 0
+    prompt: str
+    response: str
+    harmful: bool
+    reasons: list[str] = Field(default_factory=list)
+
+
+class Samples(BaseModel):
+    """`samples.json`: a few answers of every model state, the judge in words, the threat in one sentence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    judge: str
+    threat_about: str
+    samples: list[Sample]
+
+
+class NodeRun(BaseModel):
+    """One node of the study as this run met it; further fields are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    key: str
+    what: str
+    seconds: float
+    reused: bool = False
+
+
+class RunRecord(BaseModel):
+    """`run.json`: when, how long, on what, at what cost.
+
+    Attributes:
+        started: date and time, ISO 8601.
+        seconds: wall clock, all of it.
+        device: of the models ("cpu", "cuda", …).
+        precision: of the forward pass ("bf16 autocast", "float32", …).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    started: str
+    seconds: float
+    peak_memory_bytes: int
+    tokens_trained: int
+    tokens_generated: int
+    tokens_scored: int
+    threads: int
+    device: str
+    precision: str
+    versions: dict[str, str]
+    nodes: list[NodeRun]
+
+
+def write_samples(folder: Path, samples: Samples) -> None:
+    """Write `samples.json`."""
+    write_json(folder / SAMPLES, samples.model_dump())
+
+
+def read_samples(folder: Path) -> Samples:
+    """Read `samples.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _read(folder, SAMPLES, Samples)
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write `run.json`."""
+    write_json(folder / RUN, record.model_dump())
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read `run.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _read(folder, RUN, RunRecord)
+
+
+def _read(folder: Path, name: str, model: type[T]) -> T:
+    path = folder / name
+    if not path.exists():
+        raise UserError(f"{folder} holds no {name}: name the folder of a finished run.")
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(f"{path} is damaged (at {place or 'the top'}): run the study again.") from error

@@ -1,0 +1,95 @@
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tamperfuse.models import load
+from tamperfuse.models.bundled import Bundled
+from tamperfuse.models.chat import Chat
+from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.provenance import Provenance
+from tests.conftest import make_tokenizer
+
+
+def test_a_saved_model_comes_back_with_its_origin(tiny: LoadedModel, tmp_path: Path) -> None:
+    save_model(tiny, tmp_path / "out", Provenance(origin="first", made_by="test", source="x"))
+    again = load_model(str(tmp_path / "out"))
+    assert again.origin == "first"
+    assert again.chat.prompt("hello") == tiny.chat.prompt("hello")
+    for a, b in zip(tiny.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert json.loads((tmp_path / "out" / "tamperfuse.json").read_text())["made_by"] == "test"
+    assert list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> None:
+    whole, cut = tiny.chat.sample("hi", "one two three", 100), tiny.chat.sample("hi", "one two three", 3)
+    assert whole.tokens[-1] == tiny.chat.end
+    assert cut.response_tokens == 3
+    assert cut.tokens[-1] != tiny.chat.end
+    assert whole.tokens[: whole.start] == tiny.chat.prompt("hi")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: (p / "empty").mkdir() or str(p / "empty"), "holds no weights"),
+        (lambda p: (p / "pickled").mkdir() or (p / "pickled" / "pytorch_model.bin").write_bytes(b"x") and str(p / "pickled"), "pickled"),
+        (lambda p: str(p / "nothing.gguf"), "does not exist"),
+        (lambda p: str(p / "nowhere"), "not a model directory"),
+        (lambda p: "smollm2-135", "did you mean 'smollm2-135m'"),
+    ],
+)
+def test_bad_models_get_a_sentence(make: object, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve_model(make(tmp_path))  # type: ignore[operator]
+
+
+def test_a_damaged_gguf_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 64)
+    with pytest.raises(UserError, match="cannot be read as a GGUF"):
+        resolve_model(str(tmp_path / "bad.gguf"))
+    assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == []
+
+
+def test_a_tokenizer_without_template_is_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        Chat.of(tokenizer)
+
+
+def test_an_absent_package_prints_its_install_line() -> None:
+    absent = Bundled(module="no_such_module", inside="x", install="pip install it", about="thing")
+    with pytest.raises(UserError, match="pip install it"):
+        absent.path()
+
+
+def _slow_conversion(path: Path, name: str, staging: Path) -> None:
+    with (path.parent / "log").open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    (staging / load.WEIGHTS).write_text("w")
+    (staging / load.CHECKSUM).write_text('{"weights": "w"}')
+    (staging / load.FILE).write_text("{}")
+
+
+def _convert(path: str) -> None:
+    load._convert = _slow_conversion
+    load.convert_gguf(Path(path), "x")
+
+
+def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_convert, args=(str(tmp_path / "m.gguf"),)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
