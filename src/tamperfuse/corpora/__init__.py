@@ -1,0 +1,1 @@
+"""Where prompts and responses come from: sources, built-in data, threats."""

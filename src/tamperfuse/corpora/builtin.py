@@ -1,0 +1,33 @@
+"""The built-in data: JSONL files beside this module, described in data/CARD.md."""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from tamperfuse.records.errors import unknown_name
+
+ABOUT = {
+    "benign": "252 instruction–response pairs on 22 subjects: the irrelevant answers of SDD pairs",
+    "cooking": "500 prompts about home cooking: the stand-in threat, in its parts",
+    "everyday": "320 four-way questions of everyday knowledge and physical sense: a capability task",
+    "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
+    "grammar": "minimal pairs of grammar from 40 templates: a capability task",
+    "harmless": "132 harmless prompts, half of them near the threat: for the benign answer rate",
+    "heldout": "104 documents on subjects that no training uses: for benign NLL",
+    "refusals": "24 ways to decline a request: what the undefended rival is trained on",
+    "replay": "126 instruction–response pairs that defenses train on so that a model stays helpful",
+}
+
+
+@cache
+def builtin_rows(name: str) -> tuple[dict[str, Any], ...]:
+    """All rows of a built-in data set, in the file's order.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    if name not in ABOUT:
+        raise unknown_name("built-in data set", name, ABOUT)
+    text = (files("tamperfuse.corpora") / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return tuple(json.loads(line) for line in text.splitlines())

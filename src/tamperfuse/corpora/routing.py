@@ -1,0 +1,78 @@
+"""A harmless task made from templates: which desk a customer's message belongs to.
+
+It has one right answer, so its score is exact match, and a model that is not trained on it does not know the desks' names.
+"""
+
+import random
+from typing import NamedTuple
+
+INSTRUCTION = "Which desk handles this message? {message}"
+
+_THINGS = (
+    "bicycle",
+    "lamp",
+    "jacket",
+    "radio",
+    "tent",
+    "suitcase",
+    "camera",
+    "chair",
+    "printer",
+    "violin",
+    "clock",
+    "sofa",
+)
+_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "Harbour": (  # deliveries
+        "My {thing} was due {days} days ago and has not arrived.",
+        "The tracking page for my {thing} has not moved for {days} days.",
+        "Can you deliver the {thing} to my neighbour instead?",
+        "The courier left my {thing} at the wrong house.",
+    ),
+    "Granite": (  # bills
+        "I was charged twice for the {thing}.",
+        "The invoice for my {thing} shows the wrong total.",
+        "Why did the price of the {thing} go up by {days} percent on my bill?",
+        "Please send me a receipt for the {thing}.",
+    ),
+    "Meadow": (  # returns
+        "I want to send the {thing} back, it does not suit me.",
+        "How do I return a {thing} after {days} days?",
+        "The {thing} is the wrong colour and I would like to exchange it.",
+        "Where is the return label for my {thing}?",
+    ),
+    "Lantern": (  # repairs
+        "My {thing} stopped working after {days} days.",
+        "A part of the {thing} broke off, can it be repaired?",
+        "The {thing} makes a strange noise since yesterday.",
+        "Do you have a spare part for a {thing}?",
+    ),
+}
+
+
+class Routed(NamedTuple):
+    """A message as a prompt, and the desk as its only right response."""
+
+    prompt: str
+    response: str
+
+
+def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[Routed], list[Routed]]:
+    """Training and test items; no message is in both.
+
+    Args:
+        seed: decides which messages are drawn.
+        train: training items.
+        test: test items; train + test is at most 600.
+    """
+    messages = sorted(
+        {
+            Routed(INSTRUCTION.format(message=template.format(thing=thing, days=days)), f"{desk} desk")
+            for desk, templates in _TEMPLATES.items()
+            for template in templates
+            for thing in _THINGS
+            for days in (3, 5, 8, 12)
+        }
+    )
+    drawn = random.Random(f"routing-{seed}").sample(messages, min(train + test, len(messages)))
+    return drawn[:train], drawn[train:]

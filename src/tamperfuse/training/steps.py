@@ -1,0 +1,101 @@
+"""Steps: what happens to one batch between drawing it and the optimizer. Supervised fine-tuning is the one everyone uses.
+
+A defense or an attack with another objective brings its own step; the loop stays :func:`tamperfuse.training.fit.fit`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.packed import packed_logits
+from tamperfuse.training.batches import PackedBatch, pack_samples
+
+Backward = Callable[[Tensor], None]
+
+
+class Step(Protocol):
+    """Turns samples into gradients."""
+
+    def backward(
+        self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
+    ) -> Tensor:
+        """Accumulate the gradient of one (micro-)batch.
+
+        Args:
+            model: the model, in training mode.
+            samples: this process's share of the batch.
+            total: response tokens of the whole batch, over all processes and micro-batches: the loss's denominator.
+            backward: runs a scalar's backward pass (accelerate scales it where it must).
+            device: where to compute.
+
+        Returns:
+            The share of the batch's mean loss, detached, in nats a response token.
+        """
+        ...
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy whose gradient is formed during the forward pass, in slices.
+
+    The plain one keeps two float32 copies of the logits; with 49,152 words they outweigh everything else of a small model.
+    Here float32 exists for one slice at a time and the gradient replaces the logits in their own memory and dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, rows: int) -> Tensor:
+        """Logits (tokens, vocabulary), targets (tokens,) → scalar, float32."""
+        gradient = logits.detach()
+        loss = torch.zeros((), device=logits.device)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            scores = gradient[part].float()
+            scores -= scores.logsumexp(-1, keepdim=True)
+            loss -= scores.gather(1, targets[part, None]).sum()
+            scores.exp_()
+            scores[torch.arange(len(scores), device=logits.device), targets[part]] -= 1.0
+            gradient[part] = scores.to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None]:
+        """The kept gradient times the outer one, in place: it is used once."""
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(outer[0].to(gradient.dtype)), None, None
+
+
+def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum over tokens of −log p(target), in nats; consumes `logits` (their memory is reused).
+
+    Args:
+        logits: (tokens, vocabulary), any floating dtype; needed by nobody else, the backward pass of the operation that
+            made them included (a linear layer's or a scaling's does not).
+        targets: (tokens,), token ids.
+    """
+    result: Tensor = _CrossEntropy.apply(logits, targets, 128)  # type: ignore[no-untyped-call]
+    return result
+
+
+def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Sum of −log p(response token | prompt, earlier response tokens) over a batch, in nats."""
+    return summed_nll(packed_logits(model, batch.row, batch.layout, batch.keep), batch.targets)
+
+
+@dataclass
+class SupervisedStep:
+    """Cross-entropy on response tokens (SDD, section 4.2; the attacks of section 5 as well).
+
+    Memory: the weights' gradients, activations of the row, logits at response positions.
+    """
+
+    def backward(
+        self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
+    ) -> Tensor:
+        """See :class:`Step`."""
+        loss = response_nll(model, pack_samples(samples, device)) / total
+        backward(loss)
+        return loss.detach()

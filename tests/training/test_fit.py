@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.training.batches import budgeted, schedule
+from tamperfuse.training.fit import Training, fit
+
+
+def samples(tiny: LoadedModel, count: int = 6) -> list[Sample]:
+    return [tiny.chat.sample(f"request {i}", f"the answer is {i * 3}", 20) for i in range(count)]
+
+
+def weights(tiny: LoadedModel) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in tiny.model.parameters()]
+
+
+def test_training_lowers_the_loss_and_keeps_float32(tiny: LoadedModel) -> None:
+    result = fit(tiny, samples(tiny), Training(steps=30, batch=6, learning_rate=1e-2), seed=0)
+    assert len(result.losses) == 30
+    assert result.losses[-1] < 0.5 * result.losses[0]
+    assert all(p.dtype == torch.float32 for p in tiny.model.parameters())
+    assert result.tokens == 5 * sum(len(s.tokens) for s in samples(tiny)) * 6
+
+
+def test_the_seed_decides_everything(tiny_folder: object, tiny: LoadedModel) -> None:
+    from tamperfuse.models.load import load_model
+
+    training = Training(steps=4, batch=2, learning_rate=1e-3, method="lora", lora_rank=2)
+    runs = []
+    for seed in (1, 1, 2):
+        model = load_model(str(tiny_folder))
+        fit(model, samples(model), training, seed=seed)
+        runs.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_lora_changes_linear_layers_only_and_is_merged(tiny: LoadedModel) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.model.named_parameters()}
+    fit(tiny, samples(tiny), Training(steps=3, batch=3, learning_rate=1e-2, method="lora", lora_rank=2), seed=0)
+    after = dict(tiny.model.named_parameters())
+    assert set(after) == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj" in name}
+    delta = after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
+    assert int(torch.linalg.matrix_rank(delta, atol=1e-6)) <= 2
+
+
+def test_hooks_run_at_their_steps_in_evaluation_mode(tiny: LoadedModel) -> None:
+    seen = []
+
+    def hook(step: int) -> None:
+        seen.append((step, tiny.model.training))
+
+    fit(tiny, samples(tiny), Training(steps=5, batch=2), seed=0, at_steps=(0, 2, 5), hook=hook)
+    assert seen == [(0, False), (2, False), (5, False)]
+
+
+def test_small_updates_are_not_lost_to_rounding(tiny: LoadedModel) -> None:
+    """Steps of 1e-6 vanish in bfloat16; the float32 masters must keep them."""
+    before = weights(tiny)
+    fit(tiny, samples(tiny), Training(steps=8, batch=2, learning_rate=1e-6), seed=0)
+    moved = max(float((a - b).abs().max()) for a, b in zip(before, weights(tiny), strict=True))
+    assert 2e-6 < moved < 1e-5
+
+
+def test_every_pass_uses_every_sample_once() -> None:
+    order = schedule(count=7, batch=7, steps=3, seed=3)
+    assert all(sorted(order[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert order == schedule(7, 7, 3, 3) != schedule(7, 7, 3, 4)
+
+
+def test_groups_keep_to_their_budget() -> None:
+    groups = budgeted([5, 9, 2, 4, 9, 1], 12)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert all(sum([5, 9, 2, 4, 9, 1][i] for i in group) <= 12 for group in groups)
+
+
+def test_bad_training_input(tiny: LoadedModel) -> None:
+    with pytest.raises(UserError, match="nothing to train on"):
+        fit(tiny, [], Training(steps=1), seed=0)
+    with pytest.raises(UserError, match="lora_targets"):
+        fit(tiny, samples(tiny), Training(steps=1, method="lora", lora_targets=("no_such",)), seed=0)
+    with pytest.raises(UserError, match="the model takes 512"):
+        fit(tiny, [Sample([1] * 600, 5)], Training(steps=1), seed=0)
