@@ -1,0 +1,6 @@
+"""Attacks: what is done to published weights, one file each. Importing this package registers the built-in ones."""
+
+from tamperfuse.attacks import benign_finetune, harmful_finetune
+from tamperfuse.attacks.base import ATTACKS, AttackData, Attacked
+
+__all__ = ["ATTACKS", "AttackData", "Attacked", "benign_finetune", "harmful_finetune"]

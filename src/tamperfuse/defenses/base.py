@@ -1,0 +1,44 @@
+"""What every defense takes and gives."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Parameters, Registry
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class DefenseData:
+    """All that a defense is handed.
+
+    Attributes:
+        prompts: the threat's defender part, and nothing else of the threat.
+        pairs: (harmful prompt, irrelevant response); empty unless the defense asks for pairs.
+        benign: (prompt, response) to replay.
+        response_limit: response tokens trained on at most.
+    """
+
+    prompts: Sequence[str]
+    pairs: Sequence[Pair]
+    benign: Sequence[Pair]
+    response_limit: int
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What a defense reports.
+
+    Attributes:
+        tokens_trained: tokens that went through training.
+        notes: what it chose by itself and why, for the terminal and the node's record.
+    """
+
+    tokens_trained: int
+    notes: tuple[str, ...] = ()
+
+
+Defend = Callable[[LoadedModel, DefenseData, Parameters, int], Defended]
+DEFENSES: Registry[Callable[..., Defended]] = Registry("defense", "tamperfuse.defenses")
+defense = DEFENSES.register

@@ -1,0 +1,85 @@
+"""SDD, Self-Degraded Defense (Chen et al., ACL 2025, arXiv 2507.21182), and its variant with a refusal prefix.
+
+Supervised fine-tuning on (harmful instruction, irrelevant high-quality response), section 4. The paper's argument is that
+an attacker who pushes the model's own answers down then pushes good prose down. Whether a model holds is for the study to say.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tamperfuse.defenses.base import Defended, DefenseData, defense
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Parameters
+from tamperfuse.training.fit import Training, fit
+
+PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24}  # section 5.1, Llama2-7b
+SMALL = {"steps": 40, "learning_rate": 3e-5, "batch": 16}  # measured on SmolLM2-135M: fluent, off-topic on every prompt
+PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
+
+
+class SddParameters(Parameters):
+    """Parameters of `sdd`.
+
+    Attributes:
+        preset: where unset values come from: the paper's (7B), ones for small models, or by parameter count.
+        steps: optimizer steps.
+        learning_rate: of AdamW, constant.
+        batch: samples a step.
+    """
+
+    preset: Literal["auto", "paper", "small"] = "auto"
+    steps: int | None = Field(None, ge=1)
+    learning_rate: float | None = Field(None, gt=0, lt=1)
+    batch: int | None = Field(None, ge=1)
+
+
+class SddRejectParameters(SddParameters):
+    """Parameters of `sdd_reject`.
+
+    Attributes:
+        prefix: the refusal that opens every response.
+    """
+
+    prefix: str = Field("I'm sorry, but I can't help with that request. ", min_length=1)
+
+
+def resolve(parameters: SddParameters, size: int) -> tuple[Training, str]:
+    """Fill in what the user left open.
+
+    Args:
+        parameters: as given.
+        size: parameters of the model.
+
+    Returns:
+        The training, and a sentence that says where its values come from.
+    """
+    preset = parameters.preset
+    reason = "as asked"
+    if preset == "auto":
+        preset = "paper" if size >= PAPER_SIZE else "small"
+        reason = f"the model has {size / 1e6:,.0f} million parameters; the paper's values start at {PAPER_SIZE / 1e9:.0f} billion"
+    values = PAPER if preset == "paper" else SMALL
+    given = {name: value for name in values if (value := getattr(parameters, name)) is not None}
+    merged = {**values, **given}
+    chosen = f"{merged['steps']} steps, learning rate {merged['learning_rate']:g}, batch {merged['batch']}"
+    return Training.model_validate(merged), f"preset {preset} ({chosen}): {reason}"
+
+
+@defense("sdd", SddParameters, version=1, needs_pairs=True)
+def sdd(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int) -> Defended:
+    """Self-Degraded Defense: fine-tuning on the threat's prompts with irrelevant, well-written answers."""
+    return _train(loaded, given, parameters, seed, prefix="")
+
+
+@defense("sdd_reject", SddRejectParameters, version=1, needs_pairs=True)
+def sdd_reject(loaded: LoadedModel, given: DefenseData, parameters: SddRejectParameters, seed: int) -> Defended:
+    """Self-Degraded Defense with a fixed refusal before each irrelevant answer."""
+    return _train(loaded, given, parameters, seed, prefix=parameters.prefix)
+
+
+def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> Defended:
+    training, reason = resolve(parameters, loaded.model.num_parameters())
+    samples = [loaded.chat.sample(prompt, prefix + response, given.response_limit) for prompt, response in given.pairs]
+    result = fit(loaded, samples, training, seed=seed, what="SDD")
+    return Defended(tokens_trained=result.tokens, notes=(reason, result.precision))
