@@ -1,0 +1,186 @@
+"""The exact vote: the probability that the true class wins, to about 1e-10, without sampling.
+
+For given weights the K class scores depend on how many features of each group vote for each class, a multinomial.
+Replace the number of features in every group by a Poisson number: then the classes become independent, and the true
+class wins with probability
+
+    G(z) = sum over its counts t of  true_t(z) * integral over u in [0, 1] of (less_t(z) + u tie_t(z))^(K - 1)
+
+where less_t and tie_t sum the Poisson weights of one wrong class whose score lies below, or equal to, that of the true
+one, and z (one variable a group) counts features. u is the true class's rank in a random order, so that the integral
+gives 1 / (m + 1) to a tie with m others. The coefficient of z^n in G, divided by the chance of n under the Poisson
+law, is the answer for exactly n features; a discrete Fourier transform on a circle of points reads it off.
+
+State: with T = prod (n_g + 1) joint counts over the groups g, time is O(T^2 log K) for up to 16 nodes in u (exact up
+to K = 32, beyond it far below 1e-10) and memory is bounded by working on a few points z at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from tamperfuse.theory.model import TIE_TOLERANCE, TheoryError, Vote
+
+__all__ = ["win_probability"]
+
+Complex = NDArray[np.complex128]
+Index = NDArray[np.intp]
+
+_CELLS = 400_000  # joint counts x points held at once: some 30 MB of working memory
+_MOST_WORK = 3_000_000_000  # joint counts x points in all: about two minutes
+
+
+@dataclass(frozen=True)
+class _Circle:
+    """Where one group's variable z is evaluated, and how the coefficient of z^n is read off."""
+
+    rate: float  # the Poisson mean
+    points: int
+    scale: float  # 1 / P(Poisson(rate) = n)
+
+
+def _log_poisson(n: int | NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    number = np.asarray(n, dtype=np.float64)
+    return np.asarray(number * math.log(rate) - rate - gammaln(number + 1.0))
+
+
+@lru_cache(maxsize=4096)
+def _circle(n: int) -> _Circle:
+    """The fewest points at which the aliased coefficients (n + points, ...) stay below 1e-13 of the wanted one.
+
+    A low Poisson rate makes the alias small, and the wanted coefficient too, by which rounding errors are divided; so
+    the rate is about the lowest that keeps that coefficient at a third of what it can be at most.
+    """
+    rate = float(n)
+    least = float(_log_poisson(n, rate)) - math.log(3.0)
+    while float(_log_poisson(n, rate * 0.95)) > least:
+        rate *= 0.95
+    wanted = float(_log_poisson(n, rate))
+    points = n + 1
+    while float(_log_poisson(n + points, rate)) - wanted > math.log(1e-13):
+        points += 1
+    return _Circle(rate, points, math.exp(-wanted))
+
+
+def _powers(number: int, chance: float, circle: _Circle) -> Complex:
+    """Poisson weights times z^i for i = 0 .. number at every point of the circle, shape (number + 1, points)."""
+    mean = circle.rate * chance
+    counts = np.arange(number + 1, dtype=np.float64)
+    weights = (counts == 0).astype(np.float64) if mean == 0.0 else np.exp(_log_poisson(counts, mean))
+    angles = 2j * np.pi / circle.points * np.outer(counts, np.arange(circle.points))
+    return np.asarray(weights[:, None] * np.exp(angles))
+
+
+def _integer_power(base: Complex, exponent: int) -> Complex:
+    """base**exponent by squaring; numpy's complex power goes through logarithms and is some ten times slower."""
+    result = np.ones_like(base)
+    while exponent:
+        if exponent & 1:
+            result = result * base
+        exponent >>= 1
+        if exponent:
+            base = base * base
+    return result
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """The joint counts of one class, sorted by score, and where the true class stands among them.
+
+    counts: (T, groups), by rising score. starts: (R,) the first of the true class's joint counts with each standing.
+    below, upto: (R,) how many joint counts of a wrong class score below the true class there, and at most as much.
+    """
+
+    counts: Index
+    starts: Index
+    below: Index
+    upto: Index
+
+
+def _rank(vote: Vote) -> _Ranking:
+    grids = np.meshgrid(*(np.arange(n + 1) for n in vote.spurious), indexing="ij")
+    counts = np.stack([grid.ravel() for grid in grids], axis=1)
+    scores = counts @ np.asarray(vote.weights)
+    by_score = np.argsort(scores, kind="stable")
+    counts, scores = counts[by_score], scores[by_score]
+    slack = TIE_TOLERANCE * vote.weights[0]
+    below = np.searchsorted(scores, scores + vote.invariant - slack, side="left")
+    upto = np.searchsorted(scores, scores + vote.invariant + slack, side="right")
+    # Both rise with the score, so equal standings are neighbours already.
+    starts = np.flatnonzero(np.r_[True, (np.diff(below) != 0) | (np.diff(upto) != 0)])
+    return _Ranking(counts, starts, below[starts], upto[starts])
+
+
+def _products(tables: list[Complex], counts: Index, points: Index) -> Complex:
+    """Multiply the groups' tables: (T, len(points))."""
+    result = tables[0][np.ix_(counts[:, 0], points[0])]
+    for group in range(1, len(tables)):
+        result = result * tables[group][np.ix_(counts[:, group], points[group])]
+    return np.asarray(result)
+
+
+def _generating_function(
+    ranking: _Ranking, true: list[Complex], wrong: list[Complex], points: Index, classes: int
+) -> Complex:
+    """G at some of the points, shape (len(points[0]),)."""
+    one_wrong = _products(wrong, ranking.counts, points)
+    total = np.zeros((len(one_wrong) + 1, one_wrong.shape[1]), dtype=np.complex128)
+    np.cumsum(one_wrong, axis=0, out=total[1:])
+    winner = np.add.reduceat(_products(true, ranking.counts, points), ranking.starts, axis=0)
+    less, tie = total[ranking.below], total[ranking.upto] - total[ranking.below]
+    if not np.any(ranking.upto > ranking.below):
+        return np.asarray((winner * _integer_power(less, classes - 1)).sum(axis=0))
+    nodes, weights = np.polynomial.legendre.leggauss(min((classes + 1) // 2, 16))
+    result = np.zeros(one_wrong.shape[1], dtype=np.complex128)
+    for node, weight in zip((nodes + 1.0) / 2.0, weights / 2.0, strict=True):
+        result += weight * (winner * _integer_power(less + node * tie, classes - 1)).sum(axis=0)
+    return result
+
+
+@lru_cache(maxsize=65536)
+def win_probability(vote: Vote, classes: int, p: float) -> float:
+    """The exact probability in [0, 1] that the true class has the highest score, ties at random.
+
+    Args:
+        vote: the model; without any feature every class ties and the answer is 1 / K.
+        classes: K >= 2.
+        p: in [0, 1].
+
+    Raises:
+        TheoryError: if the groups hold so many features that the exact form would take minutes.
+    """
+    if not vote.weights:
+        return 1.0 if vote.invariant > 0.0 else 1.0 / classes
+    if vote.invariant > vote.mass + TIE_TOLERANCE * vote.weights[0]:
+        return 1.0  # the spurious features cannot outvote the invariant ones
+    circles = [_circle(n) for n in vote.spurious]
+    joint = math.prod(n + 1 for n in vote.spurious)
+    # G has real coefficients: half of the first circle is enough, the other half is its conjugate.
+    half = circles[0].points // 2 + 1
+    shape = (half, *(circle.points for circle in circles[1:]))
+    if joint * math.prod(shape) > _MOST_WORK:
+        raise TheoryError(
+            f"the exact vote over groups of {vote.spurious} spurious features is too large to compute: "
+            "use fewer features, lambda = 1/2 without overlap, the limit form, or sampling."
+        )
+    ranking = _rank(vote)
+    right = 1.0 - p * (classes - 1) / classes
+    true = [_powers(n, right, c) for n, c in zip(vote.spurious, circles, strict=True)]
+    wrong = [_powers(n, p / classes, c) for n, c in zip(vote.spurious, circles, strict=True)]
+    points = np.stack([axis.ravel() for axis in np.meshgrid(*(np.arange(m) for m in shape), indexing="ij")])
+    phase = sum(points[g] * (vote.spurious[g] / circles[g].points) for g in range(len(circles)))
+    mirrored = (points[0] > 0) & (2 * points[0] != circles[0].points)
+    factors = np.where(mirrored, 2.0, 1.0) * np.exp(-2j * np.pi * np.asarray(phase))
+    answer, step = 0.0, max(1, _CELLS // joint)
+    for start in range(0, points.shape[1], step):
+        part = slice(start, start + step)
+        values = _generating_function(ranking, true, wrong, points[:, part], classes)
+        answer += float((factors[part] * values).sum().real)
+    answer *= math.prod(c.scale / c.points for c in circles)
+    return min(max(answer, 0.0), 1.0)
