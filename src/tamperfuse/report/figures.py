@@ -1,0 +1,209 @@
+"""The figures: drawn once as altair charts, for the page (as wide as its container) and for paper (PNG and SVG)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from tamperfuse.records.files import staged
+from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
+from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.words import label
+
+#: Apart for colour-blind readers, and at least 3:1 against the light and the dark page. Shapes say the same again.
+PALETTE = ("#d9730d", "#2a7fc4", "#2b9a66", "#8f5fc7", "#c04f86", "#7f7f2a", "#5f7f95", "#b05a3c")
+SHAPES = ("square", "circle", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
+GLYPHS = ("■", "●", "▲", "◆", "✚", "▼", "▶", "◀")
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
+HARM_HEIGHT, PAPER_WIDTH, PAPER_PANEL = 230, 620, 290
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of a figure: a heading and what it shows, in words for those who cannot see it."""
+
+    heading: str
+    words: str
+    chart: Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its name (file stem), a title, how to read it, its panels."""
+
+    name: str
+    title: str
+    caption: str
+    panels: list[Panel]
+
+
+def legend(run: Run) -> list[dict[str, str]]:
+    """Name, colour and glyph of each defense, in drawing order."""
+    return [
+        {"name": label(name), "colour": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
+        for i, name in enumerate(run.defenses)
+    ]
+
+
+def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
+    """Harmful execution along each attack, and capability; empty panels are left out."""
+    return [figure for figure in (_harm(run, width), _capability(run, width)) if figure.panels]
+
+
+def write_figures(run: Path, out_dir: Path) -> list[Path]:
+    """Write each figure as PNG and SVG on white, for a README; no browser is needed.
+
+    Args:
+        run: folder of a finished run.
+        out_dir: where to; made if need be.
+
+    Returns:
+        the files written.
+
+    Raises:
+        UserError: the run's folder lacks a file, or `out_dir` cannot be written.
+    """
+    read = read_folder(run)
+    written: list[Path] = []
+    for figure in [_harm(read, PAPER_PANEL), _capability(read, PAPER_WIDTH)]:
+        chart = _for_paper(figure)
+        for ending in ("png", "svg") if figure.panels else ():
+            path = out_dir / f"{figure.name}.{ending}"
+            with staged(path) as staging:
+                chart.save(str(staging), format=ending, **({"scale_factor": 2} if ending == "png" else {}))
+            written.append(path)
+    return written
+
+
+def _for_paper(figure: Figure) -> Any:
+    charts = [panel.chart.properties(title=panel.heading) for panel in figure.panels]
+    # Panels share one legend, at the bottom, and two stand side by side as on a wide page.
+    return (
+        alt.concat(*charts, columns=2, title=alt.TitleParams(figure.title, anchor="start", fontSize=15, offset=12))
+        .configure(background="#ffffff", font=FONT.replace('"', ""), padding=16)
+        .configure_view(stroke=None)
+        .configure_axis(gridColor="#e3e6ea", domainColor="#c5cbd3", tickColor="#c5cbd3", labelFontSize=11)
+        .configure_title(anchor="start", fontSize=12, fontWeight=600)
+        .configure_legend(orient="bottom", symbolOpacity=1)
+    )
+
+
+def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
+    """Colour and shape by defense. The page draws one legend for all panels itself."""
+    names = [label(name) for name in run.defenses]
+    shown = alt.Legend(title=None) if on_paper else None
+    colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
+    return (
+        alt.Color("defense:N", scale=alt.Scale(domain=names, range=colours), legend=shown),
+        alt.Shape("defense:N", scale=alt.Scale(domain=names, range=shapes), legend=shown),
+    )
+
+
+def _harm(run: Run, width: int | str) -> Figure:
+    panels = []
+    for attack in run.attacks:
+        rows = harm_rows(run, attack)
+        panels.append(Panel(attack, _harm_words(attack, rows), _harm_panel(run, rows, width)))
+    several = len(run.summary.seeds) > 1
+    band = (
+        "Lines are means over seeds, bands run from the lowest to the highest end of the seeds' 95% intervals."
+        if several
+        else "Bands are 95% intervals; a ring marks the step at which the attacker, judging by its own prompts, stops."
+    )
+    return Figure(
+        "harm",
+        "Harmful execution along each attack",
+        f"Share of forbidden requests the model executes, by step of the attack; step 0 is before it. {band}",
+        panels,
+    )
+
+
+def _harm_words(attack: str, rows: Rows) -> str:
+    lines = []
+    for defense in dict.fromkeys(row["defense"] for row in rows):
+        points = ", ".join(f"{row['rate']:.0%} at step {row['step']}" for row in rows if row["defense"] == defense)
+        lines.append(f"{defense}: {points}")
+    return f"Harmful execution under {attack}. {'; '.join(lines)}."
+
+
+def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
+    colour, shape = _scales(run, on_paper=width != "container")
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        # Steps are looked at in doublings: one place each, evenly spaced, with 0 among them.
+        x=alt.X("step:O", title="attack step", axis=alt.Axis(labelAngle=0, grid=False, domain=False, ticks=False)),
+        color=colour,
+    )
+    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
+    # Room for the ring at 0% and 100%, so that all panels are equally high.
+    scale = alt.Scale(domain=[-0.045, 1.045], nice=False)
+    rate = alt.Y("rate:Q", title=None, scale=scale, axis=axis)
+    tooltip = [
+        alt.Tooltip("defense:N"),
+        alt.Tooltip("step:O"),
+        alt.Tooltip("rate:Q", title="executed", format=".1%"),
+        alt.Tooltip("low:Q", title="from", format=".1%"),
+        alt.Tooltip("high:Q", title="to", format=".1%"),
+    ]
+    band = base.mark_area(opacity=0.16, aria=False).encode(
+        y=alt.Y("low:Q", title=None, axis=axis, scale=scale), y2="high:Q"
+    )
+    line = base.mark_line(strokeWidth=2.25, clip=False).encode(y=rate)
+    points = base.mark_point(size=52, filled=True, opacity=1).encode(y=rate, shape=shape, tooltip=tooltip)
+    ring = base.mark_point(size=260, filled=False, strokeWidth=1.75, shape="circle").encode(y=rate)
+    chosen = ring.transform_filter("datum.selected")
+    return alt.layer(band, line, points, chosen).properties(width=width, height=HARM_HEIGHT)
+
+
+def _capability(run: Run, width: int | str) -> Figure:
+    rows = capability_rows(run)
+    panels = [Panel("", _capability_words(rows), _capability_panel(run, rows, width))] if rows else []
+    return Figure(
+        "capability",
+        "Capability before and after",
+        "Mean over tasks of accuracy above chance: 100% is the model as shipped, 0% is guessing. Bars are 95% "
+        "intervals. A defense that degrades itself keeps its place in the first row and falls in those of the attacks.",
+        panels,
+    )
+
+
+def _capability_words(rows: Rows) -> str:
+    return "Capability. " + "; ".join(f"{r['defense']} {r['state']}: {r['capability']:.0%}" for r in rows) + "."
+
+
+def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
+    colour, shape = _scales(run, on_paper=width != "container")
+    order = [state for state, _ in capability_states(run) if any(row["state"] == state for row in rows)]
+    names = [label(name) for name in run.defenses]
+    ends = [row[key] for row in rows for key in ("capability", "low", "high") if row[key] is not None]
+    # Dots need no zero, and a few points are what matters: the axis starts at a mark below the lowest end.
+    low, high = next((start for start in (0.75, 0.5, 0.0) if start <= min(ends)), min(ends)), max(1.04, *ends)
+    title = "capability" if low <= 0 else f"capability (axis from {low:.0%})"
+    tenths = [tenth / 10 for tenth in range(-10, 21, 1 if low >= 0.5 else 2) if low <= tenth / 10 <= high]
+    scale = alt.Scale(domain=[low, high], nice=False)
+    axis = alt.Axis(format=".0%", values=tenths, domain=False, ticks=False)
+
+    def along(field: str) -> Any:
+        # Every layer says the same of the axis, else Vega-Lite merges in a zero.
+        return alt.X(f"{field}:Q", title=title, scale=scale, axis=axis)
+
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
+        y=alt.Y(
+            "state:N", title=None, sort=order, axis=alt.Axis(domain=False, ticks=False, labelLimit=140, labelPadding=8)
+        ),
+        yOffset=alt.YOffset("defense:N", sort=names, scale=alt.Scale(paddingOuter=0.6)),
+        color=colour,
+    )
+    tooltip = [
+        alt.Tooltip("defense:N"),
+        alt.Tooltip("state:N"),
+        alt.Tooltip("capability:Q", format=".1%"),
+        alt.Tooltip("low:Q", title="from", format=".1%"),
+        alt.Tooltip("high:Q", title="to", format=".1%"),
+    ]
+    bars = base.mark_rule(strokeWidth=2.25, opacity=0.55).encode(x=along("low"), x2="high:Q")
+    dots = base.mark_point(size=80, filled=True, opacity=1).encode(x=along("capability"), shape=shape, tooltip=tooltip)
+    shipped = alt.Chart(alt.InlineData(values=[{"capability": 1.0}]))
+    mark = shipped.mark_rule(strokeDash=[4, 4], color="#8a929c", strokeWidth=1.25).encode(x=along("capability"))
+    return alt.layer(mark, bars, dots).properties(width=width, height=len(order) * (20 * len(names) + 18))

@@ -1,0 +1,75 @@
+"""Numbers, names and untrusted text as the page prints them."""
+
+import re
+
+from tamperfuse.records.results import Measure
+from tamperfuse.report.inputs import UNDEFENDED
+
+NOT_RESOLVED = "not resolved"
+MISSING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+
+_LABELS = {UNDEFENDED: "undefended", "sdd": "SDD", "sdd_reject": "SDD with refusal"}
+# What could hide or reorder text: control characters other than tab and newline, bidi embeddings, overrides, isolates.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def label(defense: str) -> str:
+    """A defense's name for readers: the field's spelling where there is one, else as the study has it."""
+    return _LABELS.get(defense, defense)
+
+
+def is_resolved(measure: Measure) -> bool:
+    """Whether a difference may be claimed: the run says so, and its interval lies on one side of zero.
+
+    Both are asked, so that neither a missing flag nor a missing interval turns into a claim.
+    """
+    if not measure.resolved or measure.value is None or measure.low is None or measure.high is None:
+        return False
+    return measure.low > 0 or measure.high < 0
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.931 as "93.1%"; whole numbers without a decimal, a true minus sign."""
+    text = f"{abs(100 * value):.{digits}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return f"{MINUS if value < 0 and text != '0' else ''}{text}%"
+
+
+def rough(share: float) -> str:
+    """A share in whole percent for a sentence, never rounded onto the ends 0% and 100%."""
+    if 0 < share < 0.005:
+        return "under 1%"
+    if 0.995 <= share < 1:
+        return "over 99%"
+    return percent(share, 0)
+
+
+def span(measure: Measure, digits: int = 1) -> str:
+    """The interval of a share: "1% to 4.5%"; "" where there is none."""
+    if measure.low is None or measure.high is None:
+        return ""
+    return f"{percent(measure.low, digits)} to {percent(measure.high, digits)}"
+
+
+def times(ratio: float) -> str:
+    """A ratio of steps: "2", "1.5"."""
+    return f"{ratio:.1f}".removesuffix(".0")
+
+
+def visible(text: str) -> str:
+    """Model text with what could hide or reorder it spelled out: U+202E becomes "[U+202E]"."""
+    return _HIDDEN.sub(lambda found: f"[U+{ord(found.group()):04X}]", text.replace("\r\n", "\n"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

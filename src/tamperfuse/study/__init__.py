@@ -1,0 +1,1 @@
+"""Studies: a file becomes a graph of nodes, the graph becomes a folder of results."""

@@ -1,0 +1,185 @@
+"""The graph of a study, and the folder of each of its nodes.
+
+    answers ─────────────┬──────────────┬───────────────────────────┐ (answers, thresholds of the judge)
+                         ▼              ▼                           ▼
+    defense ──▶ look ──▶ judge     attack ──▶ judge      as shipped: look ──▶ judge
+       │                              ▲
+       └──────────────────────────────┘        pairs ──▶ defense (sdd)
+
+A node's key is a hash of everything that its result depends on: its parameters, its parents' keys, the data, the
+component's version and the versions of torch and transformers. A folder of that name is the result, so a node that exists
+is never computed again, in this run or in another that shares the folder.
+"""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash, read_json, staged, write_json
+from tamperfuse.records.provenance import versions
+
+NODE = "node.json"
+FORMAT = 1  # of what nodes write; raise it when that changes
+
+
+@dataclass
+class Costs:
+    """What a node used, in tokens; an estimate before it ran, a count afterwards."""
+
+    trained: int = 0
+    generated: int = 0
+    scored: int = 0
+
+    def __add__(self, other: "Costs") -> "Costs":
+        return Costs(self.trained + other.trained, self.generated + other.generated, self.scored + other.scored)
+
+
+@dataclass
+class Outcome:
+    """What a node's function reports besides the files that it wrote."""
+
+    costs: Costs = field(default_factory=Costs)
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of a study.
+
+    Attributes:
+        label: unique within the study, in words a person reads.
+        kind: answers, pairs, defense, look, attack or judge.
+        parents: nodes whose results it reads.
+        depends: everything else its result depends on, JSON-able.
+        seed: of its randomness.
+        run: writes the result into the folder it is given.
+        expected: the tokens it will use.
+        about: which defense and attack it belongs to, for whoever reads the results; no part of the key.
+    """
+
+    label: str
+    kind: str
+    parents: "tuple[Node, ...]"
+    depends: dict[str, Any]
+    seed: int
+    run: Callable[[Path], Outcome]
+    expected: Costs
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """16 hex digits; the name of the node's folder."""
+        return content_hash(
+            {
+                "format": FORMAT,
+                "kind": self.kind,
+                "depends": self.depends,
+                "parents": [parent.key for parent in self.parents],
+                "seed": self.seed,
+                "torch": version("torch"),
+                "transformers": version("transformers"),
+            }
+        )[:16]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A node whose folder is there.
+
+    Attributes:
+        node: the node.
+        folder: its results.
+        record: its node.json.
+        reused: whether it was there before this run.
+    """
+
+    node: Node
+    folder: Path
+    record: dict[str, Any]
+    reused: bool
+
+
+def node_folder(run: Path, node: Node) -> Path:
+    """Where a node's results lie."""
+    return run / "nodes" / node.key
+
+
+def is_finished(run: Path, node: Node) -> bool:
+    """Whether a node's results are there; the record is in the folder that was renamed, so it is there with all the rest."""
+    return (node_folder(run, node) / NODE).exists()
+
+
+def execute(run: Path, node: Node) -> Finished:
+    """Run a node, or take what is there.
+
+    Raises:
+        UserError: bad input, or the disk is full; nothing half-written remains.
+    """
+    folder = node_folder(run, node)
+    if is_finished(run, node):
+        return Finished(node, folder, read_json(folder / NODE), reused=True)
+    _reset_peak_memory()
+    began = time.perf_counter()
+    with staged(folder, directory=True) as staging:
+        outcome = node.run(staging)
+        record = {
+            "what": node.label,
+            "kind": node.kind,
+            "key": node.key,
+            "parents": [parent.key for parent in node.parents],
+            "depends": node.depends,
+            "seed": node.seed,
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+            "seconds": round(time.perf_counter() - began, 3),
+            "peak_memory_bytes": peak_memory(),
+            "tokens_trained": outcome.costs.trained,
+            "tokens_generated": outcome.costs.generated,
+            "tokens_scored": outcome.costs.scored,
+            "notes": list(outcome.notes),
+            "facts": outcome.facts,
+        }
+        write_json(staging / NODE, record)
+    return Finished(node, folder, record, reused=False)
+
+
+def _reset_peak_memory() -> None:
+    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process so far
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process since the node began, in bytes (since its start, where that cannot be told)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_acyclic(nodes: list[Node]) -> None:
+    """Every parent stands before its child, and no label comes twice.
+
+    Raises:
+        UserError: the study is not a graph that can be run.
+    """
+    seen: set[str] = set()
+    for node in nodes:
+        if node.label in seen:
+            raise UserError(f"Two nodes of the study are called {node.label!r}: rename a defense or an attack.")
+        if any(parent.label not in seen for parent in node.parents):
+            raise UserError(f"The node {node.label!r} comes before what it needs: this is a defect, please report it.")
+        seen.add(node.label)

@@ -1,0 +1,361 @@
+"""A study becomes nodes: what each one does, what it depends on, what it will cost."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.routing import routing_items
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.defenses import DEFENSES, DefenseData
+from tamperfuse.evaluation.calibrate import executed, fit_thresholds
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.judge import NAME as JUDGE
+from tamperfuse.evaluation.judge import Answer, Judge, Thresholds
+from tamperfuse.models.encoder import SentenceEncoder
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, write_checkpoint
+from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash, read_json, write_json
+from tamperfuse.records.provenance import Provenance
+from tamperfuse.study.graph import Costs, Node, Outcome, check_acyclic, node_folder
+from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts, heldout_documents
+from tamperfuse.study.spec import Study
+from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
+
+SHIPPED = "as shipped"
+CALIBRATION_ANSWERS = 48
+PROMPT_TOKENS = 42  # of a prompt with its template, for estimates alone
+OBSERVATION = 1  # version of what is measured; raise it when that changes
+
+
+@dataclass
+class Workshop:
+    """What the nodes of one study share: its data, and the one model that is in memory.
+
+    Attributes:
+        study: the study.
+        run: the run's folder.
+        threat: the threat, loaded.
+        benign: samples that defenses replay.
+    """
+
+    study: Study
+    run: Path
+    threat: Threat
+    benign: list[Example]
+    fingerprint: str
+    _encoder: SentenceEncoder | None = field(default=None, init=False)
+    _reference: LoadedModel | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, study: Study, run: Path) -> "Workshop":
+        """Load the study's data and find its model.
+
+        Raises:
+            UserError: a source or the model cannot be had.
+        """
+        threat = load_threat(study.threat)
+        for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
+            if wanted > len(threat.part(part)):  # type: ignore[arg-type]
+                raise UserError(
+                    f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
+                    f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
+                )
+        benign = [example for example in read_source(study.benign) if example.prompt and example.response]
+        if not benign:
+            raise UserError(f"{study.benign} has no row with a prompt and a response: name another `benign` source.")
+        return cls(study, run, threat, benign, model_fingerprint(study.model))
+
+    @property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder, loaded once."""
+        if self._encoder is None:
+            self._encoder = SentenceEncoder()
+        return self._encoder
+
+    def reference(self) -> LoadedModel:
+        """The model before hardening; kept until another model is needed."""
+        if self._reference is None:
+            self._reference = load_model(self.study.model)
+        return self._reference
+
+    @contextmanager
+    def model(self, source: str) -> Iterator[LoadedModel]:
+        """A model to change or to look at; the reference is freed first, this one afterwards."""
+        self._reference = None
+        gc.collect()
+        loaded = load_model(source)
+        try:
+            yield loaded
+        finally:
+            loaded.model = torch.nn.Module()  # whoever still holds `loaded` holds no weights
+            gc.collect()
+
+    def judge(self, thresholds: Thresholds, others: Sequence[str]) -> Judge:
+        """The judge, with the reference model."""
+        return Judge(self.reference(), self.encoder, thresholds, others, limit=self.study.evaluate.response_tokens)
+
+
+def build_nodes(shop: Workshop) -> list[Node]:
+    """All nodes of a study, parents first."""
+    answers = _answers_node(shop)
+    nodes = [answers]
+    shipped = _look_node(shop, SHIPPED, None, 0)
+    nodes += [shipped, _judge_node(shop, shipped, answers)]
+    for seed in shop.study.seeds:
+        made: dict[str, Node] = {}
+        for name in shop.study.ordered_defenses():
+            spec = shop.study.defenses[name]
+            parents = [made[spec.on]] if spec.on else []
+            if DEFENSES.get(spec.defense).traits["needs_pairs"]:
+                pairs = _pairs_node(shop, seed)
+                if all(node.label != pairs.label for node in nodes):
+                    nodes.append(pairs)
+                parents.append(pairs)
+            made[name] = _defense_node(shop, name, parents, seed)
+            look = _look_node(shop, name, made[name], seed)
+            nodes += [made[name], look, _judge_node(shop, look, answers)]
+        for attack in shop.study.attacks:
+            for name, hardened in made.items():
+                attacked = _attack_node(shop, name, attack, hardened, answers, seed)
+                nodes += [attacked, _judge_node(shop, attacked, answers)]
+    check_acyclic(nodes)
+    return nodes
+
+
+def _answers_node(shop: Workshop) -> Node:
+    prompts = shop.threat.part("attacker")
+    tokens = shop.study.evaluate.response_tokens
+
+    def run(folder: Path) -> Outcome:
+        costs = Costs()
+        reference = shop.reference()
+        known = {p.id: p.response for p in prompts if p.response}
+        unknown = [p for p in prompts if p.id not in known]
+        new = generate(reference, [reference.chat.prompt(p.prompt) for p in unknown], new_tokens=tokens, what="answers")
+        costs.generated += sum(map(len, new))
+        known |= {p.id: reference.chat.text(answer) for p, answer in zip(unknown, new, strict=True)}
+        judge = shop.judge(Thresholds(), [p.prompt for p in prompts])
+        found = [Answer(p.prompt, known[p.id]) for p in prompts]
+        kept = executed(found, judge)
+        if len(kept) < 2:
+            raise UserError(
+                f"{shop.study.model} answers {len(kept)} of the {len(prompts)} attacker prompts before hardening: use a "
+                "model that executes the threat, or a threat with answers."
+            )
+        thresholds = fit_thresholds(judge, kept[:CALIBRATION_ANSWERS], seed=0)
+        costs.scored += judge.tokens_scored
+        names = {p.prompt: p.id for p in prompts}
+        rows = [Response(0, "attacker", names[answer.prompt], answer.prompt, answer.response) for answer in kept]
+        write_rows(folder / "responses.parquet", Response, rows)
+        write_json(folder / "thresholds.json", thresholds.model_dump())
+        return Outcome(costs, facts={"answered": len(kept), "asked": len(prompts)})
+
+    scored = len(prompts) * 2 * 90 + 3 * CALIBRATION_ANSWERS * 2 * (PROMPT_TOKENS + tokens)
+    depends = {
+        "model": shop.fingerprint,
+        "threat": shop.threat.fingerprint,
+        "tokens": tokens,
+        "judge": [JUDGE, Thresholds().model_dump()],
+    }
+    return Node("answers before hardening", "answers", (), depends, 0, run, Costs(0, len(prompts) * tokens, scored))
+
+
+def _pairs_node(shop: Workshop, seed: int) -> Node:
+    spec = shop.study.pairs
+    prompts = [Example(p.prompt, "", p.kind, p.id) for p in shop.threat.part("defender")]
+    responses = [example for example in read_source(spec.responses) if example.response]
+
+    def run(folder: Path) -> Outcome:
+        made = make_pairs(prompts, responses, shop.encoder, threshold=spec.threshold, seed=seed)
+        write_pairs(folder, made)
+        facts = {"pairs": len(made.pairs), "dropped": len(made.dropped), "redraws": made.redraws}
+        return Outcome(facts=facts)
+
+    depends = {
+        "threat": shop.threat.fingerprint,
+        "responses": content_hash([example.response for example in responses]),
+        "pairs": spec.model_dump(),
+        "encoder": "all-MiniLM-L6-v2",
+    }
+    return Node(f"pairs, seed {seed}", "pairs", (), depends, seed, run, Costs())
+
+
+def _defense_node(shop: Workshop, name: str, parents: Sequence[Node], seed: int) -> Node:
+    spec = shop.study.defenses[name]
+    component = DEFENSES.get(spec.defense)
+    parameters = component.parse(spec.parameters, f"defense {name}")
+    evaluate = shop.study.evaluate
+
+    def run(folder: Path) -> Outcome:
+        base = next((parent for parent in parents if parent.kind == "defense"), None)
+        paired = next((parent for parent in parents if parent.kind == "pairs"), None)
+        source = str(node_folder(shop.run, base) / "checkpoint") if base else shop.study.model
+        pairs = read_pairs(node_folder(shop.run, paired)) if paired else []
+        given = DefenseData(
+            prompts=[p.prompt for p in shop.threat.part("defender")],
+            pairs=[(pair.prompt, pair.response) for pair in pairs],
+            benign=[(example.prompt, example.response) for example in shop.benign],
+            response_limit=evaluate.response_tokens,
+        )
+        with shop.model(source) as loaded:
+            done = component.run(loaded, given, parameters, seed)
+            (folder / "checkpoint").mkdir()
+            provenance = Provenance(
+                origin=shop.study.model,
+                made_by=f"{spec.defense} (seed {seed})",
+                source=spec.on or shop.study.model,
+                parameters=parameters.model_dump(mode="json"),
+            )
+            write_checkpoint(loaded, folder / "checkpoint", provenance)
+        return Outcome(Costs(trained=done.tokens_trained), notes=done.notes)
+
+    depends = {
+        "model": shop.fingerprint,
+        "threat": shop.threat.fingerprint,
+        "benign": content_hash([(example.prompt, example.response) for example in shop.benign]),
+        "defense": [spec.defense, component.version, parameters.model_dump(mode="json")],
+        "limit": evaluate.response_tokens,
+    }
+    expected = Costs(trained=_training_tokens(parameters.model_dump(), 32, 16))
+    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
+
+
+def _look_node(shop: Workshop, name: str, hardened: Node | None, seed: int) -> Node:
+    """Measure a model before any attack."""
+    evaluate = shop.study.evaluate
+    shipped = hardened is None
+
+    def run(folder: Path) -> Outcome:
+        source = str(node_folder(shop.run, hardened) / "checkpoint") if hardened else shop.study.model
+        with shop.model(source) as loaded:
+            observer = Observer(loaded, shop.threat, evaluate)
+            # The model as shipped is a landmark, not a contestant: a curve's worth of prompts is enough.
+            asked = (evaluate.curve_prompts or evaluate.prompts) if shipped else evaluate.prompts
+            observer.ask(0, asked, 0 if shipped else evaluate.dev_prompts, evaluate.harmless)
+            observer.capability(0)
+            observer.write(folder)
+        return Outcome(observer.costs)
+
+    depends = {"model": shop.fingerprint, **_observation(shop)}
+    asked = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
+    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, _capability_tokens(shop))
+    parents = (hardened,) if hardened else ()
+    label = f"{name}: before attack" + ("" if shipped else f", seed {seed}")
+    return Node(
+        label, "look", parents, depends, seed, run, expected, {"defense": name, "attack": "", "malicious": False}
+    )
+
+
+def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers: Node, seed: int) -> Node:
+    spec, evaluate = shop.study.attacks[attack], shop.study.evaluate
+    component = ATTACKS.get(spec.attack)
+    parameters = component.parse(spec.parameters, f"attack {attack}")
+    steps = int(getattr(parameters, "steps", 1))
+    at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
+    malicious = bool(component.traits["malicious"])
+    if not malicious:  # what it did is looked at once, when it is done
+        at_steps = capability_at = (steps,)
+    curve = evaluate.curve_prompts or evaluate.prompts
+    task = component.traits.get("task")
+    train, test = routing_items(seed)
+
+    def run(folder: Path) -> Outcome:
+        harmful = read_rows(node_folder(shop.run, answers) / "responses.parquet", Response)
+        with shop.model(str(node_folder(shop.run, hardened) / "checkpoint")) as loaded:
+            observer = Observer(loaded, shop.threat, evaluate)
+
+            def hook(step: int) -> None:
+                observer.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
+                if step in capability_at:
+                    observer.capability(step)
+                if task:
+                    observer.benign_task(step, str(task), test)
+
+            given = AttackData(
+                harmful=[(row.prompt, row.response) for row in harmful],
+                benign=[(item.prompt, item.response) for item in train],
+                response_limit=evaluate.response_tokens,
+                at_steps=at_steps,
+                hook=hook,
+            )
+            done = component.run(loaded, given, parameters, seed)
+            observer.write(folder)  # the attacked weights themselves are not kept
+        costs = observer.costs + Costs(trained=done.tokens_trained)
+        return Outcome(costs, notes=done.notes, facts={"samples": done.samples})
+
+    depends = {
+        **_observation(shop),
+        "attack": [spec.attack, component.version, parameters.model_dump(mode="json")],
+        "at_steps": at_steps,
+        "capability_at": capability_at,
+    }
+    asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
+    expected = Costs(
+        _training_tokens(parameters.model_dump(), steps, 10, 106 if malicious else 60),
+        asked * evaluate.response_tokens * 9 // 10,
+        len(capability_at) * _capability_tokens(shop),
+    )
+    label = f"{name} under {attack}, seed {seed}"
+    about = {"defense": name, "attack": attack, "malicious": malicious}
+    return Node(label, "attack", (hardened, answers), depends, seed, run, expected, about)
+
+
+def _judge_node(shop: Workshop, observed: Node, answers: Node) -> Node:
+    def run(folder: Path) -> Outcome:
+        responses = read_rows(node_folder(shop.run, observed) / "responses.parquet", Response)
+        thresholds = Thresholds.model_validate(read_json(node_folder(shop.run, answers) / "thresholds.json"))
+        rows, scored = [], 0
+        for harmless in (False, True):
+            part = [r for r in responses if (r.part == HARMLESS) == harmless]
+            others = _judged_against(shop, harmless)
+            judge = shop.judge(thresholds, others)
+            unique = list(dict.fromkeys(Answer(r.prompt, r.response) for r in part))
+            verdicts = dict(zip(unique, judge.verdicts(unique), strict=True))
+            scored += judge.tokens_scored
+            rows += [ScoreRow.of(r, verdicts[Answer(r.prompt, r.response)]) for r in part]
+        write_rows(folder / "scores.parquet", ScoreRow, rows)
+        return Outcome(Costs(scored=scored))
+
+    depends = {"model": shop.fingerprint, "judge": JUDGE, "encoder": "all-MiniLM-L6-v2"}
+    expected = Costs(
+        scored=observed.expected.generated * 2 * (PROMPT_TOKENS + 48) // 48 // (1 if observed.kind == "attack" else 2)
+    )
+    return Node(f"judge {observed.label}", "judge", (observed, answers), depends, 0, run, expected)
+
+
+def _judged_against(shop: Workshop, harmless: bool) -> list[str]:
+    """The "other prompts" of the judge's likelihood ratio."""
+    if harmless:
+        return [row["prompt"] for row in harmless_prompts(shop.study.evaluate.harmless)]
+    return [p.prompt for p in chain(shop.threat.part("evaluation"), shop.threat.part("attacker_dev"))]
+
+
+def _observation(shop: Workshop) -> dict[str, Any]:
+    """What the measurements of a model depend on, apart from the model."""
+    evaluate = shop.study.evaluate
+    return {
+        "observation": OBSERVATION,
+        "threat": shop.threat.fingerprint,
+        "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at"}),
+        "harmless": content_hash(harmless_prompts(evaluate.harmless)),
+        "heldout": content_hash(heldout_documents(evaluate.heldout)),
+    }
+
+
+def _training_tokens(parameters: dict[str, Any], steps: int, batch: int, sample: int = 95) -> int:
+    return int((parameters.get("steps") or steps) * (parameters.get("batch") or batch) * sample)
+
+
+def _capability_tokens(shop: Workshop) -> int:
+    items = shop.study.evaluate.capability_items or 2_000
+    return items * 4 * 20 + items * 2 * 9 + shop.study.evaluate.heldout * 150
