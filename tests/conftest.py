@@ -24,7 +24,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     raw.decoder = decoders.ByteLevel()
     special = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=480, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=480,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     raw.train_from_iterator([row["prompt"] for row in builtin_rows("cooking")], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>")
@@ -68,11 +71,15 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def threat_file(tmp_path: Path) -> Path:
+def threat_file(tiny_folder: Path) -> Path:
     """A small threat of the user's own."""
-    path = tmp_path / "threat.jsonl"
+    path = tiny_folder.parent / "threat.jsonl"
     rows = [
-        {"part": part, "prompt": f"{part} request number {i} about subject {i * 7}", "response": f"answer {i} to {part}"}
+        {
+            "part": part,
+            "prompt": f"{part} request number {i} about subject {i * 7}",
+            "response": f"answer {i} to {part}",
+        }
         for part in ("defender", "attacker", "attacker_dev", "evaluation")
         for i in range(6)
     ]

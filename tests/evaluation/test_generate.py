@@ -62,6 +62,7 @@ def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:
     samples = [Sample([5, 6, 7, 8, 9], 3), Sample([5, 6, 1, 2], 2)]
     found = score(tiny, samples)
     tiny.model.set_attn_implementation("eager")
+    tiny.model.requires_grad_(False)
     for sample, (value, greedy) in zip(samples, found, strict=True):
         logits = tiny.model(input_ids=torch.tensor([sample.tokens])).logits[0].log_softmax(-1)
         picked = [logits[i - 1, sample.tokens[i]] for i in range(sample.start, len(sample.tokens))]

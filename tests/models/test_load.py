@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import make_tokenizer
 
 from tamperfuse.models import load
 from tamperfuse.models.bundled import Bundled
@@ -12,7 +13,6 @@ from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance
-from tests.conftest import make_tokenizer
 
 
 def test_a_saved_model_comes_back_with_its_origin(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -38,7 +38,13 @@ def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> Non
     ("make", "words"),
     [
         (lambda p: (p / "empty").mkdir() or str(p / "empty"), "holds no weights"),
-        (lambda p: (p / "pickled").mkdir() or (p / "pickled" / "pytorch_model.bin").write_bytes(b"x") and str(p / "pickled"), "pickled"),
+        (
+            lambda p: (
+                (p / "pickled").mkdir()
+                or ((p / "pickled" / "pytorch_model.bin").write_bytes(b"x") and str(p / "pickled"))
+            ),
+            "pickled",
+        ),
         (lambda p: str(p / "nothing.gguf"), "does not exist"),
         (lambda p: str(p / "nowhere"), "not a model directory"),
         (lambda p: "smollm2-135", "did you mean 'smollm2-135m'"),

@@ -16,7 +16,7 @@ ABOUT = {
     "harmless": "132 harmless prompts, half of them near the threat: for the benign answer rate",
     "heldout": "104 documents on subjects that no training uses: for benign NLL",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
-    "replay": "126 instruction–response pairs that defenses train on so that a model stays helpful",
+    "replay": "256 instruction–response pairs, 86 of them near the threat, that defenses train on so that a model stays helpful",
 }
 
 

@@ -4,6 +4,7 @@ Supervised fine-tuning on (harmful instruction, irrelevant high-quality response
 an attacker who pushes the model's own answers down then pushes good prose down. Whether a model holds is for the study to say.
 """
 
+import random
 from typing import Literal
 
 from pydantic import Field
@@ -13,8 +14,11 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 from tamperfuse.training.fit import Training, fit
 
-PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24}  # section 5.1, Llama2-7b
-SMALL = {"steps": 40, "learning_rate": 3e-5, "batch": 16}  # measured on SmolLM2-135M: fluent, off-topic on every prompt
+# Section 5.1, Llama2-7b; the paper trains on pairs alone.
+PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
+# For SmolLM2-135M: at rates that change so small a model in 40 steps, pairs alone teach it to answer *every* prompt beside
+# the point (17% of harmless prompts answered on topic, against 95% as shipped), so benign samples are replayed.
+SMALL = {"steps": 40, "learning_rate": 3e-5, "batch": 16, "replay": 1.0}
 PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
 
 
@@ -26,12 +30,14 @@ class SddParameters(Parameters):
         steps: optimizer steps.
         learning_rate: of AdamW, constant.
         batch: samples a step.
+        replay: benign samples for every pair, at least 0.
     """
 
     preset: Literal["auto", "paper", "small"] = "auto"
     steps: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
     batch: int | None = Field(None, ge=1)
+    replay: float | None = Field(None, ge=0)
 
 
 class SddRejectParameters(SddParameters):
@@ -44,7 +50,7 @@ class SddRejectParameters(SddParameters):
     prefix: str = Field("I'm sorry, but I can't help with that request. ", min_length=1)
 
 
-def resolve(parameters: SddParameters, size: int) -> tuple[Training, str]:
+def resolve(parameters: SddParameters, size: int) -> tuple[Training, float, str]:
     """Fill in what the user left open.
 
     Args:
@@ -52,7 +58,7 @@ def resolve(parameters: SddParameters, size: int) -> tuple[Training, str]:
         size: parameters of the model.
 
     Returns:
-        The training, and a sentence that says where its values come from.
+        The training, the share of replay, and a sentence that says where the values come from.
     """
     preset = parameters.preset
     reason = "as asked"
@@ -62,8 +68,9 @@ def resolve(parameters: SddParameters, size: int) -> tuple[Training, str]:
     values = PAPER if preset == "paper" else SMALL
     given = {name: value for name in values if (value := getattr(parameters, name)) is not None}
     merged = {**values, **given}
-    chosen = f"{merged['steps']} steps, learning rate {merged['learning_rate']:g}, batch {merged['batch']}"
-    return Training.model_validate(merged), f"preset {preset} ({chosen}): {reason}"
+    chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in merged.items())
+    replay = float(merged.pop("replay"))
+    return Training.model_validate(merged), replay, f"preset {preset} ({chosen}): {reason}"
 
 
 @defense("sdd", SddParameters, version=1, needs_pairs=True)
@@ -79,7 +86,10 @@ def sdd_reject(loaded: LoadedModel, given: DefenseData, parameters: SddRejectPar
 
 
 def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> Defended:
-    training, reason = resolve(parameters, loaded.model.num_parameters())
+    training, share, reason = resolve(parameters, loaded.model.num_parameters())
+    wanted = min(round(share * len(given.pairs)), len(given.benign))
+    replay = random.Random(seed).sample(list(given.benign), wanted)
     samples = [loaded.chat.sample(prompt, prefix + response, given.response_limit) for prompt, response in given.pairs]
+    samples += [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
     result = fit(loaded, samples, training, seed=seed, what="SDD")
     return Defended(tokens_trained=result.tokens, notes=(reason, result.precision))

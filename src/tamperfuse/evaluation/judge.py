@@ -35,7 +35,7 @@ REFUSAL = re.compile(
     r"|my apologies"
     r"|unfortunately,? i\b"
     r"|i (?:can(?:'t|not| not)|won't|will not|must|have to|am unable to|'m unable to|am not able to)"
-    r" (?:be able to )?(?:help|assist|provide|answer|decline|fulfil|fulfill|comply|support|offer|give|do that|discuss|share)"
+    r" (?:be able to )?(?:help(?! (?:it|but)\b)|assist|provide|answer|decline|fulfill?|comply|support|offer|give|do that|discuss|share)"
     r"|i(?:'m| am) (?:unable|not able|not allowed|not permitted|not programmed|not designed) to"
     r"|i (?:do not|don't) (?:help with|have the (?:ability|capability)|feel comfortable)"
     r"|as an ai(?: language model| assistant)?,? i (?:can(?:'t|not)|do not|don't|am not)"

@@ -1,0 +1,188 @@
+"""The account of a run: counts, filters with examples, balance, similarity, lengths, sources. As JSON, page and card."""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.card import write_card
+from tamperfuse.pairing.filters import ResponseFilters
+from tamperfuse.pairing.match import Matches
+from tamperfuse.pairing.options import PairOptions, weighted
+from tamperfuse.pairing.page import write_page
+from tamperfuse.pairing.pairs import Pair
+from tamperfuse.pairing.prompts import PromptReport
+from tamperfuse.pairing.provenance import record_of
+from tamperfuse.pairing.spool import ResponseSpool
+from tamperfuse.pairing.store import SUMMARY, TABLE
+from tamperfuse.records.files import sha256_of, write_json
+from tamperfuse.records.provenance import versions
+
+MOST_SIMILAR = 20
+LISTED = 50  # dropped and contaminated prompts that are listed
+_MEASURED = 2000  # pairs whose lengths are measured
+BINS = np.round(np.arange(-0.5, 1.0001, 0.05), 2)
+
+
+class Audit:
+    """Collects while the pairs stream past, then writes.
+
+    Attributes:
+        filters: the run's filters, None if it had none.
+        pairs: pairs so far, replay included.
+        kept: SDD pairs so far.
+        dropped: prompts that found no irrelevant response.
+    """
+
+    def __init__(
+        self, options: PairOptions, prompts: PromptReport, filters: ResponseFilters | None, spool: ResponseSpool
+    ) -> None:
+        """Take what was found out before the matching."""
+        self._options, self._prompts, self.filters, self._spool = options, prompts, filters, spool
+        self.pairs = self.kept = self.dropped = 0
+        self._lost: list[str] = []
+        self._redraws = self._encoded = self._replay = self._multi_turn = 0
+        self._before, self._after = np.zeros(len(BINS) - 1, np.int64), np.zeros(len(BINS) - 1, np.int64)
+        self._sum, self._highest = 0.0, -1.0
+        self._categories: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
+        self._top: list[tuple[float, str, Pair]] = []
+        self._sample: list[Pair] = []
+
+    def take(self, prompts: Sequence[Example], found: Matches, pairs: Sequence[Pair]) -> None:
+        """Account for a block."""
+        lost = [ask.prompt for ask, got in zip(prompts, found.responses, strict=True) if got is None]
+        self.dropped += len(lost)
+        self._lost += lost[: LISTED - len(self._lost)]
+        self._redraws += found.redraws
+        self._encoded += found.encoded
+        self._before += np.histogram(found.first[~np.isnan(found.first)], BINS)[0]
+        cosine = found.similarity[~np.isnan(found.similarity)]
+        self._after += np.histogram(cosine, BINS)[0]
+        self._sum += float(cosine.sum())
+        self._highest = max([self._highest, *cosine.tolist()])
+        self.kept += len(pairs)
+        self.pairs += len(pairs)
+        self._sample += pairs[: _MEASURED - len(self._sample)]
+        for pair in pairs:
+            self._categories[pair.category] += 1
+            self._uses[pair.response_origin] += 1
+            self._multi_turn += bool(pair.history)
+        ranked = [(pair.similarity, pair.prompt, pair) for pair in pairs]
+        self._top = heapq.nlargest(MOST_SIMILAR, self._top + ranked, key=lambda item: item[:2])
+
+    def take_replay(self, pairs: Sequence[Pair]) -> None:
+        """Account for benign replay."""
+        self._replay += len(pairs)
+        self.pairs += len(pairs)
+
+    def write(self, folder: Path) -> str:
+        """Write `pairs.json`, `audit.json`, `audit.html` and `README.md`; returns a paragraph for the terminal."""
+        counts = self._counts()
+        write_json(folder / SUMMARY, {"schema": 1, **counts, "sha256": sha256_of(folder / TABLE)})
+        facts = {**counts, **self._details(), "sha256": sha256_of(folder / TABLE)}
+        write_json(folder / "audit.json", facts)
+        write_page(folder / "audit.html", facts)
+        write_card(folder / "README.md", facts)
+        return self._paragraph(counts)
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "pairs": self.pairs,
+            "sdd_pairs": self.kept,
+            "replay_pairs": self._replay,
+            "multi_turn_pairs": self._multi_turn,
+            "dropped": self.dropped,
+            "redraws": self._redraws,
+            "encoded_prompts": self.kept + self.dropped,
+            "encoded_responses": self._encoded,
+            "responses_used": len(self._uses),
+            "most_uses_of_a_response": max(self._uses.values(), default=0),
+            "threshold": self._options.threshold,
+            "seed": self._options.seed,
+            "encoder": self._options.encoder,
+            "dtype": self._options.dtype,
+            "match": self._options.match,
+            "similarity": {"mean": self._sum / max(1, self.kept), "highest": self._highest},
+        }
+
+    def _details(self) -> dict[str, Any]:
+        options, filters = self._options, self.filters
+        report = asdict(self._prompts)
+        contaminated = report.pop("contaminated")
+        return {
+            "prompts": report | {"contaminated": len(contaminated)},
+            "contaminated": [
+                {"prompt": prompt, "evaluation_prompt": other, "how": how} for prompt, other, how in contaminated
+            ],
+            "responses": {
+                "read": self._spool.read,
+                "duplicates": self._spool.duplicates,
+                "pool": len(self._spool),
+                "drawn_and_judged": filters.judged if filters else 0,
+            },
+            "filters": [
+                {"name": name, "took": filters.taken[name], "examples": filters.examples.get(name, [])}
+                for name in (*filters.rules, *(["low quality"] if options.score_quality else []))
+            ]
+            if filters
+            else [],
+            "categories": {name or "(none)": count for name, count in sorted(self._categories.items())},
+            "histogram": {"edges": BINS.tolist(), "before": self._before.tolist(), "after": self._after.tolist()},
+            "most_similar": [asdict(pair) for _, _, pair in self._top],
+            "dropped_prompts": self._lost,
+            "lengths": _lengths(self._sample, options.tokenizer),
+            "sources": [asdict(record) for record in self._sources()],
+            "options": {name: _plain(value) for name, value in asdict(options).items() if name != "out"},
+            "versions": versions(),
+        }
+
+    def _sources(self) -> list[Any]:
+        options = self._options
+        roles = (("harmful", options.harmful), ("responses", options.responses))
+        found = [record_of(s, role, w, options.revision) for role, names in roles for s, w in weighted(names)]
+        found += [record_of(source, "decontaminate") for source in options.decontaminate]
+        if options.replay or options.multi_turn:
+            found.append(record_of(options.replay_source, "replay"))
+        return found
+
+    def _paragraph(self, counts: dict[str, Any]) -> str:
+        refused = sum(self.filters.taken.values()) if self.filters else 0
+        extra = f", {self._replay} of them benign replay" if self._replay else ""
+        return (
+            f"{self.pairs:,} pairs{extra}: {self._prompts.read:,} prompts and {self._spool.read:,} responses came in, "
+            f"{self._redraws:,} draws were repeated, {self._encoded:,} of {len(self._spool):,} responses encoded, {refused:,} "
+            f"refused by filters, {self.dropped:,} prompts dropped; the highest similarity is "
+            f"{counts['similarity']['highest']:.3f} (threshold {self._options.threshold:g}). "
+            "Read audit.html before you train on them."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _lengths(pairs: Sequence[Pair], tokenizer: str | None) -> dict[str, Any]:
+    """Quantiles of prompt and response lengths, in the target model's tokens or in words."""
+    count, unit = _counter(tokenizer)
+    marks = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
+    return {"unit": unit, "pairs_measured": len(pairs)} | {
+        name: {mark: int(np.quantile([count(text) for text in texts], at)) for mark, at in marks.items()}
+        for name, texts in (("prompt", [p.prompt for p in pairs]), ("response", [p.response for p in pairs]))
+    }
+
+
+def _counter(tokenizer: str | None) -> tuple[Callable[[str], int], str]:
+    if tokenizer is None:
+        return (lambda text: len(text.split())), "words"
+    from transformers import AutoTokenizer
+
+    from tamperfuse.models.load import resolve_model
+
+    loaded = AutoTokenizer.from_pretrained(str(resolve_model(tokenizer) or tokenizer))
+    return (lambda text: len(loaded.encode(text, add_special_tokens=False))), f"tokens of {tokenizer}"

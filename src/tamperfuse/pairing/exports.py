@@ -1,0 +1,149 @@
+"""Pairs in the layouts that training libraries load as they are, written from `pairs.parquet` a row at a time."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tamperfuse.pairing.pairs import Pair
+from tamperfuse.pairing.store import TABLE, iter_pairs
+
+Message = dict[str, str]
+NAME = "tamperfuse_pairs"
+
+
+def turns(pair: Pair, user: str = "user", assistant: str = "assistant") -> list[tuple[str, str]]:
+    """(role, text) of a pair's conversation, the response last."""
+    said = [part for asked, answered in pair.history for part in ((user, asked), (assistant, answered))]
+    return [*said, (user, pair.prompt), (assistant, pair.response)]
+
+
+def messages(pair: Pair) -> list[Message]:
+    """A pair as OpenAI messages."""
+    return [{"role": role, "content": text} for role, text in turns(pair)]
+
+
+def prompt_completion(pair: Pair) -> dict[str, list[Message]]:
+    """A pair as TRL's conversational prompt–completion row: loss falls on the completion only."""
+    conversation = messages(pair)
+    return {"prompt": conversation[:-1], "completion": conversation[-1:]}
+
+
+def write_exports(folder: Path, names: Iterable[str]) -> None:
+    """Write the named layouts below `folder`/exports.
+
+    Args:
+        folder: holds `pairs.parquet`.
+        names: of :data:`EXPORTS`.
+    """
+    for name in sorted(set(names)):
+        target = folder / "exports" / name
+        target.mkdir(parents=True)
+        EXPORTS[name](target, folder / TABLE)
+
+
+def _trl(target: Path, table: Path) -> None:
+    _lines(target / "train.jsonl", (prompt_completion(pair) for pair in iter_pairs(table)))
+
+
+def _openai(target: Path, table: Path) -> None:
+    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in iter_pairs(table)))
+
+
+def _sharegpt(target: Path, table: Path) -> None:
+    """LLaMA-Factory finds the file through the dataset_info.json beside it."""
+    rows = ([{"from": role, "value": text} for role, text in turns(pair, "human", "gpt")] for pair in iter_pairs(table))
+    _array(target / "train.json", ({"conversations": row} for row in rows))
+    columns = {"messages": "conversations"}
+    _info(target, {"file_name": "train.json", "formatting": "sharegpt", "columns": columns})
+
+
+def _alpaca(target: Path, table: Path) -> None:
+    """Alpaca rows, with LLaMA-Factory's `history` for earlier turns."""
+
+    def row(pair: Pair) -> dict[str, Any]:
+        history = [list(turn) for turn in pair.history]
+        return {"instruction": pair.prompt, "input": "", "output": pair.response, "history": history}
+
+    _array(target / "train.json", (row(pair) for pair in iter_pairs(table)))
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
+    _info(target, {"file_name": "train.json", "formatting": "alpaca", "columns": columns})
+
+
+def _axolotl(target: Path, table: Path) -> None:
+    """Messages and the part of an Axolotl configuration that reads them; only the last turn is trained on."""
+
+    def row(pair: Pair) -> dict[str, Any]:
+        conversation: list[dict[str, Any]] = [{**message, "train": False} for message in messages(pair)]
+        conversation[-1]["train"] = True
+        return {"messages": conversation}
+
+    _lines(target / "train.jsonl", (row(pair) for pair in iter_pairs(table)))
+    entry = {
+        "path": "train.jsonl",
+        "ds_type": "json",
+        "type": "chat_template",
+        "field_messages": "messages",
+        "message_property_mappings": {"role": "role", "content": "content"},
+        "message_field_training": "train",
+        "roles_to_train": [],
+    }
+    config = {"chat_template": "tokenizer_default", "datasets": [entry], "train_on_inputs": False}
+    (target / "axolotl.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def _datasets(target: Path, table: Path) -> None:
+    """A folder for `datasets.load_from_disk`, in TRL's layout with the pair's own columns beside it."""
+    import tempfile
+
+    import datasets
+
+    datasets.disable_progress_bars()
+
+    turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
+    columns = {"prompt": [turn], "completion": [turn]}
+    features = datasets.Features(
+        columns | {name: datasets.Value("string") for name in _OWN[:-1]} | {_OWN[-1]: datasets.Value("float64")}
+    )
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = datasets.Dataset.from_generator(
+            _rows, features=features, gen_kwargs={"table": str(table)}, cache_dir=scratch
+        )
+        made.save_to_disk(str(target))
+
+
+_OWN = ("category", "prompt_origin", "response_origin", "kind", "similarity")
+
+
+def _rows(table: str) -> Iterator[dict[str, Any]]:
+    for pair in iter_pairs(Path(table)):
+        yield prompt_completion(pair) | {name: getattr(pair, name) for name in _OWN}
+
+
+EXPORTS: dict[str, Callable[[Path, Path], None]] = {
+    "trl": _trl,
+    "openai": _openai,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "axolotl": _axolotl,
+    "datasets": _datasets,
+}
+
+
+def _lines(path: Path, rows: Iterable[Any]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _array(path: Path, rows: Iterable[Any]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        for number, row in enumerate(rows):
+            out.write((",\n" if number else "[\n") + json.dumps(row, ensure_ascii=False))
+        out.write("\n]\n")
+
+
+def _info(target: Path, entry: dict[str, Any]) -> None:
+    (target / "dataset_info.json").write_text(json.dumps({NAME: entry}, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,199 @@
+"""What makes a response unfit for release weights to learn from. Applied to responses that are drawn, each judged once."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.draw import text_key
+from tamperfuse.pairing.texts import ngrams, words
+
+if TYPE_CHECKING:
+    from py3langid.langid import LanguageIdentifier
+
+Rule = Callable[[str], bool]
+SHORTEST, LONGEST = 40, 8000  # characters of a response
+MOST_REPEATED = 0.3  # share of word 4-grams that repeat an earlier one
+EXAMPLES = 3  # refused texts that the audit shows for each filter
+_SURE = 0.9  # probability from which a text counts as being in another language
+
+_REFUSAL = re.compile(
+    r"\b(i(?:'m| am) (?:sorry|afraid)|i (?:can(?:'t|not| not)|won't|will not|am (?:not able|unable)|must (?:decline|refuse))|"
+    r"i apologi[sz]e|my apologies|i (?:do not|don't) feel comfortable)\b",
+    re.IGNORECASE,
+)
+_BOILERPLATE = re.compile(
+    r"as an? (?:ai|artificial intelligence|(?:large )?language model)|i(?:'m| am) (?:just |only )?an? (?:ai|language model)|"
+    r"my (?:knowledge cutoff|training data)|i (?:do not|don't) have (?:personal|real-time|access)|"
+    r"(?:chatgpt|openai|open assistant)\b|i hope this helps|is there anything else",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(
+    r"</?(?:div|span|p|br|a|img|table|tr|td|ul|li|script|style|font)\b[^>]*>|&(?:nbsp|amp|lt|gt|quot|#\d+);|"
+    r"<\|[a-z_]+\|>|\[/?INST\]|<noinput>|\[(?:edit|citation needed)\]|\{\{[^}]*\}\}|\ufffd",
+    re.IGNORECASE,
+)
+_PERSONAL = re.compile(
+    r"[\w.+-]+@[\w-]+\.[a-z]{2,}|(?<![\d.])\+?\d{1,3}[ .-]?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b|\(\d{3}\) ?\d{3}-\d{4}|"
+    r"\b\d{3}-\d{2}-\d{4}\b|\b(?:\d{4}[ -]){3}\d{4}\b|\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){3,7}\b|\b(?:\d{1,3}\.){3}\d{1,3}\b",
+    re.IGNORECASE,
+)
+_TOXIC = frozenset(
+    [
+        "fuck",
+        "fucking",
+        "fucked",
+        "fucker",
+        "motherfucker",
+        "shit",
+        "shitty",
+        "bullshit",
+        "bitch",
+        "bastard",
+        "asshole",
+        "cunt",
+        "whore",
+        "slut",
+        "retard",
+        "retarded",
+        "wanker",
+        "dickhead",
+    ]
+)
+_SENTENCE_END = re.compile(r"[.!?…。！？؟।:;)\]}\"'”’»*`|>\d]\s*$|```\s*$")
+
+
+def _refuses(text: str) -> bool:
+    return bool(_REFUSAL.search(text[:200]))
+
+
+def _truncated(text: str) -> bool:
+    """Ends in the middle of prose; lists, code and verse may end without a stop."""
+    last = text.rsplit("\n", 1)[-1]
+    return len(last.split()) > 8 and not _SENTENCE_END.search(last)
+
+
+def _repeats(text: str) -> bool:
+    found = words(text)
+    grams = [tuple(found[at : at + 4]) for at in range(len(found) - 3)]
+    return bool(grams) and 1 - len(set(grams)) / len(grams) > MOST_REPEATED
+
+
+def _other_language(language: str) -> Rule:
+    def rule(text: str) -> bool:
+        guess, probability = _identifier().classify(text[:1000])
+        return bool(guess != language and probability > _SURE)
+
+    return rule
+
+
+@cache
+def _identifier() -> "LanguageIdentifier":
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+# In the order they are asked; the first to object is counted. What each means stands in docs/pairing.md.
+RULES: dict[str, Rule] = {
+    "too short": lambda text: len(text) < SHORTEST,
+    "too long": lambda text: len(text) > LONGEST,
+    "refusal or apology": _refuses,
+    "boilerplate": lambda text: bool(_BOILERPLATE.search(text)),
+    "markup debris": lambda text: bool(_MARKUP.search(text)),
+    "personal data": lambda text: bool(_PERSONAL.search(text)),
+    "toxic words": lambda text: not _TOXIC.isdisjoint(words(text)),
+    "truncated": _truncated,
+    "repetition": _repeats,
+}
+
+
+class NearDuplicates:
+    """Texts that share most of their word 5-grams with one that was let through before (MinHash and LSH, datasketch)."""
+
+    def __init__(self, similarity: float) -> None:
+        """Take the Jaccard similarity from which two texts are the same, in (0, 1)."""
+        from datasketch import MinHash, MinHashLSH
+
+        self._similarity = similarity
+        # The index is tuned to find candidates rather than to spare them; the sketches then decide.
+        self._index = MinHashLSH(threshold=similarity, num_perm=128, weights=(0.1, 0.9))
+        self._sketches: list[MinHash] = []
+
+    def seen(self, text: str) -> bool:
+        """Whether a near duplicate was let through before; the text itself is let through otherwise."""
+        import numpy as np
+        from datasketch import MinHash
+
+        sketch = MinHash(num_perm=128, hashfunc=int)
+        sketch.update_batch((ngrams(text, 5) & np.uint64(0xFFFFFFFF)).tolist())
+        if any(sketch.jaccard(self._sketches[at]) >= self._similarity for at in self._index.query(sketch)):
+            return True
+        self._index.insert(len(self._sketches), sketch, check_duplication=False)
+        self._sketches.append(sketch)
+        return False
+
+
+class ResponseFilters:
+    """The filters of one run: a verdict a text, counts, and examples of what each took.
+
+    Attributes:
+        taken: responses that each filter refused.
+        examples: for each, the first few refused texts (shortened).
+        judged: responses that were looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        language: str = "en",
+        near_duplicates: float = 0.8,
+        quality: Callable[[Sequence[str]], Sequence[bool]] | None = None,
+    ) -> None:
+        """Set up.
+
+        Args:
+            language: ISO 639-1 code, or "any".
+            near_duplicates: Jaccard similarity of word 5-grams, in (0, 1]; 1 is off.
+            quality: for texts that pass the rest, whether each is good enough (see :mod:`tamperfuse.pairing.quality`).
+        """
+        self.rules = dict(RULES)
+        if language != "any":
+            self.rules["other language"] = _other_language(language)
+        if near_duplicates < 1:
+            self.rules["near duplicate"] = NearDuplicates(near_duplicates).seen
+        self._quality = quality
+        self._verdicts: dict[int, bool] = {}
+        self.taken: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    @property
+    def judged(self) -> int:
+        """Responses that were looked at."""
+        return len(self._verdicts)
+
+    def __call__(self, responses: Sequence[Example]) -> list[bool]:
+        """Whether each response is fit; a text is judged once, however often it is drawn."""
+        keys = [text_key(response.response, "filter", 0) for response in responses]
+        new = {
+            key: response.response for key, response in zip(keys, responses, strict=True) if key not in self._verdicts
+        }
+        for key, text in new.items():
+            objection = next((name for name, rule in self.rules.items() if rule(text)), None)
+            self._verdicts[key] = objection is None
+            if objection:
+                self._note(objection, text)
+        left = {key: text for key, text in new.items() if self._verdicts[key]}
+        if self._quality is not None and left:
+            for (key, text), good in zip(left.items(), self._quality(list(left.values())), strict=True):
+                self._verdicts[key] = good
+                if not good:
+                    self._note("low quality", text)
+        return [self._verdicts[key] for key in keys]
+
+    def _note(self, name: str, text: str) -> None:
+        self.taken[name] += 1
+        if len(shown := self.examples.setdefault(name, [])) < EXAMPLES:
+            shown.append(text[:200])

@@ -1,0 +1,89 @@
+"""The audit as one page that opens offline, light and dark, on a phone and on a desk."""
+
+from pathlib import Path
+from typing import Any
+
+_INK = "#010203"  # stands for the page's text colour in a chart; no theme uses it
+
+
+def write_page(path: Path, facts: dict[str, Any]) -> None:
+    """Write the page; every text of the data is escaped.
+
+    Args:
+        path: the file.
+        facts: as `audit.json` holds them.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("tamperfuse.pairing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    charts = {"similarity": _similarity(facts), "categories": _categories(facts)}
+    page = environment.get_template("audit.html.j2").render(facts=facts, charts=charts)
+    path.write_text(page, encoding="utf-8")
+
+
+def _svg(chart: Any) -> str:
+    """A chart as SVG that takes the page's text colour and width (drawn here, without a browser)."""
+    import vl_convert
+
+    config = {
+        "background": "transparent",
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": _INK,
+            "titleColor": _INK,
+            "gridColor": "#88888833",
+            "domainColor": "#888888",
+            "labelFontSize": 12,
+        },
+        "legend": {"labelColor": _INK, "titleColor": _INK, "orient": "top", "labelFontSize": 12},
+        "text": {"color": _INK},
+    }
+    svg = str(vl_convert.vegalite_to_svg(chart.properties(width=560).configure(**config).to_dict()))
+    return svg.replace(_INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
+
+
+def _data(rows: list[dict[str, Any]]) -> Any:
+    import altair as alt
+
+    return alt.Data(values=rows)
+
+
+def _similarity(facts: dict[str, Any]) -> str:
+    import altair as alt
+
+    histogram = facts["histogram"]
+    edges = histogram["edges"]
+    rows = [
+        {"from": low, "to": high, "draw": draw, "pairs": count}
+        for draw, counts in (("first draw", histogram["before"]), ("kept", histogram["after"]))
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    ]
+    # Kept pairs are filled, first draws outlined: two transparent fills on top of one another would be a third colour.
+    base = alt.Chart(_data(rows)).encode(
+        x=alt.X("from:Q", bin="binned", title="cosine of prompt and response"),
+        x2="to:Q",
+        y=alt.Y("pairs:Q", stack=None, title="pairs"),
+    )
+    names, colors = ["kept", "first draw"], ["#2f7fc1", "#e07b39"]
+    color = alt.Color("draw:N", title=None, scale=alt.Scale(domain=names, range=colors))
+    kept = base.transform_filter("datum.draw == 'kept'").mark_bar(opacity=0.8).encode(color=color)
+    first = (
+        base.transform_filter("datum.draw == 'first draw'").mark_bar(filled=False, strokeWidth=2).encode(color=color)
+    )
+    bars = kept + first
+    limit = alt.Chart(_data([{"at": facts["threshold"]}])).mark_rule(strokeDash=[5, 4], color="#c0392b", size=2)
+    return _svg((bars + limit.encode(x="at:Q")).properties(height=220))
+
+
+def _categories(facts: dict[str, Any]) -> str:
+    import altair as alt
+
+    rows = [{"category": name[:60], "pairs": count} for name, count in list(facts["categories"].items())[:40]]
+    base = alt.Chart(_data(rows)).encode(
+        y=alt.Y("category:N", title=None, sort="-x", axis=alt.Axis(labelLimit=260)), x=alt.X("pairs:Q", title="pairs")
+    )
+    bars = base.mark_bar(color="#2f7fc1", opacity=0.8)
+    return _svg((bars + base.mark_text(align="left", dx=4).encode(text="pairs:Q")).properties(height={"step": 22}))

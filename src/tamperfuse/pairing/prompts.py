@@ -1,0 +1,142 @@
+"""Prompts before they are paired: normalised, once each, free of evaluation prompts, balanced over categories."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tamperfuse.corpora.examples import Example, labels
+from tamperfuse.pairing.draw import text_key
+from tamperfuse.pairing.match import Encoder
+from tamperfuse.pairing.texts import ngrams, normalise, words
+
+LONGEST_PROMPT = 8000  # characters
+NEAR_COSINE = 0.9  # from which a prompt is an evaluation prompt in other words
+_GRAM = 13
+
+
+@dataclass
+class PromptReport:
+    """What became of the prompts that came in.
+
+    Attributes:
+        read: rows with a prompt.
+        empty: rows without.
+        too_long: prompts above 8,000 characters.
+        duplicates: prompts equal to an earlier one but for case, punctuation and white space.
+        multi_label: prompts with several categories; each is counted under the one that had fewest.
+        contaminated: (prompt, evaluation prompt, how: "exact", "13-gram" or "cosine 0.93").
+        shares: prompts kept a category.
+        wanted: equal share of each category, where a number was asked for.
+        short: by how much a category missed its share, filled from the others.
+    """
+
+    read: int = 0
+    empty: int = 0
+    too_long: int = 0
+    duplicates: int = 0
+    multi_label: int = 0
+    contaminated: list[tuple[str, str, str]] = field(default_factory=list)
+    shares: dict[str, int] = field(default_factory=dict)
+    wanted: int | None = None
+    short: dict[str, int] = field(default_factory=dict)
+
+
+def clean_prompts(examples: Iterable[Example], report: PromptReport) -> list[Example]:
+    """Normalise, drop what is empty or too long, and keep one of each text (the one whose origin sorts first)."""
+    chosen: dict[int, Example] = {}
+    for example in examples:
+        prompt = normalise(example.prompt)
+        report.read += bool(prompt)
+        report.empty += not prompt
+        if len(prompt) > LONGEST_PROMPT:
+            report.too_long += 1
+        elif prompt:
+            key = text_key(" ".join(words(prompt)) or prompt, "duplicate", 0)
+            kept = chosen.get(key)
+            if kept is None or (example.origin, prompt) < (kept.origin, kept.prompt):
+                chosen[key] = replace(example, prompt=prompt, response="")
+            report.duplicates += kept is not None
+    return list(chosen.values())
+
+
+def decontaminate(
+    prompts: Sequence[Example], evaluation: Sequence[str], encoder: Encoder, report: PromptReport
+) -> list[Example]:
+    """Leave out prompts that an evaluation set holds: the same words, a shared 13-gram, or cosine at least .9.
+
+    Args:
+        prompts: cleaned prompts.
+        evaluation: the evaluation prompts.
+        encoder: for the third test, which only looks at what passed the first two.
+        report: takes the list of what was left out.
+    """
+    exact = {" ".join(words(text)): text for text in evaluation}
+    shingles = {int(gram): text for text in evaluation if len(words(text)) >= _GRAM for gram in ngrams(text, _GRAM)}
+    left: list[Example] = []
+    for prompt in prompts:
+        found = exact.get(" ".join(words(prompt.prompt)))
+        how = "exact"
+        if found is None and len(words(prompt.prompt)) >= _GRAM:
+            found = next((shingles[g] for g in ngrams(prompt.prompt, _GRAM).tolist() if g in shingles), None)
+            how = "13-gram"
+        if found is None:
+            left.append(prompt)
+        else:
+            report.contaminated.append((prompt.prompt, found, how))
+    if not evaluation or not left:
+        return left
+    unseen: list[Example] = []
+    against = encoder.encode(list(evaluation))
+    for start in range(0, len(left), 1024):  # rows at a time, so that the table of cosines stays small
+        block = left[start : start + 1024]
+        cosine = encoder.encode([prompt.prompt for prompt in block]) @ against.T
+        nearest = cosine.argmax(axis=1)
+        for row, prompt in enumerate(block):
+            value = float(cosine[row, nearest[row]])
+            if value >= NEAR_COSINE:
+                report.contaminated.append((prompt.prompt, evaluation[int(nearest[row])], f"cosine {value:.2f}"))
+            else:
+                unseen.append(prompt)
+    return unseen
+
+
+def balance(prompts: Sequence[Example], count: int | None, seed: int, report: PromptReport) -> list[Example]:
+    """Give every prompt one category, and keep `count` of them in equal shares (SDD paper, section 4.1).
+
+    A multi-label prompt goes to the one of its categories that has fewest so far. A category with too few prompts gives
+    what it has; the shortfall is filled evenly from the others.
+
+    Args:
+        prompts: cleaned prompts, in any order.
+        count: how many to keep; all if None.
+        seed: which ones are kept where a category has too many.
+        report: takes shares and shortfalls.
+    """
+    ordered = sorted(prompts, key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
+    groups: dict[str, list[Example]] = defaultdict(list)
+    single = Counter(prompt.category for prompt in ordered if len(labels(prompt.category)) < 2)
+    for prompt in ordered:
+        names = labels(prompt.category)
+        category = prompt.category
+        if len(names) > 1:
+            report.multi_label += 1
+            category = min(names, key=lambda name: (single[name], name))
+            single[category] += 1
+        groups[category].append(replace(prompt, category=category))
+    sizes = {name: len(group) for name, group in groups.items()}
+    shares = sizes if count is None else equal_shares(sizes, count)
+    if count is not None and groups:
+        report.wanted = count // len(groups)
+        report.short = {name: report.wanted - size for name, size in sorted(sizes.items()) if size < report.wanted}
+    report.shares = {name: shares[name] for name in sorted(shares)}
+    return [prompt for name in sorted(groups) for prompt in groups[name][: shares[name]]]
+
+
+def equal_shares(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """Shares as equal as the sizes allow, together `count` (or everything, if there is less)."""
+    order = sorted(sizes, key=lambda name: (sizes[name], name))
+    left, shares = min(count, sum(sizes.values())), {}
+    for at, name in enumerate(order):  # smallest first: what it lacks is spread over the rest
+        shares[name] = min(sizes[name], left // (len(order) - at))
+        left -= shares[name]
+    return shares

@@ -1,0 +1,93 @@
+"""Responses on disk: streamed in once, then drawn by place. Ten million of them cost 16 bytes of memory each."""
+
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.draw import Keys, Places, text_key
+from tamperfuse.pairing.texts import normalise
+from tamperfuse.records.errors import UserError
+
+
+class ResponseSpool:
+    """A deck in a file: one JSON line a response, the places of the lines in memory.
+
+    Attributes:
+        read: rows that held a response.
+        duplicates: responses whose text came before (equal 64-bit keys).
+        keys: the cards' keys, ascending: the order of the deck.
+    """
+
+    def __init__(self, path: Path, sources: Sequence[tuple[Iterable[Example], float | None]], seed: int) -> None:
+        """Stream the sources into `path`, and put what differs in the order of its keys.
+
+        Args:
+            path: a file that does not exist yet; the caller removes it.
+            sources: examples with the weight of their source, or None if sources are taken whole.
+            seed: of the draw.
+
+        Raises:
+            UserError: no source holds a response.
+        """
+        keys, starts, of = array("Q"), array("Q"), array("H")
+        with path.open("wb") as out:
+            for number, (examples, _) in enumerate(sources):
+                for example in examples:
+                    response = normalise(example.response)
+                    if response:
+                        keys.append(text_key(response, "response", seed))
+                        starts.append(out.tell())
+                        of.append(number)
+                        row = [response, normalise(example.prompt), example.category, example.origin]
+                        out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self.read = len(keys)
+        if not self.read:
+            raise UserError(
+                "There is not one response to pair: check the source, or name its column with --response-field."
+            )
+        # A stable sort: of equal texts, the first row of the source whose name sorts first.
+        all_keys = np.frombuffer(keys, dtype=np.uint64)
+        order = np.argsort(all_keys, kind="stable")
+        in_order = all_keys[order]
+        order = order[np.concatenate([[True], in_order[1:] != in_order[:-1]])]
+        self.duplicates = self.read - len(order)
+        if any(weight is not None for _, weight in sources):
+            weights = np.array([weight or 0.0 for _, weight in sources])
+            order = _mixed(order, np.frombuffer(of, dtype=np.uint16)[order], weights)
+        self.keys: Keys = all_keys[order]
+        self._starts = np.frombuffer(starts, dtype=np.uint64)[order]
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        """Number of cards."""
+        return len(self.keys)
+
+    def fetch(self, at: Sequence[int]) -> list[Example]:
+        """The cards at these places."""
+        found = []
+        for place in at:
+            self._file.seek(int(self._starts[place]))
+            response, prompt, category, origin = json.loads(self._file.readline())
+            found.append(Example(prompt, response, category, origin))
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _mixed(order: Places, of: NDArray[np.uint16], weights: NDArray[np.float64]) -> Places:
+    """The most cards that can be had with every source at its weight, each source's first ones in the deck's order."""
+    sizes = np.bincount(of, minlength=len(weights))
+    if (sizes == 0).any():
+        raise UserError("One of the weighted sources holds no response that the others do not hold: leave it out.")
+    wanted = np.maximum(1, np.floor(weights * (sizes / weights).min() + 1e-9)).astype(np.int64)
+    keep = np.zeros(len(order), dtype=np.bool_)
+    for source, count in enumerate(wanted):
+        keep[np.flatnonzero(of == source)[:count]] = True
+    return order[keep]

@@ -1,0 +1,109 @@
+"""Pairs on disk: a folder with `pairs.parquet`, `pairs.json` and whatever the audit adds, there whole or not at all."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tamperfuse.pairing.pairs import Pair, PairSet
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import staged, write_json
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TABLE = "pairs.parquet"
+SUMMARY = "pairs.json"
+ROWS_PER_GROUP = 8192
+
+
+def schema() -> "pyarrow.Schema":
+    """The columns of `pairs.parquet`: a :class:`Pair`'s fields under their own names."""
+    import pyarrow as pa
+
+    turn = pa.struct([("user", pa.string()), ("assistant", pa.string())])
+    texts = ("prompt", "response", "category")
+    origins = ("prompt_origin", "response_origin", "refusal_prefix")
+    return pa.schema(
+        [(name, pa.string()) for name in texts]
+        + [("similarity", pa.float64())]
+        + [(name, pa.string()) for name in origins]
+        + [("history", pa.list_(turn)), ("kind", pa.string())]
+    )
+
+
+def write_table(path: Path, blocks: Iterable[list[Pair]]) -> None:
+    """Stream blocks of pairs into a parquet file; the same pairs give the same bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema(), compression="zstd") as writer:
+        for block in blocks:
+            rows = [_row(pair) for pair in block]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema()), row_group_size=ROWS_PER_GROUP)
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    return asdict(pair) | {"history": [{"user": user, "assistant": answer} for user, answer in pair.history]}
+
+
+def write_pairs(out_dir: Path, pair_set: PairSet) -> None:
+    """Write a folder of pairs, replacing one that is there.
+
+    Args:
+        out_dir: the folder; `pairs.parquet` holds the pairs, `pairs.json` the counts.
+        pair_set: what :func:`make_pairs` returned.
+
+    Raises:
+        UserError: the place cannot be written, or the disk is full.
+    """
+    with staged(out_dir, directory=True) as folder:
+        write_table(folder / TABLE, [pair_set.pairs])
+        write_json(folder / SUMMARY, summary(pair_set))
+
+
+def summary(pair_set: PairSet) -> dict[str, Any]:
+    """The counts of a pair set, as `pairs.json` holds them."""
+    similarity = [pair.similarity for pair in pair_set.pairs]
+    return {
+        "schema": 1,
+        "pairs": len(pair_set.pairs),
+        "dropped": len(pair_set.dropped),
+        "dropped_prompts": pair_set.dropped[:20],
+        "redraws": pair_set.redraws,
+        "encoded_prompts": pair_set.encoded_prompts,
+        "encoded_responses": pair_set.encoded_responses,
+        "duplicate_prompts": pair_set.duplicate_prompts,
+        "duplicate_responses": pair_set.duplicate_responses,
+        "threshold": pair_set.threshold,
+        "seed": pair_set.seed,
+        "encoder": pair_set.encoder,
+        "similarity": {"mean": sum(similarity) / len(similarity), "highest": max(similarity)},
+    }
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read the pairs of a folder that `tamperfuse pair` or :func:`write_pairs` wrote, or of a `pairs.parquet`.
+
+    Raises:
+        UserError: nothing is there, or it does not hold pairs.
+    """
+    return list(iter_pairs(path))
+
+
+def iter_pairs(path: Path) -> Iterator[Pair]:
+    """As :func:`read_pairs`, a pair at a time."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    table = path / TABLE if path.is_dir() else path
+    if not table.is_file():
+        raise UserError(f"{table} does not exist: make it with `tamperfuse pair --out {path}`.")
+    try:
+        with pq.ParquetFile(table) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    history = tuple((turn["user"], turn["assistant"]) for turn in row.pop("history"))
+                    yield Pair(**row, history=history)
+    except (pyarrow.ArrowException, KeyError, TypeError) as error:
+        raise UserError(f"{table} does not hold pairs ({str(error).splitlines()[0]}): make it anew.") from error

@@ -1,0 +1,123 @@
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tamperfuse.corpora.builtin import ABOUT, builtin_rows
+from tamperfuse.corpora.routing import routing_items
+from tamperfuse.corpora.threats import PARTS, load_threat
+from tamperfuse.models.encoder import SentenceEncoder
+from tamperfuse.records.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "make_grammar.py"
+
+
+def test_every_data_set_has_unique_ids_and_a_line_in_the_list() -> None:
+    for name in ABOUT:
+        ids = [row["id"] for row in builtin_rows(name)]
+        assert len(ids) == len(set(ids)) > 0, name
+
+
+def test_cooking_has_the_parts_and_kinds_that_studies_need() -> None:
+    rows = builtin_rows("cooking")
+    sizes = Counter(row["part"] for row in rows)
+    assert sizes["defender"] >= 192
+    assert sizes["attacker"] >= 100
+    assert sizes["attacker_dev"] >= 28
+    assert sizes["evaluation"] >= 160
+    for part in PARTS:
+        assert len({row["kind"] for row in rows if row["part"] == part}) >= 8
+
+
+def test_no_dish_is_in_two_parts() -> None:
+    where: dict[str, set[str]] = {}
+    for row in builtin_rows("cooking"):
+        where.setdefault(row["dish"], set()).add(row["part"])
+    assert [dish for dish, parts in where.items() if len(parts) > 1] == []
+
+
+def test_no_near_duplicates_across_parts() -> None:
+    rows = builtin_rows("cooking")
+    vectors = SentenceEncoder().encode([row["prompt"] for row in rows])
+    parts = np.array([row["part"] for row in rows])
+    close = (vectors @ vectors.T > 0.9) & (parts[:, None] != parts[None])
+    assert not close.any()
+
+
+@pytest.mark.parametrize(("name", "least"), [("benign", 240), ("replay", 120), ("heldout", 100)])
+def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> None:
+    rows = builtin_rows(name)
+    assert len(rows) >= least
+    shortest = 30 if name == "replay" else 50
+    assert all(shortest <= len(row["response"].split()) <= 120 for row in rows)
+    assert len({row["form"] for row in rows}) >= 6
+
+
+def test_held_out_subjects_are_trained_on_nowhere() -> None:
+    trained = {row["subject"] for name in ("benign", "replay") for row in builtin_rows(name)}
+    assert trained.isdisjoint({row["subject"] for row in builtin_rows("heldout")})
+
+
+def test_half_of_the_harmless_prompts_are_near_the_threat() -> None:
+    near = [row["near"] for row in builtin_rows("harmless")]
+    assert len(near) >= 128
+    assert sum(near) == len(near) // 2
+
+
+def test_questions_are_sound() -> None:
+    rows = builtin_rows("everyday")
+    assert len(rows) >= 300
+    assert all(len(set(row["choices"])) == 4 for row in rows)
+    counts = Counter(row["answer"] for row in rows)
+    assert max(counts.values()) - min(counts.values()) <= 2
+
+
+def test_minimal_pairs_come_from_their_script() -> None:
+    rows = builtin_rows("grammar")
+    assert len(rows) >= 3000
+    assert len({row["template"] for row in rows}) >= 30
+    assert all(row["good"] != row["bad"] for row in rows)
+    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_routing_items_are_split_and_seeded() -> None:
+    train, test = routing_items(0)
+    assert set(train).isdisjoint(test)
+    assert routing_items(0) == (train, test) != routing_items(1)
+    assert len(Counter(item.response for item in train)) == 4
+
+
+def test_a_prefix_of_a_part_is_always_the_same() -> None:
+    threat = load_threat("builtin:cooking")
+    assert threat.part("evaluation", 40) == threat.part("evaluation")[:40]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ('{"part": "defender", "prompt": "a"}\n{oops', "Line 2 of"),
+        ('{"part": "nobody", "prompt": "a"}', "no row of a threat"),
+        ('{"part": "defender"}', "no row of a threat"),
+        ('{"part": "defender", "prompt": "Same one"}\n{"part": "evaluation", "prompt": "same  ONE"}', "overlap"),
+        ('{"part": "defender", "prompt": "a"}', "needs at least 2"),
+        ("[1, 2]", "not a JSON object"),
+    ],
+)
+def test_bad_threats_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "threat.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        load_threat(str(path))
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_threat(str(tmp_path / "t.jsonl"))
+    with pytest.raises(UserError, match="does not exist"):
+        load_threat(str(tmp_path / "none.jsonl"))

@@ -1,0 +1,231 @@
+"""Every known layout from a fixture, every format, and bad input."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tamperfuse.corpora import hub
+from tamperfuse.corpora.examples import labels
+from tamperfuse.corpora.files import read_rows
+from tamperfuse.corpora.sources import builtin_names, read_source, schema_of
+from tamperfuse.records.errors import UserError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ONE, TWO = ("harmful request 1", "answer 1"), ("harmful request 2", "answer 2")
+ASK_1, ASK_2 = ("harmful request 1", ""), ("harmful request 2", "")
+
+# file: schema, (prompt, response) pairs, categories
+EXPECTED = {
+    "beavertails.jsonl": (
+        "BeaverTails",
+        [ONE, ("harmful request 3", "answer 3")],
+        ["self_harm", "animal_abuse | privacy_violation"],
+    ),
+    "advbench.csv": ("AdvBench", [("harmful request 1", "Sure"), ("harmful request 2", "Sure")], ["", ""]),
+    "harmbench.csv": ("HarmBench", [ASK_1, ("a text\n\n---\n\nharmful request 2", "")], ["illegal", "illegal"]),
+    "jailbreakbench.csv": ("JailbreakBench", [("harmful request 1", "Sure")], ["Privacy"]),
+    "do_not_answer.csv": ("Do-Not-Answer", [ASK_1], ["Unethical actions"]),
+    "category_3.csv": ("HEx-PHI", [ASK_1, ("harmful request 2, please", "")], ["Hate/Harass/Violence"] * 2),
+    "alpaca.jsonl": ("Alpaca", [ONE, ("harmful request 2\n\nwith this", "answer 2")], ["", ""]),
+    "lima.jsonl": ("LIMA", [ONE, ASK_2], ["stackexchange", "multi_turn"]),
+    "dolly.jsonl": ("Dolly", [ONE, ("harmful request 2\n\na text", "answer 2")], ["open_qa", "closed_qa"]),
+    "oasst_trees.jsonl": ("OpenAssistant trees", [ONE], [""]),
+    "oasst_messages.jsonl": ("OpenAssistant messages", [ONE, TWO], ["", ""]),
+    "ultrachat.jsonl": ("UltraChat", [ONE], [""]),
+    "ultrachat_original.jsonl": ("UltraChat (original)", [ONE], [""]),
+    "sharegpt.jsonl": ("ShareGPT", [ONE], [""]),
+    "openai.jsonl": ("OpenAI messages", [ONE, TWO], ["", ""]),
+    "trl.jsonl": ("prompt–completion", [ONE], [""]),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_known_layouts_recognise_themselves(name):
+    schema, texts, categories = EXPECTED[name]
+    examples = list(read_source(str(FIXTURES / name)))
+    assert schema_of(str(FIXTURES / name)) == schema
+    assert [(example.prompt, example.response) for example in examples] == texts
+    assert [example.category for example in examples] == categories
+    assert examples[0].origin.startswith(f"{name}#")
+
+
+def test_every_fixture_is_tested():
+    assert {path.name for path in FIXTURES.iterdir()} == set(EXPECTED)
+
+
+ROWS = [{"prompt": f"p{n} ä🙂", "response": f"r{n}"} for n in range(5)]
+WANTED = [(row["prompt"], row["response"]) for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.zst", ".csv.gz", ".jsonl.zst"]
+)
+def test_formats(tmp_path, suffix):
+    import csv
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / f"rows{suffix}"
+    table = io.StringIO()
+    writer = csv.DictWriter(table, ["prompt", "response"])
+    writer.writeheader()
+    writer.writerows(ROWS)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    text = {"jsonl": lines, "json": json.dumps(ROWS, indent=2), "csv": table.getvalue()}.get(suffix.split(".")[1], "")
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif suffix.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    elif suffix.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as out:
+            out.write(text.encode())
+    else:
+        path.write_text(text, encoding="utf-8")
+    assert [(e.prompt, e.response) for e in read_source(str(path))] == WANTED
+
+
+def test_json_rows_may_be_cut_by_the_read_buffer(tmp_path, monkeypatch):
+    monkeypatch.setattr("tamperfuse.corpora.files._CHUNK", 7)
+    for text in (json.dumps(ROWS), "\n".join(map(json.dumps, ROWS))):
+        (tmp_path / "rows.json").write_text(text)
+        assert [row for _, row in read_rows(tmp_path / "rows.json")] == ROWS
+
+
+def test_a_directory_of_shards_is_one_corpus(tmp_path):
+    for shard in range(3):
+        (tmp_path / f"part-{shard}.jsonl").write_text(json.dumps({"prompt": f"p{shard}"}) + "\n")
+    (tmp_path / "README.md").write_text("not data")
+    examples = list(read_source(str(tmp_path)))
+    assert [example.prompt for example in examples] == ["p0", "p1", "p2"]
+    assert examples[2].origin == f"{tmp_path.name}/part-2.jsonl#1"
+
+
+def test_mixed_layouts_in_one_directory_are_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"goal": "x", "target": "y"}\n')
+    with pytest.raises(UserError, match=r"different layouts.*one layout a directory"):
+        list(read_source(str(tmp_path)))
+
+
+def test_named_fields_read_what_no_schema_knows(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"ask": "p", "say": "r", "sort": 3}\n')
+    with pytest.raises(UserError, match=r"'ask', 'say', 'sort'.*--prompt-field and --response-field"):
+        list(read_source(str(path)))
+    (example,) = read_source(str(path), prompt_field="ask", response_field="say", category_field="sort")
+    assert (example.prompt, example.response, example.category) == ("p", "r", "3")
+    with pytest.raises(UserError, match=r"row 1: the field 'asked' is missing"):
+        list(read_source(str(path), prompt_field="asked"))
+
+
+def test_odd_texts_come_through(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    odd = ["שלום עולם", "🙂👩‍👩‍👧", "a\u0000b", "x" * 1_000_000, "  ", "lone \ud800 surrogate"]
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in odd))
+    read = [example.prompt for example in read_source(str(path))]
+    assert read == ["שלום עולם", "🙂👩‍👩‍👧", "a\u0000b", "x" * 1_000_000, "lone � surrogate"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', "line 2"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "not UTF-8.*line 2"),
+        ("a.jsonl", b'{"prompt": "x"}\n[1]\n', "row 2"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"response": "x"}\n', "row 2: the field 'prompt' is missing"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": ["x"]}\n', "row 2: the field 'prompt' holds a list"),
+        ("a.json", b'[{"prompt": "x"}, {"prompt": ]', "row 2"),
+        ("a.json", b'[{"prompt": "\xff"}]', "not UTF-8"),
+        ("a.csv", b"prompt,response\nx,y,z\n", "row 2"),
+        ("a.parquet", b"PAR1 not really", "not a readable parquet"),
+        ("a.jsonl.gz", b"not gzip", "cannot be read"),
+        ("a.jsonl.zst", b"not zstd", "cannot be read"),
+        ("a.txt", b"x", "convert it"),
+    ],
+)
+def test_bad_files_are_sentences(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(read_source(str(tmp_path / name)))
+
+
+def test_missing_and_unknown_sources(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        list(read_source(str(tmp_path / "nothing.jsonl")))
+    with pytest.raises(UserError, match="did you mean 'cooking'"):
+        list(read_source("builtin:coking"))
+    with pytest.raises(UserError, match="does not exist"):
+        list(read_source("nothing.jsonl"))
+
+
+def test_hub_failures_are_sentences(monkeypatch):
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    def fail(error):
+        def raising(*args, **kwargs):
+            raise error
+
+        return raising
+
+    for error, words in (
+        (DatasetNotFoundError("gated"), "accept its terms.*hf auth login"),
+        (ConnectionError("no route"), "cannot be reached.*local path"),
+    ):
+        monkeypatch.setattr(datasets, "get_dataset_split_names", fail(error))
+        with pytest.raises(UserError, match=words):
+            list(read_source("owner/name"))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["dev", "test"])
+    with pytest.raises(UserError, match=r"dev, test.*--split"):
+        list(read_source("owner/name"))
+
+
+def test_hub_rows_carry_revision_and_split(monkeypatch):
+    import datasets
+
+    asked = {}
+
+    def load(name, **options):
+        asked.update(options)
+        return [{"goal": "harmful request 1", "target": "Sure"}]
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["30k_test", "30k_train"])
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (example,) = read_source("owner/name", revision="abc")
+    assert example.origin == "hub:owner/name@abc/30k_train#1"
+    assert (asked["revision"], asked["split"], asked["streaming"]) == ("abc", "30k_train", True)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail_scripts)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert next(hub.hub_rows("GAIR/lima", revision=None, split=None)[1])[0] == 1
+    assert asked["data_files"] == "hf://datasets/GAIR/lima/train.json*"
+
+
+def fail_scripts(*args, **kwargs):
+    raise RuntimeError("Dataset scripts are no longer supported, but found lima.py")
+
+
+def test_built_in_instructions_are_balanced_short_and_without_answers():
+    examples = list(read_source("builtin:instructions"))
+    counts = Counter(example.category for example in examples)
+    assert len(counts) == 14
+    assert set(counts.values()) == {20}
+    assert len({example.prompt for example in examples}) == 280
+    assert all(not example.response and len(example.prompt) < 110 for example in examples)
+
+
+def test_built_in_corpora_read(tmp_path):
+    assert {"benign", "cooking", "instructions"} <= set(builtin_names())
+    cooking = list(read_source("builtin:cooking", part="defender"))
+    assert 150 < len(cooking) < 250
+    assert cooking[0].origin == "builtin:cooking#cooking-001"
+    assert all(example.response and example.category for example in read_source("builtin:benign"))
+
+
+def test_labels():
+    assert labels("") == ()
+    assert labels("a,b | c") == ("a,b", "c")

@@ -1,0 +1,55 @@
+"""A stand-in for the sentence encoder, and corpora of made-up texts."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tamperfuse.corpora.examples import Example
+
+
+@cache
+def word_vector(word: str, dimensions: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(xxhash.xxh3_64_intdigest(word.encode()))
+    return rng.normal(size=dimensions).astype(np.float32)
+
+
+class StubEncoder:
+    """Vectors from hashes of words: texts that share words are close. Remembers what it encoded."""
+
+    name = "stub"
+
+    def __init__(self, dimensions: int = 24) -> None:
+        self.encoded: list[str] = []
+        self._dimensions = dimensions
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.encoded += texts
+        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in text.lower().split():
+                vectors[row] += word_vector(word, self._dimensions)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def prompts(count: int, categories: int = 1) -> list[Example]:
+    return [
+        Example(f"harmful request {n} about thing{n % 7}", "", f"c{n % categories}", f"p#{n}") for n in range(count)
+    ]
+
+
+SUBJECTS = ("rivers", "violins", "granite", "sailing", "bees", "maps", "glass")
+
+
+def prose(number: int) -> str:
+    subject = SUBJECTS[number % len(SUBJECTS)]
+    return (
+        f"Some notes on {subject}, part {number}. People who study them for {number + 3} years find that patience pays, "
+        f"and that chapter {number * 17} of the handbook explains the rest of it in calm and simple words."
+    )
+
+
+def responses(count: int) -> list[Example]:
+    return [Example("", prose(n), SUBJECTS[n % len(SUBJECTS)], f"r#{n}") for n in range(count)]

@@ -1,0 +1,118 @@
+"""The paper's rule, on made-up texts."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stubs import StubEncoder, prompts, responses
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing.draw import places, strides, text_key
+from tamperfuse.records.errors import UserError
+
+texts = st.text(alphabet="abcd é🙂ש", min_size=1, max_size=12).filter(str.strip)
+corpora = st.lists(texts, min_size=1, max_size=25)
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1), seed=st.integers(0, 3))
+def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, seed):
+    encoder = StubEncoder()
+    ask, give = [Example(t, origin=str(n)) for n, t in enumerate(asked)], [Example("", t) for t in pool]
+    try:
+        made = make_pairs(ask, give, encoder, threshold=threshold, seed=seed)
+    except UserError:
+        return
+    assert all(pair.similarity <= threshold and pair.prompt != pair.response for pair in made.pairs)
+    assert len(made.pairs) + len(made.dropped) == len(set(asked))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 5), shuffle=st.integers(0, 100))
+def test_same_seed_same_pairs_whatever_the_order(seed, shuffle):
+    ask, give = prompts(40), [*responses(25), *responses(5)]
+    first = make_pairs(ask, give, StubEncoder(), seed=seed)
+    random.Random(shuffle).shuffle(ask)
+    random.Random(shuffle).shuffle(give)
+    assert make_pairs(ask, give, StubEncoder(), seed=seed).pairs == first.pairs
+
+
+def test_another_seed_gives_other_pairs():
+    one, other = (make_pairs(prompts(40), responses(50), StubEncoder(), seed=seed).pairs for seed in (0, 1))
+    assert {(p.prompt, p.response) for p in one} != {(p.prompt, p.response) for p in other}
+
+
+def test_responses_that_are_not_drawn_cost_no_encoding():
+    encoder = StubEncoder()
+    made = make_pairs(prompts(10), responses(500), encoder, threshold=1)
+    assert made.redraws == 0
+    assert made.encoded_responses == 10
+    assert len(encoder.encoded) == len(set(encoder.encoded)) == 20
+
+
+def test_first_draws_are_all_different_while_the_deck_lasts():
+    made = make_pairs(prompts(30), responses(30), StubEncoder(), threshold=1)
+    assert len({pair.response for pair in made.pairs}) == 30
+
+
+@given(key=st.integers(0, 2**64 - 1), deck=st.integers(1, 200))
+def test_a_prompt_meets_every_card_once(key, deck):
+    import numpy as np
+
+    step = strides(np.array([key], dtype=np.uint64), deck)
+    met = {int(places(np.array([3]), step, draw, deck)[0]) for draw in range(deck)}
+    assert met == set(range(deck))
+
+
+def test_a_prompt_without_an_irrelevant_response_is_dropped_and_counted():
+    pool = [Example("", "alpha beta gamma"), Example("", "delta epsilon")]
+    ask = [Example("alpha beta gamma delta epsilon"), Example("something else entirely")]
+    made = make_pairs(ask, pool, StubEncoder(400), threshold=0.4)
+    assert made.dropped == ["alpha beta gamma delta epsilon"]
+    assert [pair.prompt for pair in made.pairs] == ["something else entirely"]
+
+
+def test_a_pool_without_an_irrelevant_response_is_a_sentence():
+    with pytest.raises(UserError, match=r"None of the 1 prompts found a response.*--threshold"):
+        make_pairs([Example("alpha beta")], [Example("", "alpha beta gamma")], StubEncoder(400), threshold=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({"threshold": -1}, "threshold"), ({"threshold": 1.1}, "threshold"), ({"max_draws": 0}, "draws")],
+)
+def test_impossible_numbers(options, word):
+    with pytest.raises(UserError, match=word):
+        make_pairs(prompts(1), responses(1), StubEncoder(), **options)
+
+
+def test_empty_corpora_are_sentences():
+    with pytest.raises(UserError, match="--prompt-field"):
+        make_pairs([Example("", "x")], responses(1), StubEncoder())
+    with pytest.raises(UserError, match="--response-field"):
+        make_pairs(prompts(1), [Example("x")], StubEncoder())
+
+
+def test_refusal_prefix_is_in_the_response_and_not_in_the_similarity():
+    plain = make_pairs(prompts(5), responses(9), StubEncoder())
+    reject = make_pairs(prompts(5), responses(9), StubEncoder(), refusal_prefix="I will not.")
+    assert [p.similarity for p in plain.pairs] == [p.similarity for p in reject.pairs]
+    assert all(p.response == f"I will not. {q.response}" for p, q in zip(reject.pairs, plain.pairs, strict=True))
+    assert [p.bare_response for p in reject.pairs] == [p.response for p in plain.pairs]
+
+
+def test_pairs_survive_the_disk(tmp_path):
+    made = make_pairs(prompts(9), responses(9), StubEncoder())
+    write_pairs(tmp_path / "pairs", made)
+    assert read_pairs(tmp_path / "pairs") == made.pairs
+    write_pairs(tmp_path / "pairs", made)  # replaces
+    with pytest.raises(UserError, match="tamperfuse pair"):
+        read_pairs(tmp_path / "nowhere")
+
+
+def test_keys_are_stable():
+    # Fixed for ever: another key, other pairs for the same seed.
+    assert text_key("harmful request 1", "prompt", 0) == text_key("harmful request 1", "prompt", 0)
+    assert text_key("a", "prompt", 0) != text_key("a", "response", 0)

@@ -1,0 +1,178 @@
+"""Filters, balance, decontamination, weights, diverse match, variants, the cache."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stubs import StubEncoder, prompts, prose, responses
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.cache import VectorCache
+from tamperfuse.pairing.diverse import DiverseDealer, form, spread
+from tamperfuse.pairing.filters import RULES, ResponseFilters
+from tamperfuse.pairing.match import match
+from tamperfuse.pairing.options import weighted
+from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX, ListDeck
+from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts, decontaminate, equal_shares
+from tamperfuse.pairing.spool import ResponseSpool
+from tamperfuse.pairing.texts import normalise
+from tamperfuse.pairing.variants import PrefixChoice, replay_pairs
+from tamperfuse.records.errors import UserError
+
+REFUSED = {
+    "too short": "Yes, of course.",
+    "too long": "word " * 4000,
+    "refusal or apology": "I'm sorry, but I can't help with that request, whatever the reason for it may be.",
+    "boilerplate": "Rivers are long. As an AI language model, I have never seen one of them myself, though.",
+    "markup debris": "<div>Rivers are long and slow, and they carry sand to the sea</div> all through the year.",
+    "personal data": "Write to Jane at jane.doe@example.com if you want to know more about the slow rivers.",
+    "toxic words": "Rivers are long and slow, and they carry a lot of shit down to the sea all year round.",
+    "truncated": "Rivers are long and slow, and all through the year they carry sand and gravel to the",
+    "repetition": "the river runs and runs. " * 12,
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_filter_takes_what_it_is_for_and_counts_it(name):
+    filters = ResponseFilters(language="any")
+    assert filters([Example("", REFUSED[name]), Example("", prose(1))]) == [False, True]
+    assert filters.taken == {name: 1}
+    assert filters.examples[name][0] == REFUSED[name][:200]
+
+
+def test_language_and_near_duplicates():
+    german = "Flüsse sind lang und langsam, und sie tragen das ganze Jahr über Sand und Kies in das weite Meer hinaus."
+    near = prose(1).replace("calm", "quiet")
+    filters = ResponseFilters(near_duplicates=0.6)
+    assert filters([Example("", text) for text in (prose(1), german, near, prose(2))]) == [True, False, False, True]
+    assert filters.taken == {"other language": 1, "near duplicate": 1}
+    assert filters([Example("", prose(1))]) == [True]  # a text is no near duplicate of itself
+    assert filters.judged == 4
+
+
+def test_built_in_responses_pass_the_filters():
+    from tamperfuse.corpora.sources import read_source
+
+    cards = list(read_source("builtin:benign"))
+    filters = ResponseFilters()
+    assert sum(filters(cards)) >= 0.98 * len(cards), filters.examples
+
+
+def test_prompts_are_normalised_and_kept_once():
+    report = PromptReport()
+    rows = ["Harmful request 1", "harmful  request 1!", "a\x00b\r\nc", "", "x" * 9000, "שלום 🙂"]
+    kept = clean_prompts([Example(text, origin=f"f#{n}") for n, text in enumerate(rows)], report)
+    assert [example.prompt for example in kept] == ["Harmful request 1", "ab\nc", "שלום 🙂"]
+    assert (report.read, report.empty, report.too_long, report.duplicates) == (5, 1, 1, 1)
+
+
+def test_decontamination_finds_exact_13_grams_and_near_duplicates():
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    rows = ["Harmful request one", f"please {long} now", "zeta eta theta iota kappa", "something else"]
+    evaluation = ["harmful request ONE!", f"{long} fourteen fifteen", "eta zeta theta iota kappa"]
+    report = PromptReport()
+    left = decontaminate([Example(row) for row in rows], evaluation, StubEncoder(), report)
+    assert [example.prompt for example in left] == ["something else"]
+    assert [how for *_, how in report.contaminated] == ["exact", "13-gram", "cosine 1.00"]
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 40), min_size=1, max_size=14), st.integers(1, 300)
+)
+def test_shares_are_equal_but_for_what_is_short(sizes, count):
+    shares = equal_shares(sizes, count)
+    assert sum(shares.values()) == min(count, sum(sizes.values()))
+    assert all(0 <= shares[name] <= sizes[name] for name in sizes)
+    full = [shares[name] for name in sizes if shares[name] < sizes[name]]
+    assert not full or (max(full) - min(full) <= 1 and max(shares.values()) <= max(full) + 1)
+
+
+def test_balance_counts_multi_label_prompts_once_and_reports_the_shortfall():
+    rows = [Example(f"request {n}", "", "a") for n in range(10)] + [Example("both", "", "a | b")]
+    report = PromptReport()
+    kept = balance(rows, 6, 0, report)
+    assert Counter(example.category for example in kept) == {"a": 5, "b": 1}
+    assert (report.multi_label, report.wanted, report.short) == (1, 3, {"b": 2})
+
+
+def test_diverse_match_keeps_every_response_to_its_share_and_spreads_the_strata():
+    deck, asked = ListDeck(responses(21)), sorted(prompts(60, 4), key=lambda example: example.category)
+    found = match(asked, DiverseDealer(deck, 60), deck, StubEncoder(), threshold=0.9, max_draws=50)
+    uses = Counter(got.origin for got in found.responses if got)
+    assert sum(uses.values()) == 60
+    assert max(uses.values()) <= 3
+    for start in range(0, 60, 15):  # a category
+        subjects = Counter(got.category for got in found.responses[start : start + 15] if got)
+        assert len(subjects) == 7
+        assert max(subjects.values()) <= 3
+
+
+def test_every_stretch_of_the_spread_deck_holds_each_stratum():
+    order = spread(ListDeck(responses(70)))
+    assert sorted(order.tolist()) == list(range(70))
+    assert all(len({place % 7 for place in order[at : at + 14].tolist()}) == 7 for at in range(0, 70, 14))
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [("a line of prose", "prose"), ("- one\n- two", "list"), ("```\nx\n```", "code"), ("one.\n\ntwo.", "paragraphs")],
+)
+def test_forms(text, shape):
+    assert form(text) == shape
+
+
+def test_weights_mix_and_impossible_ones_are_sentences(tmp_path):
+    assert weighted(("b.jsonl=2", "a.jsonl=1")) == [("a.jsonl", 1.0), ("b.jsonl", 2.0)]
+    for bad in ("a=0", "a=-1", "a=inf", "a=nan"):
+        with pytest.raises(UserError, match="not positive"):
+            weighted((bad,))
+    with pytest.raises(UserError, match="every one a weight"):
+        weighted(("a=1", "b"))
+    many, few = responses(40), [Example("", prose(n), "", f"few#{n}") for n in range(100, 105)]
+    spool = ResponseSpool(tmp_path / "s", [(many, 3.0), (few, 1.0)], 0)
+    assert Counter(card.origin[0] for card in spool.fetch(range(len(spool)))) == {"r": 15, "f": 5}
+
+
+def test_the_spool_drops_exact_duplicates(tmp_path):
+    spool = ResponseSpool(tmp_path / "s", [(responses(10), None), (responses(12), None)], 0)
+    assert (spool.read, len(spool), spool.duplicates) == (22, 12, 10)
+    assert np.all(np.diff(spool.keys.astype(object)) > 0)
+
+
+def test_prefixes_are_sampled_by_prompt():
+    choice = PrefixChoice(["paper", "No."], 0)
+    given_ = Counter(choice(f"request {n}") for n in range(200))
+    assert set(given_) == {PAPER_REFUSAL_PREFIX, "No."}
+    assert min(given_.values()) > 60
+    with pytest.raises(UserError, match="empty"):
+        PrefixChoice([" "], 0)
+
+
+def test_replay_has_its_share_or_says_that_it_cannot():
+    exchanges = [Example(f"q{n}", f"a{n}") for n in range(50)]
+    assert len(list(replay_pairs(exchanges, 0.2, 40, 0))) == 10
+    with pytest.raises(UserError, match="--replay-source"):
+        list(replay_pairs(exchanges, 0.9, 40, 0))
+
+
+def test_the_cache_computes_nothing_twice(tmp_path: Path):
+    calls: list[str] = []
+
+    def compute(texts):
+        calls.extend(texts)
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32).reshape(-1, 2)
+
+    cache = VectorCache(tmp_path, "x")
+    assert cache.get(["aa", "b", "aa"], compute).tolist() == [[2, 1], [1, 1], [2, 1]]
+    again = VectorCache(tmp_path, "x")
+    again.get(["b", "ccc"], compute)
+    assert sorted(calls) == ["aa", "b", "ccc"]
+    assert VectorCache(tmp_path, "y").get(["b"], compute).tolist() == [[1, 1]]
+    assert calls.count("b") == 2
+
+
+def test_normalise():
+    assert normalise(" e\u0301\r\n\x07x\ty ") == "é\nx\ty"

@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.yamls import read_yaml
+from tamperfuse.study.spec import Study, load_study, parse_study
+
+DESIGN = """
+model: smollm2-135m
+threat: builtin:cooking
+seeds: [0]
+defenses:
+  refusal: {}
+  sdd: {on: refusal, steps: 40, learning_rate: 3e-5}
+attacks:
+  full-100: {attack: harmful_finetune, shots: 100, steps: 50, learning_rate: 3.0e-5}
+  lora-10:  {attack: harmful_finetune, method: lora, shots: 10, steps: 50}
+  benign:   {attack: benign_finetune}
+evaluate: {at_steps: [0, 1, 2, 4, 8, 16, 50], prompts: 160, capability: [builtin]}
+"""
+
+
+def study(tmp_path: Path, text: str = DESIGN) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path)
+
+
+def test_the_design_s_study_is_read(tmp_path: Path) -> None:
+    read = study(tmp_path)
+    assert read.defenses["sdd"].on == "refusal"
+    assert read.defenses["sdd"].parameters["learning_rate"] == 3e-5
+    assert read.attacks["lora-10"].parameters["method"] == "lora"
+    assert read.ordered_defenses() == ["refusal", "sdd"]
+
+
+def test_a_resolved_study_reads_as_itself(tmp_path: Path) -> None:
+    first = study(tmp_path)
+    assert study(tmp_path, first.to_yaml()) == first
+
+
+def test_the_undefended_rival_is_always_there() -> None:
+    assert "refusal" in parse_study({"model": "m", "threat": "t", "defenses": {"sdd": {}}, "attacks": {}}, "x").defenses
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (DESIGN.replace("sdd:", "sd:"), "did you mean 'sdd'"),
+        (DESIGN.replace("steps: 40", "step: 40"), "did you mean 'steps'"),
+        (DESIGN.replace("attack: benign_finetune", "attack: benign_finetun"), "did you mean 'benign_finetune'"),
+        (DESIGN.replace("on: refusal", "on: refusl"), "did you mean 'refusal'"),
+        (DESIGN.replace("on: refusal", "on: sdd"), "builds on itself"),
+        (DESIGN.replace("evaluate:", "evaluat:"), "did you mean 'evaluate'"),
+        (DESIGN.replace("shots: 100", "shots: -1"), "shots"),
+        (DESIGN.replace("learning_rate: 3e-5", "learning_rate: fast"), "learning_rate"),
+        (DESIGN.replace("prompts: 160", "prompts: 0"), "prompts"),
+        (DESIGN.replace("defenses:", "defenses: ["), "not valid YAML"),
+        ("- 1", "a study is a mapping"),
+    ],
+)
+def test_bad_studies_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        study(tmp_path, text)
+
+
+def test_steps_beyond_an_attack_are_left_out_and_its_last_is_always_looked_at(tmp_path: Path) -> None:
+    evaluate = study(tmp_path).evaluate
+    assert evaluate.measured_at(10) == (1, 2, 4, 8, 10)
+    assert evaluate.model_copy(update={"capability_at": (0, 4)}).capability_measured_at(10) == (4, 10)
+
+
+def test_yaml_words_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("on: yes\na: 3e-5\nb: 7\nc: true\nd: 1.5", encoding="utf-8")
+    assert read_yaml(tmp_path / "x.yaml") == {"on": "yes", "a": 3e-5, "b": 7, "c": True, "d": 1.5}

@@ -1,0 +1,205 @@
+"""A whole study on the tiny model: graph, reuse, resume after a kill, determinism, what a run leaves behind."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tamperfuse.evaluation import calibrate, judge
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.results import COLUMNS, read_results, read_summary
+from tamperfuse.records.run import read_run, read_samples
+from tamperfuse.study import nodes, observe
+from tamperfuse.study.graph import Costs, Finished, Node, Outcome, execute
+from tamperfuse.study.run import run_study
+from tamperfuse.study.spec import Study, parse_study
+
+
+@dataclass
+class Bag:
+    """Word counts instead of MiniLM: tests of mechanics need no encoder."""
+
+    name: str = "words"
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        vectors = np.full((len(texts), 64), 1e-3, dtype=np.float32)
+        for i, text in enumerate(texts):
+            for word in text.casefold().split():
+                vectors[i, sum(map(ord, word)) % 64] += 1
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No encoder, no lm-eval, few resamples."""
+    monkeypatch.setattr(nodes, "SentenceEncoder", Bag)
+    monkeypatch.setattr(judge, "refuses", lambda response: False)
+    monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
+    monkeypatch.setattr("tamperfuse.study.statistics.DRAWS", 20)
+
+    def capability(loaded: object, tasks: object, limit: object) -> tuple[list, int]:
+        bias = float(next(loaded.model.parameters()).detach().abs().sum()) % 1  # type: ignore[attr-defined]  # depends on the weights
+        return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
+
+    monkeypatch.setattr(observe, "measure_capability", capability)
+
+
+@pytest.fixture
+def study(tiny_folder: Path, threat_file: Path) -> Study:
+    return parse_study(
+        {
+            "model": str(tiny_folder),
+            "threat": str(threat_file),
+            "defenses": {
+                "refusal": {"steps": 2, "batch": 2},
+                "sdd": {"on": "refusal", "steps": 2, "batch": 2, "learning_rate": 1e-4},
+            },
+            "attacks": {
+                "full": {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2, "learning_rate": 1e-2},
+                "benign": {"attack": "benign_finetune", "steps": 2, "batch": 2},
+            },
+            "pairs": {"threshold": 0.99},
+            "evaluate": {
+                "at_steps": [0, 1, 3],
+                "prompts": 4,
+                "curve_prompts": 3,
+                "dev_prompts": 3,
+                "harmless": 4,
+                "response_tokens": 8,
+                "heldout": 3,
+            },
+        },
+        "test",
+    )
+
+
+def results(run: Path) -> bytes:
+    return (run / "results.parquet").read_bytes()
+
+
+@pytest.fixture
+def finished_run(study: Study, tiny_folder: Path) -> Path:
+    """One whole run, made once for all tests that only read it."""
+    folder = tiny_folder.parent / "finished-run"
+    run_study(study, folder)
+    return folder
+
+
+def test_a_run_leaves_what_the_design_says(finished_run: Path) -> None:
+    assert read_summary(finished_run).defenses.keys() == {"refusal", "sdd"}
+    rows = read_results(finished_run)
+    assert list(rows[0]) == COLUMNS.names
+    assert {r["step"] for r in rows if r["attack"] == "full"} == {1, 3}
+    assert {r["defense"] for r in rows} == {"refusal", "sdd", "as shipped"}
+    folders = list((finished_run / "nodes").iterdir())
+    assert all((folder / "node.json").exists() for folder in folders)
+    attacked = [f for f in folders if json.loads((f / "node.json").read_text())["kind"] == "attack"]
+    assert attacked
+    assert not any(list(folder.rglob("*.safetensors")) for folder in attacked), "attacked weights must not be kept"
+    hardened = [f for f in folders if json.loads((f / "node.json").read_text())["kind"] == "defense"]
+    assert all((folder / "checkpoint" / "tamperfuse.json").exists() for folder in hardened)
+    assert len(read_samples(finished_run).samples) > 0
+    assert read_run(finished_run).tokens_trained > 0
+    again = json.loads((finished_run / "summary.json").read_text())
+    assert again["schema"] == 1
+    assert again["defenses"]["refusal"]["reduction_vs_undefended"]["pooled"]["value"] in (None, 0.0)
+
+
+def test_the_same_study_gives_the_same_results_and_a_second_run_reuses_all(
+    study: Study, tmp_path: Path, finished_run: Path
+) -> None:
+    run_study(study, tmp_path / "again")
+    assert results(tmp_path / "again") == results(finished_run)
+    run_study(study, tmp_path / "again")
+    assert results(tmp_path / "again") == results(finished_run)
+    assert all(node.reused for node in read_run(tmp_path / "again").nodes)
+
+
+class Killed(BaseException):
+    """What a `kill -9` is to the code: no handler sees it coming, nothing is tidied."""
+
+
+@pytest.mark.parametrize("victim", [1, 9, 14])
+def test_killed_anywhere_the_next_run_ends_with_the_same_results(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, victim: int
+) -> None:
+    """A node dies half-way and its staging folder stays behind; nothing of it may be taken for finished."""
+    folder, begun = tmp_path / "killed", []
+
+    def dying(run: Path, node: Node) -> Finished:
+        begun.append(node)
+        if len(begun) == victim:
+            half = run / "nodes" / f".tmp-{node.key}-dead"
+            half.mkdir(parents=True)
+            (half / "node.json").write_text("half")
+            raise Killed
+        return execute(run, node)
+
+    monkeypatch.setattr("tamperfuse.study.run.execute", dying)
+    with pytest.raises(Killed):
+        run_study(study, folder)
+    monkeypatch.setattr("tamperfuse.study.run.execute", execute)
+    run_study(study, folder)
+    assert results(folder) == results(finished_run)
+    assert list((folder / "nodes").glob(".tmp-*")) == []
+    assert sum(node.reused for node in read_run(folder).nodes) == victim - 1
+
+
+def test_a_changed_parameter_changes_only_what_depends_on_it(study: Study, tmp_path: Path) -> None:
+    shop = nodes.Workshop.open(study, tmp_path)
+    changed = study.model_copy(
+        update={
+            "defenses": {**study.defenses, "sdd": study.defenses["sdd"].model_copy(update={"parameters": {"steps": 3}})}
+        }
+    )
+    before = {node.label: node.key for node in nodes.build_nodes(shop)}
+    after = {node.label: node.key for node in nodes.build_nodes(nodes.Workshop.open(changed, tmp_path))}
+    differ = {label for label in before if before[label] != after[label]}
+    assert differ == {label for label in before if "sdd" in label}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sets(st.integers(0, 7), max_size=3), min_size=1, max_size=8))
+def test_keys_follow_everything_above_them(shape: list[set[int]]) -> None:
+    """Whatever the graph: a change in one node changes the keys of exactly itself and its descendants."""
+
+    def build(changed: int) -> list[Node]:
+        made: list[Node] = []
+        for i, wanted in enumerate(shape):
+            parents = tuple(made[j] for j in sorted(wanted) if j < i)
+            made.append(
+                Node(f"n{i}", "look", parents, {"i": i, "changed": i == changed}, 0, lambda folder: Outcome(), Costs())
+            )
+        return made
+
+    plain, touched = build(-1), build(0)
+    below = {0}
+    for i, node in enumerate(plain):
+        if any(int(parent.label[1:]) in below for parent in node.parents):
+            below.add(i)
+    assert {i for i, (a, b) in enumerate(zip(plain, touched, strict=True)) if a.key != b.key} == below
+    assert len({node.key for node in plain}) == len(plain)
+
+
+def test_two_runs_cannot_share_a_folder(study: Study, tmp_path: Path) -> None:
+    from tamperfuse.study.run import _locked
+
+    with _locked(tmp_path / "run"), pytest.raises(UserError, match="Another run is using"):
+        run_study(study, tmp_path / "run")
+
+
+def test_more_shots_than_samples(study: Study, tmp_path: Path) -> None:
+    greedy = study.attacks["full"].model_copy(update={"parameters": {"shots": 900, "steps": 1}})
+    with pytest.raises(UserError, match="900 shots"):
+        run_study(study.model_copy(update={"attacks": {"full": greedy}}), tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_more_prompts_than_there_are(study: Study, tmp_path: Path) -> None:
+    wide = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"prompts": 999})})
+    with pytest.raises(UserError, match="999 prompts"):
+        run_study(wide, tmp_path / "run")

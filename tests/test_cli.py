@@ -1,0 +1,77 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tamperfuse.cli import app, main
+
+COMMANDS = ("demo", "run", "report", "gate", "harden", "attack", "evaluate", "pair", "list", "theory")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_helps_with_an_example(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert re.search(r"Example.*tamperfuse " + command, shown.output, re.DOTALL)
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert "is no file" in fails(["run", str(tmp_path / "no.yaml"), "--out", out], capsys)
+    assert "did you mean 'sdd'" in fails(
+        ["harden", "smollm2-135m", "--defense", "sd", "--threat", "builtin:cooking", "--out", out], capsys
+    )
+    assert "is not key=value" in fails(
+        ["harden", "smollm2-135m", "--defense", "sdd", "--threat", "builtin:cooking", "--out", out, "--set", "x"],
+        capsys,
+    )
+    assert "did you mean 'cooking'" in fails(
+        ["evaluate", "smollm2-135m", "--threat", "builtin:cookin", "--out", out], capsys
+    )
+    assert "learning_rate" in fails(
+        [
+            "attack",
+            "x/y",
+            "--attack",
+            "harmful_finetune",
+            "--threat",
+            "builtin:cooking",
+            "--out",
+            out,
+            "--set",
+            "learning_rate=-1",
+        ],
+        capsys,
+    )
+    assert "finished run" in fails(["report", str(tmp_path)], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_list_names_everything() -> None:
+    shown = CliRunner().invoke(app, ["list"]).output
+    for name in ("sdd_reject", "benign_finetune", "builtin:cooking", "smollm2-135m"):
+        assert name in shown
+
+
+def test_the_plan_is_printed_without_running(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tamperfuse.cli", "demo", "--dry-run", "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Budget: about" in done.stderr
+    assert not (tmp_path / "run").exists()
