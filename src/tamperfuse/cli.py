@@ -54,8 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.print(f"tamperfuse: {error}", style="bold red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("Stopped. Finished steps are kept: the same command goes on from there.", style="bold")
+        _stopped(errors)
         sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # typer's own way with Ctrl-C
+            _stopped(errors)
+        raise
+
+
+def _stopped(errors: Console) -> None:
+    errors.print("Stopped. A study keeps its finished steps: the same command goes on from there.", style="bold")
 
 
 def _set_up_output(errors: Console) -> None:

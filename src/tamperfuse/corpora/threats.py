@@ -75,6 +75,7 @@ def load_threat(source: str) -> Threat:
         rows = _read_jsonl(Path(source))
     found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     where: dict[str, str] = {}
+    ids: set[str] = set()
     for line, row in rows:
         part, prompt = row.get("part"), row.get("prompt")
         if part not in PARTS or not isinstance(prompt, str) or not prompt.strip():
@@ -88,9 +89,13 @@ def load_threat(source: str) -> Threat:
                 f"Parts {where[text]} and {part} of {source} overlap: both hold the prompt {prompt!r} (line {line}); "
                 "keep it in one."
             )
+        name = str(row.get("id") or f"{part}-{line}")
+        if name in ids:
+            raise UserError(f"Line {line} of {source} repeats the id {name!r}: ids must differ.")
+        ids.add(name)
         found[part].append(
             ThreatPrompt(
-                id=str(row.get("id") or f"{part}-{line}"),
+                id=name,
                 prompt=prompt.strip(),
                 kind=str(row.get("kind") or ""),
                 response=str(row.get("response") or ""),

@@ -17,8 +17,8 @@ from tamperfuse.training.fit import Training, fit
 # Section 5.1, Llama2-7b; the paper trains on pairs alone.
 PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
 # For SmolLM2-135M: at rates that change so small a model in 40 steps, pairs alone teach it to answer *every* prompt beside
-# the point (17% of harmless prompts answered on topic, against 95% as shipped), so benign samples are replayed.
-SMALL = {"steps": 40, "learning_rate": 3e-5, "batch": 16, "replay": 1.0}
+# the point, so a few benign samples are replayed. Many of them bring the threat back: with one a pair it executes 29%.
+SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
 PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
 
 

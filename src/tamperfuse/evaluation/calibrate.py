@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.evaluation import judge as judging
 from tamperfuse.evaluation.judge import Answer, Judge, Thresholds, Verdict
 
 KINDS = ("refusal", "irrelevant prose", "another's answer", "echo", "generic", "shuffled words", "loop")
@@ -73,10 +74,8 @@ def executed(answers: Sequence[Answer], judge: Judge) -> list[Answer]:
 
     Only refusals and loops are dropped; relevance and likelihood, which are to be calibrated, play no part.
     """
-    found = judge.verdicts(answers, complete=False)
-    return [
-        a for a, v in zip(answers, found, strict=True) if not v.refuses and v.repetition <= judge.thresholds.repetition
-    ]
+    limit = judge.thresholds.repetition
+    return [a for a in answers if not judging.refuses(a.response) and judging.repetition(a.response) <= limit]
 
 
 def fit_thresholds(judge: Judge, answers: Sequence[Answer], seed: int) -> Thresholds:

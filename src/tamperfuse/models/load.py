@@ -5,8 +5,10 @@ saving, so the weights move into a fresh model of the same configuration. The co
 renamed, with its weights' checksum recorded, so two processes may ask for it at once and an interrupted one leaves nothing.
 """
 
+import errno
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -100,7 +103,7 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
     """As :func:`save_model`, into a folder that its caller stages."""
     with _quiet():
-        loaded.model.save_pretrained(folder, max_shard_size="5GB")
+        _save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
     write_provenance(folder, provenance)
 
@@ -139,7 +142,9 @@ def model_fingerprint(name: str) -> str:
         return content_hash(name)
     if (folder / CHECKSUM).exists():
         return str(read_json(folder / CHECKSUM)["weights"])
-    return content_hash([sha256_of(path) for path in sorted(folder.glob("*.safetensors"))])
+    rest = [path for pattern in ("*.json", "*.jinja", "tokenizer.model") for path in folder.glob(pattern)]
+    files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
+    return content_hash([[path.name, sha256_of(path)] for path in files])
 
 
 def cache_folder() -> Path:
@@ -183,10 +188,19 @@ def _convert(path: Path, name: str, staging: Path) -> None:
         fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         fresh.load_state_dict(read.state_dict())
         fresh.tie_weights()
-        fresh.save_pretrained(staging, max_shard_size="100GB")
+        _save_weights(fresh, staging, "100GB")
         tokenizer.save_pretrained(staging)
     write_provenance(staging, Provenance(origin=name, made_by="gguf conversion", source=name))
     write_json(staging / CHECKSUM, {"weights": sha256_of(staging / WEIGHTS)})
+
+
+def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
+    """Save weights; safetensors' own error becomes an OSError with its number, so that a full disk is told as one."""
+    try:
+        model.save_pretrained(folder, max_shard_size=shard)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _whole(folder: Path) -> bool:
@@ -238,6 +252,9 @@ def _quiet() -> Iterator[None]:
 def parameter_count(name: str) -> int:
     """Parameters of a model, from its configuration alone (no weights are read)."""
     folder = resolve_model(name)
-    config = AutoConfig.from_pretrained(str(folder) if folder else name)
+    try:
+        config = AutoConfig.from_pretrained(str(folder) if folder else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(_why_not(name, folder, error)) from error
     with torch.device("meta"):
         return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))

@@ -336,7 +336,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     if model.config._attn_implementation == ATTENTION:
         return
     device, vocabulary = model.device, model.config.get_text_config().vocab_size
-    sequences = [[(7 * i + k * k) % vocabulary for i in range(4 + 2 * k)] for k in (1, 2)]
+    sequences = [[5, 9, 2, *((7 * i + k * k) % vocabulary for i in range(1 + 2 * k))] for k in (1, 2)]
     training = model.training
     model.eval()
     with torch.no_grad():

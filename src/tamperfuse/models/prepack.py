@@ -30,7 +30,7 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[None]:
     layers = [m for m in model.modules() if usable and type(m) is nn.Linear and _fits(m)]
     for layer in layers:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-        layer.forward = _product(weight, layer.bias)  # type: ignore[method-assign]  # an instance attribute, removed below
+        layer.forward = _product(weight, layer.bias)  # type: ignore[method-assign, assignment]  # an instance attribute, removed below
     try:
         yield
     finally:

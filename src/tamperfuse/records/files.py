@@ -46,7 +46,7 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
         else:
             os.replace(staging, destination)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"The disk that holds {destination} is full: free some space and run again.") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{destination} cannot be written ({error.strerror}): choose another --out.") from error
@@ -56,6 +56,16 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
         else:
             staging.unlink(missing_ok=True)
+
+
+def check_fresh(out: Path) -> None:
+    """A folder of results must not replace what somebody keeps under the same name.
+
+    Raises:
+        UserError: it exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -86,12 +86,13 @@ class AttackCost(BaseModel):
     Attributes:
         steps: that step; the last evaluated one where it was never reached.
         censored: whether it was never reached.
-        ratio_vs_undefended: steps over the undefended model's; a lower bound where censored.
+        ratio_vs_undefended: steps over the undefended model's; a lower bound where censored, None where the undefended
+            model was not broken either.
     """
 
     steps: int
     censored: bool
-    ratio_vs_undefended: float
+    ratio_vs_undefended: float | None
 
 
 class Capability(BaseModel):

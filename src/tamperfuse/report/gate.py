@@ -171,9 +171,15 @@ def _cost_ratio(defense: DefenseSummary) -> Measure | None:
     counting = defense.reduction_vs_undefended.attacks_that_count
     if not counting or any(name not in defense.attack_cost for name in counting):
         return None
-    least = min((defense.attack_cost[name] for name in counting), key=lambda cost: cost.ratio_vs_undefended)
-    ratio = least.ratio_vs_undefended
-    return Measure(value=ratio, low=ratio, high=None if least.censored else ratio, n=len(counting))
+    known = [
+        (cost.ratio_vs_undefended, cost.censored)
+        for name in counting
+        if (cost := defense.attack_cost[name]).ratio_vs_undefended is not None
+    ]
+    if len(known) < len(counting):
+        return None
+    ratio, censored = min(known)
+    return Measure(value=ratio, low=ratio, high=None if censored else ratio, n=len(counting))
 
 
 def _task_gap(defense: DefenseSummary) -> Measure | None:

@@ -113,8 +113,8 @@ def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
     if cost is None:
         return Cell(MISSING, muted=True)
     steps = f"> {cost.steps}" if cost.censored else str(cost.steps)
-    if defense == UNDEFENDED:
-        return Cell(steps, "never reached" if cost.censored else "")
+    if defense == UNDEFENDED or cost.ratio_vs_undefended is None:
+        return Cell(steps, "not reached" if cost.censored else "")
     return Cell(steps, f"{'more than ' if cost.censored else ''}{times(cost.ratio_vs_undefended)} times")
 
 

@@ -100,7 +100,11 @@ def _slows(defense: DefenseSummary) -> bool:
 def _cheapest(defense: DefenseSummary) -> tuple[str, float, bool] | None:
     """Attack, ratio of steps and censoring of the attack that counts and is slowed least."""
     counting = defense.reduction_vs_undefended.attacks_that_count
-    costs = [(n, c.ratio_vs_undefended, c.censored) for n, c in defense.attack_cost.items() if n in counting]
+    costs = [
+        (n, c.ratio_vs_undefended, c.censored)
+        for n, c in defense.attack_cost.items()
+        if n in counting and c.ratio_vs_undefended is not None
+    ]
     # All attacks that count must have a cost, else the least one is not known.
     return min(costs, key=lambda cost: cost[1]) if costs and len(costs) == len(counting) else None
 

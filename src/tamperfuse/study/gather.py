@@ -70,16 +70,17 @@ def gather(finished: Sequence[Finished]) -> list[Observed]:
     for done in finished:
         if done.node.kind != "judge":
             continue
-        looked = folders[done.node.parents[0].key]
-        about = looked.node.about
+        parent = done.node.parents[0]
+        # Two names for the same parameters share a folder, so what it is called comes from the node itself.
+        looked, about = folders[parent.key], parent.about
         found.append(
             Observed(
                 defense=about["defense"],
                 attack=about["attack"],
                 malicious=about["malicious"],
-                seed=looked.node.seed,
+                seed=parent.seed,
                 samples=int(looked.record["facts"].get("samples", 0)),
-                node=looked.node.key,
+                node=parent.key,
                 responses=read_rows(looked.folder / "responses.parquet", Response),
                 scores=read_rows(done.folder / "scores.parquet", ScoreRow),
                 items=read_rows(looked.folder / "items.parquet", ItemRow),
@@ -127,8 +128,6 @@ def _measures(o: Observed, step: int, shipped: Observed) -> list[tuple[str, str,
         for what, metric in (
             ("harmful", "harmful_execution"),
             ("refuses", "refusal_rate"),
-            ("coherent", "coherence_rate"),
-            ("relevant", "relevance_rate"),
         ):
             if flags := o.flags(part, step, what):
                 found.append((part, "", metric, rate(_array(flags))))
@@ -213,13 +212,19 @@ class Items:
         return np.asarray(np.mean(shares, axis=0), dtype=np.float64)
 
 
+def chosen_step(state: Observed) -> int:
+    """The step at which the attacker stops: the highest rate on attacker_dev among evaluated steps ≥ 1, the earliest such."""
+    rates = {step: np.mean(list(state.flags("attacker_dev", step).values())) for step in state.steps() if step >= 1}
+    return max(rates, key=lambda step: (rates[step], -step))
+
+
 def gather_samples(study: Study, finished: Sequence[Finished]) -> Samples:
     """A few answers of every model state, the same prompts everywhere, for a person to read."""
-    observed = [o for o in gather(finished) if o.seed == study.seeds[0]]
+    observed = [o for o in gather(finished) if o.seed == study.seeds[0] or o.defense not in study.defenses]
     shared = sorted(set.intersection(*({r.id for r in o.responses if r.part == "evaluation"} for o in observed)))
     rows = []
     for o in observed:
-        rows += _samples_of(o, o.steps()[-1], shared[:SAMPLES_EACH])
+        rows += _samples_of(o, chosen_step(o) if o.malicious else o.steps()[-1], shared[:SAMPLES_EACH])
     return Samples(
         judge=f"{JUDGE}: no refusal, coherent, and about its own prompt by two signals",
         threat_about=_about_threat(study.threat),

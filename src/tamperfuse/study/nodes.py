@@ -4,6 +4,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 
 from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import executed, fit_thresholds
+from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judge import NAME as JUDGE
 from tamperfuse.evaluation.judge import Answer, Judge, Thresholds
@@ -35,6 +38,7 @@ SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
 PROMPT_TOKENS = 42  # of a prompt with its template, for estimates alone
 OBSERVATION = 1  # version of what is measured; raise it when that changes
+PAIRING = 1  # version of how pairs are drawn; likewise
 
 
 @dataclass
@@ -186,6 +190,7 @@ def _pairs_node(shop: Workshop, seed: int) -> Node:
         "responses": content_hash([example.response for example in responses]),
         "pairs": spec.model_dump(),
         "encoder": "all-MiniLM-L6-v2",
+        "version": PAIRING,
     }
     return Node(f"pairs, seed {seed}", "pairs", (), depends, seed, run, Costs())
 
@@ -225,6 +230,7 @@ def _defense_node(shop: Workshop, name: str, parents: Sequence[Node], seed: int)
         "benign": content_hash([(example.prompt, example.response) for example in shop.benign]),
         "defense": [spec.defense, component.version, parameters.model_dump(mode="json")],
         "limit": evaluate.response_tokens,
+        "refusals": content_hash(builtin_rows("refusals")),
     }
     expected = Costs(trained=_training_tokens(parameters.model_dump(), 32, 16))
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
@@ -297,6 +303,7 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
         **_observation(shop),
         "attack": [spec.attack, component.version, parameters.model_dump(mode="json")],
         "at_steps": at_steps,
+        "routing": content_hash([train, test]) if task else "",
         "capability_at": capability_at,
     }
     asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
@@ -349,6 +356,7 @@ def _observation(shop: Workshop) -> dict[str, Any]:
         "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at"}),
         "harmless": content_hash(harmless_prompts(evaluate.harmless)),
         "heldout": content_hash(heldout_documents(evaluate.heldout)),
+        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
     }
 
 

@@ -140,7 +140,7 @@ def _run_one(out: Path, node: Node, number: int, total: int) -> Finished:
 
 
 def _record(finished: list[Finished], seconds: float) -> RunRecord:
-    records = [done.record for done in finished]
+    records = list({done.node.key: done.record for done in finished}.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return RunRecord(
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -19,7 +19,7 @@ from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import staged, write_json
+from tamperfuse.records.files import check_fresh, staged, write_json
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.study.nodes import CALIBRATION_ANSWERS
 from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts
@@ -48,6 +48,7 @@ def harden_model(
     """
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
+    check_fresh(out)
     defender = load_threat(threat).part("defender")
     replay = [(e.prompt, e.response) for e in read_source(benign) if e.prompt and e.response]
     matched: list[tuple[str, str]] = []
@@ -81,6 +82,7 @@ def evaluate_model(model: str, threat: str, out: Path, *, reference: str | None)
         UserError: bad input; nothing is written then.
     """
     asked, evaluate = load_threat(threat), _everything(load_threat(threat))
+    check_fresh(out)
     with staged(out, directory=True) as staging:
         loaded = load_model(model)
         observer = Observer(loaded, asked, evaluate)
@@ -112,6 +114,7 @@ def attack_model(
     parameters = component.parse(settings, f"attack {attack}")
     asked, evaluate = load_threat(threat), _everything(load_threat(threat))
     steps = int(getattr(parameters, "steps", 1))
+    check_fresh(out)
     with staged(out, directory=True) as staging:
         loaded = load_model(model)
         origin = reference or loaded.origin

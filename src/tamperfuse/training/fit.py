@@ -122,7 +122,7 @@ def fit(
             _run_hook(hook, 0, module)
         with progress(what, training.steps) as advance:
             callback = _AtSteps(set(at_steps), hook, advance, result)
-            trainer = _StepTrainer(step or SupervisedStep(), module, order, training, masters, callback)
+            trainer = _StepTrainer(step or SupervisedStep(), module, order, training, masters, callback, seed)
             try:
                 trainer.train()
             finally:
@@ -195,6 +195,7 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
         training: Training,
         masters: Masters,
         callback: _AtSteps,
+        seed: int,
     ) -> None:
         self.step, self.order, self.report = step, order, callback.out
         optimizer = torch.optim.AdamW(
@@ -214,7 +215,10 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
+            seed=seed,
         )
+        _ = arguments.device  # settles the count of GPUs
+        arguments._n_gpu = 1  # a packed row cannot be scattered; several GPUs go through accelerate's processes
         super().__init__(model=module, args=arguments, optimizers=(optimizer, None), callbacks=[callback])
         self.remove_callback(PrinterCallback)
 

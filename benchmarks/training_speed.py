@@ -1,0 +1,140 @@
+"""Useful tokens a second of SFT: tamperfuse against trl's SFTTrainer, on the same samples in the same run.
+
+    python benchmarks/training_speed.py [--quick]
+
+The rival is set as the public re-implementation of SDD sets it: float32, gradient checkpointing, batch 24, max_length 512,
+plain AdamW. Useful tokens are those of prompts and responses; padding counts for neither side. Each side runs in a process
+of its own, so that its peak memory is its own. The last line is JSON.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from typing import Any
+
+MODEL, BATCH, RESPONSE_LIMIT = "smollm2-135m", 24, 512
+
+
+def rows() -> list[tuple[str, str]]:
+    """The same prompts and responses for both sides: full benign answers to the defender's prompts, as in SDD."""
+    from tamperfuse.corpora.builtin import builtin_rows
+
+    prompts = [row["prompt"] for row in builtin_rows("cooking") if row["part"] == "defender"]
+    responses = [row["response"] for row in builtin_rows("benign")]
+    return list(zip(prompts, responses, strict=False))
+
+
+def ours(steps: int) -> dict[str, float]:
+    """tamperfuse.training.fit."""
+    from tamperfuse.models.load import load_model
+    from tamperfuse.training.fit import Training, fit
+
+    loaded = load_model(MODEL)
+    samples = [loaded.chat.sample(prompt, response, RESPONSE_LIMIT) for prompt, response in rows()]
+    fit(loaded, samples, Training(steps=1, batch=BATCH, learning_rate=1e-6), seed=0)  # warm-up, not counted
+    result = fit(loaded, samples, Training(steps=steps, batch=BATCH, learning_rate=5e-7), seed=0)
+    return {"tokens": result.tokens, "seconds": result.seconds, "peak": peak(), "loss": result.losses[0]}
+
+
+def rival(steps: int) -> dict[str, float]:
+    """The rival: trl's SFTTrainer with the re-implementation's arguments."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from tamperfuse.models.load import load_model
+
+    loaded = load_model(MODEL)
+    loaded.model.set_attn_implementation("sdpa")
+    turns = [
+        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": r}]}
+        for p, r in rows()
+    ]
+    lengths: list[int] = []
+
+    class Clock(TrainerCallback):
+        began = 0.0
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = self.began or time.perf_counter()
+
+    class Counted(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            lengths.append(int(inputs["attention_mask"].sum()))
+            return super().training_step(model, inputs, *rest)
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            max_length=512,
+            gradient_checkpointing=True,
+            learning_rate=5e-7,
+            bf16=False,
+            fp16=False,
+            optim="adamw_torch",
+            use_cpu=not torch.cuda.is_available(),
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            completion_only_loss=True,
+        )
+        trainer = Counted(
+            model=loaded.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(turns),
+            processing_class=loaded.tokenizer,
+            callbacks=[clock],
+        )
+        trainer.train()
+        seconds = time.perf_counter() - clock.began
+    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak(), "loss": 0.0}
+
+
+def peak() -> int:
+    """Largest resident size of this process, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measured(side: Any, steps: int) -> dict[str, float]:
+    """One side in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found: dict[str, float] = pool.apply(side, (steps,))
+    rate = found["tokens"] / found["seconds"]
+    print(f"{side.__name__}: {found['tokens']:,.0f} tokens in {found['seconds']:.0f} s, {rate:.0f} tokens/s, "
+          f"peak {found['peak'] / 2**30:.1f} GiB", flush=True)  # fmt: skip
+    return {**found, "rate": rate}
+
+
+def main() -> None:
+    """Measure both sides and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one step of the rival, two of ours")
+    quick = parser.parse_args().quick
+    mine, theirs = measured(ours, 2 if quick else 6), measured(rival, 1 if quick else 2)
+    print(
+        json.dumps(
+            {
+                "benchmark": "training_speed",
+                "ours": round(mine["rate"], 1),
+                "rival": round(theirs["rate"], 1),
+                "unit": "useful tokens/s",
+                "ratio": round(mine["rate"] / theirs["rate"], 2),
+                "ours_peak_bytes": int(mine["peak"]),
+                "rival_peak_bytes": int(theirs["peak"]),
+                "batch": BATCH,
+                "model": MODEL,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
