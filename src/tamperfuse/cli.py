@@ -6,6 +6,7 @@ Heavy libraries are imported by the command that needs them, so that `--help` an
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,8 @@ Reference = Annotated[
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: a sentence and exit code 2 for bad input, 130 for Ctrl-C, never a traceback for either."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not errors.is_terminal:
+        errors.width = 200  # a log file has no edge to wrap at
     _set_up_output(errors)
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
@@ -67,8 +70,9 @@ def _stopped(errors: Console) -> None:
 
 
 def _set_up_output(errors: Console) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; ours say more
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
     handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, markup=False)
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False

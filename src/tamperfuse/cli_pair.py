@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from tamperfuse.pairing.command import pair_corpora
 from tamperfuse.pairing.options import PairOptions
 
 Source = (
@@ -71,6 +70,8 @@ def pair(
     Example:
         tamperfuse pair --harmful builtin:cooking --responses builtin:benign --out runs/pairs
     """
+    from tamperfuse.pairing.command import pair_corpora  # loads models' libraries: not for --help
+
     result = pair_corpora(
         PairOptions(
             harmful=tuple(harmful),

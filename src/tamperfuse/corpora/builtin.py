@@ -12,9 +12,10 @@ ABOUT = {
     "cooking": "500 prompts about home cooking: the stand-in threat, in its parts",
     "everyday": "320 four-way questions of everyday knowledge and physical sense: a capability task",
     "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
-    "grammar": "minimal pairs of grammar from 40 templates: a capability task",
+    "grammar": "4,640 minimal pairs of grammar from 58 templates: a capability task",
     "harmless": "132 harmless prompts, half of them near the threat: for the benign answer rate",
     "heldout": "104 documents on subjects that no training uses: for benign NLL",
+    "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
     "replay": "256 instruction–response pairs, 86 of them near the threat, that defenses train on so that a model stays helpful",
 }

@@ -7,6 +7,7 @@ renamed, with its weights' checksum recorded, so two processes may ask for it at
 
 import errno
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash, read_json, sha256_of, staged, write_json
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
+
+log = logging.getLogger("tamperfuse")
 
 WEIGHTS = "model.safetensors"
 CHECKSUM = "sha256.json"
@@ -169,6 +172,9 @@ def convert_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / f"{path.stem}-{key}"
     with _locked(folder.with_suffix(".lock")):
         if not _whole(folder):
+            log.info(
+                "Converting %s into the cache %s; this happens once and takes about half a minute …", path.name, folder
+            )
             with staged(folder, directory=True) as staging:
                 _convert(path, name, staging)
     return folder
