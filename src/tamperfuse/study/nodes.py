@@ -232,7 +232,7 @@ def _defense_node(shop: Workshop, name: str, parents: Sequence[Node], seed: int)
         "limit": evaluate.response_tokens,
         "refusals": content_hash(builtin_rows("refusals")),
     }
-    expected = Costs(trained=_training_tokens(parameters.model_dump(), 32, 16))
+    expected = Costs(trained=_training_tokens(shop, parameters.model_dump(), 44, 16))
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
 
 
@@ -308,7 +308,7 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
     }
     asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
-        _training_tokens(parameters.model_dump(), steps, 10, 106 if malicious else 60),
+        _training_tokens(shop, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
         asked * evaluate.response_tokens * 9 // 10,
         len(capability_at) * _capability_tokens(shop),
     )
@@ -360,7 +360,8 @@ def _observation(shop: Workshop) -> dict[str, Any]:
     }
 
 
-def _training_tokens(parameters: dict[str, Any], steps: int, batch: int, sample: int = 95) -> int:
+def _training_tokens(shop: Workshop, parameters: dict[str, Any], steps: int, batch: int) -> int:
+    sample = PROMPT_TOKENS + shop.study.evaluate.response_tokens
     return int((parameters.get("steps") or steps) * (parameters.get("batch") or batch) * sample)
 
 
