@@ -73,6 +73,7 @@ def _set_up_output(errors: Console) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars; ours say more
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars")
     handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, markup=False)
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False
