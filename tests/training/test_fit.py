@@ -6,6 +6,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.batches import budgeted, schedule
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.steps import SupervisedStep
 
 
 def samples(tiny: LoadedModel, count: int = 6) -> list[Sample]:
@@ -76,6 +77,22 @@ def test_groups_keep_to_their_budget() -> None:
     groups = budgeted([5, 9, 2, 4, 9, 1], 12)
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert all(sum([5, 9, 2, 4, 9, 1][i] for i in group) <= 12 for group in groups)
+
+
+def test_a_long_batch_in_several_rows_gives_the_same_gradient(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = samples(tiny)
+    total = sum(s.response_tokens for s in batch)
+    gradients, losses = [], []
+    for limit in (10_000, 40):
+        monkeypatch.setattr("tamperfuse.training.steps.ROW_TOKENS", limit)
+        tiny.model.zero_grad()
+        loss = SupervisedStep().backward(tiny.model, batch, total, lambda x: x.backward(), torch.device("cpu"))
+        losses.append(float(loss))
+        gradients.append([p.grad.clone() for p in tiny.model.parameters() if p.grad is not None])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
 
 
 def test_bad_training_input(tiny: LoadedModel) -> None:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import DefenseSummary, Measure, read_summary
+from tamperfuse.records.yamls import read_yaml
 
 _FIELDS = ("defense", "require", "at_most", "at_least", "accept_unresolved")
 
@@ -103,15 +103,7 @@ def read_policy(path: Path) -> Policy:
         UserError: it is missing, no YAML, or says what no policy can say (the nearest name is offered).
     """
     try:
-        policy = Policy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not a policy file: check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}" if mark else "somewhere"
-        raise UserError(f"{path} is not valid YAML ({line}): mend that line.") from error
+        policy = Policy.model_validate(read_yaml(path))
     except ValidationError as error:
         raise _unusable(path, error) from error
     for name in policy.require:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.packed import packed_logits
-from tamperfuse.training.batches import PackedBatch, pack_samples
+from tamperfuse.training.batches import PackedBatch, budgeted, pack_samples
 
 Backward = Callable[[Tensor], None]
+# Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
+ROW_TOKENS = 2_048
 
 
 class Step(Protocol):
@@ -89,13 +91,17 @@ def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
 class SupervisedStep:
     """Cross-entropy on response tokens (SDD, section 4.2; the attacks of section 5 as well).
 
-    Memory: the weights' gradients, activations of the row, logits at response positions.
+    A batch longer than 2,048 tokens goes through in several rows, whose gradients add up.
+    Memory: the weights' gradients, activations of one row, logits at its response positions.
     """
 
     def backward(
         self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
         """See :class:`Step`."""
-        loss = response_nll(model, pack_samples(samples, device)) / total
-        backward(loss)
-        return loss.detach()
+        whole = torch.zeros((), device=device)
+        for group in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
+            loss = response_nll(model, pack_samples([samples[i] for i in sorted(group)], device)) / total
+            backward(loss)
+            whole += loss.detach()
+        return whole
