@@ -81,7 +81,8 @@ def evaluate_model(model: str, threat: str, out: Path, *, reference: str | None)
     Raises:
         UserError: bad input; nothing is written then.
     """
-    asked, evaluate = load_threat(threat), _everything(load_threat(threat))
+    asked = load_threat(threat)
+    evaluate = _everything(asked)
     check_fresh(out)
     with staged(out, directory=True) as staging:
         loaded = load_model(model)
@@ -112,7 +113,8 @@ def attack_model(
     """
     component = ATTACKS.get(attack)
     parameters = component.parse(settings, f"attack {attack}")
-    asked, evaluate = load_threat(threat), _everything(load_threat(threat))
+    asked = load_threat(threat)
+    evaluate = _everything(asked)
     steps = int(getattr(parameters, "steps", 1))
     check_fresh(out)
     with staged(out, directory=True) as staging:
