@@ -320,7 +320,8 @@ def packed_logits(model: nn.Module, row: Tensor, layout: Layout, keep: Tensor, s
         use_cache=False,
         logits_to_keep=keep,
     )
-    logits: Tensor = out.logits[0]
+    # Not `[0]`: the gradient of an index is a fresh tensor of zeros as large as the logits, filled by copying.
+    logits: Tensor = out.logits.squeeze(0)
     return logits
 
 

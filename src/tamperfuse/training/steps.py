@@ -17,6 +17,8 @@ from tamperfuse.training.batches import PackedBatch, budgeted, pack_samples
 Backward = Callable[[Tensor], None]
 # Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
 ROW_TOKENS = 2_048
+# Logits whose gradient is formed at a time: on a CPU (True) what its cache holds, elsewhere enough to fill the device.
+SLICE = {True: 2**20, False: 2**26}
 
 
 class Step(Protocol):
@@ -48,26 +50,26 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """Logits (tokens, vocabulary), targets (tokens,) → scalar, float32."""
         gradient = logits.detach()
         loss = torch.zeros((), device=logits.device)
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            scores = gradient[part].float()
-            scores -= scores.logsumexp(-1, keepdim=True)
-            loss -= scores.gather(1, targets[part, None]).sum()
-            scores.exp_()
-            scores[torch.arange(len(scores), device=logits.device), targets[part]] -= 1.0
-            gradient[part] = scores.to(gradient.dtype)
+        rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
+        for scores, wanted in zip(gradient.split(rows), targets[:, None].split(rows), strict=True):
+            shares = torch.softmax(scores, -1, dtype=torch.float32)
+            # −log p(target) by way of the likeliest token, whose share cannot underflow as the target's can.
+            behind = (scores.amax(-1, keepdim=True).float() - scores.gather(1, wanted).float()).sum()
+            loss += behind - shares.amax(-1).log().sum()
+            at_target = shares.gather(1, wanted) - 1.0
+            scores.copy_(shares).scatter_(1, wanted, at_target.to(scores.dtype))
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
         """The kept gradient times the outer one, in place: it is used once."""
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outer[0].to(gradient.dtype)), None, None
+        return gradient.mul_(outer[0].to(gradient.dtype)), None
 
 
 def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,7 +80,7 @@ def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
             made them included (a linear layer's or a scaling's does not).
         targets: (tokens,), token ids.
     """
-    result: Tensor = _CrossEntropy.apply(logits, targets, 128)  # type: ignore[no-untyped-call]
+    result: Tensor = _CrossEntropy.apply(logits, targets)  # type: ignore[no-untyped-call]
     return result
 
 
