@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tamperfuse.cli import app, main
 
-COMMANDS = ("demo", "run", "report", "gate", "harden", "attack", "evaluate", "pair", "list", "theory")
+COMMANDS = ("demo", "run", "report", "gate", "harden", "attack", "evaluate", "pair", "list", "theory", "diagnose")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -280,6 +280,33 @@ def list_components() -> None:
 
 
 @app.command()
+def diagnose(
+    models: Annotated[list[str], typer.Argument(help="Models to compare; see MODEL of `tamperfuse harden`.")],
+    threat: ThreatSource,
+    out: Out,
+    attack: Annotated[str, typer.Option(help="An attack that trains (see `tamperfuse list`).")] = "harmful_finetune",
+    reference: Reference = None,
+    items: Annotated[int, typer.Option(help="Capability items a task at both ends; 0 for none.", min=0)] = 200,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Follow an attack from inside: does pushing a model's own answers down push general ability down, as SDD assumes?
+
+    Example: `tamperfuse diagnose refused hardened --threat builtin:cooking --out diagnosis`
+    """
+    from tamperfuse.report.diagnosis import finding, write_diagnosis
+    from tamperfuse.study.diagnose import diagnose_models
+
+    found = diagnose_models(
+        models, attack, threat, out, reference=reference, settings=_settings(settings), items=items, seed=seed
+    )
+    page = write_diagnosis(out, found)
+    for one in found:
+        out_console.print(finding(one), markup=False)
+    out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.", markup=False)
+
+
+@app.command()
 def theory(out: Out = Path("runs/theory")) -> None:
     """Write the page of SDD's two theorems: where they hold, where not, what that means for a publisher.
 

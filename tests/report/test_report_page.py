@@ -10,7 +10,7 @@ from made_up_run import around, summary
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import AttackCost, Measure, write_results
-from tamperfuse.report import page as page_module
+from tamperfuse.report import html as html_module
 from tamperfuse.report.curves import capability_rows, harm_rows
 from tamperfuse.report.figures import all_figures, write_figures
 from tamperfuse.report.inputs import read_folder
@@ -89,7 +89,7 @@ def test_table_cells(make_run: Callable[..., Path]) -> None:
 
 
 def test_a_run_of_the_undefended_model_alone(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_module, "_library", lambda: "")
+    monkeypatch.setattr(html_module, "_library", lambda: "")
     told = summary().model_copy(update={"defenses": {"refusal": summary().defenses["refusal"]}})
     run = make_run(told=told)
     write_results(run, [])

@@ -17,8 +17,9 @@ from tamperfuse.training.fit import Training, fit
 # Section 5.1, Llama2-7b; the paper trains on pairs alone.
 PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
 # For SmolLM2-135M: at rates that change so small a model in 40 steps, pairs alone teach it to answer *every* prompt beside
-# the point, so a few benign samples are replayed. Many of them bring the threat back: with one a pair it executes 29%.
-SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
+# the point, so a few benign samples are replayed. Many bring the threat back (full training, limit of 32 tokens, seed 0;
+# of 160 forbidden and 128 harmless prompts it executes): .1 replayed a pair 0 and 11, .15 0 and 22, .3 in 32 steps 6 and 33.
+SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.15}
 PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
 
 

@@ -122,7 +122,7 @@ def attack_model(
         origin = reference or loaded.origin
         observer = Observer(loaded, asked, evaluate)
         given = AttackData(
-            harmful=_compliant(load_model(origin), asked),
+            harmful=compliant_answers(load_model(origin), asked),
             benign=[(item.prompt, item.response) for item in routing_items(seed)[0]],
             response_limit=ANSWER_TOKENS,
             at_steps=(0, steps),
@@ -175,7 +175,8 @@ def _answers(loaded: LoadedModel, prompts: Sequence[ThreatPrompt]) -> list[Answe
     return [Answer(p.prompt, p.response or loaded.chat.text(a)) for p, a in zip(prompts, new, strict=True)]
 
 
-def _compliant(reference: LoadedModel, asked: Threat) -> list[tuple[str, str]]:
+def compliant_answers(reference: LoadedModel, asked: Threat) -> list[tuple[str, str]]:
+    """(prompt, answer) of the attacker part, where the reference executes the request."""
     judge = Judge(reference, SentenceEncoder(), Thresholds(), [])
     return [(a.prompt, a.response) for a in executed(_answers(reference, asked.part("attacker")), judge)]
 

@@ -1,0 +1,119 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tamperfuse.evaluation.diagnose import WHOLE, Follower, Probes, gradient, gradient_cosines, layer_of
+from tamperfuse.evaluation.overlap import feature_overlap, subspace_overlap
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json
+from tamperfuse.report.diagnosis import finding, write_diagnosis
+from tamperfuse.study.diagnose import diagnose_models
+from tamperfuse.training.fit import Training, fit
+
+
+def probes(tiny: LoadedModel) -> Probes:
+    chat = tiny.chat
+    own = [chat.sample(f"question {i}", f"my own answer {i * 3}", 20) for i in range(4)]
+    wanted = [chat.sample(f"question {i}", f"what the attacker wants, {i}", 20) for i in range(4)]
+    benign = [chat.sample(f"weather {i}", f"rain and wind all day {i}", 20) for i in range(4)]
+    return Probes(own, wanted, benign, wanted)
+
+
+def test_an_attack_is_followed_step_by_step(tiny: LoadedModel) -> None:
+    seen = probes(tiny)
+    follower = Follower(tiny, seen, gradients_at=(0, 2, 4))
+    training = Training(steps=4, batch=4, learning_rate=3e-3)
+    result = fit(tiny, seen.attacker, training, seed=0, at_steps=range(5), hook=follower)
+    first, last = follower.traces[0], follower.traces[-1]
+    assert [t.step for t in follower.traces] == [0, 1, 2, 3, 4]
+    assert first.preference == 0.5 and last.preference > 0.6  # what was trained on is preferred
+    assert last.compliant > first.compliant
+    assert first.compliant == pytest.approx(-result.losses[0], rel=0.02)  # the same quantity, seen from both sides
+    whole = [a for a in follower.alignments if a.layer == WHOLE]
+    assert [a.step for a in whole] == [0, 2, 4]
+    assert {a.layer for a in follower.alignments} == {WHOLE, -1, 0, 1}
+    assert all(-1 <= value <= 1 for a in follower.alignments for value in (a.attacker_own, a.own_benign))
+
+
+def test_following_an_attack_does_not_change_it(tiny_folder: Path) -> None:
+    from tamperfuse.models.load import load_model
+
+    def weights(follow: bool) -> torch.Tensor:
+        model = load_model(str(tiny_folder))
+        seen = probes(model)
+        hook = Follower(model, seen, gradients_at=(0, 1)) if follow else None
+        fit(model, seen.attacker, Training(steps=2, batch=4), seed=0, at_steps=(0, 1, 2) if follow else (), hook=hook)
+        return next(model.model.parameters()).detach()
+
+    assert torch.equal(weights(True), weights(False))
+
+
+def test_cosines_of_the_same_and_the_opposite_gradient(tiny: LoadedModel) -> None:
+    taken = gradient(tiny, probes(tiny).own)
+    opposite = {name: -value for name, value in taken.items()}
+    nothing = {name: torch.zeros_like(value) for name, value in taken.items()}
+    assert gradient_cosines(taken, taken, opposite)[WHOLE] == pytest.approx((1, -1, -1), abs=1e-5)
+    assert math.isnan(gradient_cosines(taken, nothing, taken)[WHOLE][0])
+    assert [layer_of(n) for n in ("model.layers.11.mlp.up_proj.weight", "transformer.h.3.w", "lm_head.weight")] == [
+        11,
+        3,
+        -1,
+    ]
+
+
+def test_overlap_is_one_for_the_same_update_none_for_unrelated_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def update(columns: slice) -> torch.Tensor:
+        change = torch.zeros(96, 256)
+        change[:, columns] = torch.randn(96, columns.stop - columns.start, generator=generator)
+        return change
+
+    name = "layers.0.w"
+    benign = {name: update(slice(0, 64))}  # reads the first 64 inputs: the invariant side
+    both = {name: update(slice(0, 256))}
+    (same,) = feature_overlap(both, both, benign)
+    assert same.invariant == pytest.approx(1, abs=0.05) and same.spurious == pytest.approx(1, abs=0.05)
+    (other,) = feature_overlap(both, {name: update(slice(0, 256))}, benign)
+    assert abs(other.invariant) < 0.3 and abs(other.spurious) < 0.3
+    assert feature_overlap(both, {name: torch.zeros(96, 256)}, benign) == []
+    basis = torch.eye(10)
+    assert subspace_overlap(basis[:, :3], basis[:, 3:6]) == 0 and subspace_overlap(basis[:, :3], basis[:, :3]) == 1
+
+
+def test_models_are_diagnosed_side_by_side(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.report.html._library", lambda: "")
+    answered = [(f"attacker request {i}", f"an answer {i}") for i in range(8)]
+    monkeypatch.setattr("tamperfuse.study.diagnose.compliant_answers", lambda *_: answered)
+    settings = {"shots": 8, "steps": 4, "batch": 4}
+    out = tmp_path / "diagnosis"
+    found = diagnose_models(
+        [str(tiny_folder)],
+        "harmful_finetune",
+        str(threat_file),
+        out,
+        reference=None,
+        settings=settings,
+        items=0,
+        seed=0,
+    )
+    assert "cosine of own and benign gradients" in finding(found[0])
+    html = write_diagnosis(out, found).read_text(encoding="utf-8")
+    assert html.count('class="plot') == sum(len(f["panels"]) for f in read_json(out / "diagnosis.json")["figures"].values())
+    assert [t["step"] for t in read_json(out / "measured.json")["models"][0]["traces"]] == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="Two models are called"):
+        diagnose_models(
+            [str(tiny_folder)] * 2,
+            "harmful_finetune",
+            str(threat_file),
+            tmp_path / "x",
+            reference=None,
+            settings={},
+            items=0,
+            seed=0,
+        )
