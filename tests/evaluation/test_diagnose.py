@@ -104,7 +104,9 @@ def test_models_are_diagnosed_side_by_side(
     )
     assert "cosine of own and benign gradients" in finding(found[0])
     html = write_diagnosis(out, found).read_text(encoding="utf-8")
-    assert html.count('class="plot') == sum(len(f["panels"]) for f in read_json(out / "diagnosis.json")["figures"].values())
+    assert html.count('class="plot') == sum(
+        len(f["panels"]) for f in read_json(out / "diagnosis.json")["figures"].values()
+    )
     assert [t["step"] for t in read_json(out / "measured.json")["models"][0]["traces"]] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match="Two models are called"):
         diagnose_models(

@@ -115,7 +115,10 @@ def _traces(found: Sequence[Diagnosis]) -> Figure:
             if t.step in shown
         ]
         panels.append(_panel(heading, rows, found, "step", "attack step", axis))
-    caption = "Held-out prompts of the threat, and benign text of sources no training used. Steps in doublings; all are in measured.json."
+    caption = (
+        "Held-out prompts of the threat, and benign text of sources no training used. Steps in doublings; all are in "
+        "measured.json."
+    )
     return Figure("traces", "Along the attack", caption, panels)
 
 
@@ -129,7 +132,9 @@ def _cosines(found: Sequence[Diagnosis]) -> Figure:
             if a.layer == WHOLE and getattr(a, key) == getattr(a, key)
         ]
         panels.append(_panel(heading, rows, found, "step", "attack step", axis))
-    return Figure("cosines", "Do the gradients pull together?", "Cosines of gradients over all trained weights.", panels)
+    return Figure(
+        "cosines", "Do the gradients pull together?", "Cosines of gradients over all trained weights.", panels
+    )
 
 
 def _layers(found: Sequence[Diagnosis]) -> Figure:
@@ -144,13 +149,16 @@ def _layers(found: Sequence[Diagnosis]) -> Figure:
         if rows:
             heading = f"Own answers and benign text, {words}"
             panels.append(_panel(heading, rows, found, "layer", "layer", "cosine"))
-    for key, heading in (("invariant", "Feature overlap, invariant side"), ("spurious", "Feature overlap, spurious side")):
-        rows = [
-            {"model": one.name, "layer": o.layer, "value": getattr(o, key)} for one in found for o in one.overlaps
-        ]
+    for key, heading in (
+        ("invariant", "Feature overlap, invariant side"),
+        ("spurious", "Feature overlap, spurious side"),
+    ):
+        rows = [{"model": one.name, "layer": o.layer, "value": getattr(o, key)} for one in found for o in one.overlaps]
         if rows:
             panels.append(_panel(heading, rows, found, "layer", "layer", "overlap above chance"))
-    caption = "Cosines of the own-answer and the benign gradient, and what the updates of hardening and of the attack share."
+    caption = (
+        "Cosines of the own-answer and the benign gradient, and what the updates of hardening and of the attack share."
+    )
     return Figure("layers", "Layer by layer", caption, panels)
 
 

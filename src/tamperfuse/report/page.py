@@ -34,7 +34,9 @@ def write_report(run: Path) -> Path:
     verdicts = [judge_defense(read.summary, name, read.last_step) for name in read.defenses if name != UNDEFENDED]
     figures = all_figures(read)
     html = _render(read, verdicts, figures)
-    write_json(run / FIGURES, {"schema": 1, "verdicts": [asdict(v) for v in verdicts], "figures": figure_record(figures)})
+    write_json(
+        run / FIGURES, {"schema": 1, "verdicts": [asdict(v) for v in verdicts], "figures": figure_record(figures)}
+    )
     write_text(run / PAGE, html)
     return run / PAGE
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
+    Adafactor,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -27,8 +28,8 @@ from transformers import (
     set_seed,
 )
 
-from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.parts import attention_modules, decoder_layers
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
@@ -39,17 +40,35 @@ from tamperfuse.training.steps import Step, SupervisedStep
 Hook = Callable[[int], None]
 
 
+class Trainable(Protocol):
+    """What a step can be given: a sample, a preference, whatever has tokens and a weight."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """All tokens that a step has to carry."""
+        ...
+
+    @property
+    def response_tokens(self) -> int:
+        """How much it counts in the loss's denominator."""
+        ...
+
+
 class Training(Parameters):
     """How weights are trained; part of the parameters of every defense and attack that trains.
 
     Attributes:
         steps: optimizer steps.
         batch: samples a step, over all processes.
-        learning_rate: peak, of AdamW (betas .9 and .999, no weight decay).
+        learning_rate: peak.
+        optimizer: AdamW (betas .9 and .999), SGD with momentum .9, or Adafactor (its learning rate absolute, as with the
+            others: neither relative steps nor parameter scaling); none decays weights.
         schedule: what the learning rate does after warm-up.
         warmup: share of the steps over which it rises from 0, in [0, 1).
         clip: largest gradient norm; 0 for none.
-        method: every weight, or a LoRA adapter that is merged afterwards.
+        method: which weights change: all, a LoRA adapter's that is merged afterwards, those of every layer's attention,
+            or those of the last layers (without the final norm, the embeddings and the output).
+        layers: how many layers `last_layers` trains, at most as many as there are.
         lora_rank: rank of the adapter's updates.
         lora_alpha: the update is scaled by alpha / rank.
         lora_targets: which linear layers get adapters, by the end of their names; `all-linear` for all but the output.
@@ -61,7 +80,9 @@ class Training(Parameters):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: float = Field(0.0, ge=0, lt=1)
     clip: float = Field(1.0, ge=0)
-    method: Literal["full", "lora"] = "full"
+    optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    method: Literal["full", "lora", "attention", "last_layers"] = "full"
+    layers: int = Field(4, ge=1)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32, gt=0)
     lora_targets: str | tuple[str, ...] = "all-linear"
@@ -86,7 +107,7 @@ class FitResult:
 
 def fit(
     loaded: LoadedModel,
-    samples: Sequence[Sample],
+    samples: Sequence[Trainable],
     training: Training,
     *,
     seed: int,
@@ -99,7 +120,7 @@ def fit(
 
     Args:
         loaded: the model; float32 before and after.
-        samples: what to train on.
+        samples: what to train on: samples, or whatever the step takes.
         training: how.
         seed: decides the order of samples and the adapter's initial values.
         step: the objective; supervised fine-tuning by default.
@@ -108,7 +129,8 @@ def fit(
         what: a few words for the progress bar.
 
     Raises:
-        UserError: no samples, or a sample longer than the model's window, or an adapter that fits no layer.
+        UserError: no samples, or a sample longer than the model's window, or an adapter that fits no layer, or more last
+            layers than there are.
     """
     longest = max((len(sample.tokens) for sample in samples), default=0)
     if longest > loaded.window:
@@ -136,8 +158,12 @@ def fit(
 def _trained_part(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]:
     """The module whose parameters train: the model, or an adapter around it that is merged when the block ends."""
     loaded.model.requires_grad_(True)
-    if training.method == "full":
-        yield loaded.model
+    if training.method != "lora":
+        _freeze_others(loaded, training)
+        try:
+            yield loaded.model
+        finally:
+            loaded.model.requires_grad_(True)
         return
     config = LoraConfig(
         r=training.lora_rank,
@@ -157,6 +183,34 @@ def _trained_part(loaded: LoadedModel, training: Training) -> Iterator[nn.Module
     finally:
         loaded.model = adapted.merge_and_unload()
         loaded.model.requires_grad_(True)
+
+
+def _freeze_others(loaded: LoadedModel, training: Training) -> None:
+    """Leave only those weights trainable that the method names."""
+    if training.method == "full":
+        return
+    if training.method == "attention":
+        chosen = attention_modules(loaded.model)
+    else:
+        layers = decoder_layers(loaded.model)
+        if training.layers > len(layers):
+            raise UserError(f"{loaded.name} has {len(layers)} layers, not {training.layers}: lower `layers`.")
+        chosen = layers[-training.layers :]
+    loaded.model.requires_grad_(False)
+    for module in chosen:
+        module.requires_grad_(True)
+
+
+def _optimizer(training: Training, weights: list[Tensor]) -> torch.optim.Optimizer:
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0, fused=True)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=training.learning_rate, momentum=0.9)
+    # Not torch's own, which knows only steps relative to a parameter's size.
+    adafactor: torch.optim.Optimizer = Adafactor(
+        weights, lr=training.learning_rate, scale_parameter=False, relative_step=False
+    )
+    return adafactor
 
 
 def _run_hook(hook: Hook, step: int, module: nn.Module) -> None:
@@ -191,16 +245,15 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
         self,
         step: Step,
         module: nn.Module,
-        order: Sequence[Sample],
+        order: Sequence[Trainable],
         training: Training,
         masters: Masters,
         callback: _AtSteps,
         seed: int,
     ) -> None:
         self.step, self.order, self.report = step, order, callback.out
-        optimizer = torch.optim.AdamW(
-            [master for _, master in masters.trainable()], lr=training.learning_rate, weight_decay=0.0, fused=True
-        )
+        step.begin(masters)
+        optimizer = _optimizer(training, [master for _, master in masters.trainable()])
         masters.attach(optimizer)
         arguments = TrainingArguments(
             output_dir=tempfile.mkdtemp(prefix="tamperfuse-"),
@@ -254,7 +307,7 @@ class _StepTrainer(Trainer):  # type: ignore[misc]
         return loss
 
 
-def _collate(samples: list[Sample]) -> dict[str, Any]:
+def _collate(samples: list[Trainable]) -> dict[str, Any]:
     """What the Trainer counts (`shift_labels`, to get the loss's denominator) beside what the step packs itself."""
-    targets = torch.cat([torch.tensor(sample.tokens[sample.start :]) for sample in samples])
-    return {"shift_labels": targets, "labels": targets, "samples": samples}
+    counted = torch.zeros(sum(sample.response_tokens for sample in samples), dtype=torch.long)
+    return {"shift_labels": counted, "labels": counted, "samples": samples}

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.precision import reduced_precision
+from tamperfuse.training.steps import SupervisedStep
+from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed, without
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_to_the_bit(tiny: LoadedModel, dtype: torch.dtype) -> None:
+    with reduced_precision(tiny.model, dtype) as masters:
+        before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+        change = [torch.full_like(master, 1e-3) for _, master in masters.trainable()]
+        with pytest.raises(RuntimeError), perturbed(masters, change, scale=0.7):
+            assert not all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+            raise RuntimeError("a step that fails leaves the weights whole, too")
+        assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+
+
+def test_the_change_is_added_to_the_float32_masters(tiny: LoadedModel) -> None:
+    with reduced_precision(tiny.model, torch.bfloat16) as masters:
+        parameter, master = masters.trainable()[0]
+        change = [torch.full_like(m, 4e-3) for _, m in masters.trainable()]
+        with perturbed(masters, change):
+            moved = (parameter.detach().float() - master).mean()
+    assert float(moved) == pytest.approx(4e-3, rel=0.05)
+
+
+def test_a_projected_gradient_is_orthogonal_and_the_rest_is_untouched() -> None:
+    torch.manual_seed(0)
+    gradient, direction = ([torch.randn(5, 3), torch.randn(4)] for _ in range(2))
+    rest = without(gradient, direction)
+    assert inner(rest, direction) == pytest.approx(0, abs=1e-5)
+    assert inner(rest, gradient) == pytest.approx(inner(rest, rest), rel=1e-5)
+    nothing = [torch.zeros_like(d) for d in direction]
+    assert all(torch.equal(a, b) for a, b in zip(without(gradient, nothing), gradient, strict=True))
+
+
+def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:
+    parameters: list[nn.Parameter] = list(tiny.model.parameters())
+    parameters[0].grad = torch.ones_like(parameters[0])
+    samples = [tiny.chat.sample("a question", "an answer", 20)]
+
+    def run() -> None:
+        SupervisedStep().backward(tiny.model, samples, 3, lambda loss: loss.backward(), torch.device("cpu"))
+
+    taken = gradients(parameters, run)
+    assert torch.equal(parameters[0].grad, torch.ones_like(parameters[0])) and parameters[1].grad is None
+    assert inner(taken, taken) > 0 and all(g.dtype == torch.float32 for g in taken)
+
+
+def test_the_simulated_attacker_learns_and_leaves_no_trace(tiny: LoadedModel) -> None:
+    samples = [tiny.chat.sample(f"question {i}", f"the forbidden answer {i}", 20) for i in range(3)]
+    total = sum(sample.response_tokens for sample in samples)
+    losses: list[float] = []
+    before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+
+    def run() -> None:
+        loss = SupervisedStep().backward(tiny.model, samples, total, lambda loss: loss.backward(), torch.device("cpu"))
+        losses.append(float(loss))
+
+    with reduced_precision(tiny.model, torch.bfloat16) as masters:
+        attacker = SimulatedAttacker(masters, learning_rate=3e-3)
+        parameters = [parameter for parameter, _ in masters.trainable()]
+        for _ in range(6):
+            with attacker.applied():
+                taken = gradients(parameters, run)
+            attacker.step(taken)
+        learned = losses[-1]
+        attacker.restart(1e-3)
+        with attacker.applied():
+            gradients(parameters, run)
+    assert learned < 0.8 * losses[0] and losses[-1] == losses[0]  # it persisted over steps, then began anew
+    assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
