@@ -68,12 +68,14 @@ def test_overlap_is_one_for_the_same_update_none_for_unrelated_ones() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def update(columns: slice) -> torch.Tensor:
+        """A change of eight features that reads these inputs."""
         change = torch.zeros(96, 256)
-        change[:, columns] = torch.randn(96, columns.stop - columns.start, generator=generator)
+        reads = torch.randn(8, columns.stop - columns.start, generator=generator)
+        change[:, columns] = torch.randn(96, 8, generator=generator) @ reads
         return change
 
     name = "layers.0.w"
-    benign = {name: update(slice(0, 64))}  # reads the first 64 inputs: the invariant side
+    benign = {name: sum((update(slice(0, 64)) for _ in range(12)), torch.zeros(96, 256))}  # the first 64: invariant
     both = {name: update(slice(0, 256))}
     (same,) = feature_overlap(both, both, benign)
     assert same.invariant == pytest.approx(1, abs=0.05) and same.spurious == pytest.approx(1, abs=0.05)

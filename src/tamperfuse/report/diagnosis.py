@@ -1,15 +1,21 @@
-"""The page of a diagnosis: every model side by side, along the attack and layer by layer."""
+"""The page of a diagnosis: every model side by side, along the attack and layer by layer.
 
+    python -m tamperfuse.report.diagnosis runs/diagnosis docs/figures/diagnosis
+
+draws the figures of a finished diagnosis as SVG, for paper.
+"""
+
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from tamperfuse.evaluation.diagnose import WHOLE
-from tamperfuse.evaluation.overlap import GENERAL, Diagnosis
-from tamperfuse.records.files import read_json, write_json, write_text
-from tamperfuse.report.figures import GLYPHS, HARM_HEIGHT, PALETTE, SHAPES, Figure, Panel
+from tamperfuse.evaluation.diagnose import WHOLE, Alignment, Trace
+from tamperfuse.evaluation.overlap import GENERAL, Diagnosis, Overlap
+from tamperfuse.records.files import read_json, staged, write_json, write_text
+from tamperfuse.report.figures import GLYPHS, HARM_HEIGHT, PALETTE, PAPER_PANEL, SHAPES, Figure, Panel, for_paper
 from tamperfuse.report.html import figure_record, render_page
 
 Rows = list[dict[str, Any]]
@@ -38,7 +44,7 @@ def write_diagnosis(out: Path, found: Sequence[Diagnosis]) -> Path:
         the path of diagnosis.html.
     """
     about = read_json(out / "measured.json")
-    figures = [_traces(found), _cosines(found), _layers(found)]
+    figures = _figures(found)
     html = render_page(
         "diagnosis.html.j2",
         figures,
@@ -57,6 +63,41 @@ def write_diagnosis(out: Path, found: Sequence[Diagnosis]) -> Path:
     return out / "diagnosis.html"
 
 
+def write_figures(folder: Path, out: Path) -> list[Path]:
+    """Draw the figures of a finished diagnosis as SVG on white.
+
+    Args:
+        folder: with `measured.json`.
+        out: where to; made if need be.
+
+    Raises:
+        UserError: measured.json is missing or damaged.
+    """
+    found = [_read(model) for model in read_json(folder / "measured.json")["models"]]
+    written = []
+    for figure in _figures(found, PAPER_PANEL):
+        path = out / f"{figure.name}.svg"
+        with staged(path) as staging:
+            for_paper(figure).save(str(staging), format="svg")
+        written.append(path)
+    return written
+
+
+def _read(model: dict[str, Any]) -> Diagnosis:
+    return Diagnosis(
+        name=model["name"],
+        traces=[Trace(**row) for row in model["traces"]],
+        alignments=[Alignment(**row) for row in model["alignments"]],
+        overlaps=[Overlap(**row) for row in model["overlaps"]],
+        capability={task: (before, after) for task, (before, after) in model["capability"].items()},
+        seconds=(model["seconds"][0], model["seconds"][1]),
+    )
+
+
+def _figures(found: Sequence[Diagnosis], width: int | str = "container") -> list[Figure]:
+    return [_traces(found, width), _cosines(found, width), _layers(found, width)]
+
+
 def finding(one: Diagnosis) -> str:
     """One model in a sentence of figures."""
     first, last = one.traces[0], one.traces[-1]
@@ -70,17 +111,20 @@ def finding(one: Diagnosis) -> str:
     )
 
 
-def _scales(found: Sequence[Diagnosis]) -> tuple[Any, Any]:
+def _scales(found: Sequence[Diagnosis], *, on_paper: bool) -> tuple[Any, Any]:
+    """Colour and shape by model. The page draws one legend for all panels itself."""
     names = [one.name for one in found]
+    shown = alt.Legend(title=None) if on_paper else None
     return (
-        alt.Color("model:N", scale=alt.Scale(domain=names, range=list(PALETTE[: len(names)])), legend=None),
-        alt.Shape("model:N", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)])), legend=None),
+        alt.Color("model:N", scale=alt.Scale(domain=names, range=list(PALETTE[: len(names)])), legend=shown),
+        alt.Shape("model:N", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)])), legend=shown),
     )
 
 
-def _lines(rows: Rows, found: Sequence[Diagnosis], x: str, title: str, y: str) -> Any:
+def _lines(rows: Rows, found: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Any:
     """Lines by model over steps or layers."""
-    colour, shape = _scales(found)
+    colour, shape = _scales(found, on_paper=width != "container")
+    title = "attack step" if x == "step" else "layer"
     plain = alt.Axis(grid=False, domain=False, ticks=False, labelAngle=0)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X(f"{x}:Q" if x == "layer" else f"{x}:O", title=title, axis=plain),
@@ -89,7 +133,7 @@ def _lines(rows: Rows, found: Sequence[Diagnosis], x: str, title: str, y: str) -
     )
     tooltip = [alt.Tooltip("model:N"), alt.Tooltip(f"{x}:Q"), alt.Tooltip("value:Q", format=".3f")]
     points = base.mark_point(size=40, filled=True, opacity=1).encode(shape=shape, tooltip=tooltip)
-    return alt.layer(base.mark_line(strokeWidth=2), points).properties(width="container", height=HARM_HEIGHT)
+    return alt.layer(base.mark_line(strokeWidth=2), points).properties(width=width, height=HARM_HEIGHT)
 
 
 def _words(heading: str, rows: Rows, x: str) -> str:
@@ -100,11 +144,11 @@ def _words(heading: str, rows: Rows, x: str) -> str:
     return f"{heading}: {'; '.join(parts)}."
 
 
-def _panel(heading: str, rows: Rows, found: Sequence[Diagnosis], x: str, title: str, y: str) -> Panel:
-    return Panel(heading, _words(heading, rows, x), _lines(rows, found, x, title, y))
+def _panel(heading: str, rows: Rows, found: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Panel:
+    return Panel(heading, _words(heading, rows, x), _lines(rows, found, x, y, width))
 
 
-def _traces(found: Sequence[Diagnosis]) -> Figure:
+def _traces(found: Sequence[Diagnosis], width: int | str) -> Figure:
     panels = []
     for key, (heading, axis) in TRACES.items():
         shown = [t.step for t in found[0].traces if t.step & (t.step - 1) == 0 or t is found[0].traces[-1]]
@@ -114,7 +158,7 @@ def _traces(found: Sequence[Diagnosis]) -> Figure:
             for t in one.traces
             if t.step in shown
         ]
-        panels.append(_panel(heading, rows, found, "step", "attack step", axis))
+        panels.append(_panel(heading, rows, found, "step", axis, width))
     caption = (
         "Held-out prompts of the threat, and benign text of sources no training used. Steps in doublings; all are in "
         "measured.json."
@@ -122,7 +166,7 @@ def _traces(found: Sequence[Diagnosis]) -> Figure:
     return Figure("traces", "Along the attack", caption, panels)
 
 
-def _cosines(found: Sequence[Diagnosis]) -> Figure:
+def _cosines(found: Sequence[Diagnosis], width: int | str) -> Figure:
     panels = []
     for key, (heading, axis) in COSINES.items():
         rows = [
@@ -131,13 +175,13 @@ def _cosines(found: Sequence[Diagnosis]) -> Figure:
             for a in one.alignments
             if a.layer == WHOLE and getattr(a, key) == getattr(a, key)
         ]
-        panels.append(_panel(heading, rows, found, "step", "attack step", axis))
+        panels.append(_panel(heading, rows, found, "step", axis, width))
     return Figure(
         "cosines", "Do the gradients pull together?", "Cosines of gradients over all trained weights.", panels
     )
 
 
-def _layers(found: Sequence[Diagnosis]) -> Figure:
+def _layers(found: Sequence[Diagnosis], width: int | str) -> Figure:
     panels = []
     for step, words in ((0, "before the attack"), (8, "at step 8")):
         rows = [
@@ -148,14 +192,14 @@ def _layers(found: Sequence[Diagnosis]) -> Figure:
         ]
         if rows:
             heading = f"Own answers and benign text, {words}"
-            panels.append(_panel(heading, rows, found, "layer", "layer", "cosine"))
+            panels.append(_panel(heading, rows, found, "layer", "cosine", width))
     for key, heading in (
         ("invariant", "Feature overlap, invariant side"),
         ("spurious", "Feature overlap, spurious side"),
     ):
         rows = [{"model": one.name, "layer": o.layer, "value": getattr(o, key)} for one in found for o in one.overlaps]
         if rows:
-            panels.append(_panel(heading, rows, found, "layer", "layer", "overlap above chance"))
+            panels.append(_panel(heading, rows, found, "layer", "overlap above chance", width))
     caption = (
         "Cosines of the own-answer and the benign gradient, and what the updates of hardening and of the attack share."
     )
@@ -185,3 +229,7 @@ def _table(found: Sequence[Diagnosis]) -> list[dict[str, Any]]:
 
 def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.2f}" if values else "–"
+
+
+if __name__ == "__main__":
+    write_figures(Path(sys.argv[1]), Path(sys.argv[2]))

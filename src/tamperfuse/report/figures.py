@@ -67,7 +67,7 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     read = read_folder(run)
     written: list[Path] = []
     for figure in [_harm(read, PAPER_PANEL), _capability(read, PAPER_WIDTH)]:
-        chart = _for_paper(figure)
+        chart = for_paper(figure)
         for ending in ("png", "svg") if figure.panels else ():
             path = out_dir / f"{figure.name}.{ending}"
             with staged(path) as staging:
@@ -76,9 +76,9 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     return written
 
 
-def _for_paper(figure: Figure) -> Any:
+def for_paper(figure: Figure) -> Any:
+    """A figure on white, its panels in two columns under one title; they share one legend at the bottom."""
     charts = [panel.chart.properties(title=panel.heading) for panel in figure.panels]
-    # Panels share one legend, at the bottom, and two stand side by side as on a wide page.
     return (
         alt.concat(*charts, columns=2, title=alt.TitleParams(figure.title, anchor="start", fontSize=15, offset=12))
         .configure(background="#ffffff", font=FONT.replace('"', ""), padding=16)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.attacks.base import Pair
-from tamperfuse.corpora.routing import routing_items
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
 from tamperfuse.evaluation.diagnose import Follower, Probes, gradient
@@ -113,7 +113,9 @@ def _diagnose(
     follower.seconds = time.perf_counter() - began
     given = AttackData(
         harmful=harmful,
-        benign=[(item.prompt, item.response) for item in routing_items(seed)[0]],
+        retain=[(row["prompt"], row["response"]) for row in builtin_rows("retain")],
+        reference=origin,
+        answer=lambda prompts: _own_answers(loaded, prompts, ANSWER_TOKENS),
         response_limit=ANSWER_TOKENS,
         at_steps=range(int(parameters.steps) + 1),
         hook=follower,
@@ -137,8 +139,7 @@ def _diagnose(
 
 def _probes(loaded: LoadedModel, held_out: Sequence[Pair], harmful: Sequence[Pair]) -> Probes:
     chat = loaded.chat
-    prompts = [chat.prompt(prompt) for prompt, _ in held_out]
-    own = [chat.text(a) for a in generate(loaded, prompts, new_tokens=PROBE_TOKENS, what="the model's own answers")]
+    own = _own_answers(loaded, [prompt for prompt, _ in held_out], PROBE_TOKENS)
     kept = [(prompt, mine, wanted) for (prompt, wanted), mine in zip(held_out, own, strict=True) if mine and wanted]
     if not kept:
         raise UserError(f"{loaded.name} answers none of the threat's held-out prompts: there is nothing to follow.")
@@ -149,6 +150,11 @@ def _probes(loaded: LoadedModel, held_out: Sequence[Pair], harmful: Sequence[Pai
         benign=[chat.sample(row["prompt"], row["response"], PROBE_TOKENS) for row in documents],
         attacker=[chat.sample(prompt, answer, PROBE_TOKENS) for prompt, answer in harmful[:PROMPTS]],
     )
+
+
+def _own_answers(loaded: LoadedModel, prompts: Sequence[str], tokens: int) -> list[str]:
+    asked = [loaded.chat.prompt(prompt) for prompt in prompts]
+    return [loaded.chat.text(a) for a in generate(loaded, asked, new_tokens=tokens, what="the model's own answers")]
 
 
 def _changes(loaded: LoadedModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
