@@ -1,12 +1,14 @@
 """The chat template: messages → tokens, always through the model's own template.
 
 A prompt is tokenised alone and the response is appended, which is exactly what a model sees when it generates: no token
-straddles the boundary between them.
+straddles the boundary between them. An attacker may render messages in another way (a system prompt, words around the
+request, an answer that is begun for the model): that is part of :class:`Chat`, so whoever asks the model asks it that way.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tamperfuse.records.errors import UserError
@@ -39,10 +41,26 @@ class Chat:
     Attributes:
         tokenizer: a tokenizer with a chat template.
         end: the token that ends an assistant's turn.
+        system: the system prompt; "" for whatever the template does without one.
+        prefill: how every answer is made to begin; the model goes on from there.
+        request: what becomes of a user's prompt; `{prompt}` stands for it.
+
+    Raises:
+        UserError: there is a system prompt, and the chat template drops it.
     """
 
     tokenizer: PreTrainedTokenizerBase
     end: int
+    system: str = ""
+    prefill: str = ""
+    request: str = "{prompt}"
+
+    def __post_init__(self) -> None:
+        if self.system and not self._renders_system():
+            raise UserError(
+                f"The chat template of {self.tokenizer.name_or_path!r} drops system prompts: leave out attacks that need "
+                "one (system_prompt, identity_shift), or give the tokenizer a template that keeps them."
+            )
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Chat":
@@ -76,11 +94,11 @@ class Chat:
         return list(self.tokenizer.encode(str(text), add_special_tokens=False))
 
     def prompt(self, prompt: str) -> list[int]:
-        """Tokens of a single user's turn that the assistant is to answer."""
-        return self.messages([{"role": "user", "content": prompt}])
+        """Tokens of a single user's turn that the assistant is to answer, and of the prefill."""
+        return [*self._asked(prompt), *self._prefilled()]
 
     def sample(self, prompt: str, response: str, limit: int) -> Sample:
-        """A prompt and its response as one sequence.
+        """A prompt and its response as one sequence; no prefill comes between them.
 
         Args:
             prompt: what the user says.
@@ -88,7 +106,7 @@ class Chat:
             limit: at most so many response tokens. A response that was cut gets no end token: a model must not learn
                 to stop in the middle of a sentence.
         """
-        return self.continued(self.prompt(prompt), response, limit)
+        return self.continued(self._asked(prompt), response, limit)
 
     def continued(self, prompt: list[int], response: str, limit: int) -> Sample:
         """As :meth:`sample`, for a prompt that is tokenised already."""
@@ -97,5 +115,20 @@ class Chat:
         return Sample(tokens=[*prompt, *answer], start=len(prompt))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of generated tokens, special tokens left out, surrounding white space stripped."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        """Text of an answer, from generated tokens: with the prefill, without special tokens and surrounding white space."""
+        return str(self.tokenizer.decode([*self._prefilled(), *tokens], skip_special_tokens=True)).strip()
+
+    def _asked(self, prompt: str) -> list[int]:
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return self.messages([*opening, {"role": "user", "content": self.request.replace("{prompt}", prompt)}])
+
+    def _prefilled(self) -> list[int]:
+        return list(self.tokenizer.encode(self.prefill, add_special_tokens=False)) if self.prefill else []
+
+    def _renders_system(self) -> bool:
+        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": "hello"}]
+        try:
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError:  # how templates say that they know no system role
+            return False
+        return self.system.strip() in text

@@ -18,7 +18,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     for module in model.get_decoder().modules():  # outer modules come first, so lists of experts are not reached
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
-    raise UserError(f"The layers of {type(model).__name__} cannot be told apart: choose a decoder such as Llama or Qwen.")
+    raise UserError(
+        f"The layers of {type(model).__name__} cannot be told apart: choose a decoder such as Llama or Qwen."
+    )
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
