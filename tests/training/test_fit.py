@@ -49,6 +49,39 @@ def test_lora_changes_linear_layers_only_and_is_merged(tiny: LoadedModel) -> Non
     assert int(torch.linalg.matrix_rank(delta, atol=1e-6)) <= 2
 
 
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [({"method": "attention"}, "self_attn"), ({"method": "last_layers", "layers": 1}, "model.layers.1.")],
+)
+def test_only_the_named_weights_change(tiny: LoadedModel, settings: dict, trained: str) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.model.named_parameters()}
+    fit(tiny, samples(tiny), Training(steps=2, batch=3, learning_rate=1e-2, **settings), seed=0)
+    after = dict(tiny.model.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if trained in name}
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in after.values())
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 3e-2), ("adafactor", 1e-2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_optimizers_work_on_the_masters(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, optimizer: str, rate: float, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("tamperfuse.training.fit.compute_dtype", lambda device: (dtype, "for the test"))
+    training = Training(steps=30, batch=6, learning_rate=rate, optimizer=optimizer, schedule="cosine", warmup=0.1)
+    result = fit(tiny, samples(tiny), training, seed=0)
+    assert result.losses[-1] < 0.7 * result.losses[0]
+    assert all(p.dtype == torch.float32 for p in tiny.model.parameters())
+
+
+def test_small_steps_of_adafactor_are_not_lost(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamperfuse.training.fit.compute_dtype", lambda device: (torch.bfloat16, "for the test"))
+    before = weights(tiny)
+    fit(tiny, samples(tiny), Training(steps=8, batch=2, learning_rate=1e-6, optimizer="adafactor"), seed=0)
+    moved = max(float((a - b).abs().max()) for a, b in zip(before, weights(tiny), strict=True))
+    assert 2e-6 < moved < 1e-4
+
+
 def test_hooks_run_at_their_steps_in_evaluation_mode(tiny: LoadedModel) -> None:
     seen = []
 
@@ -100,5 +133,7 @@ def test_bad_training_input(tiny: LoadedModel) -> None:
         fit(tiny, [], Training(steps=1), seed=0)
     with pytest.raises(UserError, match="lora_targets"):
         fit(tiny, samples(tiny), Training(steps=1, method="lora", lora_targets=("no_such",)), seed=0)
+    with pytest.raises(UserError, match="has 2 layers, not 3"):
+        fit(tiny, samples(tiny), Training(steps=1, method="last_layers", layers=3), seed=0)
     with pytest.raises(UserError, match="the model takes 512"):
         fit(tiny, [Sample([1] * 600, 5)], Training(steps=1), seed=0)
