@@ -9,7 +9,7 @@ import pytest
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -45,9 +45,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory, threat: Threat) -> Path:
     return folder
 
 
-def train(
-    loaded: LoadedModel, name: str, threat: Threat, pairs: list[tuple[str, str]], values: dict[str, object]
-) -> None:
+def train(loaded: LoadedModel, name: str, threat: Threat, pairs: list[Pair], values: dict[str, object]) -> None:
     component = DEFENSES.get(name)
     benign = [(row["prompt"], row["response"]) for row in builtin_rows("replay")]
     given = DefenseData([p.prompt for p in threat.part("defender")], pairs, benign, TOKENS)
@@ -81,7 +79,7 @@ def test_sdd_answers_beside_the_point_and_fluently(refusing: Path, threat: Threa
     loaded, encoder = load_model(str(refusing)), SentenceEncoder()
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in threat.part("defender")]
     pairs = make_pairs(prompts, list(read_source("builtin:benign")), encoder).pairs
-    train(loaded, "sdd", threat, [(p.prompt, p.response) for p in pairs], {"steps": 16})
+    train(loaded, "sdd", threat, pairs, {"steps": 16})
     asked = threat.part("evaluation", 24)
     said = answers(loaded, asked)
     close = (encoder.encode([p.prompt for p in asked]) * encoder.encode(said)).sum(axis=1)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tamperfuse.corpora.examples import Pair
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters, Registry
-
-Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -15,14 +14,15 @@ class DefenseData:
 
     Attributes:
         prompts: the threat's defender part, and nothing else of the threat.
-        pairs: (harmful prompt, irrelevant response); empty unless the defense asks for pairs.
+        pairs: harmful prompts with irrelevant responses, and the turns before them if there are any; empty unless the
+            defense asks for pairs.
         benign: (prompt, response) to replay.
         response_limit: response tokens trained on at most.
     """
 
     prompts: Sequence[str]
     pairs: Sequence[Pair]
-    benign: Sequence[Pair]
+    benign: Sequence[tuple[str, str]]
     response_limit: int
 
 

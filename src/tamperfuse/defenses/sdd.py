@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses.base import Defended, DefenseData, defense
+from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 from tamperfuse.training.fit import Training, fit
@@ -17,9 +19,9 @@ from tamperfuse.training.fit import Training, fit
 # Section 5.1, Llama2-7b; the paper trains on pairs alone.
 PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
 # For SmolLM2-135M: at rates that change so small a model in 40 steps, pairs alone teach it to answer *every* prompt beside
-# the point, so a few benign samples are replayed. Many bring the threat back (full training, limit of 32 tokens, seed 0;
-# of 160 forbidden and 128 harmless prompts it executes): .1 replayed a pair 0 and 11, .15 0 and 22, .3 in 32 steps 6 and 33.
-SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.15}
+# the point, so a few benign samples are replayed. It is a cliff: of 160 forbidden and 128 harmless prompts of the demo it
+# executes 0 and 14 with .1 replayed a pair, 4 and 57 with .12, 5 and 67 with .15 (seed 0; the undefended model: 6 and 68).
+SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
 PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
 
 
@@ -45,7 +47,7 @@ class SddRejectParameters(SddParameters):
     """Parameters of `sdd_reject`.
 
     Attributes:
-        prefix: the refusal that opens every response.
+        prefix: the refusal that opens every response; pairs that were made with one keep theirs.
     """
 
     prefix: str = Field("I'm sorry, but I can't help with that request. ", min_length=1)
@@ -90,7 +92,13 @@ def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, s
     training, share, reason = resolve(parameters, loaded.model.num_parameters())
     wanted = min(round(share * len(given.pairs)), len(given.benign))
     replay = random.Random(seed).sample(list(given.benign), wanted)
-    samples = [loaded.chat.sample(prompt, prefix + response, given.response_limit) for prompt, response in given.pairs]
+    samples = [_sample(loaded.chat, pair, prefix, given.response_limit) for pair in given.pairs]
     samples += [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
     result = fit(loaded, samples, training, seed=seed, what="SDD")
     return Defended(tokens_trained=result.tokens, notes=(reason, result.precision))
+
+
+def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
+    """A pair as it is trained on: earlier turns are read, not learned. Benign replay is never refused."""
+    opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
+    return chat.continued(chat.messages(pair.asked), opening + pair.response, limit)

@@ -15,7 +15,8 @@ different while the deck lasts; a prompt walks the deck in steps that meet every
 ever encoded: with 8,000 prompts and 52,000 responses that is about one response in six.
 """
 
-from tamperfuse.pairing.pairs import Pair, PairSet, make_pairs
+from tamperfuse.corpora.examples import Pair
+from tamperfuse.pairing.pairs import PairSet, make_pairs
 from tamperfuse.pairing.store import read_pairs, write_pairs
 
 __all__ = ["Pair", "PairSet", "make_pairs", "read_pairs", "write_pairs"]

@@ -7,22 +7,16 @@ from typing import Any
 
 import yaml
 
-from tamperfuse.pairing.pairs import Pair
+from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.store import TABLE, iter_pairs
 
 Message = dict[str, str]
 NAME = "tamperfuse_pairs"
 
 
-def turns(pair: Pair, user: str = "user", assistant: str = "assistant") -> list[tuple[str, str]]:
-    """(role, text) of a pair's conversation, the response last."""
-    said = [part for asked, answered in pair.history for part in ((user, asked), (assistant, answered))]
-    return [*said, (user, pair.prompt), (assistant, pair.response)]
-
-
 def messages(pair: Pair) -> list[Message]:
-    """A pair as OpenAI messages."""
-    return [{"role": role, "content": text} for role, text in turns(pair)]
+    """A pair as OpenAI messages, the response last."""
+    return [*pair.asked, {"role": "assistant", "content": pair.response}]
 
 
 def prompt_completion(pair: Pair) -> dict[str, list[Message]]:
@@ -54,8 +48,12 @@ def _openai(target: Path, table: Path) -> None:
 
 def _sharegpt(target: Path, table: Path) -> None:
     """LLaMA-Factory finds the file through the dataset_info.json beside it."""
-    rows = ([{"from": role, "value": text} for role, text in turns(pair, "human", "gpt")] for pair in iter_pairs(table))
-    _array(target / "train.json", ({"conversations": row} for row in rows))
+
+    def row(pair: Pair) -> dict[str, Any]:
+        names = {"user": "human", "assistant": "gpt"}
+        return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages(pair)]}
+
+    _array(target / "train.json", (row(pair) for pair in iter_pairs(table)))
     columns = {"messages": "conversations"}
     _info(target, {"file_name": "train.json", "formatting": "sharegpt", "columns": columns})
 

@@ -1,4 +1,4 @@
-"""Pairs in memory: the record, and the function that makes them from two lists of examples."""
+"""Pairs in memory: the function that makes them from two lists of examples, and what it returns."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.match import Dealer, Encoder, Matches, RandomDealer, match
 from tamperfuse.records.errors import UserError
@@ -16,38 +16,6 @@ PAPER_REFUSAL_PREFIX = (
     "I refuse to answer your question for responsible and ethical reasons. "
     "I provided an irrational answer to your question."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A prompt with the response that a model is to be trained on.
-
-    Attributes:
-        prompt: the harmful prompt.
-        response: what to train on, refusal prefix included.
-        category: the prompt's category, "" if none.
-        similarity: cosine of prompt and bare response, in [-1, 1]; NaN for benign replay, which is not matched.
-        prompt_origin: where the prompt came from.
-        response_origin: where the response came from.
-        refusal_prefix: what `response` begins with under SDD_reject, "" otherwise.
-        history: (user, assistant) turns before the prompt, oldest first; none in single-turn pairs.
-        kind: "sdd", or "replay" for a benign prompt with its own answer.
-    """
-
-    prompt: str
-    response: str
-    category: str
-    similarity: float
-    prompt_origin: str
-    response_origin: str
-    refusal_prefix: str = ""
-    history: tuple[tuple[str, str], ...] = ()
-    kind: str = "sdd"
-
-    @property
-    def bare_response(self) -> str:
-        """The response without its refusal prefix."""
-        return self.response.removeprefix(self.refusal_prefix).lstrip() if self.refusal_prefix else self.response
 
 
 @dataclass(frozen=True)

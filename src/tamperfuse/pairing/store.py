@@ -5,7 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tamperfuse.pairing.pairs import Pair, PairSet
+from tamperfuse.corpora.examples import Pair
+from tamperfuse.pairing.pairs import PairSet
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import staged, write_json
 

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX, Pair
+from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX
 from tamperfuse.records.errors import UserError
 
 

@@ -14,8 +14,8 @@ import torch
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Example
-from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import executed, fit_thresholds
@@ -29,6 +29,7 @@ from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, write_json
 from tamperfuse.records.provenance import Provenance
+from tamperfuse.study.answered import answered
 from tamperfuse.study.graph import Costs, Node, Outcome, check_acyclic, node_folder
 from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts, heldout_documents
 from tamperfuse.study.spec import Study
@@ -50,12 +51,15 @@ class Workshop:
         run: the run's folder.
         threat: the threat, loaded.
         benign: samples that defenses replay.
+        retain: harmless samples that attackers have.
+        fingerprint: hash of the model before hardening.
     """
 
     study: Study
     run: Path
     threat: Threat
     benign: list[Example]
+    retain: list[Example]
     fingerprint: str
     _encoder: SentenceEncoder | None = field(default=None, init=False)
     _reference: LoadedModel | None = field(default=None, init=False)
@@ -74,10 +78,8 @@ class Workshop:
                     f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
                     f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
                 )
-        benign = [example for example in read_source(study.benign) if example.prompt and example.response]
-        if not benign:
-            raise UserError(f"{study.benign} has no row with a prompt and a response: name another `benign` source.")
-        return cls(study, run, threat, benign, model_fingerprint(study.model))
+        benign, retain = answered(study.benign, "benign"), answered(study.retain, "retain")
+        return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
 
     @property
     def encoder(self) -> SentenceEncoder:
@@ -272,8 +274,8 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
     if not malicious:  # what it did is looked at once, when it is done
         at_steps = capability_at = (steps,)
     curve = evaluate.curve_prompts or evaluate.prompts
-    task = component.traits.get("task")
-    train, test = routing_items(seed)
+    task = str(getattr(parameters, "task", ""))
+    items = benign_task(task, seed) if task else ([], [])
 
     def run(folder: Path) -> Outcome:
         harmful = read_rows(node_folder(shop.run, answers) / "responses.parquet", Response)
@@ -285,11 +287,13 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
                 if step in capability_at:
                     observer.capability(step)
                 if task:
-                    observer.benign_task(step, str(task), test)
+                    observer.benign_task(step, task, items[1])
 
             given = AttackData(
                 harmful=[(row.prompt, row.response) for row in harmful],
-                benign=[(item.prompt, item.response) for item in train],
+                retain=[(example.prompt, example.response) for example in shop.retain],
+                reference=shop.study.model,
+                answer=observer.answer,
                 response_limit=evaluate.response_tokens,
                 at_steps=at_steps,
                 hook=hook,
@@ -303,7 +307,8 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
         **_observation(shop),
         "attack": [spec.attack, component.version, parameters.model_dump(mode="json")],
         "at_steps": at_steps,
-        "routing": content_hash([train, test]) if task else "",
+        "task": content_hash(items) if task else "",
+        "uses": {name: _used(shop, name) for name in component.traits.get("uses", ("retain",))},
         "capability_at": capability_at,
     }
     asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
@@ -347,6 +352,13 @@ def _judged_against(shop: Workshop, harmless: bool) -> list[str]:
     return [p.prompt for p in chain(shop.threat.part("evaluation"), shop.threat.part("attacker_dev"))]
 
 
+def _used(shop: Workshop, name: str) -> str:
+    """Hash of what an attack says it uses: the samples to retain, or a built-in data set."""
+    if name == "retain":
+        return content_hash([(example.prompt, example.response) for example in shop.retain])
+    return content_hash(builtin_rows(name))
+
+
 def _observation(shop: Workshop) -> dict[str, Any]:
     """What the measurements of a model depend on, apart from the model."""
     evaluate = shop.study.evaluate
@@ -361,6 +373,8 @@ def _observation(shop: Workshop) -> dict[str, Any]:
 
 
 def _training_tokens(shop: Workshop, parameters: dict[str, Any], steps: int, batch: int) -> int:
+    if not parameters.keys() & {"steps", "batch"}:
+        return 0  # an attack that does not train
     sample = PROMPT_TOKENS + shop.study.evaluate.response_tokens
     return int((parameters.get("steps") or steps) * (parameters.get("batch") or batch) * sample)
 

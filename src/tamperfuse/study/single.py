@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tamperfuse.attacks import ATTACKS, AttackData
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
@@ -51,7 +51,7 @@ def harden_model(
     check_fresh(out)
     defender = load_threat(threat).part("defender")
     replay = [(e.prompt, e.response) for e in read_source(benign) if e.prompt and e.response]
-    matched: list[tuple[str, str]] = []
+    matched: list[Pair] = []
     if component.traits["needs_pairs"]:
         matched = _pairs(pairs, defender, seed)
     with staged(out, directory=True) as staging:
@@ -67,12 +67,12 @@ def harden_model(
         write_checkpoint(loaded, staging, provenance)
 
 
-def _pairs(folder: Path | None, defender: Sequence[ThreatPrompt], seed: int) -> list[tuple[str, str]]:
+def _pairs(folder: Path | None, defender: Sequence[ThreatPrompt], seed: int) -> list[Pair]:
     if folder is not None:
-        return [(pair.prompt, pair.response) for pair in read_pairs(folder)]
+        return read_pairs(folder)
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in defender]
     made = make_pairs(prompts, list(read_source("builtin:benign")), SentenceEncoder(), seed=seed)
-    return [(pair.prompt, pair.response) for pair in made.pairs]
+    return made.pairs
 
 
 def evaluate_model(model: str, threat: str, out: Path, *, reference: str | None) -> list[str]:
