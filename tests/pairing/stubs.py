@@ -53,3 +53,10 @@ def prose(number: int) -> str:
 
 def responses(count: int) -> list[Example]:
     return [Example("", prose(n), SUBJECTS[n % len(SUBJECTS)], f"r#{n}") for n in range(count)]
+
+
+def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors from the hash of a whole text: unrelated texts are nearly orthogonal. Picklable."""
+    digests = b"".join(xxhash.xxh3_64_digest(text.encode()) for text in texts)
+    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8).reshape(-1, 8), axis=1)
+    return (bits.astype(np.float32) * 2 - 1) / 8

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stubs import StubEncoder, prompts, prose, responses
 
 from tamperfuse.corpora.examples import Example
-from tamperfuse.pairing.cache import VectorCache
+from tamperfuse.pairing.cache import BATCH, VectorCache, in_batches, parts
 from tamperfuse.pairing.diverse import DiverseDealer, form, spread
 from tamperfuse.pairing.filters import RULES, ResponseFilters
 from tamperfuse.pairing.match import match
@@ -166,12 +166,22 @@ def test_the_cache_computes_nothing_twice(tmp_path: Path):
         return np.array([[len(text), 1] for text in texts], dtype=np.float32).reshape(-1, 2)
 
     cache = VectorCache(tmp_path, "x")
-    assert cache.get(["aa", "b", "aa"], compute).tolist() == [[2, 1], [1, 1], [2, 1]]
+    assert cache.get(["aa", "b", "aa"], in_batches(compute)).tolist() == [[2, 1], [1, 1], [2, 1]]
     again = VectorCache(tmp_path, "x")
-    again.get(["b", "ccc"], compute)
+    again.get(["b", "ccc"], in_batches(compute))
     assert sorted(calls) == ["aa", "b", "ccc"]
-    assert VectorCache(tmp_path, "y").get(["b"], compute).tolist() == [[1, 1]]
+    assert VectorCache(tmp_path, "y").get(["b"], in_batches(compute)).tolist() == [[1, 1]]
     assert calls.count("b") == 2
+
+
+def test_batches_may_come_in_any_order(tmp_path: Path):
+    def backwards(texts):
+        for part in reversed(parts(len(texts))):
+            yield part, np.array([[float(texts[at])] for at in part], dtype=np.float32)
+
+    numbers = [str(n) for n in range(BATCH * 2 + 5)]
+    found = VectorCache(tmp_path, "x").get(numbers, backwards)
+    assert found[:, 0].tolist() == list(map(float, numbers))
 
 
 def test_normalise():

@@ -2,16 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.records.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 Vectors = NDArray[np.float32]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
@@ -24,7 +21,6 @@ class SentenceEncoder:
         name: `all-MiniLM-L6-v2` (bundled), a directory, or a Hub id.
         batch_size: texts encoded together.
         dtype: "bfloat16" is about twice as fast on processors that have it; cosines move by less than .01.
-        workers: processes that encode; above 1, each holds a copy of the model.
 
     Raises:
         UserError: no such model can be loaded.
@@ -36,13 +32,11 @@ class SentenceEncoder:
         *,
         batch_size: int = 64,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        workers: int = 1,
     ) -> None:
         from sentence_transformers import SentenceTransformer  # 4 s to import: only where texts are encoded
 
         self.name = name
         self.batch_size = batch_size
-        self._workers = workers
         source = str(ENCODERS[name].path()) if name in ENCODERS else name
         try:
             self._model: SentenceTransformer = SentenceTransformer(
@@ -66,12 +60,7 @@ class SentenceEncoder:
         if not texts:
             return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)
         vectors = np.asarray(
-            self._model.encode(
-                list(texts),
-                batch_size=self.batch_size,
-                show_progress_bar=False,
-                device=["cpu"] * self._workers if self._workers > 1 else None,
-            ),
+            self._model.encode(list(texts), batch_size=self.batch_size, show_progress_bar=False),
             dtype=np.float32,
         )
         # Normalised here, in float32: a bfloat16 vector is up to .4% off its length.

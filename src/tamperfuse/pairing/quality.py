@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.models.packed import pack, packed_logits
-from tamperfuse.pairing.cache import VectorCache
+from tamperfuse.pairing.cache import VectorCache, in_batches
 
 SAMPLE = 512  # responses that set the cut-off
 _TOKENS = 256
@@ -48,14 +48,12 @@ class QualityCut:
 
     def scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """NLL of texts, nats a token. Shape (texts,)."""
-        return self._cache.get(texts, self._nll)[:, 0] if texts else np.zeros(0, dtype=np.float32)
+        return self._cache.get(texts, in_batches(self._nll))[:, 0] if texts else np.zeros(0, dtype=np.float32)
 
     def _nll(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Mean NLL of each text. Shape (texts, 1)."""
         import torch
 
-        if not texts:
-            return np.zeros((0, 1), dtype=np.float32)
         if self._loaded is None:
             self._loaded = load_model(self.model)
         model, tokenizer = self._loaded.model, self._loaded.chat.tokenizer

@@ -1,0 +1,114 @@
+"""Encoding in several processes and over Ray: the same vectors as in this one, and nobody left behind."""
+
+import multiprocessing
+import os
+import signal
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from stubs import hash_projection, prose
+
+from tamperfuse.pairing.cache import BATCH
+from tamperfuse.pairing.encoders import CachedEncoder, WorkerEncoder, encode_batch, open_encoder
+from tamperfuse.records.errors import UserError
+
+MODEL = "all-MiniLM-L6-v2"
+TEXTS = [prose(n)[: 20 + 7 * n] for n in range(BATCH + 9)]  # of many lengths, more than one batch
+
+
+def pids_while(texts: list[str]) -> np.ndarray:
+    """The process that encodes, in place of a vector."""
+    time.sleep(0.05)
+    return np.full((len(texts), 1), os.getpid(), dtype=np.float32)
+
+
+def dying(texts: list[str]) -> np.ndarray:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def test_processes_give_what_one_gives_and_stay_for_the_next_texts(tmp_path):
+    texts = [f"text {n}" for n in range(BATCH * 5 + 3)]
+    workers = WorkerEncoder(hash_projection, 2)
+    found = CachedEncoder("stub", workers, tmp_path).encode(texts)
+    assert np.array_equal(found, hash_projection(texts))
+    workers.close()
+    workers = WorkerEncoder(pids_while, 2)
+    first, second = ({int(v[0, 0]) for _, v in workers([str(n) for n in range(BATCH * 6)])} for _ in range(2))
+    assert len(first | second) == 2
+    assert os.getpid() not in first
+    workers.close()
+
+
+def test_a_worker_that_dies_is_a_sentence():
+    workers = WorkerEncoder(dying, 2)
+    with pytest.raises(UserError, match="fewer --workers"):
+        list(workers(["a"]))
+    workers.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def report_pid(queue: object) -> None:
+    workers = WorkerEncoder(pids_while, 1)
+    for _, vectors in workers(["a"]):
+        queue.put(int(vectors[0, 0]))
+    time.sleep(60)
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed():
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    parent = context.Process(target=report_pid, args=(queue,))
+    parent.start()
+    worker = queue.get(timeout=60)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.join()
+    deadline = time.monotonic() + 20
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(worker)
+
+
+def test_a_directory_is_known_by_its_content(tmp_path):
+    model, calls = tmp_path / "model", []
+
+    def compute(texts):
+        calls.append(texts)
+        yield range(len(texts)), hash_projection(texts)
+
+    model.mkdir()
+    (model / "weights").write_text("one")
+    for content in ("one", "one", "two"):
+        (model / "weights").write_text(content)
+        CachedEncoder(str(model), compute, tmp_path / "vectors").encode(["a"])
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_the_encoder_itself_over_workers(tmp_path, executor):
+    if executor == "ray" and find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'tamperfuse[ray]'")
+    with open_encoder(MODEL, "float32", workers=2, executor=executor, folder=tmp_path) as encoder:
+        found = encoder.encode(TEXTS)
+        assert encoder.cache.computed == len(TEXTS)
+        again = encoder.encode([*TEXTS, "one more"])
+    assert np.array_equal(again[:-1], found)
+    np.testing.assert_allclose(found, encode_batch(MODEL, "float32", TEXTS), atol=2e-6)
+
+
+def test_ray_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("tamperfuse.pairing.encoders.find_spec", lambda name: None)
+    with (
+        pytest.raises(UserError, match=r"pip install 'tamperfuse\[ray\]'"),
+        open_encoder(MODEL, "float32", workers=1, executor="ray", folder=tmp_path),
+    ):
+        pass
