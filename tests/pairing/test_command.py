@@ -8,7 +8,6 @@ from stubs import StubEncoder, prompts, prose
 
 from tamperfuse.pairing import command, read_pairs
 from tamperfuse.pairing.command import pair_corpora
-from tamperfuse.pairing.encoders import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
 from tamperfuse.pairing.variants import PAPER_REFUSAL_PREFIX
@@ -101,31 +100,6 @@ def test_model_text_is_escaped_in_the_page(sources, tmp_path):
     page = (tmp_path / "out" / "audit.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-
-
-def test_a_killed_run_goes_on_and_encodes_nothing_twice(sources, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        """As an interrupt, nothing catches it."""
-
-    class Dying(StubEncoder):
-        def encode(self, texts):
-            if self.encoded:
-                raise Killed
-            return super().encode(texts)
-
-    monkeypatch.setattr(command, "BLOCK", 8)
-    whole = pair_corpora(options(sources, tmp_path / "whole"), StubEncoder())
-    dying, living, folder = Dying(), StubEncoder(), tmp_path / "vectors"
-    with pytest.raises(Killed):
-        pair_corpora(options(sources, tmp_path / "out"), CachedEncoder(dying, folder))
-    assert not (tmp_path / "out").exists()
-    pair_corpora(options(sources, tmp_path / "out"), CachedEncoder(living, folder))
-    assert not set(dying.encoded) & set(living.encoded)
-    assert len(living.encoded) == len(set(living.encoded))
-    for name in ("pairs.parquet", "pairs.json", "audit.html"):
-        ours, theirs = ((tmp_path / run / name).read_bytes() for run in ("out", "whole"))
-        assert ours == theirs, name
-    assert whole.pairs == len(read_pairs(tmp_path / "out"))
 
 
 def test_the_command_line(sources, tmp_path):

@@ -46,13 +46,18 @@ def recognise(row: Row, where: str) -> Schema:
     Raises:
         UserError: none fits; the columns and the options that name them are printed.
     """
-    for schema in SCHEMAS:
-        if schema.columns <= row.keys() and schema.fits(row):
-            return schema
+    known = find_schema(row)
+    if known is not None:
+        return known
     raise UserError(
         f"{where} has the columns {', '.join(map(repr, row)) or '(none)'}, which match no known schema: "
         "name the columns with --prompt-field and --response-field."
     )
+
+
+def find_schema(row: Row) -> Schema | None:
+    """The first schema of :data:`SCHEMAS` that a row fits, if any does."""
+    return next((schema for schema in SCHEMAS if schema.columns <= row.keys() and schema.fits(row)), None)
 
 
 def named_fields(prompt_field: str | None, response_field: str | None, category_field: str | None) -> Schema:

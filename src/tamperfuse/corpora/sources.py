@@ -9,7 +9,7 @@ from typing import Any
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.files import is_data_file, read_rows, shards
 from tamperfuse.corpora.hub import hub_rows
-from tamperfuse.corpora.schemas import Schema, named_fields, recognise
+from tamperfuse.corpora.schemas import Schema, find_schema, named_fields, recognise
 from tamperfuse.records.errors import UserError, unknown_name
 
 BUILTIN = "builtin:"
@@ -25,6 +25,7 @@ def read_source(
     revision: str | None = None,
     split: str | None = None,
     part: str | None = None,
+    mixed: bool = False,
 ) -> Iterator[Example]:
     """Stream a corpus as examples, in its own order.
 
@@ -37,6 +38,7 @@ def read_source(
         revision: for Hub ids: commit, branch or tag.
         split: for Hub ids: which split; `train` or the nearest to it by default.
         part: of a threat's rows, which carry a `part`, only this one's; rows without are all taken.
+        mixed: the named columns are meant for one of several sources: a known layout that lacks them is read as such.
 
     Returns:
         Examples with both texts stripped of surrounding white space; rows with neither prompt nor response are left out.
@@ -47,18 +49,21 @@ def read_source(
     fields = named_fields(prompt_field, response_field, category_field) if prompt_field or response_field else None
     for where, origin, rows in _streams(src, revision, split):
         wanted = rows if part is None else ((n, row) for n, row in rows if row.get("part", part) == part)
-        yield from _examples(wanted, where, origin, fields)
+        yield from _examples(wanted, where, origin, fields, mixed)
 
 
 def schema_of(src: str) -> str:
     """The name of the schema that a local or built-in source is of, as the audit prints it; "Hub" for Hub ids."""
-    path = Path(src)
+    path = Path(src).expanduser()
     if src.startswith(BUILTIN):
         return "built-in"
     if not path.exists():
         return "Hub"
     first = next(read_rows(shards(path)[0]), None)
-    return recognise(first[1], src).name if first else "empty"
+    if first is None:
+        return "empty"
+    known = find_schema(first[1])
+    return known.name if known else "named columns"
 
 
 def builtin_names() -> list[str]:
@@ -112,11 +117,12 @@ def _refuse_mixed(found: list[Path]) -> None:
         )
 
 
-def _examples(rows: Rows, where: str, origin: str, fields: Schema | None) -> Iterator[Example]:
+def _examples(rows: Rows, where: str, origin: str, fields: Schema | None, mixed: bool) -> Iterator[Example]:
     read = None
     for number, row in rows:
         if read is None:
-            schema = fields or recognise(row, where)
+            named = fields is not None and (fields.columns <= row.keys() or not mixed)
+            schema = fields if fields is not None and named else recognise(row, where)
             read = schema.reader()
         try:
             for prompt, response, category in read(row):

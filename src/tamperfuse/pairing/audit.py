@@ -2,20 +2,20 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.pairing.card import write_card
 from tamperfuse.pairing.filters import ResponseFilters
+from tamperfuse.pairing.lengths import LengthCounter, quantiles
 from tamperfuse.pairing.match import Matches
 from tamperfuse.pairing.options import PairOptions, weighted
 from tamperfuse.pairing.page import write_page
-from tamperfuse.pairing.pairs import Pair
 from tamperfuse.pairing.prompts import PromptReport
 from tamperfuse.pairing.provenance import record_of
 from tamperfuse.pairing.spool import ResponseSpool
@@ -40,9 +40,15 @@ class Audit:
     """
 
     def __init__(
-        self, options: PairOptions, prompts: PromptReport, filters: ResponseFilters | None, spool: ResponseSpool
+        self,
+        options: PairOptions,
+        prompts: PromptReport,
+        filters: ResponseFilters | None,
+        spool: ResponseSpool,
+        length: LengthCounter,
     ) -> None:
-        """Take what was found out before the matching."""
+        """Take what was found out before the matching, and what measures a text's length."""
+        self._length = length
         self._options, self._prompts, self.filters, self._spool = options, prompts, filters, spool
         self.pairs = self.kept = self.dropped = 0
         self._lost: list[str] = []
@@ -136,7 +142,7 @@ class Audit:
             "histogram": {"edges": BINS.tolist(), "before": self._before.tolist(), "after": self._after.tolist()},
             "most_similar": [asdict(pair) for _, _, pair in self._top],
             "dropped_prompts": self._lost,
-            "lengths": _lengths(self._sample, options.tokenizer),
+            "lengths": quantiles(self._sample, self._length),
             "sources": [asdict(record) for record in self._sources()],
             "options": {name: _plain(value) for name, value in asdict(options).items() if name != "out"},
             "versions": versions(),
@@ -165,24 +171,3 @@ class Audit:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _lengths(pairs: Sequence[Pair], tokenizer: str | None) -> dict[str, Any]:
-    """Quantiles of prompt and response lengths, in the target model's tokens or in words."""
-    count, unit = _counter(tokenizer)
-    marks = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
-    return {"unit": unit, "pairs_measured": len(pairs)} | {
-        name: {mark: int(np.quantile([count(text) for text in texts], at)) for mark, at in marks.items()}
-        for name, texts in (("prompt", [p.prompt for p in pairs]), ("response", [p.response for p in pairs]))
-    }
-
-
-def _counter(tokenizer: str | None) -> tuple[Callable[[str], int], str]:
-    if tokenizer is None:
-        return (lambda text: len(text.split())), "words"
-    from transformers import AutoTokenizer
-
-    from tamperfuse.models.load import resolve_model
-
-    loaded = AutoTokenizer.from_pretrained(str(resolve_model(tokenizer) or tokenizer))
-    return (lambda text: len(loaded.encode(text, add_special_tokens=False))), f"tokens of {tokenizer}"

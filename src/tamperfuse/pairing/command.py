@@ -8,6 +8,7 @@ Responses stream to disk and only drawn ones are filtered and encoded; pairs str
 is kept by text, so a run that was killed goes on where it stopped.
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,18 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.models.load import cache_folder
 from tamperfuse.pairing.audit import Audit
 from tamperfuse.pairing.diverse import DiverseDealer
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.encoders import CachedEncoder, LazyEncoder, RayEncoder
+from tamperfuse.pairing.encoders import open_encoder
 from tamperfuse.pairing.exports import write_exports
 from tamperfuse.pairing.filters import ResponseFilters
+from tamperfuse.pairing.lengths import length_counter
 from tamperfuse.pairing.match import Dealer, Encoder, RandomDealer, match
 from tamperfuse.pairing.options import PairOptions, weighted
-from tamperfuse.pairing.pairs import Pair, pairs_of
+from tamperfuse.pairing.pairs import pairs_of
 from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts, decontaminate
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
 from tamperfuse.pairing.spool import ResponseSpool
@@ -66,17 +68,27 @@ def pair_corpora(options: PairOptions, encoder: Encoder | None = None) -> PairRe
         UserError: unusable input or options.
     """
     options.check()
-    encoder = encoder or _encoder(options)
+    if encoder is not None:
+        return _pair(options, encoder)
+    folder = cache_folder() / "pairing"
+    with open_encoder(
+        options.encoder, options.dtype, workers=options.workers, executor=options.executor, folder=folder
+    ) as cached:
+        return _pair(options, cached)
+
+
+def _pair(options: PairOptions, encoder: Encoder) -> PairResult:
+    _check_out(options.out)
+    count = length_counter(options.tokenizer)  # a tokenizer that cannot be had is known now, not after the work
     report = PromptReport()
     prefix, exchanges = PrefixChoice(options.refusal_prefix, options.seed), _exchanges(options)
     history = History(exchanges, options.multi_turn, options.seed)
     prompts = _prompts(options, encoder, report)
-    for leftover in options.out.parent.glob(f"{STAGING_PREFIX}{options.out.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed
+    _clear_leftovers(options.out)
     with staged(options.out, directory=True) as folder:
         spool = ResponseSpool(folder / "responses.spool", _responses(options), options.seed)
         filters = _filters(options, spool)
-        audit = Audit(options, report, filters, spool)
+        audit = Audit(options, report, filters, spool, count)
         blocks = _matched(options, prompts, spool, encoder, filters, audit, prefix, history)
         write_table(folder / TABLE, _with_replay(blocks, exchanges, options, audit))
         spool.close()
@@ -88,24 +100,65 @@ def pair_corpora(options: PairOptions, encoder: Encoder | None = None) -> PairRe
     return PairResult(options.out, f"{options.out} holds {summary}", audit.pairs, audit.dropped)
 
 
-def _encoder(options: PairOptions) -> Encoder:
-    if options.executor == "ray":
-        plain: Encoder = RayEncoder(options.encoder, options.dtype, options.workers)
-    else:
-        plain = LazyEncoder(options.encoder, options.dtype, options.workers)
-    return CachedEncoder(plain, cache_folder() / "pairing", options.dtype)
+def _check_out(out: Path) -> None:
+    """An old folder of pairs is replaced; anything else that stands there is the user's.
+
+    Raises:
+        UserError: something else stands there, or a folder that must stay.
+    """
+    if not out.name or out.name == "..":
+        raise UserError(
+            f"{out} is no name for a new folder: give --out a folder that need not exist yet, such as runs/pairs."
+        )
+    if out.exists() and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove what a killed run to `out` left beside it; runs to `out`-something may be under way and are let alone."""
+    mine = re.compile(re.escape(f"{STAGING_PREFIX}{out.name}-") + r"[0-9a-f]{8}(-old)?")
+    for leftover in out.parent.glob(f"{STAGING_PREFIX}*"):
+        if mine.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _asked(options: PairOptions, source: str) -> Iterator[Example]:
     """A source of prompts; of a threat, the part that a defense may see."""
-    named = {"prompt_field": options.prompt_field, "category_field": options.category_field}
-    return read_source(source, **named, revision=options.revision, split=options.split, part="defender")
+    return read_source(
+        source,
+        prompt_field=options.prompt_field,
+        category_field=options.category_field,
+        revision=options.revision,
+        split=options.split,
+        part="defender",
+        mixed=len(options.harmful) + len(options.decontaminate) > 1,
+    )
 
 
 def _answers(options: PairOptions, source: str) -> Iterator[Example]:
     """A source of responses."""
-    field = options.response_field
-    return read_source(source, response_field=field, revision=options.revision, split=options.split)
+    return read_source(
+        source,
+        response_field=options.response_field,
+        revision=options.revision,
+        split=options.split,
+        mixed=len(options.responses) > 1,
+    )
+
+
+def _held_out(options: PairOptions) -> list[str]:
+    """The evaluation prompts; of a threat, its evaluation part: the defender part is where the prompts come from."""
+    found: list[str] = []
+    for source in options.decontaminate:
+        examples = read_source(source, prompt_field=options.prompt_field, part="evaluation", mixed=True)
+        asked = [example.prompt for example in examples if example.prompt]
+        if not asked:
+            raise UserError(
+                f"{source} holds no evaluation prompt, so --decontaminate would check nothing: check the source, or name its "
+                "column with --prompt-field."
+            )
+        found += asked
+    return found
 
 
 def _exchanges(options: PairOptions) -> list[Example]:
@@ -116,18 +169,16 @@ def _prompts(options: PairOptions, encoder: Encoder, report: PromptReport) -> li
     """Every prompt that is to be paired, in the order in which they are matched."""
     sources = weighted(options.harmful)
     cleaned = [clean_prompts(_asked(options, source), report) for source, _ in sources]
+    for (source, _), found in zip(sources, cleaned, strict=True):
+        if not found:
+            raise UserError(f"{source} holds not one prompt: check it, or name its column with --prompt-field.")
     prompts = _mixed_by_weight(cleaned, [weight for _, weight in sources], options.seed)
     if len(sources) > 1:
         across = PromptReport()
         prompts = clean_prompts(prompts, across)
         report.duplicates += across.duplicates
-    if not prompts:
-        raise UserError("There is not one prompt to pair: check the source, or name its column with --prompt-field.")
     if options.decontaminate:
-        # Of a threat, its evaluation part: the defender part is where the prompts come from.
-        held_out = (read_source(source, part="evaluation") for source in options.decontaminate)
-        evaluation = [example.prompt for examples in held_out for example in examples if example.prompt]
-        prompts = decontaminate(prompts, evaluation, encoder, report)
+        prompts = decontaminate(prompts, _held_out(options), encoder, report)
         if not prompts:
             raise UserError("Every prompt is in the evaluation sets of --decontaminate: give other prompts.")
     prompts = balance(prompts, options.prompts, options.seed, report)
@@ -139,8 +190,6 @@ def _prompts(options: PairOptions, encoder: Encoder, report: PromptReport) -> li
 
 def _mixed_by_weight(groups: Sequence[list[Example]], weights: list[float | None], seed: int) -> list[Example]:
     """All prompts of all sources, or the most that can be had with every source at its weight."""
-    if not all(groups):
-        raise UserError("One of the sources of prompts holds none: check it, or leave it out.")
     given = [weight for weight in weights if weight is not None]
     if not given:
         return [prompt for group in groups for prompt in group]

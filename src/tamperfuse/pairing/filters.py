@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tamperfuse.corpora.examples import Example
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.texts import ngrams, words
+from tamperfuse.records.errors import UserError
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -82,6 +83,12 @@ def _repeats(text: str) -> bool:
 
 
 def _other_language(language: str) -> Rule:
+    known = _identifier().nb_classes
+    if language not in known:
+        raise UserError(
+            f"{language!r} is no language that can be told apart: give --language one of {', '.join(sorted(set(known)))}, or any."
+        )
+
     def rule(text: str) -> bool:
         guess, probability = _identifier().classify(text[:1000])
         return bool(guess != language and probability > _SURE)
@@ -158,6 +165,9 @@ class ResponseFilters:
             language: ISO 639-1 code, or "any".
             near_duplicates: Jaccard similarity of word 5-grams, in (0, 1]; 1 is off.
             quality: for texts that pass the rest, whether each is good enough (see :mod:`tamperfuse.pairing.quality`).
+
+        Raises:
+            UserError: no such language.
         """
         self.rules = dict(RULES)
         if language != "any":

@@ -87,6 +87,10 @@ class PairOptions:
         check_numbers(self.threshold, self.max_draws)
         if not self.harmful or not self.responses:
             raise UserError("There is nothing to pair: give --harmful and --responses, each at least once.")
+        if self.category_field and not self.prompt_field:
+            raise UserError(
+                "--category-field names a column beside --prompt-field: give that as well, or leave both out."
+            )
         for name in self.export:
             if name not in EXPORT_NAMES:
                 raise unknown_name("export", name, EXPORT_NAMES)

@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
         if staging.is_dir():
             shutil.rmtree(staging, ignore_errors=True)
         else:
-            staging.unlink(missing_ok=True)
+            with suppress(OSError):  # the place itself may be what is wrong, which has been said
+                staging.unlink()
 
 
 def check_fresh(out: Path) -> None:
