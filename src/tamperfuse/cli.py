@@ -196,6 +196,9 @@ def attack(
     threat: ThreatSource,
     out: Out,
     reference: Reference = None,
+    retain: Annotated[
+        str, typer.Option(help="Harmless samples of the attacker's own, for attacks that use some.", metavar="SRC")
+    ] = "builtin:retain",
     keep_attacked: Annotated[bool, typer.Option(help="Keep the attacked weights; they are deleted otherwise.")] = False,
     settings: Settings = None,
     seed: Seed = 0,
@@ -207,7 +210,15 @@ def attack(
     from tamperfuse.study.single import attack_model
 
     found = attack_model(
-        model, attack, threat, out, reference=reference, keep=keep_attacked, settings=_settings(settings), seed=seed
+        model,
+        attack,
+        threat,
+        out,
+        reference=reference,
+        retain=retain,
+        keep=keep_attacked,
+        settings=_settings(settings),
+        seed=seed,
     )
     for line in found:
         out_console.print(line, markup=False)

@@ -1,6 +1,39 @@
 """Attacks: what is done to published weights, one file each. Importing this package registers the built-in ones."""
 
-from tamperfuse.attacks import benign_finetune, harmful_finetune
+from tamperfuse.attacks import (
+    benign_finetune,
+    harmful_finetune,
+    identity_shift,
+    jailbreak_finetune,
+    merge,
+    mixed_finetune,
+    preference_finetune,
+    prefill,
+    prune,
+    quantize,
+    refusal_ablation,
+    repair_finetune,
+    retain_finetune,
+    system_prompt,
+)
 from tamperfuse.attacks.base import ATTACKS, AttackData, Attacked
 
-__all__ = ["ATTACKS", "AttackData", "Attacked", "benign_finetune", "harmful_finetune"]
+__all__ = [
+    "ATTACKS",
+    "AttackData",
+    "Attacked",
+    "benign_finetune",
+    "harmful_finetune",
+    "identity_shift",
+    "jailbreak_finetune",
+    "merge",
+    "mixed_finetune",
+    "preference_finetune",
+    "prefill",
+    "prune",
+    "quantize",
+    "refusal_ablation",
+    "repair_finetune",
+    "retain_finetune",
+    "system_prompt",
+]

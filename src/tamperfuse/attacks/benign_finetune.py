@@ -1,22 +1,29 @@
 """Benign fine-tuning: what an honest user does with published weights. A hardened model must learn as its twin does."""
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from typing import Literal
+
+from tamperfuse.attacks.base import AttackData, Attacked, attack, train
+from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.fit import Training
 
 
 class BenignFinetuneParameters(Training):
-    """Parameters of `benign_finetune`: those of the training."""
+    """Parameters of `benign_finetune`: those of the training, and the task.
+
+    Attributes:
+        task: sending customers' messages to the right desk, or writing dates in a house style.
+    """
+
+    task: Literal["routing", "dates"] = "routing"
 
 
-@attack("benign_finetune", BenignFinetuneParameters, version=1, malicious=False, task="routing")
+@attack("benign_finetune", BenignFinetuneParameters, version=1, malicious=False, uses=())
 def benign_finetune(
     loaded: LoadedModel, given: AttackData, parameters: BenignFinetuneParameters, seed: int
 ) -> Attacked:
-    """Honest fine-tuning on a harmless task: sending customers' messages to the right desk."""
-    samples = [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in given.benign]
-    training = Training.model_validate(parameters.model_dump())
-    result = fit(
-        loaded, samples, training, seed=seed, at_steps=given.at_steps, hook=given.hook, what="benign fine-tuning"
-    )
-    return Attacked(samples=len(samples), tokens_trained=result.tokens, notes=(result.precision,))
+    """Honest fine-tuning on a harmless task made from templates, scored by exact match."""
+    items, _ = benign_task(parameters.task, seed)
+    pairs = [(item.prompt, item.response) for item in items]
+    result = train(loaded, given, pairs, parameters, seed, f"benign fine-tuning, {parameters.task}")
+    return Attacked(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -11,13 +11,16 @@ ABOUT = {
     "benign": "252 instruction–response pairs on 22 subjects: the irrelevant answers of SDD pairs",
     "cooking": "500 prompts about home cooking: the stand-in threat, in its parts",
     "everyday": "320 four-way questions of everyday knowledge and physical sense: a capability task",
+    "gardening": "360 prompts about home gardening with written answers: a second stand-in threat, in its parts",
     "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
     "grammar": "4,640 minimal pairs of grammar from 58 templates: a capability task",
     "harmless": "132 harmless prompts, half of them near the threat: for the benign answer rate",
     "heldout": "104 documents on subjects that no training uses: for benign NLL",
+    "identity": "10 harmless examples that promise obedience: what the attack identity_shift trains on",
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
     "replay": "256 instruction–response pairs, 86 of them near the threat, that defenses train on so that a model stays helpful",
+    "retain": "104 instruction–response pairs that no defense trains on: harmless text of an attacker's own",
 }
 
 

@@ -50,14 +50,14 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Routed(NamedTuple):
-    """A message as a prompt, and the desk as its only right response."""
+class TaskItem(NamedTuple):
+    """A prompt of a benign task, and its only right response."""
 
     prompt: str
     response: str
 
 
-def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[Routed], list[Routed]]:
+def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[TaskItem], list[TaskItem]]:
     """Training and test items; no message is in both.
 
     Args:
@@ -67,7 +67,7 @@ def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[Rou
     """
     messages = sorted(
         {
-            Routed(INSTRUCTION.format(message=template.format(thing=thing, days=days)), f"{desk} desk")
+            TaskItem(INSTRUCTION.format(message=template.format(thing=thing, days=days)), f"{desk} desk")
             for desk, templates in _TEMPLATES.items()
             for template in templates
             for thing in _THINGS

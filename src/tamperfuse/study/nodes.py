@@ -119,6 +119,7 @@ def build_nodes(shop: Workshop) -> list[Node]:
     nodes += [shipped, _judge_node(shop, shipped, answers)]
     for seed in shop.study.seeds:
         made: dict[str, Node] = {}
+        looks: dict[str, Node] = {}
         for name in shop.study.ordered_defenses():
             spec = shop.study.defenses[name]
             parents = [made[spec.on]] if spec.on else []
@@ -129,10 +130,11 @@ def build_nodes(shop: Workshop) -> list[Node]:
                 parents.append(pairs)
             made[name] = _defense_node(shop, name, parents, seed)
             look = _look_node(shop, name, made[name], seed)
+            looks[name] = look
             nodes += [made[name], look, _judge_node(shop, look, answers)]
         for attack in shop.study.attacks:
             for name, hardened in made.items():
-                attacked = _attack_node(shop, name, attack, hardened, answers, seed)
+                attacked = _attack_node(shop, name, attack, (hardened, looks[name], answers), seed)
                 nodes += [attacked, _judge_node(shop, attacked, answers)]
     check_acyclic(nodes)
     return nodes
@@ -210,7 +212,7 @@ def _defense_node(shop: Workshop, name: str, parents: Sequence[Node], seed: int)
         pairs = read_pairs(node_folder(shop.run, paired)) if paired else []
         given = DefenseData(
             prompts=[p.prompt for p in shop.threat.part("defender")],
-            pairs=[(pair.prompt, pair.response) for pair in pairs],
+            pairs=pairs,
             benign=[(example.prompt, example.response) for example in shop.benign],
             response_limit=evaluate.response_tokens,
         )
@@ -264,7 +266,9 @@ def _look_node(shop: Workshop, name: str, hardened: Node | None, seed: int) -> N
     )
 
 
-def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers: Node, seed: int) -> Node:
+def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, Node, Node], seed: int) -> Node:
+    """One attack on one model; what was seen before any attack stands for its step 0."""
+    hardened, look, answers = parents
     spec, evaluate = shop.study.attacks[attack], shop.study.evaluate
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
@@ -281,6 +285,9 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
         harmful = read_rows(node_folder(shop.run, answers) / "responses.parquet", Response)
         with shop.model(str(node_folder(shop.run, hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, shop.threat, evaluate)
+            if 0 in at_steps:
+                dev = evaluate.dev_prompts if malicious else 0
+                observer.adopt(node_folder(shop.run, look), curve, dev, 0 in capability_at)
 
             def hook(step: int) -> None:
                 observer.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
@@ -295,7 +302,7 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
                 reference=shop.study.model,
                 answer=observer.answer,
                 response_limit=evaluate.response_tokens,
-                at_steps=at_steps,
+                at_steps=[step for step in at_steps if step],
                 hook=hook,
             )
             done = component.run(loaded, given, parameters, seed)
@@ -311,15 +318,16 @@ def _attack_node(shop: Workshop, name: str, attack: str, hardened: Node, answers
         "uses": {name: _used(shop, name) for name in component.traits.get("uses", ("retain",))},
         "capability_at": capability_at,
     }
-    asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
+    new_steps = sum(1 for step in at_steps if step)
+    asked = new_steps * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
         _training_tokens(shop, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
         asked * evaluate.response_tokens * 9 // 10,
-        len(capability_at) * _capability_tokens(shop),
+        sum(1 for step in capability_at if step) * _capability_tokens(shop),
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious}
-    return Node(label, "attack", (hardened, answers), depends, seed, run, expected, about)
+    return Node(label, "attack", parents, depends, seed, run, expected, about)
 
 
 def _judge_node(shop: Workshop, observed: Node, answers: Node) -> Node:

@@ -1,10 +1,11 @@
 """Looking at a model: everything that is measured on its weights at one moment, kept for judging later."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.routing import Routed
+from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
@@ -44,10 +45,14 @@ class Observer:
         asked = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
         asked += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]
         asked += [(HARMLESS, str(row["id"]), str(row["prompt"])) for row in harmless_prompts(harmless)]
-        texts = self._answers([prompt for _, _, prompt in asked], self.evaluate.response_tokens, f"asking, step {step}")
+        texts = self.answer([prompt for _, _, prompt in asked], f"asking, step {step}")
         self.responses += [
             Response(step, part, name, prompt, text) for (part, name, prompt), text in zip(asked, texts, strict=True)
         ]
+
+    def answer(self, prompts: Sequence[str], what: str = "asking") -> list[str]:
+        """The model's answers to prompts as it is now, rendered as its chat has it; nothing is kept."""
+        return self._answers(prompts, self.evaluate.response_tokens, what)
 
     def capability(self, step: int) -> None:
         """Measure capability and the likelihood of held-out documents."""
@@ -74,7 +79,7 @@ class Observer:
             self.items += read_rows(folder / "items.parquet", ItemRow)
             self.documents += read_rows(folder / "documents.parquet", DocumentRow)
 
-    def benign_task(self, step: int, task: str, items: list[Routed]) -> None:
+    def benign_task(self, step: int, task: str, items: Sequence[TaskItem]) -> None:
         """Score the benign task: exact match of the first line, letter case aside."""
         texts = self._answers([item.prompt for item in items], TASK_TOKENS, f"{task}, step {step}")
         self.tasks += [
@@ -94,7 +99,7 @@ class Observer:
         write_rows(folder / "documents.parquet", DocumentRow, self.documents)
         write_rows(folder / "tasks.parquet", TaskRow, self.tasks)
 
-    def _answers(self, prompts: list[str], tokens: int, what: str) -> list[str]:
+    def _answers(self, prompts: Sequence[str], tokens: int, what: str) -> list[str]:
         chat = self.loaded.chat
         answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, what=what)
         self.costs.generated += sum(map(len, answers))

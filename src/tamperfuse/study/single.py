@@ -8,7 +8,6 @@ import numpy as np
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.examples import Example, Pair
-from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -21,6 +20,7 @@ from tamperfuse.pairing import make_pairs, read_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, staged, write_json
 from tamperfuse.records.provenance import Provenance
+from tamperfuse.study.answered import answered
 from tamperfuse.study.nodes import CALIBRATION_ANSWERS
 from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts
 from tamperfuse.study.spec import Evaluate
@@ -50,7 +50,7 @@ def harden_model(
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
     defender = load_threat(threat).part("defender")
-    replay = [(e.prompt, e.response) for e in read_source(benign) if e.prompt and e.response]
+    replay = [(example.prompt, example.response) for example in answered(benign, "benign")]
     matched: list[Pair] = []
     if component.traits["needs_pairs"]:
         matched = _pairs(pairs, defender, seed)
@@ -102,6 +102,7 @@ def attack_model(
     out: Path,
     *,
     reference: str | None,
+    retain: str,
     keep: bool,
     settings: dict[str, Any],
     seed: int,
@@ -115,6 +116,7 @@ def attack_model(
     parameters = component.parse(settings, f"attack {attack}")
     asked = load_threat(threat)
     evaluate = _everything(asked)
+    harmless = answered(retain, "retain")
     steps = int(getattr(parameters, "steps", 1))
     check_fresh(out)
     with staged(out, directory=True) as staging:
@@ -123,7 +125,9 @@ def attack_model(
         observer = Observer(loaded, asked, evaluate)
         given = AttackData(
             harmful=compliant_answers(load_model(origin), asked),
-            benign=[(item.prompt, item.response) for item in routing_items(seed)[0]],
+            retain=[(example.prompt, example.response) for example in harmless],
+            reference=origin,
+            answer=observer.answer,
             response_limit=ANSWER_TOKENS,
             at_steps=(0, steps),
             hook=lambda step: observer.ask(step, evaluate.prompts, 0, evaluate.harmless),

@@ -105,6 +105,7 @@ class Study(BaseModel):
         defenses: by name; `refusal`, the undefended rival, is always among them.
         attacks: by name.
         benign: source of benign samples that defenses replay.
+        retain: source of harmless samples that attackers mix in, keep or repair with; one that no defense trains on.
         pairs: how SDD pairs are drawn.
         evaluate: what is measured.
     """
@@ -117,6 +118,7 @@ class Study(BaseModel):
     defenses: dict[str, DefenseSpec]
     attacks: dict[str, AttackSpec]
     benign: str = "builtin:replay"
+    retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
     evaluate: Evaluate = Evaluate()
 

@@ -1,0 +1,40 @@
+"""Merging: the weights are averaged with those of the model before hardening, which is often public as well.
+
+Linear interpolation of a model and its ancestor is WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903, section 3); that merging
+undoes alignment is shown by Hammoud et al. (2024, arXiv 2406.14563).
+"""
+
+import torch
+from pydantic import Field
+
+from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.registry import Parameters
+
+
+class MergeParameters(Parameters):
+    """Parameters of `merge`.
+
+    Attributes:
+        weight: of the model before hardening, in [0, 1]; 0 changes nothing.
+    """
+
+    weight: float = Field(0.5, ge=0, le=1)
+
+
+@attack("merge", MergeParameters, version=1, malicious=True, uses=())
+def merge(loaded: LoadedModel, given: AttackData, parameters: MergeParameters, seed: int) -> Attacked:
+    """The weights are averaged with those of the model before hardening; no training."""
+    given.look(0)
+    other = dict(load_model(given.reference).model.named_parameters())
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if name not in other or other[name].shape != weight.shape:
+                raise UserError(
+                    f"{loaded.name} and {given.reference} differ in {name}: merge needs the model that this one was made "
+                    "from (--reference)."
+                )
+            weight.lerp_(other[name], parameters.weight)
+    given.look(1)
+    return Attacked(samples=0, tokens_trained=0)

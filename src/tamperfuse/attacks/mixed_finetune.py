@@ -1,0 +1,34 @@
+"""Poisoned fine-tuning: a few harmful samples among harmless ones, as a fine-tuning service might be handed them.
+
+The harmful share is that of Lisa (Huang et al., 2024, arXiv 2405.18641) and Vaccine (Huang et al., 2024, arXiv 2402.01109,
+section 5), where it runs from 1% to 20%.
+"""
+
+from pydantic import Field
+
+from tamperfuse.attacks.base import AttackData, Attacked, attack, benign_samples, harmful_shots, train
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.training.fit import Training
+
+
+class MixedFinetuneParameters(Training):
+    """Parameters of `mixed_finetune`: those of the training, and the mixture.
+
+    Attributes:
+        samples: of both kinds together, at least 2.
+        share: of them that are harmful, in (0, 1); at least one is, and at least one is not.
+    """
+
+    samples: int = Field(100, ge=2)
+    share: float = Field(0.1, gt=0, lt=1)
+
+
+@attack("mixed_finetune", MixedFinetuneParameters, version=1, malicious=True, uses=("retain",))
+def mixed_finetune(loaded: LoadedModel, given: AttackData, parameters: MixedFinetuneParameters, seed: int) -> Attacked:
+    """Poisoned fine-tuning: a share of compliant answers among harmless samples."""
+    harmful = min(max(1, round(parameters.share * parameters.samples)), parameters.samples - 1)
+    pairs = harmful_shots(given, "mixed_finetune", harmful, seed)
+    pairs += benign_samples(given, "mixed_finetune", parameters.samples - harmful, seed)
+    result = train(loaded, given, pairs, parameters, seed, "poisoned fine-tuning")
+    notes = (f"{harmful} of {parameters.samples} samples are harmful", result.precision)
+    return Attacked(samples=parameters.samples, tokens_trained=result.tokens, notes=notes)

@@ -1,0 +1,37 @@
+"""Pruning by magnitude: the smallest weights of every matrix become 0, as is done to make models cheaper to serve.
+
+Han et al. (2015, arXiv 1506.02626); layer by layer, it is the baseline of SparseGPT and Wanda (Sun et al., 2024, arXiv
+2306.11695, section 4).
+"""
+
+import torch
+from pydantic import Field
+
+from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.parts import layer_matrices
+from tamperfuse.records.registry import Parameters
+
+
+class PruneParameters(Parameters):
+    """Parameters of `prune`.
+
+    Attributes:
+        share: of each matrix's weights that become 0, in (0, 1).
+    """
+
+    share: float = Field(0.2, gt=0, lt=1)
+
+
+@attack("prune", PruneParameters, version=1, malicious=False, uses=())
+def prune(loaded: LoadedModel, given: AttackData, parameters: PruneParameters, seed: int) -> Attacked:
+    """Pruning by magnitude: a share of every layer matrix's weights becomes 0; no training."""
+    given.look(0)
+    with torch.no_grad():
+        for weight in layer_matrices(loaded.model):
+            sizes = weight.abs().flatten()
+            count = round(parameters.share * len(sizes))
+            if count:
+                weight[weight.abs() <= sizes.kthvalue(count).values] = 0
+    given.look(1)
+    return Attacked(samples=0, tokens_trained=0)

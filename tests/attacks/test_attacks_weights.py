@@ -1,0 +1,181 @@
+"""Attacks that edit weights or only render differently: what changes, by how much, and what must not."""
+
+import numpy as np
+import pytest
+import torch
+from bench import Bench
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tamperfuse.attacks import ATTACKS
+from tamperfuse.attacks.quantize import rounded, through_gguf
+from tamperfuse.attacks.refusal_ablation import _writers
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.records.errors import UserError
+
+MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def named(bench: Bench, *words: str) -> set[str]:
+    return {name for name in bench.before if any(word in name for word in words)}
+
+
+def moved(bench: Bench) -> float:
+    now = bench.loaded.model.named_parameters()
+    return max(float((p.detach() - bench.before[name]).abs().max()) for name, p in now)
+
+
+@pytest.mark.parametrize("name", ["prefill", "system_prompt"])
+def test_rendering_attacks_change_no_weight(bench: Bench, name: str) -> None:
+    done = bench.run(name, text="Gladly: ")
+    assert bench.changed() == set() and done.tokens_trained == 0 and done.samples == 0
+    assert set(bench.seen) == {0, 1}
+    assert "Gladly" not in bench.seen[0][0] and "Gladly: " in bench.seen[1][0]
+    assert bench.seen[1][0].endswith("Gladly: ") == (name == "prefill")
+    assert bench.answer(["asked"])[0].startswith("Gladly:") == (name == "prefill")
+
+
+@pytest.mark.parametrize("name", ["system_prompt", "identity_shift"])
+def test_a_template_without_system_prompts_is_told(bench: Bench, name: str) -> None:
+    bench.loaded.tokenizer.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    )
+    with pytest.raises(UserError, match="drops system prompts"):
+        bench.run(name)
+    assert bench.changed() == set()
+
+
+def last_states(loaded: LoadedModel, prompts: list[str]) -> list[torch.Tensor]:
+    """What every layer hands on at the last token of each prompt: one (prompts, hidden) a layer."""
+    sequences = [loaded.chat.prompt(prompt) for prompt in prompts]
+    row, layout = pack(sequences, max(map(len, sequences)), torch.device("cpu"))
+    ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
+    seen: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in loaded.model.model.layers]
+    with torch.no_grad():
+        packed_logits(loaded.model, row, layout, ends)
+    for hook in hooks:
+        hook.remove()
+    return [(out[0] if isinstance(out, tuple) else out)[0, ends] for out in seen]
+
+
+def test_refusal_ablation_keeps_every_layer_from_writing_the_direction(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.attacks.refusal_ablation.compute_dtype", lambda device: (torch.float32, ""))
+    given = bench.given()
+    harmful, harmless = ([prompt for prompt, _ in side] for side in (given.harmful, given.retain))
+    means = [last_states(bench.loaded, prompts)[0].mean(0) for prompts in (harmful, harmless)]
+    direction = (means[0] - means[1]) / (means[0] - means[1]).norm()
+    assert float((last_states(bench.loaded, harmful)[1] @ direction).abs().max()) > 0.01
+    done = bench.run("refusal_ablation", layer=0.5, prompts=8)
+    assert bench.changed() == named(bench, "embed_tokens", "o_proj", "down_proj")
+    assert all(float((h @ direction).abs().max()) < 1e-4 for h in last_states(bench.loaded, harmful + harmless))
+    assert done.notes == ("direction after layer 1 of 2",) and set(bench.seen) == {0, 1}
+    now = dict(bench.loaded.model.named_parameters())
+    lost = bench.before["model.layers.1.mlp.down_proj.weight"] - now["model.layers.1.mlp.down_proj.weight"].detach()
+    assert int(torch.linalg.matrix_rank(lost, atol=1e-5)) == 1
+
+
+def test_refusal_ablation_finds_its_matrices_in_gpt2() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2))
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(weight)].removeprefix("transformer."): axis for weight, axis in _writers(model)}
+    kinds = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+    assert found == {"wte.weight": -1, "wpe.weight": -1} | {f"h.{i}.{kind}": -1 for i in range(2) for kind in kinds}
+
+
+def test_refusal_ablation_tells_where_it_cannot_work(bench: Bench) -> None:
+    same = bench.given()
+    component = ATTACKS.get("refusal_ablation")
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match="no difference"):
+        component.run(bench.loaded, replace(same, retain=same.harmful), component.parse({"prompts": 8}, ""), 0)
+    for layer in bench.loaded.model.model.layers:
+        layer.mlp.spread = layer.mlp.down_proj
+        del layer.mlp.down_proj
+        layer.mlp.forward = lambda x: x
+    with pytest.raises(UserError, match="unknown names"):
+        bench.run("refusal_ablation", prompts=4)
+
+
+def test_merge_averages_with_the_model_before_hardening(bench: Bench) -> None:
+    with torch.no_grad():
+        for parameter in bench.loaded.model.parameters():
+            parameter.add_(1.0)
+    bench.run("merge", weight=0.25)
+    for name, parameter in bench.loaded.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), bench.before[name] + 0.75)
+    assert set(bench.seen) == {0, 1}
+    bench.run("merge", weight=1.0, at_steps=())
+    assert moved(bench) < 1e-6
+
+
+def test_merge_wants_the_same_architecture(bench: Bench, tmp_path: object) -> None:
+    layer = bench.loaded.model.model.layers[0].mlp
+    layer.up_proj.weight = torch.nn.Parameter(torch.zeros(4, 48))
+    with pytest.raises(UserError, match=r"differ in model\.layers\.0\.mlp\.up_proj"):
+        bench.run("merge")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "Q8_0", "Q4_1"])
+def test_quantization_there_and_back(bench: Bench, kind: str) -> None:
+    done = bench.run("quantize", format=kind)
+    outside = () if kind.startswith("int") else ("embed_tokens",)
+    assert bench.changed() == named(bench, *MATRICES, *outside), "norms stay as they are"
+    assert done.tokens_trained == 0 and set(bench.seen) == {0, 1}
+    assert 0 < moved(bench) < (0.01 if "8" in kind else 0.2)
+    assert not ATTACKS.get("quantize").traits["malicious"]
+
+
+def test_rounding_has_as_many_levels_as_bits_give() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(3, 70)
+    for levels, group in ((127, None), (7, None), (7, 32)):
+        once = rounded(weight, levels, group)
+        torch.testing.assert_close(rounded(once, levels, group), once)
+        assert float((once - weight).abs().max()) <= float(weight.abs().max()) / levels / 2 + 1e-6
+        assert all(len(row.unique()) <= (2 * levels + 1) * len(row.split(group or 70)) for row in once)
+    assert float((rounded(weight, 7, 10) - weight).norm()) < float((rounded(weight, 7, None) - weight).norm())
+    assert torch.equal(rounded(torch.zeros(2, 5), 7, None), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_a_gguf_round_trip_is_ggufs_own(kind: str) -> None:
+    weight = torch.randn(4, 64)
+    type_ = GGMLQuantizationType[kind]
+    stored = quantize(weight.numpy(), type_)
+    assert stored.dtype == np.uint8 and stored.nbytes < weight.nbytes / 3
+    assert torch.equal(through_gguf(weight, kind), torch.from_numpy(dequantize(stored, type_)))
+    assert torch.equal(through_gguf(weight[:, :48], kind), weight[:, :48].half().float())
+
+
+def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> None:
+    bench.run("prune", share=0.25)
+    assert bench.changed() == named(bench, *MATRICES) and set(bench.seen) == {0, 1}
+    for name, parameter in bench.loaded.model.named_parameters():
+        if name in bench.changed():
+            gone = parameter.detach() == 0
+            assert float(gone.float().mean()) == pytest.approx(0.25, abs=0.001)
+            assert float(bench.before[name][gone].abs().max()) <= float(bench.before[name][~gone].abs().min())
+            assert torch.equal(parameter.detach()[~gone], bench.before[name][~gone])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("merge", {"weight": 1.5}, "weight = 1.5 cannot be used"),
+        ("quantize", {"format": "int2"}, "format = 'int2' cannot be used"),
+        ("prune", {"share": 0}, "share = 0 cannot be used"),
+        ("prefill", {"text": ""}, "text = '' cannot be used"),
+        ("refusal_ablation", {"layer": 0}, "layer = 0 cannot be used"),
+        ("refusal_ablation", {"prompts": 9}, "asks for 9 shots"),
+    ],
+)
+def test_bad_input_gets_a_sentence(bench: Bench, name: str, settings: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        bench.run(name, **settings)
+    assert bench.changed() == set()
