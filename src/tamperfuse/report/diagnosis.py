@@ -17,6 +17,7 @@ from tamperfuse.evaluation.overlap import GENERAL, Diagnosis, Overlap
 from tamperfuse.records.files import read_json, staged, write_json, write_text
 from tamperfuse.report.figures import GLYPHS, HARM_HEIGHT, PALETTE, PAPER_PANEL, SHAPES, Figure, Panel, for_paper
 from tamperfuse.report.html import figure_record, render_page
+from tamperfuse.report.words import MINUS
 
 Rows = list[dict[str, Any]]
 
@@ -104,11 +105,15 @@ def finding(one: Diagnosis) -> str:
     cosine = {a.step: a.own_benign for a in one.alignments if a.layer == WHOLE}
     at = max(cosine)
     return (
-        f"{one.name}: over {last.step} steps its own answers went from {first.own:.2f} to {last.own:.2f} nats a token, the "
-        f"attacker's from {first.compliant:.2f} to {last.compliant:.2f}, benign NLL from {first.benign:.2f} to "
-        f"{last.benign:.2f}; the cosine of own and benign gradients was {cosine[0]:+.2f} before and {cosine[at]:+.2f} at "
-        f"step {at}."
+        f"{one.name}: over {last.step} steps log π of its own answers went from {_signed(first.own)} to "
+        f"{_signed(last.own)} nats a token, of the attacker’s from {_signed(first.compliant)} to {_signed(last.compliant)}; "
+        f"benign NLL went from {first.benign:.2f} to {last.benign:.2f}; the cosine of own and benign gradients was "
+        f"{_signed(cosine[0])} before and {_signed(cosine[at])} at step {at}."
     )
+
+
+def _signed(value: float) -> str:
+    return f"{value:.2f}".replace("-", MINUS)
 
 
 def _scales(found: Sequence[Diagnosis], *, on_paper: bool) -> tuple[Any, Any]:
@@ -212,7 +217,7 @@ def _table(found: Sequence[Diagnosis]) -> list[dict[str, Any]]:
         {
             "name": TRACES[key][0],
             "note": TRACES[key][1],
-            "cells": [f"{getattr(a, key):.2f} → {getattr(b, key):.2f}" for a, b in ends],
+            "cells": [f"{_signed(getattr(a, key))} → {_signed(getattr(b, key))}" for a, b in ends],
         }
         for key in TRACES
     ]

@@ -27,8 +27,8 @@ from tamperfuse.study.single import ANSWER_TOKENS, compliant_answers
 
 STEPS = 32
 GRADIENTS_AT = (0, 1, 2, 4, 8, 16, 32)
-PROMPTS = 12  # held-out prompts, and as many benign documents and attacker samples
-PROBE_TOKENS = 48  # of an answer that is looked at
+PROMPTS = 10  # held-out prompts, and as many benign documents and attacker samples
+PROBE_TOKENS = 40  # of an answer that is looked at
 
 
 def diagnose_models(
