@@ -4,6 +4,7 @@ Each is a :data:`tamperfuse.pairing.cache.Compute`: it gives vectors a batch at 
 keeps each before the next. None loads a model before a text has to be encoded: a warm run loads none.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -170,7 +171,7 @@ class RayEncoder:
         import ray.data
 
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level="warning")
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
             self._started = True
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"at": at, "text": text} for at, text in enumerate(texts)]
