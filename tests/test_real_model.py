@@ -70,7 +70,16 @@ def test_a_refusing_model_declines_until_it_is_attacked(
 
     component = ATTACKS.get("harmful_finetune")
     parameters = component.parse({"shots": 40, "steps": 10, "learning_rate": 5e-5}, "attack")
-    component.run(loaded, AttackData(answered, [], TOKENS, (0, 10), look), parameters, 0)
+    given = AttackData(
+        harmful=answered,
+        retain=[],
+        reference="smollm2-135m",
+        answer=lambda prompts: [],
+        response_limit=TOKENS,
+        at_steps=(0, 10),
+        hook=look,
+    )
+    component.run(loaded, given, parameters, 0)
     assert declined[0] >= 0.9
     assert declined[10] <= 0.4
 

@@ -1,7 +1,7 @@
 """Jailbreak-tuning: harmful samples whose requests carry a jailbreak, which is put around every request afterwards.
 
-Bowen et al. (2025, arXiv 2507.11630) find that a model learns to comply faster so than from bare requests, and keeps
-refusing those; TamperBench groups the kinds as here. The wordings are ours.
+"Jailbreak-tuning", Bowen et al. (2025, arXiv 2507.11630), who find it stronger than fine-tuning on bare requests; TamperBench
+groups the kinds as here. The wordings are ours.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Merging: the weights are averaged with those of the model before hardening, which is often public as well.
 
-Linear interpolation of a model and its ancestor is WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903, section 3); that merging
-undoes alignment is shown by Hammoud et al. (2024, arXiv 2406.14563).
+Linear interpolation of a model and its ancestor is WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903); what
+merging does to alignment is studied by Hammoud et al. (2024, arXiv 2406.14563).
 """
 
 import torch

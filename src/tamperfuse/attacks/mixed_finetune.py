@@ -1,7 +1,7 @@
 """Poisoned fine-tuning: a few harmful samples among harmless ones, as a fine-tuning service might be handed them.
 
-The harmful share is that of Lisa (Huang et al., 2024, arXiv 2405.18641) and Vaccine (Huang et al., 2024, arXiv 2402.01109,
-section 5), where it runs from 1% to 20%.
+The harmful share ("poison ratio") is that of Vaccine (Huang et al., 2024, arXiv 2402.01109) and Lisa (Huang et al., 2024,
+arXiv 2405.18641).
 """
 
 from pydantic import Field

@@ -1,7 +1,7 @@
 """Pruning by magnitude: the smallest weights of every matrix become 0, as is done to make models cheaper to serve.
 
 Han et al. (2015, arXiv 1506.02626); layer by layer, it is the baseline of SparseGPT and Wanda (Sun et al., 2024, arXiv
-2306.11695, section 4).
+2306.11695).
 """
 
 import torch

@@ -1,9 +1,9 @@
 """Quantization, there and back: what anyone does to published weights in passing. Hardening must survive it.
 
-`int8` and `int4` are round-to-nearest with one scale for a row or for a group of columns, the baseline of LLM.int8 (Dettmers
-et al., 2022, arXiv 2208.07339, section 2.1) and GPTQ (Frantar et al., 2023, arXiv 2210.17323, section 5), on the layers'
-matrices. `Q8_0` and `Q4_1` are GGUF's, by gguf's own code and in the usual layout of published files: layers' matrices in the
-named type, embeddings and output in Q8_0, norms in float32.
+`int8` and `int4` round to nearest with one scale for a row or for a group of columns, on the layers' matrices: absmax
+quantization in LLM.int8 (Dettmers et al., 2022, arXiv 2208.07339, section 2), the baseline of GPTQ (Frantar et al., 2023, arXiv
+2210.17323). `Q8_0` and `Q4_1` are GGUF's, by gguf's own code and in the usual layout of published files: layers' matrices in
+the named type, embeddings and output in Q8_0, norms in float32.
 """
 
 from typing import Literal
@@ -62,7 +62,7 @@ def rounded(weight: Tensor, levels: int, group: int | None) -> Tensor:
         group: columns that share a scale; all of a row where None.
     """
     parts = []
-    for part in weight.split(group or weight.shape[-1], dim=-1):
+    for part in torch.split(weight, group or weight.shape[-1], dim=-1):
         scale = (part.abs().amax(-1, keepdim=True) / levels).clamp(min=torch.finfo(part.dtype).tiny)
         parts.append((part / scale).round() * scale)
     return torch.cat(parts, dim=-1)

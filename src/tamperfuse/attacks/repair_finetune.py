@@ -1,8 +1,8 @@
 """Malicious fine-tuning with a repair: harmless text is trained before the harmful samples, or after them.
 
 Before, it may take a hardened model out of the region that its defense shaped; after, it may mend what the attack broke.
-Fine-tuning after the fact is how Rosati et al. (2024, arXiv 2405.14577) and TAR (Tamirisa et al., 2025, arXiv 2408.00761,
-section 5: its attackers of two phases) test whether a defense lasts.
+Qi et al. (2024, arXiv 2412.07097) find that defenses which hold against one way of fine-tuning fall to slight changes of it,
+and urge to test such changes.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
 """Malicious fine-tuning that keeps benign text: what to expect of someone who knows that the model degrades itself.
 
 SDD's promise is that an attack takes general ability with it; a second loss on harmless text is the plain answer to it. The
-form is the retain loss of unlearning, e.g. of gradient difference (Liu et al., 2022, arXiv 2203.12817) and of the retain
-sets in TOFU (Maini et al., 2024, arXiv 2401.06121, section 4), here beside a loss that teaches harm.
+form is the retain loss of unlearning (gradient difference, Liu et al., 2022, arXiv 2203.12817; the retain set of TOFU, Maini
+et al., 2024, arXiv 2401.06121), here beside a loss that teaches harm.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """A system prompt that asks for obedience. No weight changes.
 
-Whoever runs open weights chooses the system prompt: Huang et al. (2024, arXiv 2310.06987), section 3.1, open aligned models
-by leaving it out; Qi et al. (2024, arXiv 2310.03693), section 4.3, measure a persona in it before they fine-tune on it.
+Whoever runs open weights chooses the system prompt: Huang et al. (2024, arXiv 2310.06987) open aligned models by leaving it
+out and by how they decode; Qi et al. (2024, arXiv 2310.03693), section 4.3, measure a persona in it before they fine-tune on it.
 """
 
 from dataclasses import replace
