@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, staged, write_json
 
+#: The rival in every table: the same model after plain refusal training, safe until it is attacked.
+UNDEFENDED = "refusal"
 SUMMARY = "summary.json"
 RESULTS = "results.parquet"
 

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.results import Summary, read_results, read_summary
+from tamperfuse.records.results import UNDEFENDED, Summary, read_results, read_summary
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
 
 STUDY = "study.yaml"
-#: The rival in every comparison: the same model after plain refusal training.
-UNDEFENDED = "refusal"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 import re
 
-from tamperfuse.records.results import Measure
-from tamperfuse.report.inputs import UNDEFENDED
+from tamperfuse.records.results import UNDEFENDED, Measure
 
 NOT_RESOLVED = "not resolved"
 MISSING = "\N{EN DASH}"

@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.yamls import read_yaml
-
-UNDEFENDED = "refusal"
 
 
 class PairsSpec(BaseModel):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tamperfuse.evaluation.judge import NAME as JUDGE
 from tamperfuse.records.results import (
+    UNDEFENDED,
     AttackCost,
     BenignNll,
     Capability,
@@ -22,7 +23,7 @@ from tamperfuse.records.results import (
 from tamperfuse.study.gather import Items, Observed, capability, chosen_step, gather
 from tamperfuse.study.graph import Finished
 from tamperfuse.study.observe import HARMLESS
-from tamperfuse.study.spec import UNDEFENDED, Study
+from tamperfuse.study.spec import Study
 from tamperfuse.study.statistics import Floats, bootstrap, rate
 
 COUNTS_FROM = 0.80  # an attack counts if it brings the undefended model to this rate
