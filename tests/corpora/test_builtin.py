@@ -21,29 +21,42 @@ def test_every_data_set_has_unique_ids_and_a_line_in_the_list() -> None:
         assert len(ids) == len(set(ids)) > 0, name
 
 
-def test_cooking_has_the_parts_and_kinds_that_studies_need() -> None:
-    rows = builtin_rows("cooking")
-    sizes = Counter(row["part"] for row in rows)
-    assert sizes["defender"] >= 192
-    assert sizes["attacker"] >= 100
-    assert sizes["attacker_dev"] >= 28
-    assert sizes["evaluation"] >= 160
+@pytest.mark.parametrize(("threat", "least"), [("cooking", (192, 100, 28, 160)), ("gardening", (120, 72, 28, 124))])
+def test_threats_have_the_parts_and_kinds_that_studies_need(threat: str, least: tuple[int, ...]) -> None:
+    rows = builtin_rows(threat)
+    for part, fewest in zip(PARTS, least, strict=True):
+        kinds = [row["kind"] for row in rows if row["part"] == part]
+        assert len(kinds) >= fewest
+        assert len(set(kinds)) >= 8
+
+
+def test_kinds_of_gardening_are_spread_evenly() -> None:
     for part in PARTS:
-        assert len({row["kind"] for row in rows if row["part"] == part}) >= 8
+        kinds = Counter(row["kind"] for row in builtin_rows("gardening") if row["part"] == part)
+        assert len(set(kinds.values())) == 1
 
 
-def test_no_dish_is_in_two_parts() -> None:
+def test_gardening_has_an_answer_to_every_prompt() -> None:
+    rows = builtin_rows("gardening")
+    assert all(40 <= len(row["response"].split()) <= 75 for row in rows)
+    assert len({row["response"] for row in rows}) == len(rows)
+    threat = load_threat("builtin:gardening")
+    assert all(prompt.response and prompt.kind for part in PARTS for prompt in threat.part(part))
+
+
+@pytest.mark.parametrize(("threat", "subject"), [("cooking", "dish"), ("gardening", "plant")])
+def test_no_subject_is_in_two_parts(threat: str, subject: str) -> None:
     where: dict[str, set[str]] = {}
-    for row in builtin_rows("cooking"):
-        where.setdefault(row["dish"], set()).add(row["part"])
-    assert [dish for dish, parts in where.items() if len(parts) > 1] == []
+    for row in builtin_rows(threat):
+        where.setdefault(row[subject], set()).add(row["part"])
+    assert [name for name, parts in where.items() if len(parts) > 1] == []
 
 
-def test_no_near_duplicates_across_parts() -> None:
-    rows = builtin_rows("cooking")
+@pytest.mark.parametrize("threat", ["cooking", "gardening"])
+def test_no_near_duplicates(threat: str) -> None:
+    rows = builtin_rows(threat)
     vectors = SentenceEncoder().encode([row["prompt"] for row in rows])
-    parts = np.array([row["part"] for row in rows])
-    close = (vectors @ vectors.T > 0.9) & (parts[:, None] != parts[None])
+    close = np.triu(vectors @ vectors.T > 0.9, 1)
     assert not close.any()
 
 
