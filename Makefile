@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check setup figures clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tamperfuse demo --out runs/demo
@@ -20,6 +20,14 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 setup: $(STAMP)
+
+# Every figure of docs/theory.md: the theory's in half a minute, those of the real model in a quarter of an hour.
+figures: $(STAMP)
+	$(BIN)/python -m tamperfuse.theory.figures docs/figures/theory
+	$(BIN)/tamperfuse harden smollm2-135m --defense refusal --threat builtin:cooking --out runs/figures/refusal
+	$(BIN)/tamperfuse harden runs/figures/refusal --defense sdd --threat builtin:cooking --out runs/figures/sdd
+	$(BIN)/tamperfuse diagnose runs/figures/refusal runs/figures/sdd --threat builtin:cooking --out runs/figures/diagnosis
+	$(BIN)/python -m tamperfuse.report.diagnosis runs/figures/diagnosis docs/figures/diagnosis
 
 # torch first: with it there, no other package's wish for torch pulls in a build of several gigabytes.
 $(STAMP): pyproject.toml constraints.txt

@@ -144,7 +144,7 @@ def gradient(loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
         total = sum(sample.response_tokens for sample in samples)
-        SupervisedStep().backward(model, samples, total, lambda loss: loss.backward(), model.device)
+        SupervisedStep().backward(model, samples, total, torch.autograd.backward, model.device)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found

@@ -65,8 +65,9 @@ class _CrossEntropy(torch.autograd.Function):
         gradient = logits.detach()
         losses = torch.zeros(count, device=logits.device)
         rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
-        parts = zip(gradient.split(rows), targets[:, None].split(rows), sequence.split(rows), strict=True)
-        for scores, wanted, owner in parts:
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            scores, wanted, owner = gradient[part], targets[part, None], sequence[part]
             shares = torch.softmax(scores, -1, dtype=torch.float32)
             # −log p(target) by way of the likeliest token, whose share cannot underflow as the target's can.
             behind = scores.amax(-1).float() - scores.gather(1, wanted).flatten().float()
