@@ -35,7 +35,7 @@ out_console = Console(highlight=False, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
-ThreatSource = Annotated[str, typer.Option(help="builtin:cooking, or a .jsonl with parts.", metavar="SRC")]
+ThreatSource = Annotated[str, typer.Option(help="builtin:cooking, builtin:gardening, or a .jsonl with parts.", metavar="SRC")]
 Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter, key=value; may be repeated.", metavar="KEY=VALUE")
@@ -222,7 +222,10 @@ def attack(
     )
     for line in found:
         out_console.print(line, markup=False)
-    out_console.print(f"Responses and scores are in {out}.", markup=False)
+    out_console.print(
+        f"Responses and scores are in {out}; to compare defenses under several attacks: tamperfuse run STUDY.yaml --out DIR",
+        markup=False,
+    )
 
 
 @app.command()
@@ -235,7 +238,11 @@ def evaluate(model: Model, threat: ThreatSource, out: Out, reference: Reference 
 
     for line in evaluate_model(model, threat, out, reference=reference):
         out_console.print(line, markup=False)
-    out_console.print(f"Responses and scores are in {out}.", markup=False)
+    out_console.print(
+        f"Responses and scores are in {out}; see what survives with: tamperfuse attack {model} --attack harmful_finetune "
+        f"--threat {threat} --out DIR",
+        markup=False,
+    )
 
 
 @judge_app.command("calibrate")
