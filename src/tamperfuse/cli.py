@@ -35,7 +35,9 @@ out_console = Console(highlight=False, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
-ThreatSource = Annotated[str, typer.Option(help="builtin:cooking, builtin:gardening, or a .jsonl with parts.", metavar="SRC")]
+ThreatSource = Annotated[
+    str, typer.Option(help="builtin:cooking, builtin:gardening, or a .jsonl with parts.", metavar="SRC")
+]
 Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A parameter, key=value; may be repeated.", metavar="KEY=VALUE")
