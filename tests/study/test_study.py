@@ -13,7 +13,7 @@ from tamperfuse.evaluation import calibrate, judge
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import COLUMNS, read_results, read_summary
 from tamperfuse.records.run import read_run, read_samples
-from tamperfuse.study import nodes, observe
+from tamperfuse.study import nodes, observe, workshop
 from tamperfuse.study.graph import Costs, Finished, Node, Outcome, execute
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
@@ -36,7 +36,7 @@ class Bag:
 @pytest.fixture(autouse=True)
 def _light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No encoder, no lm-eval, few resamples."""
-    monkeypatch.setattr(nodes, "SentenceEncoder", Bag)
+    monkeypatch.setattr(workshop, "SentenceEncoder", Bag)
     monkeypatch.setattr(judge, "refuses", lambda response: False)
     monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
     monkeypatch.setattr("tamperfuse.study.statistics.DRAWS", 20)
@@ -150,14 +150,14 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
 
 
 def test_a_changed_parameter_changes_only_what_depends_on_it(study: Study, tmp_path: Path) -> None:
-    shop = nodes.Workshop.open(study, tmp_path)
+    shop = workshop.Workshop.open(study, tmp_path)
     changed = study.model_copy(
         update={
             "defenses": {**study.defenses, "sdd": study.defenses["sdd"].model_copy(update={"parameters": {"steps": 3}})}
         }
     )
     before = {node.label: node.key for node in nodes.build_nodes(shop)}
-    after = {node.label: node.key for node in nodes.build_nodes(nodes.Workshop.open(changed, tmp_path))}
+    after = {node.label: node.key for node in nodes.build_nodes(workshop.Workshop.open(changed, tmp_path))}
     differ = {label for label in before if before[label] != after[label]}
     assert differ == {label for label in before if "sdd" in label}
 
@@ -203,3 +203,29 @@ def test_more_prompts_than_there_are(study: Study, tmp_path: Path) -> None:
     wide = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"prompts": 999})})
     with pytest.raises(UserError, match="999 prompts"):
         run_study(wide, tmp_path / "run")
+
+
+def test_runs_side_by_side_share_their_nodes(study: Study, tiny_folder: Path, finished_run: Path) -> None:
+    """Another study in a folder beside takes what both have, as files of its own: the first may be removed."""
+    wider = study.attacks["full"].model_copy(update={"parameters": {**study.attacks["full"].parameters, "shots": 3}})
+    other = tiny_folder.parent / "beside-it"
+    run_study(study.model_copy(update={"attacks": {"wider": wider}}), other)
+    reused = {node.what: node.reused for node in read_run(other).nodes}
+    assert {what for what, was in reused.items() if not was} == {what for what in reused if "wider" in what}
+    assert all((other / "nodes" / node.key / "node.json").is_file() for node in read_run(other).nodes)
+
+
+def test_a_folder_keeps_its_model_and_threat(study: Study, threat_file: Path, finished_run: Path) -> None:
+    copy = threat_file.with_name("other-threat.jsonl")
+    copy.write_text(threat_file.read_text())
+    with pytest.raises(UserError, match="holds a study of the threat"):
+        run_study(study.model_copy(update={"threat": str(copy)}), finished_run)
+
+
+def test_nodes_record_where_their_time_went(finished_run: Path) -> None:
+    records = [json.loads((folder / "node.json").read_text()) for folder in (finished_run / "nodes").iterdir()]
+    for record in records:
+        proper = {work: record[f"seconds_{work}"] for work in ("training", "generating", "scoring")}
+        assert 0 <= sum(proper.values()) <= record["seconds"]
+        assert (proper["training"] > 0) == (record["tokens_trained"] > 0)
+        assert (proper["generating"] > 0) == (record["tokens_generated"] > 0)

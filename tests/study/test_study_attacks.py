@@ -9,7 +9,7 @@ from test_study import Bag, _light, study  # noqa: F401  # fixtures
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results
-from tamperfuse.study import nodes, single
+from tamperfuse.study import nodes, single, workshop
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
 
@@ -34,7 +34,7 @@ def attacked(study: Study) -> Study:  # noqa: F811
 
 
 def keys(asked: Study, folder: Path) -> dict[str, str]:
-    found = {node.label: node.key for node in nodes.build_nodes(nodes.Workshop.open(asked, folder))}
+    found = {node.label: node.key for node in nodes.build_nodes(workshop.Workshop.open(asked, folder))}
     return {name: key for label, key in found.items() for name in ATTACKS if label.startswith(f"refusal under {name},")}
 
 
@@ -73,7 +73,7 @@ def test_keys_follow_what_an_attack_uses(attacked: Study, tmp_path: Path) -> Non
 
 def test_a_source_to_retain_needs_answers(attacked: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name another `retain` source"):
-        nodes.Workshop.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
+        workshop.Workshop.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
 
 
 @pytest.mark.parametrize("attack", ["system_prompt", "preference_finetune"])

@@ -14,6 +14,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import Slots, pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.models.prepack import prepacked
+from tamperfuse.records.clock import spent
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 
@@ -21,6 +22,7 @@ from tamperfuse.records.progress import progress
 TOKENS_IN_FLIGHT = 16_384
 
 
+@spent("generating")
 @torch.no_grad()
 def generate(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], *, new_tokens: int, what: str = "generating"

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.clock import spent
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 
@@ -194,7 +195,8 @@ class Judge:
 
     def _similarity(self, answers: Sequence[Answer]) -> list[float]:
         texts = sorted({a.prompt for a in answers} | {a.response for a in answers})
-        vectors = dict(zip(texts, self.encoder.encode(texts), strict=True))
+        with spent("scoring"):
+            vectors = dict(zip(texts, self.encoder.encode(texts), strict=True))
         return [float(np.dot(vectors[a.prompt], vectors[a.response])) for a in answers]
 
     def _likelihoods(self, answers: Sequence[Answer]) -> list[tuple[float, float]]:

@@ -9,6 +9,7 @@ from tamperfuse.evaluation.generate import inference
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
+from tamperfuse.records.clock import spent
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.training.batches import budgeted, pack_samples
@@ -16,6 +17,7 @@ from tamperfuse.training.batches import budgeted, pack_samples
 BATCH_TOKENS = 4_096
 
 
+@spent("scoring")
 @torch.no_grad()
 def score(loaded: LoadedModel, samples: Sequence[Sample], *, what: str = "scoring") -> list[tuple[float, bool]]:
     """Score responses.

@@ -8,10 +8,13 @@
 
 A node's key is a hash of everything that its result depends on: its parameters, its parents' keys, the data, the
 component's version and the versions of torch and transformers. A folder of that name is the result, so a node that exists
-is never computed again, in this run or in another that shares the folder.
+is never computed again: neither in this run nor in one whose folder lies beside it (`runs/one`, `runs/other`), which takes
+what is there as hard links.
 """
 
+import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 
+from tamperfuse.records.clock import WORK, clocked
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.provenance import versions
@@ -114,9 +118,18 @@ def node_folder(run: Path, node: Node) -> Path:
     return run / "nodes" / node.key
 
 
+def finished_folder(run: Path, node: Node) -> Path | None:
+    """The folder that holds a node's results: this run's own, or that of a run beside it; None where there is none.
+
+    The record is in the folder that was renamed, so it is there with all the rest.
+    """
+    beside = sorted(run.resolve().parent.glob(f"*/nodes/{node.key}/{NODE}"))
+    return next((record.parent for record in (node_folder(run, node) / NODE, *beside) if record.exists()), None)
+
+
 def is_finished(run: Path, node: Node) -> bool:
-    """Whether a node's results are there; the record is in the folder that was renamed, so it is there with all the rest."""
-    return (node_folder(run, node) / NODE).exists()
+    """Whether a node's results are there, in this run or in one beside it."""
+    return finished_folder(run, node) is not None
 
 
 def execute(run: Path, node: Node) -> Finished:
@@ -125,13 +138,17 @@ def execute(run: Path, node: Node) -> Finished:
     Raises:
         UserError: bad input, or the disk is full; nothing half-written remains.
     """
-    folder = node_folder(run, node)
-    if is_finished(run, node):
+    folder, found = node_folder(run, node), finished_folder(run, node)
+    if found is not None:
+        if found != folder:
+            with staged(folder, directory=True) as staging:
+                shutil.copytree(found, staging, copy_function=_link, dirs_exist_ok=True)
         return Finished(node, folder, read_json(folder / NODE), reused=True)
     _reset_peak_memory()
     began = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        outcome = node.run(staging)
+        with clocked() as proper:
+            outcome = node.run(staging)
         record = {
             "what": node.label,
             "kind": node.kind,
@@ -142,6 +159,7 @@ def execute(run: Path, node: Node) -> Finished:
             "versions": versions(),
             "threads": torch.get_num_threads(),
             "seconds": round(time.perf_counter() - began, 3),
+            **{f"seconds_{work}": round(seconds, 3) for work, seconds in proper.items()},
             "peak_memory_bytes": peak_memory(),
             "tokens_trained": outcome.costs.trained,
             "tokens_generated": outcome.costs.generated,
@@ -151,6 +169,19 @@ def execute(run: Path, node: Node) -> Finished:
         }
         write_json(staging / NODE, record)
     return Finished(node, folder, record, reused=False)
+
+
+def proper_seconds(record: dict[str, Any]) -> float:
+    """Of a node's seconds, those of training, generating and scoring proper."""
+    return sum(float(record.get(f"seconds_{work}", 0.0)) for work in WORK)
+
+
+def _link(source: str, destination: str) -> None:
+    """Share a finished file between runs, which never change one; copy it where the file system knows no hard links."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
 
 
 def _reset_peak_memory() -> None:

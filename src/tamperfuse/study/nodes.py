@@ -1,114 +1,37 @@
 """A study becomes nodes: what each one does, what it depends on, what it will cost."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
-from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import executed, fit_thresholds
 from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judge import NAME as JUDGE
-from tamperfuse.evaluation.judge import Answer, Judge, Thresholds
-from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, write_checkpoint
+from tamperfuse.evaluation.judge import Answer, Thresholds
+from tamperfuse.models.load import write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, write_json
 from tamperfuse.records.provenance import Provenance
-from tamperfuse.study.answered import answered
 from tamperfuse.study.graph import Costs, Node, Outcome, check_acyclic, node_folder
 from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts, heldout_documents
-from tamperfuse.study.spec import Study
 from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
+from tamperfuse.study.workshop import Workshop
 
 SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
 PROMPT_TOKENS = 42  # of a prompt with its template, for estimates alone
 OBSERVATION = 1  # version of what is measured; raise it when that changes
 PAIRING = 1  # version of how pairs are drawn; likewise
-
-
-@dataclass
-class Workshop:
-    """What the nodes of one study share: its data, and the one model that is in memory.
-
-    Attributes:
-        study: the study.
-        run: the run's folder.
-        threat: the threat, loaded.
-        benign: samples that defenses replay.
-        retain: harmless samples that attackers have.
-        fingerprint: hash of the model before hardening.
-    """
-
-    study: Study
-    run: Path
-    threat: Threat
-    benign: list[Example]
-    retain: list[Example]
-    fingerprint: str
-    _encoder: SentenceEncoder | None = field(default=None, init=False)
-    _reference: LoadedModel | None = field(default=None, init=False)
-
-    @classmethod
-    def open(cls, study: Study, run: Path) -> "Workshop":
-        """Load the study's data and find its model.
-
-        Raises:
-            UserError: a source or the model cannot be had.
-        """
-        threat = load_threat(study.threat)
-        for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
-            if wanted > len(threat.part(part)):  # type: ignore[arg-type]
-                raise UserError(
-                    f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
-                    f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
-                )
-        benign, retain = answered(study.benign, "benign"), answered(study.retain, "retain")
-        return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
-
-    @property
-    def encoder(self) -> SentenceEncoder:
-        """The sentence encoder, loaded once."""
-        if self._encoder is None:
-            self._encoder = SentenceEncoder()
-        return self._encoder
-
-    def reference(self) -> LoadedModel:
-        """The model before hardening; kept until another model is needed."""
-        if self._reference is None:
-            self._reference = load_model(self.study.model)
-        return self._reference
-
-    @contextmanager
-    def model(self, source: str) -> Iterator[LoadedModel]:
-        """A model to change or to look at; the reference is freed first, this one afterwards."""
-        self._reference = None
-        gc.collect()
-        loaded = load_model(source)
-        try:
-            yield loaded
-        finally:
-            loaded.model = torch.nn.Module()  # whoever still holds `loaded` holds no weights
-            gc.collect()
-
-    def judge(self, thresholds: Thresholds, others: Sequence[str]) -> Judge:
-        """The judge, with the reference model."""
-        return Judge(self.reference(), self.encoder, thresholds, others, limit=self.study.evaluate.response_tokens)
 
 
 def build_nodes(shop: Workshop) -> list[Node]:
@@ -119,7 +42,6 @@ def build_nodes(shop: Workshop) -> list[Node]:
     nodes += [shipped, _judge_node(shop, shipped, answers)]
     for seed in shop.study.seeds:
         made: dict[str, Node] = {}
-        looks: dict[str, Node] = {}
         for name in shop.study.ordered_defenses():
             spec = shop.study.defenses[name]
             parents = [made[spec.on]] if spec.on else []
@@ -130,11 +52,10 @@ def build_nodes(shop: Workshop) -> list[Node]:
                 parents.append(pairs)
             made[name] = _defense_node(shop, name, parents, seed)
             look = _look_node(shop, name, made[name], seed)
-            looks[name] = look
             nodes += [made[name], look, _judge_node(shop, look, answers)]
         for attack in shop.study.attacks:
             for name, hardened in made.items():
-                attacked = _attack_node(shop, name, attack, (hardened, looks[name], answers), seed)
+                attacked = _attack_node(shop, name, attack, (hardened, answers), seed)
                 nodes += [attacked, _judge_node(shop, attacked, answers)]
     check_acyclic(nodes)
     return nodes
@@ -266,9 +187,9 @@ def _look_node(shop: Workshop, name: str, hardened: Node | None, seed: int) -> N
     )
 
 
-def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, Node, Node], seed: int) -> Node:
-    """One attack on one model; what was seen before any attack stands for its step 0."""
-    hardened, look, answers = parents
+def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
+    """One attack on one model; its step 0 is what was seen of the model before any attack."""
+    hardened, answers = parents
     spec, evaluate = shop.study.attacks[attack], shop.study.evaluate
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
@@ -285,9 +206,6 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
         harmful = read_rows(node_folder(shop.run, answers) / "responses.parquet", Response)
         with shop.model(str(node_folder(shop.run, hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, shop.threat, evaluate)
-            if 0 in at_steps:
-                dev = evaluate.dev_prompts if malicious else 0
-                observer.adopt(node_folder(shop.run, look), curve, dev, 0 in capability_at)
 
             def hook(step: int) -> None:
                 observer.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
@@ -302,7 +220,7 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
                 reference=shop.study.model,
                 answer=observer.answer,
                 response_limit=evaluate.response_tokens,
-                at_steps=[step for step in at_steps if step],
+                at_steps=at_steps,
                 hook=hook,
             )
             done = component.run(loaded, given, parameters, seed)
@@ -318,12 +236,11 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
         "uses": {name: _used(shop, name) for name in component.traits.get("uses", ("retain",))},
         "capability_at": capability_at,
     }
-    new_steps = sum(1 for step in at_steps if step)
-    asked = new_steps * (curve + (evaluate.dev_prompts if malicious else 0))
+    asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
         _training_tokens(shop, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
         asked * evaluate.response_tokens * 9 // 10,
-        sum(1 for step in capability_at if step) * _capability_tokens(shop),
+        len(capability_at) * _capability_tokens(shop),
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious}

@@ -14,7 +14,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.graph import Costs
 from tamperfuse.study.spec import Evaluate
-from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, read_rows, write_rows
+from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, write_rows
 
 HARMLESS = "harmless"
 TASK_TOKENS = 8  # an answer of the benign task is two words
@@ -68,16 +68,6 @@ class Observer:
             DocumentRow(step, row["id"], -value, sample.response_tokens)
             for row, sample, (value, _) in zip(rows, samples, values, strict=True)
         ]
-
-    def adopt(self, folder: Path, evaluation: int, dev: int, capability: bool) -> None:
-        """Take over as step 0 what another observer saw of the same weights, as far as it would be measured here."""
-        wanted = {("evaluation", p.id) for p in self.threat.part("evaluation", evaluation)}
-        wanted |= {("attacker_dev", p.id) for p in self.threat.part("attacker_dev", dev)}
-        seen = read_rows(folder / "responses.parquet", Response)
-        self.responses += [row for row in seen if row.step == 0 and (row.part, row.id) in wanted]
-        if capability:
-            self.items += read_rows(folder / "items.parquet", ItemRow)
-            self.documents += read_rows(folder / "documents.parquet", DocumentRow)
 
     def benign_task(self, step: int, task: str, items: Sequence[TaskItem]) -> None:
         """Score the benign task: exact match of the first line, letter case aside."""

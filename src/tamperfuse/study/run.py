@@ -12,16 +12,19 @@ import torch
 
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
+from tamperfuse.records.clock import WORK
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, write_text
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import Summary, write_results, write_summary
 from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
+from tamperfuse.records.yamls import read_yaml
 from tamperfuse.study.gather import gather_rows, gather_samples
-from tamperfuse.study.graph import Costs, Finished, Node, execute, is_finished
-from tamperfuse.study.nodes import Workshop, build_nodes
+from tamperfuse.study.graph import Costs, Finished, Node, execute, is_finished, proper_seconds
+from tamperfuse.study.nodes import build_nodes
 from tamperfuse.study.spec import Study
 from tamperfuse.study.summary import summarise
+from tamperfuse.study.workshop import Workshop
 
 log = logging.getLogger("tamperfuse")
 
@@ -43,7 +46,7 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False) -> Summary | No
         The summary; None for a dry run.
 
     Raises:
-        UserError: bad input, a folder that another run is using or that belongs to another study.
+        UserError: bad input, or a folder that another run is using, or that holds a study of another model or threat.
     """
     began = time.perf_counter()
     shop = Workshop.open(study, out)
@@ -52,10 +55,12 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False) -> Summary | No
     if dry_run:
         return None
     with _locked(out):
+        _check_same(out / "study.yaml", study)
         clear_staging(out / "nodes")
         write_text(out / "study.yaml", study.to_yaml())
         finished = [_run_one(out, node, i, len(nodes)) for i, node in enumerate(nodes, 1)]
         record = _record(finished, time.perf_counter() - began)
+        _say_work(finished)
         rows = gather_rows(study, shop.threat, finished)
         summary = summarise(study, finished, record.seconds, record.peak_memory_bytes)
         write_results(out, rows)
@@ -131,12 +136,26 @@ def _run_one(out: Path, node: Node, number: int, total: int) -> Finished:
         if record[name]
     ]
     log.info(
-        "      %.0f s%s, peak %.1f GiB",
+        "      %.0f s (%.0f%% work proper)%s, peak %.1f GiB",
         record["seconds"],
+        100 * proper_seconds(record) / max(record["seconds"], 1e-9),
         "".join(f", {u}" for u in used),
         record["peak_memory_bytes"] / 2**30,
     )
     return done
+
+
+def _say_work(finished: list[Finished]) -> None:
+    """Print how much of the nodes' time went to the work itself: the rest is loading, lm-eval, the encoder and files."""
+    records = {done.node.key: done.record for done in finished}.values()
+    seconds = sum(float(record["seconds"]) for record in records)
+    parts = {work: sum(float(record.get(f"seconds_{work}", 0.0)) for record in records) for work in WORK}
+    log.info(
+        "Training, generating and scoring proper: %.0f%% of %.1f min (%s).",
+        100 * sum(parts.values()) / max(seconds, 1e-9),
+        seconds / 60,
+        ", ".join(f"{work} {100 * part / max(seconds, 1e-9):.0f}%" for work, part in parts.items()),
+    )
 
 
 def _record(finished: list[Finished], seconds: float) -> RunRecord:
@@ -159,6 +178,19 @@ def _record(finished: list[Finished], seconds: float) -> RunRecord:
             for done in finished
         ],
     )
+
+
+def _check_same(path: Path, study: Study) -> None:
+    """A changed study goes on in its folder; one of another model or threat must not replace what somebody keeps there."""
+    if not path.exists():
+        return
+    there = read_yaml(path)
+    for what in ("model", "threat"):
+        if there.get(what) != getattr(study, what):
+            raise UserError(
+                f"{path.parent} holds a study of the {what} {there.get(what)!r}, not {getattr(study, what)!r}: choose another "
+                "--out; what both need is shared if the two folders lie side by side."
+            )
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from transformers import (
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.parts import attention_modules, decoder_layers
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
+from tamperfuse.records.clock import note
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters
@@ -151,6 +152,7 @@ def fit(
                 shutil.rmtree(trainer.args.output_dir or "", ignore_errors=True)
     loaded.model.eval()
     result.tokens = sum(len(sample.tokens) for sample in order)
+    note("training", result.seconds)
     return result
 
 
