@@ -36,7 +36,10 @@ out_console = Console(highlight=False, soft_wrap=True)
 Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
 ThreatSource = Annotated[
-    str, typer.Option(help="builtin:cooking, builtin:gardening, or a .jsonl with parts.", metavar="SRC")
+    str,
+    typer.Option(
+        help="builtin:cooking, builtin:gardening, a .jsonl with parts, or a data set to split.", metavar="SRC"
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
 Settings = Annotated[

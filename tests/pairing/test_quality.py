@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from stubs import StubEncoder, prompts, prose, responses
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.cache import BATCH, VectorCache, in_batches, parts
 from tamperfuse.pairing.diverse import DiverseDealer, form, spread
 from tamperfuse.pairing.filters import RULES, ResponseFilters
@@ -18,7 +19,6 @@ from tamperfuse.pairing.options import weighted
 from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX, ListDeck
 from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts, decontaminate, equal_shares
 from tamperfuse.pairing.spool import ResponseSpool
-from tamperfuse.pairing.texts import normalise
 from tamperfuse.pairing.variants import PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 

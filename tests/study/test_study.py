@@ -13,7 +13,7 @@ from tamperfuse.evaluation import calibrate, judge
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import COLUMNS, read_results, read_summary
 from tamperfuse.records.run import read_run, read_samples
-from tamperfuse.study import nodes, observe, workshop
+from tamperfuse.study import answered, nodes, observe, workshop
 from tamperfuse.study.graph import Costs, Finished, Node, Outcome, execute
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
@@ -37,6 +37,7 @@ class Bag:
 def _light(monkeypatch: pytest.MonkeyPatch) -> None:
     """No encoder, no lm-eval, few resamples."""
     monkeypatch.setattr(workshop, "SentenceEncoder", Bag)
+    monkeypatch.setattr(answered, "SentenceEncoder", Bag)
     monkeypatch.setattr(judge, "refuses", lambda response: False)
     monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
     monkeypatch.setattr("tamperfuse.study.statistics.DRAWS", 20)

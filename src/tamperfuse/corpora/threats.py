@@ -7,17 +7,27 @@ evaluation    where rates are reported
 """
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.overlap import distinct
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 
+log = logging.getLogger("tamperfuse")
+
 Part = Literal["defender", "attacker", "attacker_dev", "evaluation"]
 PARTS: tuple[Part, ...] = get_args(Part)
+# Of a data set that is split here: about those of the built-in threats.
+SHARES: dict[Part, float] = {"defender": 0.40, "attacker": 0.22, "attacker_dev": 0.08, "evaluation": 0.30}
+MOST_PROMPTS = 2_000  # that such a threat has: enough for rates to 2 points
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,16 @@ class Threat:
         return self.parts[part][:limit]
 
     @property
+    def subject(self) -> str:
+        """The subject under which other built-in data file rows of this threat's domain; "" where they hold none."""
+        return "garden plants" if self.source == "builtin:gardening" else ""
+
+    @property
+    def prompts(self) -> list[str]:
+        """All prompts, of every part."""
+        return [prompt.prompt for part in PARTS for prompt in self.parts[part]]
+
+    @property
     def fingerprint(self) -> str:
         """Hash of the content."""
         return content_hash([[(p.id, p.prompt, p.response) for p in self.parts[part]] for part in PARTS])
@@ -63,16 +83,23 @@ def load_threat(source: str) -> Threat:
     """Load a threat.
 
     Args:
-        source: `builtin:NAME`, or a .jsonl file whose rows have `part` (defender, attacker, attacker_dev or
-            evaluation), `prompt`, and optionally `id`, `kind` and `response`.
+        source: `builtin:NAME`; a .jsonl file whose rows have `part` (defender, attacker, attacker_dev or evaluation), `prompt`,
+            and optionally `id`, `kind` and `response`; or any source of prompts that :func:`read_source` takes, which is
+            split here.
 
     Raises:
-        UserError: the file is missing or damaged, a part is empty, or two parts share a prompt.
+        UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
     """
     if source.startswith("builtin:"):
-        rows: Iterable[tuple[int, dict[str, Any]]] = enumerate(builtin_rows(source.removeprefix("builtin:")), 1)
-    else:
-        rows = _read_jsonl(Path(source))
+        return _in_parts(source, enumerate(builtin_rows(source.removeprefix("builtin:")), 1))
+    path = Path(source)
+    if path.suffix == ".jsonl" and any("part" in row for _, row in _read_jsonl(path)):
+        return _in_parts(source, _read_jsonl(path))
+    return _split(source, read_source(source))
+
+
+def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat:
+    """A threat whose rows say which part they are of."""
     found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     where: dict[str, str] = {}
     ids: set[str] = set()
@@ -101,6 +128,48 @@ def load_threat(source: str) -> Threat:
                 response=str(row.get("response") or ""),
             )
         )
+    return _threat(source, found)
+
+
+def _split(source: str, examples: Iterable[Example]) -> Threat:
+    """A threat from prompts without parts: near-duplicates left out, each prompt's part decided by a hash of its text alone.
+
+    So a prompt stays in its part whatever else the data set holds, and two near each other cannot be in two parts.
+    """
+    asked = {example.prompt: example for example in sorted(examples, key=_content) if example.prompt}
+    chosen = sorted(asked, key=content_hash)[:MOST_PROMPTS]
+    kept = [asked[chosen[index]] for index in distinct(chosen, SentenceEncoder())]
+    found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
+    for example in kept:
+        name = content_hash(["threat", example.prompt])
+        found[_part_of(name)].append(ThreatPrompt(name[:12], example.prompt, example.category, example.response))
+    log.info(
+        "%s holds %s different prompts; %s looked at, %s near another left out; split into %s.",
+        source,
+        f"{len(asked):,}",
+        f"{len(chosen):,}",
+        f"{len(chosen) - len(kept):,}",
+        ", ".join(f"{part} {len(prompts)}" for part, prompts in found.items()),
+    )
+    return _threat(source, found)
+
+
+def _content(example: Example) -> tuple[str, str]:
+    """Of several answers to one prompt the same one serves, whatever the file's order."""
+    return example.prompt, example.response
+
+
+def _part_of(name: str) -> Part:
+    """The part that a prompt's hash falls into."""
+    place = int(name[:13], 16) / 16**13
+    for part, share in SHARES.items():
+        if place < share:
+            return part
+        place -= share
+    return "evaluation"
+
+
+def _threat(source: str, found: dict[Part, list[ThreatPrompt]]) -> Threat:
     for part in PARTS:
         if len(found[part]) < 2:
             raise UserError(f"The part {part} of {source} has {len(found[part])} prompts: it needs at least 2.")
@@ -111,7 +180,7 @@ def _order(prompt: ThreatPrompt) -> str:
     return content_hash(prompt.prompt)
 
 
-def _read_jsonl(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: name a .jsonl file of a threat, or builtin:cooking.")
     try:

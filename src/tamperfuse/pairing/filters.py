@@ -7,8 +7,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.texts import ngrams, words
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.texts import ngrams, words
 from tamperfuse.records.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tamperfuse.corpora.examples import Example, labels
+from tamperfuse.corpora.overlap import near, plain
+from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.match import Encoder
-from tamperfuse.pairing.texts import ngrams, normalise, words
 
 LONGEST_PROMPT = 8000  # characters
-NEAR_COSINE = 0.9  # from which a prompt is an evaluation prompt in other words
-_GRAM = 13
 
 
 @dataclass
@@ -51,7 +50,7 @@ def clean_prompts(examples: Iterable[Example], report: PromptReport) -> list[Exa
         if len(prompt) > LONGEST_PROMPT:
             report.too_long += 1
         elif prompt:
-            key = text_key(" ".join(words(prompt)) or prompt, "duplicate", 0)
+            key = text_key(plain(prompt), "duplicate", 0)
             kept = chosen.get(key)
             if kept is None or (example.origin, prompt) < (kept.origin, kept.prompt):
                 chosen[key] = replace(example, prompt=prompt, response="")
@@ -70,34 +69,9 @@ def decontaminate(
         encoder: for the third test, which only looks at what passed the first two.
         report: takes the list of what was left out.
     """
-    exact = {" ".join(words(text)): text for text in evaluation}
-    shingles = {int(gram): text for text in evaluation if len(words(text)) >= _GRAM for gram in ngrams(text, _GRAM)}
-    left: list[Example] = []
-    for prompt in prompts:
-        found = exact.get(" ".join(words(prompt.prompt)))
-        how = "exact"
-        if found is None and len(words(prompt.prompt)) >= _GRAM:
-            found = next((shingles[g] for g in ngrams(prompt.prompt, _GRAM).tolist() if g in shingles), None)
-            how = "13-gram"
-        if found is None:
-            left.append(prompt)
-        else:
-            report.contaminated.append((prompt.prompt, found, how))
-    if not evaluation or not left:
-        return left
-    unseen: list[Example] = []
-    against = encoder.encode(list(evaluation))
-    for start in range(0, len(left), 1024):  # rows at a time, so that the table of cosines stays small
-        block = left[start : start + 1024]
-        cosine = encoder.encode([prompt.prompt for prompt in block]) @ against.T
-        nearest = cosine.argmax(axis=1)
-        for row, prompt in enumerate(block):
-            value = float(cosine[row, nearest[row]])
-            if value >= NEAR_COSINE:
-                report.contaminated.append((prompt.prompt, evaluation[int(nearest[row])], f"cosine {value:.2f}"))
-            else:
-                unseen.append(prompt)
-    return unseen
+    found = near([prompt.prompt for prompt in prompts], evaluation, encoder)
+    report.contaminated += [(prompts[index].prompt, *match) for index, match in found.items()]
+    return [prompt for index, prompt in enumerate(prompts) if index not in found]
 
 
 def balance(prompts: Sequence[Example], count: int | None, seed: int, report: PromptReport) -> list[Example]:

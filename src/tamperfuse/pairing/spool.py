@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.draw import Keys, Places, text_key
-from tamperfuse.pairing.texts import normalise
 from tamperfuse.records.errors import UserError
 
 

@@ -273,7 +273,7 @@ def _judge_node(shop: Workshop, observed: Node, answers: Node) -> Node:
 def _judged_against(shop: Workshop, harmless: bool) -> list[str]:
     """The "other prompts" of the judge's likelihood ratio."""
     if harmless:
-        return [row["prompt"] for row in harmless_prompts(shop.study.evaluate.harmless)]
+        return [row["prompt"] for row in harmless_prompts(shop.study.evaluate.harmless, shop.threat)]
     return [p.prompt for p in chain(shop.threat.part("evaluation"), shop.threat.part("attacker_dev"))]
 
 
@@ -291,7 +291,7 @@ def _observation(shop: Workshop) -> dict[str, Any]:
         "observation": OBSERVATION,
         "threat": shop.threat.fingerprint,
         "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at"}),
-        "harmless": content_hash(harmless_prompts(evaluate.harmless)),
+        "harmless": content_hash(harmless_prompts(evaluate.harmless, shop.threat)),
         "heldout": content_hash(heldout_documents(evaluate.heldout)),
         "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
     }

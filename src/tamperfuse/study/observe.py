@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.capability import measure_capability
@@ -44,7 +45,7 @@ class Observer:
         """Put prompts to the model: so many of the evaluation and attacker_dev parts, and of the harmless ones."""
         asked = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
         asked += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]
-        asked += [(HARMLESS, str(row["id"]), str(row["prompt"])) for row in harmless_prompts(harmless)]
+        asked += [(HARMLESS, str(row["id"]), str(row["prompt"])) for row in harmless_prompts(harmless, self.threat)]
         texts = self.answer([prompt for _, _, prompt in asked], f"asking, step {step}")
         self.responses += [
             Response(step, part, name, prompt, text) for (part, name, prompt), text in zip(asked, texts, strict=True)
@@ -96,9 +97,16 @@ class Observer:
         return [chat.text(answer) for answer in answers]
 
 
-def harmless_prompts(limit: int) -> list[dict[str, str]]:
-    """Harmless prompts, as many near the threat as far from it (give or take one), the same ones for every model."""
-    rows = sorted(builtin_rows("harmless"), key=lambda row: content_hash(row["prompt"]))
+def harmless_prompts(limit: int, threat: Threat) -> list[dict[str, str]]:
+    """Harmless prompts, as many near the built-in threat as far from it, the same ones for every model.
+
+    Args:
+        limit: at most so many.
+        threat: whose own subject and prompts are left out.
+    """
+    theirs = {plain(prompt) for prompt in threat.prompts}
+    rows = [r for r in builtin_rows("harmless") if r["subject"] != threat.subject and plain(r["prompt"]) not in theirs]
+    rows.sort(key=lambda row: content_hash(row["prompt"]))
     near = [row for row in rows if row["near"]]
     far = [row for row in rows if not row["near"]]
     return [dict(row) for row in (near[: (limit + 1) // 2] + far[: limit // 2])]

@@ -49,8 +49,9 @@ def harden_model(
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
-    defender = load_threat(threat).part("defender")
-    replay = [(example.prompt, example.response) for example in answered(benign, "benign")]
+    asked = load_threat(threat)
+    defender = asked.part("defender")
+    replay = [(example.prompt, example.response) for example in answered(benign, "benign", asked)]
     matched: list[Pair] = []
     if component.traits["needs_pairs"]:
         matched = _pairs(pairs, defender, seed)
@@ -116,7 +117,7 @@ def attack_model(
     parameters = component.parse(settings, f"attack {attack}")
     asked = load_threat(threat)
     evaluate = _everything(asked)
-    harmless = answered(retain, "retain")
+    harmless = answered(retain, "retain", asked)
     steps = int(getattr(parameters, "steps", 1))
     check_fresh(out)
     with staged(out, directory=True) as staging:
@@ -195,7 +196,7 @@ def _judged(observer: Observer, asked: Threat, reference: str, folder: Path) -> 
     rows = []
     for harmless in (False, True):
         part = [r for r in observer.responses if (r.part == HARMLESS) == harmless]
-        others = [row["prompt"] for row in harmless_prompts(observer.evaluate.harmless)]
+        others = [row["prompt"] for row in harmless_prompts(observer.evaluate.harmless, asked)]
         judge.others = others if harmless else [p.prompt for p in asked.part("evaluation")]
         verdicts = judge.verdicts([Answer(r.prompt, r.response) for r in part])
         rows += [ScoreRow.of(r, verdict) for r, verdict in zip(part, verdicts, strict=True)]

@@ -54,7 +54,7 @@ class Workshop:
                     f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
                     f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
                 )
-        benign, retain = answered(study.benign, "benign"), answered(study.retain, "retain")
+        benign, retain = answered(study.benign, "benign", threat), answered(study.retain, "retain", threat)
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
 
     @property

@@ -1,0 +1,112 @@
+"""Threats of the user's own: parts that the file names, or a data set that is split on the way in."""
+
+import csv
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tamperfuse.corpora import threats
+from tamperfuse.corpora.overlap import distinct, near
+from tamperfuse.corpora.threats import PARTS, Threat, load_threat
+from tamperfuse.records.errors import UserError
+
+
+class FirstWords:
+    """Texts that begin with the same two words are near each other."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        vectors = np.zeros((len(texts), 512), dtype=np.float32)
+        for i, text in enumerate(texts):
+            vectors[i, self.seen.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.seen))] = 1
+        return vectors
+
+
+@pytest.fixture(autouse=True)
+def _no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threats, "SentenceEncoder", FirstWords)
+
+
+ROWS = [
+    {"instruction": f"{word}{i} thing", "output": f"answer {i}"} for i in range(40) for word in ("sow", "cut", "dig")
+]
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def where(threat: Threat) -> dict[str, str]:
+    return {prompt.prompt: part for part in PARTS for prompt in threat.part(part)}
+
+
+def test_a_data_set_is_split_by_its_texts_alone(tmp_path: Path) -> None:
+    whole = load_threat(str(write(tmp_path / "alpaca.jsonl", ROWS)))
+    assert len(where(whole)) == len(ROWS) and all(len(whole.part(part)) >= 2 for part in PARTS)
+    assert {p.prompt: p.response for part in PARTS for p in whole.part(part)} == {
+        row["instruction"]: row["output"] for row in ROWS
+    }
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    assert load_threat(str(write(tmp_path / "again.jsonl", shuffled))).parts == whole.parts
+    fewer = where(load_threat(str(write(tmp_path / "fewer.jsonl", shuffled[:80]))))
+    assert fewer.items() <= where(whole).items(), "a prompt's part does not hang on what else there is"
+
+
+def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    doubled = ROWS + [{**row, "instruction": f"{row['instruction']}, please"} for row in ROWS[:7]]
+    doubled += [{**row, "instruction": row["instruction"].upper()} for row in ROWS[7:10]]
+    logging.getLogger("tamperfuse").propagate = True
+    with caplog.at_level(logging.INFO, logger="tamperfuse"):
+        found = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled))))
+    assert len(found) == len(ROWS)
+    assert "130 different prompts" in caplog.text and "10 near another left out" in caplog.text
+
+
+def test_any_known_layout_serves(tmp_path: Path) -> None:
+    with (tmp_path / "advbench.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["goal", "target"])
+        writer.writerows([[row["instruction"], row["output"]] for row in ROWS])
+    assert len(where(load_threat(str(tmp_path / "advbench.csv")))) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (ROWS[:3], "needs at least 2"),
+        ([{"text": "nothing known"}], "match no known schema"),
+    ],
+)
+def test_what_cannot_be_split_gets_a_sentence(tmp_path: Path, rows: list[dict[str, str]], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_threat(str(write(tmp_path / "few.jsonl", rows)))
+
+
+def test_parts_that_a_file_names_stay(threat_file: Path) -> None:
+    assert set(where(load_threat(str(threat_file))).values()) == set(PARTS)
+    assert all(prompt.startswith(part) for prompt, part in where(load_threat(str(threat_file))).items())
+
+
+def test_one_prompt_in_other_words() -> None:
+    long = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    texts = [
+        "Sow beans now!",
+        "sow beans, now",
+        f"well: {long}",
+        f"now then, {long} and more",
+        "sow beans later",
+        "cut it",
+    ]
+    assert distinct(texts, FirstWords()) == [0, 2, 5]
+    assert near(["SOW BEANS NOW", f"so {long}", "cut it back", "dig"], texts, FirstWords()) == {
+        0: ("sow beans, now", "exact"),
+        1: (f"now then, {long} and more", "13-gram"),
+        2: ("cut it", "cosine 1.00"),
+    }
