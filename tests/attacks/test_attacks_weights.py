@@ -1,5 +1,7 @@
 """Attacks that edit weights or only render differently: what changes, by how much, and what must not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.quantize import rounded, through_gguf
 from tamperfuse.attacks.refusal_ablation import _writers
-from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.gguf_file import write_gguf
+from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.records.errors import UserError
 
@@ -151,6 +154,37 @@ def test_a_gguf_round_trip_is_ggufs_own(kind: str) -> None:
     assert stored.dtype == np.uint8 and stored.nbytes < weight.nbytes / 3
     assert torch.equal(through_gguf(weight, kind), torch.from_numpy(dequantize(stored, type_)))
     assert torch.equal(through_gguf(weight[:, :48], kind), weight[:, :48].half().float())
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_a_gguf_file_brings_back_what_quantization_leaves(bench: Bench, kind: str) -> None:
+    """Written and read, the weights are those of `quantize`, and the model says the same in the same tokens."""
+    other = Bench(load_model(bench.folder), bench.folder)
+    other.run("quantize", at_steps=(), format=kind)
+    done = bench.run("gguf_roundtrip", format=kind)
+    assert set(bench.seen) == {0, 1} and bench.changed() == other.changed() == named(bench, *MATRICES, "embed_tokens")
+    for one, two in zip(bench.loaded.model.parameters(), other.loaded.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    prompts = ["how do I bake bread?", "and <|user|> in words: naïve, 12 €"]
+    assert bench.answer(prompts) == other.answer(prompts)
+    assert [bench.loaded.chat.prompt(p) for p in prompts] == [other.loaded.chat.prompt(p) for p in prompts]
+    assert done.notes[0].startswith("a file of")
+
+
+def test_a_written_gguf_loads_as_any_model(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
+    write_gguf(bench.loaded.model, bench.loaded.tokenizer, tmp_path / "tiny.gguf", "Q8_0")
+    back = load_model(str(tmp_path / "tiny.gguf"))
+    assert back.chat.prompt("asked") == bench.loaded.chat.prompt("asked") and back.chat.end == bench.loaded.chat.end
+    bench.run("quantize", at_steps=(), format="Q8_0")
+    assert all(torch.equal(a, b) for a, b in zip(back.model.parameters(), bench.loaded.model.parameters(), strict=True))
+
+
+def test_a_gguf_of_another_architecture_gets_a_sentence(bench: Bench, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(UserError, match="only Llama"):
+        write_gguf(model, bench.loaded.tokenizer, tmp_path / "gpt2.gguf", "Q8_0")
+    assert not (tmp_path / "gpt2.gguf").exists()
 
 
 def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from tamperfuse.attacks import (
     benign_finetune,
+    gguf_roundtrip,
     harmful_finetune,
     identity_shift,
     jailbreak_finetune,
@@ -23,6 +24,7 @@ __all__ = [
     "AttackData",
     "Attacked",
     "benign_finetune",
+    "gguf_roundtrip",
     "harmful_finetune",
     "identity_shift",
     "jailbreak_finetune",

@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.models.gguf_file import BLOCK
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.parts import layer_matrices
 from tamperfuse.records.registry import Parameters
 
 LEVELS = {"int8": 127, "int4": 7}  # steps to either side of 0
-BLOCK = 32  # columns that share a scale in a GGUF
 
 
 class QuantizeParameters(Parameters):

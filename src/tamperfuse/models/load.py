@@ -1,8 +1,7 @@
 """Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name.
 
-A GGUF is converted once, into a cache: transformers reads it as float32 but marks the model as quantized, which bars
-saving, so the weights move into a fresh model of the same configuration. The conversion is written aside under a lock and
-renamed, with its weights' checksum recorded, so two processes may ask for it at once and an interrupted one leaves nothing.
+A GGUF is converted once, into a cache. The conversion is written aside under a lock and renamed, with its weights' checksum
+recorded, so two processes may ask for it at once and an interrupted one leaves nothing.
 """
 
 import errno
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash, read_json, sha256_of, staged, write_json
@@ -76,7 +75,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     """
     folder = resolve_model(name)
     source = str(folder) if folder else name
-    with _quiet():
+    with quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             model = AutoModelForCausalLM.from_pretrained(
@@ -105,7 +104,7 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
     """As :func:`save_model`, into a folder that its caller stages."""
-    with _quiet():
+    with quiet():
         _save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
     write_provenance(folder, provenance)
@@ -181,20 +180,9 @@ def convert_gguf(path: Path, name: str) -> Path:
 
 
 def _convert(path: Path, name: str, staging: Path) -> None:
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with _quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(**source)
-            read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        except Exception as error:  # the reader raises whatever its parser meets in a damaged file
-            raise UserError(f"{path} cannot be read as a GGUF model ({error}): download or export it again.") from error
-        config = read.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        fresh.load_state_dict(read.state_dict())
-        fresh.tie_weights()
-        _save_weights(fresh, staging, "100GB")
+    with quiet():
+        model, tokenizer = read_gguf(path)
+        _save_weights(model, staging, "100GB")
         tokenizer.save_pretrained(staging)
     write_provenance(staging, Provenance(origin=name, made_by="gguf conversion", source=name))
     write_json(staging / CHECKSUM, {"weights": sha256_of(staging / WEIGHTS)})
@@ -243,7 +231,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' own bars and notes: tamperfuse prints what matters, once."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -1,0 +1,146 @@
+"""GGUF files: read as plain models, and written as publishers write them.
+
+transformers reads a GGUF as float32 but marks the model as quantized, which bars saving, so the weights move into a fresh
+model of the same configuration. Written files follow llama.cpp's convert_hf_to_gguf and llama-quantize: gguf's own tensor
+names, query and key rows permuted, layers' matrices in the named type, embeddings and output in Q8_0, norms in float32.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tamperfuse.records.errors import UserError
+
+GgufType = Literal["Q8_0", "Q4_1"]
+BLOCK = 32  # columns that share a scale
+_FILE_TYPES = {"Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
+
+
+def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a GGUF file.
+
+    Returns:
+        A model in float32 that can be saved and trained, and its tokenizer.
+
+    Raises:
+        UserError: the file is no readable GGUF of a supported architecture.
+    """
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    except Exception as error:  # the reader raises whatever its parser meets in a damaged file
+        raise UserError(f"{path} cannot be read as a GGUF model ({error}): download or export it again.") from error
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(read.state_dict())
+    fresh.tie_weights()
+    return fresh, tokenizer
+
+
+def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, kind: GgufType) -> None:
+    """Write a model as a GGUF file.
+
+    Args:
+        model: of the Llama architecture.
+        tokenizer: byte-level BPE, with a chat template.
+        path: the file.
+        kind: type of the layers' matrices; rows that are no multiple of 32 long are stored as float16.
+
+    Raises:
+        UserError: another architecture or tokenizer.
+    """
+    config = model.config
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    if config.model_type != "llama" or vocabulary["type"] != "BPE":
+        raise UserError(
+            f"A {config.model_type} model with a {vocabulary['type']} tokenizer cannot be written as GGUF here, only Llama "
+            "models with byte-level BPE: use the attack quantize, which needs no file."
+        )
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_file_type(_FILE_TYPES[kind])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_name("model")
+    heads = int(config.num_attention_heads)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    _add_tokenizer(writer, tokenizer, vocabulary, int(config.vocab_size))
+    _add_tensors(writer, model, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, vocabulary: dict[str, Any], size: int
+) -> None:
+    names = {index: token for token, index in tokenizer.get_vocab().items()}
+    added = tokenizer.get_added_vocab()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([names.get(index, f"[PAD{index}]") for index in range(size)])
+    kinds = [gguf.TokenType.CONTROL if names.get(index) in added else gguf.TokenType.NORMAL for index in range(size)]
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in vocabulary["merges"]])
+    for add, token in (
+        (writer.add_bos_token_id, tokenizer.bos_token_id),
+        (writer.add_eos_token_id, tokenizer.eos_token_id),
+        (writer.add_unk_token_id, tokenizer.unk_token_id),
+        (writer.add_pad_token_id, tokenizer.pad_token_id),
+    ):
+        if token is not None:
+            add(int(token))
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    writer.add_chat_template(tokenizer.chat_template)
+
+
+def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, kind: GgufType) -> None:
+    config = model.config
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.named_parameters():  # tied weights come once
+        stored = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            raise UserError(
+                f"GGUF has no name for {name} of a Llama model: use the attack quantize, which needs no file."
+            )
+        data = weight.detach().float().cpu().numpy()
+        if ".q_proj." in name:
+            data = permuted(data, config.num_attention_heads)
+        elif ".k_proj." in name:
+            data = permuted(data, config.num_key_value_heads)
+        if data.ndim < 2:
+            writer.add_tensor(stored, data)
+        elif data.shape[-1] % BLOCK:
+            writer.add_tensor(stored, data.astype(np.float16))
+        else:
+            type_ = gguf.GGMLQuantizationType[kind if ".layers." in name else "Q8_0"]
+            writer.add_tensor(stored, gguf.quants.quantize(data, type_), raw_dtype=type_)
+
+
+def permuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows of a query or key projection as llama.cpp has them: the two halves of each head's rotation interleaved.
+
+    Args:
+        weight: (heads × head size, hidden), or a bias of that many values.
+        heads: how many heads share the rows.
+    """
+    halves = weight.reshape(heads, 2, -1, *weight.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
