@@ -5,23 +5,43 @@ model in memory.
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BUILTIN_TASKS = ("everyday", "grammar")
+FEWSHOT_SEED = 1234  # lm-eval's own
+
+
+class CapabilityTask(BaseModel):
+    """A capability task of a study.
+
+    Attributes:
+        task: `builtin`, a name that lm-eval knows (a group, such as mmlu, is its subtasks pooled), or one of its YAML files.
+        fewshot: solved examples before each question; the task's own number where unset, which is 0 for most.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    fewshot: int | None = Field(None, ge=0)
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class Item:
     """One question of a task, answered.
 
     Attributes:
-        task: the task's name.
+        task: the task's name, as the study has it.
         item: its number within the task.
         group: items made from one template share a group; "" where items are independent.
         correct: whether the model was right.
@@ -43,13 +63,15 @@ class Item:
     chance: float
 
 
-def measure_capability(loaded: LoadedModel, tasks: Sequence[str], limit: int | None) -> tuple[list[Item], int]:
+def measure_capability(
+    loaded: LoadedModel, tasks: Sequence[str | CapabilityTask], limit: int | None
+) -> tuple[list[Item], int]:
     """Run capability tasks.
 
     Args:
         loaded: the model; left as it was.
-        tasks: `builtin` for the bundled ones, or names that lm-eval knows.
-        limit: items a task at most, spread evenly over it; None for all.
+        tasks: what to run; a bare name is a task with its own number of examples.
+        limit: items a task at most, spread evenly over it (and its subtasks); None for all.
 
     Returns:
         Every item, and the number of tokens scored.
@@ -59,34 +81,109 @@ def measure_capability(loaded: LoadedModel, tasks: Sequence[str], limit: int | N
     """
     from lm_eval.evaluator import evaluate  # 6 s to import: only where capability is measured
 
-    names = [name for task in tasks for name in (BUILTIN_TASKS if task == "builtin" else (task,))]
-    loaded_tasks = _load_tasks(tuple(names))
-    chosen = {name: _spread(name, task, limit) for name, task in loaded_tasks["tasks"].items()} if limit else None
+    found = load_tasks(tasks)
+    for part in (part for task in found for part in task.parts):
+        part.set_fewshot_seed(seed=FEWSHOT_SEED)  # each time: drawing examples moves the generator on
+    chosen = [docs for task in found for docs in _spread(task, limit)]
+    running = {docs.task.task_name: docs for docs in chosen}
     adapter = _adapter(loaded)
-    out = evaluate(lm=adapter, task_dict=loaded_tasks, samples=chosen, bootstrap_iters=0, log_samples=True)
+    out = evaluate(
+        lm=adapter,
+        task_dict={"tasks": {name: docs.task for name, docs in running.items()}, "groups": {}, "group_map": {}},
+        samples={name: docs.indices for name, docs in running.items()},
+        bootstrap_iters=0,
+        log_samples=True,
+    )
     assert out is not None
-    items = [item for name in loaded_tasks["tasks"] for item in _items(name, out["samples"][name])]
-    return items, adapter.tokens
+    return [item for docs in chosen for item in _items(docs, out["samples"][docs.task.task_name])], adapter.tokens
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """What a name of a study stands for: one of lm-eval's tasks, or several that are pooled."""
+
+    name: str
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Some documents of one of lm-eval's tasks; in what it is a part of, they are numbered from `offset`."""
+
+    name: str
+    task: Any
+    indices: list[int]
+    offset: int
+
+
+def load_tasks(tasks: Sequence[str | CapabilityTask]) -> tuple[LoadedTask, ...]:
+    """Find tasks and load their data; a study does so before any work.
+
+    Raises:
+        UserError: lm-eval knows no such task, two names hold the same one, or its data cannot be had without a network.
+    """
+    asked = [CapabilityTask(task=task) if isinstance(task, str) else task for task in tasks]
+    wanted = [
+        CapabilityTask(task=name, fewshot=task.fewshot)
+        for task in asked
+        for name in (BUILTIN_TASKS if task.task == "builtin" else (task.task,))
+    ]
+    found = tuple(_load_task(task) for task in wanted)
+    names = [part.task_name for task in found for part in task.parts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"The capability task {twice!r} is asked for twice: name it once, alone or in its group.")
+    return found
 
 
 @cache
-def _load_tasks(names: tuple[str, ...]) -> Any:
+def _load_task(wanted: CapabilityTask) -> LoadedTask:
+    name = wanted.task
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if name not in _BUILTIN:
+        _go_offline_if_unreachable()
+    try:
+        parts = tuple(
+            _manager(name not in _BUILTIN).load([_BUILTIN[name]() if name in _BUILTIN else name])["tasks"].values()
+        )
+    except KeyError as error:
+        raise unknown_name("capability task", name, ("builtin", *_manager(True).all_tasks)) from error
+    except Exception as error:  # whatever its data's loading meets: datasets, the Hub's client, the network
+        raise UserError(
+            f"The data of the capability task {name!r} cannot be had ({_first_line(error)}): use `builtin`, or a machine that "
+            "reaches the Hub or has them in its cache."
+        ) from error
+    for part in parts:
+        if wanted.fewshot is not None:
+            part.set_config(key="num_fewshot", value=wanted.fewshot)
+        elif part.get_config("num_fewshot") is None:
+            part.set_config(key="num_fewshot", value=0)
+    return LoadedTask(name, parts)
+
+
+@cache
+def _manager(defaults: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wanted = [_BUILTIN[name]() if name in _BUILTIN else name for name in names]
+    return TaskManager(include_defaults=defaults)
+
+
+@cache
+def _go_offline_if_unreachable() -> None:
+    """Where there is no way to the Hub, its client takes what is cached at once, instead of trying again for half a minute."""
+    import datasets
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return
     try:
-        manager = TaskManager(include_defaults=any(name not in _BUILTIN for name in names))
-        return manager.load(wanted)
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"lm-eval knows no such capability task ({error}): see `lm-eval ls tasks`, or use builtin."
-        ) from error
-    except (OSError, ConnectionError) as error:
-        raise UserError(
-            f"The data of {', '.join(names)} cannot be fetched ({str(error).splitlines()[0]}): use `builtin`, or a machine "
-            "with a network."
-        ) from error
+        socket.create_connection((host, 443), timeout=5).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")
 
 
 def _file(name: str) -> str:
@@ -124,25 +221,38 @@ _BUILTIN = {
 }
 
 
-def _spread(name: str, task: Any, limit: int) -> list[int]:
-    """Which items stand for a task: drawn by hash, so that every subject and template has its share."""
-    count = len(task.eval_docs)
-    return sorted(sorted(range(count), key=lambda i: content_hash([name, i]))[: min(limit, count)])
+def _spread(task: LoadedTask, limit: int | None) -> list[Documents]:
+    """Which items stand for a task: drawn by hash, so that every subtask, subject and template has its share."""
+    counts = [len(part.eval_docs) for part in task.parts]
+    places = [(part, index) for part, count in enumerate(counts) for index in range(count)]
+    if limit is not None and limit < len(places):
+        keys = {place: content_hash([task.parts[place[0]].task_name, place[1]]) for place in places}
+        places = sorted(sorted(places, key=lambda place: keys[place])[:limit])
+    starts = [sum(counts[:part]) for part in range(len(counts))]
+    chosen = [[index for part, index in places if part == number] for number in range(len(counts))]
+    return [
+        Documents(task.name, part, indices, start)
+        for part, indices, start in zip(task.parts, chosen, starts, strict=True)
+        if indices
+    ]
 
 
-def _items(name: str, samples: list[dict[str, Any]]) -> list[Item]:
-    groups = [str(row["template"]) for row in builtin_rows("grammar")] if name == "grammar" else None
+def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
+    groups = [str(row["template"]) for row in builtin_rows("grammar")] if docs.name == "grammar" else None
     found = []
     for sample in sorted(samples, key=lambda s: int(s["doc_id"])):
         metric = next((m for m in ("acc_norm", "acc", "exact_match") if m in sample), None)
         if metric is None:
-            raise UserError(f"The task {name!r} has no accuracy (acc, acc_norm, exact_match): choose one that has.")
+            raise UserError(
+                f"The task {docs.name!r} has no accuracy (acc, acc_norm, exact_match): choose one that has."
+            )
         choices = len(sample["arguments"])
+        number = int(sample["doc_id"])
         found.append(
             Item(
-                task=name,
-                item=int(sample["doc_id"]),
-                group=groups[int(sample["doc_id"])] if groups else "",
+                task=docs.name,
+                item=docs.offset + number,
+                group=groups[number] if groups else "",
                 correct=bool(sample[metric]),
                 chance=1.0 / choices if metric != "exact_match" and choices > 1 else 0.0,
             )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.yamls import read_yaml
@@ -37,7 +38,7 @@ class Evaluate(BaseModel):
         dev_prompts: attacker_dev prompts, by which the attacker picks a step.
         harmless: prompts for the benign answer rate.
         response_tokens: tokens a response may have.
-        capability: lm-eval tasks; `builtin` for the bundled two.
+        capability: lm-eval tasks, by name or as {task: mmlu, fewshot: 5}; `builtin` for the bundled two.
         capability_items: items a task; all where unset.
         capability_at: steps at which capability and benign NLL are measured; `at_steps` where unset.
         heldout: documents for benign NLL.
@@ -51,7 +52,7 @@ class Evaluate(BaseModel):
     dev_prompts: int = Field(28, ge=2)
     harmless: int = Field(128, ge=2)
     response_tokens: int = Field(48, ge=8)
-    capability: tuple[str, ...] = ("builtin",)
+    capability: tuple[str | CapabilityTask, ...] = ("builtin",)
     capability_items: int | None = Field(None, ge=2)
     capability_at: tuple[int, ...] | None = None
     heldout: int = Field(100, ge=2)

@@ -10,6 +10,7 @@ import torch
 
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.evaluation.capability import load_tasks
 from tamperfuse.evaluation.judge import Judge, Thresholds
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
@@ -54,6 +55,8 @@ class Workshop:
                     f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
                     f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
                 )
+        if any(task != "builtin" for task in study.evaluate.capability):
+            load_tasks(study.evaluate.capability)  # what cannot be had is said now, not after hours of training
         benign, retain = answered(study.benign, "benign", threat), answered(study.retain, "retain", threat)
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
 

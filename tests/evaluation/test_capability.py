@@ -1,0 +1,92 @@
+"""Capability by lm-eval's names: groups are pooled, examples are shown, limits are spread, what is absent is said at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from lm_eval.tasks import TaskManager
+
+from tamperfuse.evaluation import capability
+from tamperfuse.evaluation.capability import CapabilityTask, measure_capability
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.study.spec import Evaluate
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+fewshot_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def stub(folder: Path, name: str, count: int) -> Path:
+    data = folder / f"{name}.json"
+    rows = [{"question": f"{name} question {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(count)]
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data))
+    return folder / f"{name}.yaml"
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A group of two tasks of 6 and 10 questions, which lm-eval knows by name."""
+    for name, count in (("one", 6), ("two", 10)):
+        stub(tmp_path, name, count)
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [one, two]\n")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    monkeypatch.setattr(capability, "_manager", lambda defaults: manager)
+    return "both"
+
+
+def test_a_group_is_its_subtasks_pooled(tiny: LoadedModel, group: str) -> None:
+    items, tokens = measure_capability(tiny, [group], None)
+    assert {item.task for item in items} == {group} and tokens > 0
+    assert [item.item for item in items] == list(range(16))
+    assert {item.chance for item in items} == {0.5}
+    fewer, _ = measure_capability(tiny, [group], 7)
+    assert len(fewer) == 7 and set(fewer) < set(items), "a limit picks among all, and the same answers come"
+
+
+def test_examples_are_shown_before_each_question(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, asked = str(stub(tmp_path, "three", 5)), []
+    plain = capability._sample
+    monkeypatch.setattr(capability, "_sample", lambda *rest: asked.append(rest[1]) or plain(*rest))
+    measure_capability(tiny, [task], 2)
+    measure_capability(tiny, [CapabilityTask(task=task, fewshot=2)], 2)
+    assert [text.count("question") for text in asked] == [1] * 4 + [3] * 4
+    again = list(asked)
+    measure_capability(tiny, [CapabilityTask(task=task, fewshot=2)], 2)
+    assert asked[len(again) :] == again[4:], "the same examples every time"
+
+
+def test_a_study_names_examples() -> None:
+    named = Evaluate.model_validate({"capability": ["builtin", {"task": "mmlu", "fewshot": 5}]})
+    assert named.capability == ("builtin", CapabilityTask(task="mmlu", fewshot=5))
+    assert Evaluate.model_validate(named.model_dump(mode="json")) == named
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("openbookqa", "'openbookqa' cannot be had .*: use `builtin`, or a machine that reaches the Hub"),
+        ("openbokqa", "no capability task named 'openbokqa': did you mean 'openbookqa'"),
+    ],
+)
+def test_a_task_that_cannot_be_had_gets_a_sentence(task: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        capability.load_tasks([task])
+
+
+def test_a_task_is_asked_for_once(tmp_path: Path) -> None:
+    task = str(stub(tmp_path, "four", 2))
+    with pytest.raises(UserError, match="'four' is asked for twice"):
+        capability.load_tasks([task, CapabilityTask(task=task, fewshot=1)])
