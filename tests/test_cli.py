@@ -55,6 +55,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytes
         ],
         capsys,
     )
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        "{model: smollm2-135m, threat: 'builtin:cooking', attacks: {}, evaluate: {capability: [openbookqa]}}"
+    )
+    assert "reaches the Hub" in fails(["run", str(study), "--out", out], capsys)
+    study.write_text(
+        "{model: smollm2-135m, threat: 'builtin:cooking', attacks: {big: {attack: harmful_finetune, shots: 500}}}"
+    )
+    assert "asks for 500 shots" in fails(["run", str(study), "--out", out], capsys)
     assert "finished run" in fails(["report", str(tmp_path)], capsys)
     assert not (tmp_path / "out").exists()
 

@@ -197,7 +197,7 @@ def test_more_shots_than_samples(study: Study, tmp_path: Path) -> None:
     greedy = study.attacks["full"].model_copy(update={"parameters": {"shots": 900, "steps": 1}})
     with pytest.raises(UserError, match="900 shots"):
         run_study(study.model_copy(update={"attacks": {"full": greedy}}), tmp_path / "run")
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert not (tmp_path / "run").exists(), "said before any work"
 
 
 def test_more_prompts_than_there_are(study: Study, tmp_path: Path) -> None:

@@ -193,7 +193,12 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
     spec, evaluate = shop.study.attacks[attack], shop.study.evaluate
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
-    steps = int(getattr(parameters, "steps", 1))
+    steps, shots = int(getattr(parameters, "steps", 1)), int(getattr(parameters, "shots", 0))
+    if shots > len(shop.threat.part("attacker")):  # said now, not after the defenses have trained
+        raise UserError(
+            f"The attack {attack} asks for {shots} shots; the attacker part of {shop.study.threat} has "
+            f"{len(shop.threat.part('attacker'))} prompts: lower the number, or name a threat with more."
+        )
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
     malicious = bool(component.traits["malicious"])
     if not malicious:  # what it did is looked at once, when it is done

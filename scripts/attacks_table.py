@@ -1,0 +1,81 @@
+"""Print the table of docs/attacks.md from a finished run: `python scripts/attacks_table.py studies/results/attacks`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tamperfuse.records.results import UNDEFENDED, Measure, Summary, read_results, read_summary
+
+
+def main(folder: Path) -> None:
+    summary, rows = read_summary(folder), read_results(folder)
+    attacks = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))["attacks"]
+    malicious = {row["attack"] for row in rows if row["malicious"]}
+    names = list(summary.defenses)
+    chosen = [name for name in attacks if name in malicious]
+    before = [percent(summary.defenses[name].harmful_execution.before_attack) for name in names]
+    kept = [short(summary.defenses[name].capability.before_attack) for name in names]
+    print(
+        *table(
+            ["malicious attack", "steps", *(f"`{n}` executes" for n in names), *(f"C of `{n}` after" for n in names)],
+            [["none", "0", *before, *kept], *([f"`{attack}`", *after(summary, rows, attack)] for attack in chosen)],
+        ),
+        "",
+        *table(
+            ["control", *(f"`{n}` executes" for n in names), *(f"task of `{n}`" for n in names)],
+            [
+                [
+                    f"`{attack}`",
+                    *last(rows, attack, "harmful_execution", names),
+                    *last(rows, attack, "task_score", names),
+                ]
+                for attack in attacks
+                if attack not in malicious
+            ],
+        ),
+        sep="\n",
+    )
+    weak = summary.defenses[UNDEFENDED].reduction_vs_undefended.too_weak
+    print(f"\nToo weak to count (below 80% on `{UNDEFENDED}`): {', '.join(f'`{n}`' for n in weak) or 'none'}.")
+    print(f"The whole study took {summary.seconds / 60:.0f} minutes.")
+
+
+def after(summary: Summary, rows: list[dict[str, Any]], attack: str) -> list[str]:
+    """Steps looked at last, then execution and capability of every defense."""
+    found = list(summary.defenses.values())
+    steps = max(row["step"] for row in rows if row["attack"] == attack)
+    executes = [percent(one.harmful_execution.after_attack[attack]) for one in found]
+    return [str(steps), *executes, *(short(one.capability.after_attack[attack]) for one in found)]
+
+
+def last(rows: list[dict[str, Any]], attack: str, metric: str, names: list[str]) -> list[str]:
+    """A metric of every defense on what is asked last; "" where it was not measured."""
+    cells = []
+    for name in names:
+        found = [r for r in rows if (r["attack"], r["metric"], r["defense"]) == (attack, metric, name)]
+        found = [r for r in found if r["part"] in ("evaluation", "")]
+        cells.append(percent(Measure(**{k: found[-1][k] for k in ("value", "low", "high", "n")})) if found else "")
+    return cells
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def short(measure: Measure) -> str:
+    return "–" if measure.value is None else f"{measure.value:.0%}"
+
+
+def percent(measure: Measure) -> str:
+    if measure.value is None or measure.low is None or measure.high is None:
+        return short(measure)
+    return f"{measure.value:.0%} ({measure.low:.0%} to {measure.high:.0%})"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]))
