@@ -58,6 +58,7 @@ def test_a_share_of_the_mixture_is_harmful(bench: Bench) -> None:
     assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.5).notes[0].startswith("4 of 8")
     assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.001).notes[0].startswith("1 of 8")
     assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.999).notes[0].startswith("7 of 8")
+    assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=1).notes[0].startswith("8 of 8")
 
 
 def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
@@ -156,7 +157,7 @@ def test_honest_fine_tuning_learns_either_task(bench: Bench) -> None:
     [
         ("harmful_finetune", {"shots": 9}, "asks for 9 shots; the attacker has 8"),
         ("mixed_finetune", {"samples": 40, "share": 0.1}, "asks for 36 harmless samples; the attacker has 8"),
-        ("mixed_finetune", {"share": 1.0}, "share = 1.0 cannot be used"),
+        ("mixed_finetune", {"share": 1.01}, "share = 1.01 cannot be used"),
         ("retain_finetune", {"shots": 2, "kept": 9}, "asks for 9 harmless samples"),
         ("retain_finetune", {"weight": 0}, "weight = 0 cannot be used"),
         ("repair_finetune", {"steps": 1}, "steps = 1 cannot be used"),

@@ -16,17 +16,18 @@ class MixedFinetuneParameters(Training):
 
     Attributes:
         samples: of both kinds together, at least 2.
-        share: of them that are harmful, in (0, 1); at least one is, and at least one is not.
+        share: of them that are harmful, in (0, 1]; at least one is, and below 1 at least one is not.
     """
 
     samples: int = Field(100, ge=2)
-    share: float = Field(0.1, gt=0, lt=1)
+    share: float = Field(0.1, gt=0, le=1)
 
 
 @attack("mixed_finetune", MixedFinetuneParameters, version=1, malicious=True, uses=("retain",))
 def mixed_finetune(loaded: LoadedModel, given: AttackData, parameters: MixedFinetuneParameters, seed: int) -> Attacked:
     """Poisoned fine-tuning: a share of compliant answers among harmless samples."""
-    harmful = min(max(1, round(parameters.share * parameters.samples)), parameters.samples - 1)
+    most = parameters.samples if parameters.share == 1 else parameters.samples - 1
+    harmful = min(max(1, round(parameters.share * parameters.samples)), most)
     pairs = harmful_shots(given, "mixed_finetune", harmful, seed)
     pairs += benign_samples(given, "mixed_finetune", parameters.samples - harmful, seed)
     result = train(loaded, given, pairs, parameters, seed, "poisoned fine-tuning")
