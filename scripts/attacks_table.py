@@ -1,5 +1,12 @@
-"""Print the table of docs/attacks.md from a finished run: `python scripts/attacks_table.py studies/results/attacks`."""
+"""The tables of docs/attacks.md, from a finished run.
 
+    python scripts/attacks_table.py studies/results/attacks                   prints them
+    python scripts/attacks_table.py studies/results/attacks docs/attacks.md   puts them between the page's marks
+
+No figure of that page is typed by hand.
+"""
+
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,38 +15,38 @@ import yaml
 
 from tamperfuse.records.results import UNDEFENDED, Measure, Summary, read_results, read_summary
 
+BEGIN, END = "<!-- tables: python scripts/attacks_table.py {folder} {page} -->", "<!-- end of tables -->"
 
-def main(folder: Path) -> None:
+
+def tables(folder: Path) -> str:
+    """Both tables and two sentences, as Markdown."""
     summary, rows = read_summary(folder), read_results(folder)
     attacks = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))["attacks"]
     malicious = {row["attack"] for row in rows if row["malicious"]}
     names = list(summary.defenses)
-    chosen = [name for name in attacks if name in malicious]
     before = [percent(summary.defenses[name].harmful_execution.before_attack) for name in names]
     kept = [short(summary.defenses[name].capability.before_attack) for name in names]
-    print(
-        *table(
-            ["malicious attack", "steps", *(f"`{n}` executes" for n in names), *(f"C of `{n}` after" for n in names)],
-            [["none", "0", *before, *kept], *([f"`{attack}`", *after(summary, rows, attack)] for attack in chosen)],
-        ),
-        "",
-        *table(
-            ["control", *(f"`{n}` executes" for n in names), *(f"task of `{n}`" for n in names)],
-            [
-                [
-                    f"`{attack}`",
-                    *last(rows, attack, "harmful_execution", names),
-                    *last(rows, attack, "task_score", names),
-                ]
-                for attack in attacks
-                if attack not in malicious
-            ],
-        ),
-        sep="\n",
+    attacked = table(
+        ["malicious attack", "steps", *(f"`{n}` executes" for n in names), *(f"C of `{n}` after" for n in names)],
+        [
+            ["none", "0", *before, *kept],
+            *([f"`{attack}`", *after(summary, rows, attack)] for attack in attacks if attack in malicious),
+        ],
+    )
+    controls = table(
+        ["control", *(f"`{n}` executes" for n in names), *(f"task score of `{n}`" for n in names)],
+        [
+            [f"`{attack}`", *last(rows, attack, "harmful_execution", names), *last(rows, attack, "task_score", names)]
+            for attack in attacks
+            if attack not in malicious
+        ],
     )
     weak = summary.defenses[UNDEFENDED].reduction_vs_undefended.too_weak
-    print(f"\nToo weak to count (below 80% on `{UNDEFENDED}`): {', '.join(f'`{n}`' for n in weak) or 'none'}.")
-    print(f"The whole study took {summary.seconds / 60:.0f} minutes.")
+    notes = [
+        f"Too weak to count (below 80% on `{UNDEFENDED}`): {', '.join(f'`{name}`' for name in weak) or 'none'}.",
+        f"{summary.model}, {summary.threat}, seeds {', '.join(map(str, summary.seeds))}; {summary.seconds / 60:.0f} minutes.",
+    ]
+    return "\n".join([*attacked, "", *controls, "", *notes])
 
 
 def after(summary: Summary, rows: list[dict[str, Any]], attack: str) -> list[str]:
@@ -75,7 +82,21 @@ def percent(measure: Measure) -> str:
     return f"{measure.value:.0%} ({measure.low:.0%} to {measure.high:.0%})"
 
 
+def put(page: Path, folder: Path, text: str) -> None:
+    """Replace what stands between the page's marks."""
+    begin = BEGIN.format(folder=folder, page=page)
+    pattern = re.compile(rf"{re.escape(BEGIN.split('{')[0])}.*?-->.*?{re.escape(END)}", re.DOTALL)
+    before = page.read_text(encoding="utf-8")
+    if not pattern.search(before):
+        sys.exit(f"{page} has no marks ({begin} … {END}): add them where the tables belong.")
+    page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{END}", before), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    found = tables(Path(sys.argv[1]))
+    if len(sys.argv) == 3:
+        put(Path(sys.argv[2]), Path(sys.argv[1]), found)
+    else:
+        print(found)
