@@ -1,10 +1,21 @@
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import MistralConfig, MistralForCausalLM
 
 from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
+from tamperfuse.evaluation.vllm_engine import use_vllm
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError
 
 
@@ -56,6 +67,124 @@ def test_a_small_memory_limit_changes_nothing(tiny: LoadedModel, monkeypatch: py
     whole = generate(tiny, asked, new_tokens=6)
     monkeypatch.setattr("tamperfuse.evaluation.generate.TOKENS_IN_FLIGHT", 30)
     assert generate(tiny, asked, new_tokens=6) == whole
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("window", [None, 9])
+def test_answers_equal_those_of_transformers_generate(window: int | None) -> None:
+    torch.manual_seed(3)
+    config = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
+    model = MistralForCausalLM(
+        MistralConfig(**config, **heads, sliding_window=window, max_position_embeddings=64)
+    ).eval()
+    asked = [[1, 2, 3, *range(10, 10 + n)] for n in (1, 7, 4, 12)]
+    # An end token that some of the answers meet, at different lengths.
+    free = model.generate(torch.tensor([asked[0]]), max_new_tokens=16, do_sample=False, eos_token_id=96)
+    end = int(free[0, len(asked[0]) + 5])
+    expected = []
+    for tokens in asked:
+        made = model.generate(torch.tensor([tokens]), max_new_tokens=16, do_sample=False, eos_token_id=end)
+        answer = made[0, len(tokens) :].tolist()
+        expected.append(answer[: answer.index(end)] if end in answer else answer)
+    assert len(set(map(len, expected))) > 1
+    use_packed_attention(model)
+    loaded = SimpleNamespace(model=model, window=64, chat=SimpleNamespace(end=end))
+    assert generate(loaded, asked, new_tokens=16) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_samples_depend_on_seed_and_prompt_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = prompts(tiny)
+    how = Sampling(temperature=0.8, top_p=0.9, seed=4)
+    together = generate(tiny, asked, new_tokens=8, sampling=how)
+    assert together == [generate(tiny, [prompt], new_tokens=8, sampling=how)[0] for prompt in asked]
+    assert together == generate(tiny, asked[::-1], new_tokens=8, sampling=how)[::-1]
+    assert together != generate(tiny, asked, new_tokens=8, sampling=Sampling(temperature=0.8, top_p=0.9, seed=5))
+    monkeypatch.setattr("tamperfuse.evaluation.generate.TOKENS_IN_FLIGHT", 30)
+    assert together == generate(tiny, asked, new_tokens=8, sampling=how)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_the_same_prompt_asked_again_gets_another_answer(tiny: LoadedModel) -> None:
+    answers = generate(tiny, prompts(tiny)[:1] * 8, new_tokens=8, sampling=Sampling())
+    assert len(set(map(tuple, answers))) == 8
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0, float("-inf")]])
+    how, numbers = Sampling(temperature=2.0), Sampling(seed=1).uniforms([[7]], 4000)[0]
+    drawn = how.draw(logits.expand(4000, -1), numbers).bincount(minlength=5)
+    expected = torch.softmax(logits[0] / 2.0, 0) * 4000
+    assert drawn[4] == 0
+    assert float(((drawn - expected)[:4] ** 2 / expected[:4]).sum()) < 16.3  # χ² with 3 degrees of freedom, p = .001
+
+
+@given(
+    logits=st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=40),
+    top_p=st.floats(0.05, 1.0),
+    number=st.floats(0, 1, exclude_max=True),
+)
+def test_only_the_nucleus_is_drawn_from(logits: list[float], top_p: float, number: float) -> None:
+    token = int(Sampling(top_p=top_p).draw(torch.tensor([logits]), torch.tensor([number], dtype=torch.float64)))
+    shares = torch.softmax(torch.tensor(logits), 0)
+    likelier = float(shares[shares > shares[token]].double().sum())
+    assert likelier < top_p + 1e-6
+
+
+def test_a_nucleus_wider_than_what_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamperfuse.evaluation.sampling.FIRST", 2)
+    numbers = torch.linspace(0, 0.999, 400, dtype=torch.float64)
+    drawn = Sampling(top_p=0.85).draw(torch.arange(20.0).div(20).expand(400, -1), numbers)
+    shares = torch.softmax(torch.arange(20.0) / 20, 0)
+    least = int((shares.flip(0).cumsum(0) < 0.85).sum()) + 1  # how many of the likeliest make up 85%
+    assert sorted(set(drawn.tolist())) == list(range(20 - least, 20))
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_sampling_is_said(wrong: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Sampling(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.7, top_p=0.9, seed=3)])
+def test_what_vllm_is_asked_for(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampling: Sampling | None) -> None:
+    """A stand-in for the module: it cannot run here. It answers with the prompt's length, an end token and one token more."""
+    asked_of: dict[str, Any] = {}
+
+    class Engine:
+        def __init__(self, model: str, **settings: Any) -> None:
+            asked_of["files"], asked_of["settings"] = {path.name for path in Path(model).iterdir()}, settings
+
+        def generate(self, wanted: list[dict[str, Any]], sampling_params: list[dict[str, Any]]) -> list[Any]:
+            asked_of["params"] = sampling_params
+            made = [[20 + len(one["prompt_token_ids"]), tiny.chat.end, 5] for one in wanted]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens)]) for tokens in made]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=dict))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (40, 80))
+    monkeypatch.setattr("tamperfuse.evaluation.generate.use_vllm", lambda loaded, tokens: True)
+    asked = prompts(tiny)
+    assert generate(tiny, asked, new_tokens=9, sampling=sampling) == [[20 + len(prompt)] for prompt in asked]
+    assert "model.safetensors" in asked_of["files"] and asked_of["settings"]["gpu_memory_utilization"] == 0.45
+    for one in asked_of["params"]:
+        assert (one["max_tokens"], one["stop_token_ids"]) == (9, [tiny.chat.end])
+        assert one["temperature"] == (sampling.temperature if sampling else 0.0)
+    assert len({one.get("seed") for one in asked_of["params"]}) == (len(asked) if sampling else 1)
+
+
+def test_vllm_is_left_alone_without_a_gpu(tiny: LoadedModel) -> None:
+    assert not use_vllm(tiny, 10**9)
+
+
+@pytest.mark.usefixtures("in_float32")
+def test_choices_scored_together_are_scored_as_if_alone(tiny: LoadedModel) -> None:
+    samples = [Sample([5, 6, 7, 8, 9], 3), Sample([5, 6, 7, 8, 1, 2], 3), Sample([5, 6, 1], 2), Sample([5, 6, 7], 2)]
+    samples += [Sample([9, *range(200, 240)], 5), Sample([9, *range(200, 239), 1], 5), Sample([5, 6, 7, 8, 9], 3)]
+    together = score(tiny, samples)
+    for sample, (value, greedy) in zip(samples, together, strict=True):
+        alone = score(tiny, [sample])[0]
+        assert (pytest.approx(value, abs=1e-4), greedy) == alone
 
 
 def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:

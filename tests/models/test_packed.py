@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from tamperfuse.models.branches import pack_branches
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits, use_packed_attention
 from tamperfuse.training.batches import pack_samples
@@ -50,6 +51,33 @@ def test_packed_logits_equal_those_of_each_sequence_alone(prefix: list[int], own
             assert torch.allclose(logits[: layout.prefix], alone[: layout.prefix], atol=1e-5)
             assert torch.allclose(logits[at : at + length], alone[layout.prefix :], atol=1e-5)
             at += length
+
+
+family = st.tuples(
+    st.lists(token, min_size=1, max_size=5), st.lists(st.lists(token, max_size=4), min_size=1, max_size=4)
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(prefix=st.lists(token, max_size=3), families=st.lists(family, min_size=1, max_size=4))
+def test_branches_see_their_trunk_and_themselves(
+    prefix: list[int], families: list[tuple[list[int], list[list[int]]]]
+) -> None:
+    groups = [[prefix + trunk + branch for branch in branches] for trunk, branches in families]
+    row, layout, places = pack_branches(groups, torch.device("cpu"))
+    assert row.shape[1] <= sum(map(len, (tokens for group in groups for tokens in group)))
+    with torch.no_grad():
+        logits = packed_logits(PACKED, row, layout, torch.arange(row.shape[1]))
+        for group, owned in zip(groups, places, strict=True):
+            for tokens, own in zip(group, owned, strict=True):
+                alone = PLAIN(input_ids=torch.tensor([tokens])).logits[0]
+                assert torch.allclose(logits[own], alone, atol=1e-5)
+
+
+def test_what_a_group_shares_is_laid_out_once() -> None:
+    row, _, places = pack_branches([[[1, 2, 3, 4], [1, 2, 3, 5, 6]], [[1, 7], [1, 7]]], torch.device("cpu"))
+    assert row.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert places == [[[0, 1, 2, 3], [0, 1, 2, 4, 5]], [[0, 6], [0, 6]]]
 
 
 def test_loss_and_gradients_equal_one_sample_at_a_time() -> None:

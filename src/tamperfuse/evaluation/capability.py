@@ -86,7 +86,7 @@ def measure_capability(
         part.set_fewshot_seed(seed=FEWSHOT_SEED)  # each time: drawing examples moves the generator on
     chosen = [docs for task in found for docs in _spread(task, limit)]
     running = {docs.task.task_name: docs for docs in chosen}
-    adapter = _adapter(loaded)
+    adapter = lm_eval_model(loaded)
     out = evaluate(
         lm=adapter,
         task_dict={"tasks": {name: docs.task for name, docs in running.items()}, "groups": {}, "group_map": {}},
@@ -260,8 +260,8 @@ def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
     return found
 
 
-def _adapter(loaded: LoadedModel) -> Any:
-    """lm-eval's view of a model, with our scoring behind it."""
+def lm_eval_model(loaded: LoadedModel) -> Any:
+    """A model as lm-eval sees it, with our scoring behind."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):  # type: ignore[misc]  # defined here: lm-eval is imported on use

@@ -9,8 +9,7 @@ system prompt, most often), which are computed once:
 
 Linear layers, norms and rotary embeddings see the row as it is. Only attention looks at segments, so that is the one
 piece replaced, through transformers' attention interface: no model code is patched. It is exact, gradients included.
-The same attention serves decoding, where every row of a batch is one sequence with its own place in a cache of keys and
-values (`Slots`).
+When sequences are continued token by token, :class:`tamperfuse.models.slots.Slots` keeps their keys and values and takes over.
 """
 
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from tamperfuse.models.slots import Slots
 from tamperfuse.records.errors import UserError
 
 ATTENTION = "tamperfuse_packed"
@@ -41,6 +41,8 @@ class Layout:
         scatter: (row length − prefix,), index into the above of every token after the prefix: the way back.
         padding: (segments × longest,), true where there is no token; None where all segments are equally long.
         position_ids: (1, row length).
+        together: (segments, longest, longest), false where a token of a segment must not look at another one although it
+            comes later: branches of one trunk (:mod:`tamperfuse.models.branches`). None where there are none.
     """
 
     prefix: int
@@ -49,6 +51,7 @@ class Layout:
     scatter: Tensor
     padding: Tensor | None
     position_ids: Tensor
+    together: Tensor | None = None
 
     @property
     def longest(self) -> int:
@@ -73,40 +76,6 @@ class Layout:
             padding=None if bool(inside.all()) else ~inside.flatten().to(device),
             position_ids=position[None].to(device),
         )
-
-
-class Slots:
-    """Keys and values of the sequences being decoded: one row a sequence, each filled from position 0.
-
-    Memory: 2 × layers × rows × key-value heads × capacity × head size, in the model's dtype.
-
-    Args:
-        rows: sequences in flight.
-        capacity: tokens a row can hold, prompt and response together.
-    """
-
-    def __init__(self, rows: int, capacity: int) -> None:
-        self.rows, self.capacity = rows, capacity
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.filled: Tensor | None = None  # (rows,), tokens held, the one being decoded not counted
-        self.admit: Tensor | None = None  # rows that a packed prefill fills; None while decoding
-
-    def buffers(self, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """This layer's keys and values, (rows, heads, capacity, size); made at first use, when shapes are known."""
-        if layer not in self.keys:
-            shape = (self.rows, like.shape[1], self.capacity, like.shape[3])
-            self.keys[layer], self.values[layer] = like.new_zeros(shape), like.new_zeros(shape)
-        return self.keys[layer], self.values[layer]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row but these: finished sequences cost nothing from here on."""
-        self.rows = len(rows)
-        for store in (self.keys, self.values):
-            for layer, buffer in store.items():
-                store[layer] = buffer[rows]
-        if self.filled is not None:
-            self.filled = self.filled[rows]
 
 
 class _Pad(torch.autograd.Function):
@@ -202,45 +171,17 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: 
         keys = torch.cat([key_head.expand(count, -1, -1, -1), keys], dim=2)
         values = torch.cat([value_head.expand(count, -1, -1, -1), values], dim=2)
     causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-    bias = _bias(_window(causal, prefix, window), query.dtype)
-    own = _grouped(segments(query_own), keys, values, bias[None, None], scaling).transpose(1, 2)
+    seen = _window(causal, prefix, window)
+    if layout.together is not None:
+        seen = seen & F.pad(layout.together, (prefix, 0), value=True)
+    bias = _bias(seen, query.dtype).view(-1, 1, longest, prefix + longest)
+    own = _grouped(segments(query_own), keys, values, bias, scaling).transpose(1, 2)
     flat: Tensor = _Unpad.apply(own.reshape(count * longest, *own.shape[2:]), layout)  # type: ignore[no-untyped-call]
     if not prefix:
         return flat[None]
     bias = _bias(_window(causal.new_ones(prefix, prefix).tril(), 0, window), query.dtype)
     head = _grouped(query_head, key_head, value_head, bias[None, None], scaling).transpose(1, 2)
     return torch.cat([head, flat[None]], dim=1)
-
-
-def _decode(
-    query: Tensor, key: Tensor, value: Tensor, slots: Slots, layer: int, scaling: float, window: int | None
-) -> Tensor:
-    """One new token a row: (rows, heads, 1, size) → (rows, 1, heads, size). The token's key and value join the cache."""
-    assert slots.filled is not None
-    keys, values = slots.buffers(layer, key)
-    row = torch.arange(slots.rows, device=key.device)
-    keys[row, :, slots.filled] = key[:, :, 0]
-    values[row, :, slots.filled] = value[:, :, 0]
-    longest = int(slots.filled.max()) + 1
-    column = torch.arange(longest, device=key.device)[None]
-    mask = column <= slots.filled[:, None]
-    if window is not None and longest > window:
-        mask = mask & (column > slots.filled[:, None] - window)
-    bias = _bias(mask, query.dtype)[:, None, None]
-    return _grouped(query, keys[:, :, :longest], values[:, :, :longest], bias, scaling).transpose(1, 2)
-
-
-def _store(key: Tensor, value: Tensor, layout: Layout, slots: Slots, layer: int) -> None:
-    """Copy a packed row's keys and values into the rows that are being filled."""
-    assert slots.admit is not None
-    keys, values = slots.buffers(layer, key)
-    prefix, longest = layout.prefix, layout.longest
-    for buffer, new in ((keys, key), (values, value)):
-        own = new[0, :, prefix:].index_select(1, layout.gather)
-        own = own.view(own.shape[0], -1, longest, own.shape[2])
-        buffer[slots.admit, :, :prefix] = new[:, :, :prefix]
-        # Padding lands behind a sequence's end, where it is masked until a decoded token overwrites it.
-        buffer[slots.admit, :, prefix : prefix + longest] = own.transpose(0, 1)
 
 
 def _attention(
@@ -265,9 +206,9 @@ def _attention(
     layer = int(getattr(module, "layer_idx", 0))
     if layout is None:
         assert slots is not None, "packed attention needs a layout or slots"
-        return _decode(query, key, value, slots, layer, scale, sliding_window), None
+        return slots.attend(layer, query, key, value, scale, sliding_window), None
     if slots is not None:
-        _store(key, value, layout, slots, layer)
+        slots.fill(layer, key, value)
     return _packed(query, key, value, layout, scale, sliding_window), None
 
 
