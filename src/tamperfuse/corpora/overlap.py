@@ -1,16 +1,17 @@
 """Prompts that are one prompt in other words: equal, with 13 words in a row in common, or near by a sentence encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from tamperfuse.corpora.texts import ngrams, words
 from tamperfuse.models.encoder import Vectors
+from tamperfuse.records.progress import progress
 
 NEAR_COSINE = 0.9  # from which a prompt is another in other words
 GRAM = 13  # words; the n-gram that language models' data are decontaminated with (GPT-3, arXiv 2005.14165, appendix C)
-_ROWS = 1024
+_ROWS = 256
 
 
 class Encoder(Protocol):
@@ -44,7 +45,7 @@ def distinct(texts: Sequence[str], encoder: Encoder) -> list[int]:
         seen.add(plain(text))
     if not left:
         return []
-    vectors, kept = encoder.encode([texts[index] for index in left]), np.zeros(len(left), dtype=bool)
+    vectors, kept = np.concatenate(list(_encoded(left, texts, encoder))), np.zeros(len(left), dtype=bool)
     for row in range(len(left)):
         kept[row] = not (vectors[:row][kept[:row]] @ vectors[row] >= NEAR_COSINE).any()
     return [index for index, stays in zip(left, kept, strict=True) if stays]
@@ -73,14 +74,22 @@ def near(texts: Sequence[str], others: Sequence[str], encoder: Encoder) -> dict[
     if not left or not others:
         return found
     against = encoder.encode(list(others))
-    for start in range(0, len(left), _ROWS):  # rows at a time, so that the table of cosines stays small
-        block = left[start : start + _ROWS]
-        cosine = encoder.encode([texts[index] for index in block]) @ against.T
-        for row, index in enumerate(block):
-            nearest = int(cosine[row].argmax())
-            if cosine[row, nearest] >= NEAR_COSINE:
-                found[index] = others[nearest], f"cosine {float(cosine[row, nearest]):.2f}"
+    indices = iter(left)
+    for vectors in _encoded(left, texts, encoder):
+        for cosine in vectors @ against.T:
+            index, nearest = next(indices), int(cosine.argmax())
+            if cosine[nearest] >= NEAR_COSINE:
+                found[index] = others[nearest], f"cosine {float(cosine[nearest]):.2f}"
     return found
+
+
+def _encoded(indices: Sequence[int], texts: Sequence[str], encoder: Encoder) -> Iterator[Vectors]:
+    """Vectors of those texts, some rows at a time, so that a table of cosines stays small."""
+    with progress("comparing prompts", len(indices)) as advance:
+        for start in range(0, len(indices), _ROWS):
+            block = indices[start : start + _ROWS]
+            yield encoder.encode([texts[index] for index in block])
+            advance(len(block))
 
 
 def _grams(text: str) -> list[int]:
