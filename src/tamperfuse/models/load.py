@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.fused import use_fused_layers
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name
@@ -89,6 +90,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     if tokenizer.pad_token_id is None:  # packed batches need none, but saved checkpoints should load anywhere
         tokenizer.pad_token_id = chat.end
     use_packed_attention(model)
+    use_fused_layers(model)
     provenance = read_provenance(folder) if folder else None
     return LoadedModel(name=name, model=model, chat=chat, origin=provenance.origin if provenance else name)
 
