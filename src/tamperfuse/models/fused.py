@@ -123,9 +123,9 @@ def use_fused_layers(model: PreTrainedModel) -> None:
     known: dict[tuple[type, int, bool], bool] = {}
     for module in model.modules():
         if _is_norm(module):
-            forward, width = _normalise, int(module.weight.shape[0])  # type: ignore[arg-type, union-attr]
+            forward, width = _normalise, int(module.weight.shape[0])
         elif _is_gated(module):
-            forward, width = _gated, int(module.gate_proj.in_features)  # type: ignore[arg-type, union-attr]
+            forward, width = _gated, int(module.gate_proj.in_features)
         else:
             continue
         kind = (type(module), width, forward is _normalise)
@@ -134,4 +134,4 @@ def use_fused_layers(model: PreTrainedModel) -> None:
             hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(weight)
             known[kind] = torch.allclose(forward(module, hidden), module(hidden), rtol=1e-3, atol=1e-5)
         if known[kind]:
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(forward, module)
