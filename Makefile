@@ -23,7 +23,7 @@ setup: $(STAMP)
 
 # Every figure of docs/theory.md: the theory's in half a minute, those of the real model in a quarter of an hour.
 figures: $(STAMP)
-	$(BIN)/python -m tamperfuse.theory.figures docs/figures/theory
+	$(BIN)/python -m tamperfuse.report.theory_figures docs/figures/theory
 	$(BIN)/tamperfuse harden smollm2-135m --defense refusal --threat builtin:cooking --out runs/figures/refusal
 	$(BIN)/tamperfuse harden runs/figures/refusal --defense sdd --threat builtin:cooking --out runs/figures/sdd
 	$(BIN)/tamperfuse diagnose runs/figures/refusal runs/figures/sdd --threat builtin:cooking --out runs/figures/diagnosis

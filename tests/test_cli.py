@@ -68,6 +68,40 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--counts", "-1,20,2,21"], "cannot be negative"),
+        (["--counts", "3,20.5,2,21"], "must be an integer"),
+        (["--counts", "3,20,2"], "not 4 numbers"),
+        (["--counts", "3,20,2,21", "--overlap", "3,0"], "shared_invariant is 3"),
+        (["--counts", "3,20,2,21", "--overlap", "0,21"], "shared_spurious is 21"),
+        (["--counts", "3,20,2,21", "--p", "1.5"], "p is 1.5"),
+        (["--counts", "3,20,2,21", "--p", "nan"], "p is nan"),
+        (["--counts", "3,20,2,21", "--lambda=-0.1"], "lambda is -0.1"),
+        (["--counts", "3,20,2,21", "--classes", "1"], "at least 2 classes"),
+        (["--p", "0.5"], "give its --counts"),
+    ],
+)
+def test_bad_settings_of_the_theory(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in fails(["theory", *arguments, "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_the_theory_is_judged() -> None:
+    shown = CliRunner().invoke(app, ["theory", "--counts", "3,20,2,21"]).output
+    assert "Accuracy 0.8414 before the attack, 0.9198 after it, exactly" in shown
+    assert (
+        "Theorem 2, these being features of general accuracy: its conditions are met; accuracy does not fall exactly"
+        in shown
+    )
+    assert "n_v exceeds 7.50" in shown and "5 more invariant features; or 16 fewer spurious ones" in shown
+    inside = CliRunner().invoke(app, ["theory", "--counts", "9,20,2,30"]).output
+    assert "inside the region" in inside
+
+
 def test_list_names_everything() -> None:
     shown = CliRunner().invoke(app, ["list"]).output
     for name in ("sdd_reject", "benign_finetune", "builtin:cooking", "smollm2-135m"):

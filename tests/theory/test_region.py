@@ -53,8 +53,15 @@ def test_both_forms_of_the_first_rise_and_of_the_second_disagree() -> None:
     assert second.drop < 0 < second.drop_limit
 
 
-def test_the_smallest_setting_of_all_breaks_both_theorems() -> None:
-    """(1, 1, 0, 2) is the least that meets Theorem 2's conditions; K = 3 in closed form, with q = 2p/3.
+def test_a_model_that_never_errs_cannot_gain() -> None:
+    """Without spurious features accuracy is 1: the least setting of all, (1, 0, 0, 1), falls, as Theorem 2 says."""
+    verdict = theorem_two(FeatureCounts(1, 0, 0, 1), 3, 0.9)
+    assert verdict.conditions_met and verdict.holds_exactly and verdict.holds_in_limit
+    assert (verdict.values.hardened, verdict.values.mixture) == (1.0, pytest.approx(0.7))
+
+
+def test_the_smallest_setting_that_errs_breaks_both_theorems() -> None:
+    """(1, 1, 0, 2) is the least with n_s >= 1 that meets Theorem 2's conditions; K = 3 in closed form, with q = 2p/3.
 
     Before, one wrong vote ties with the invariant one: error q/2. After, error q^3 + 3/4 q^2 (1 - q), which is less
     for q < (sqrt(17) - 3) / 2, p < 0.842.

@@ -55,7 +55,7 @@ class Trace:
         own: log π(y_o | x), nats a token, over the held-out prompts.
         compliant: log π(y_c | x), likewise.
         preference: mean of σ(β (log π(y_c)/π₀(y_c) − log π(y_o)/π₀(y_o))), (0, 1); ½ at step 0, where π = π₀. The
-            Bradley–Terry form of the paper's section 3, with DPO's implicit reward.
+            Bradley–Terry form of the paper's section 3, with DPO's implicit reward: equation (15) of docs/theory.md.
         benign: NLL of benign text, nats a token.
     """
 

@@ -1,7 +1,7 @@
 """The SDD paper's feature model, made runnable: accuracies, theorems, the region in which they hold.
 
-Stands alone on numpy and scipy. `python -m tamperfuse.theory.findings` prints the figures that docs/theory.md quotes,
-`python -m tamperfuse.theory.figures DIR` draws its figures, and `tamperfuse.theory.page.write_theory_page` the page.
+Stands alone on numpy and scipy. Equation numbers in its docstrings are those of docs/theory.md, which derives them;
+`python -m tamperfuse.theory.findings` prints the numbers that the chapter quotes, `tamperfuse.report` draws the figures.
 
     >>> from tamperfuse.theory import FeatureCounts, theorem_two
     >>> verdict = theorem_two(FeatureCounts(3, 20, 2, 21), classes=3, p=0.9)

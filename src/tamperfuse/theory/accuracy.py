@@ -13,6 +13,7 @@ so the K - 1 margins of the true class over the wrong ones, for spurious weights
 M = c 1 1^T + b I with c = p (K + 1 - pK) / K and b = p / K, hence F_p(x) = E Phi((x + sqrt(c) g) / sqrt(b))^(K - 1)
 over one standard normal g: rising in x, strictly for p > 0. This is Lin et al.'s F_p; at lambda = 1/2, numerator and
 denominator times 4, x is the argument that the SDD paper gives, with its 2 n_so above and 14 n_so below the line.
+Equations (7) to (11) of docs/theory.md.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _normal_rule() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def limit_form(x: ArrayLike, classes: int, p: float) -> NDArray[np.float64]:
-    """F_p(x), the probability that N(x 1, M) is positive in all K - 1 components (Lin et al.).
+    """F_p(x), the probability that N(x 1, M) is positive in all K - 1 components: equation (10) (Lin et al.).
 
     Args:
         x: any shape, infinities allowed.
@@ -75,7 +76,7 @@ def limit_form(x: ArrayLike, classes: int, p: float) -> NDArray[np.float64]:
 
 
 def limit_argument(vote: Vote, p: float) -> float:
-    """The argument of F_p, x = ((1 - p) S1 + V) / sqrt(S2).
+    """The argument of F_p, x = ((1 - p) S1 + V) / sqrt(S2), equation (9); at lambda = 1/2 it is (11).
 
     Without spurious features the vote has no variance: x is +inf if there is an invariant feature, and 0 (all classes
     tie) if there is none.
@@ -90,7 +91,7 @@ def limit_argument(vote: Vote, p: float) -> float:
 
 
 def limit_accuracy(vote: Vote, classes: int, p: float) -> float:
-    """Accuracy in the Gaussian limit, in [0, 1]; without a spurious feature it is exact: 1, or 1 / K without any.
+    """Accuracy in the Gaussian limit, (9), in [0, 1]; without a spurious feature it is exact: 1, or 1 / K without any.
 
     Raises:
         TheoryError: if K or p is out of range.
@@ -102,7 +103,7 @@ def limit_accuracy(vote: Vote, classes: int, p: float) -> float:
 
 
 def exact_accuracy(vote: Vote, classes: int, p: float) -> float:
-    """Accuracy exactly: the multinomial vote with ties at random, in [0, 1], right to about 1e-10.
+    """Accuracy exactly, (5): the multinomial vote with ties at random, in [0, 1], right to about 1e-10.
 
     Raises:
         TheoryError: if K or p is out of range, or the vote is too large to compute exactly.

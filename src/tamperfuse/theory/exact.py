@@ -1,4 +1,4 @@
-"""The exact vote: the probability that the true class wins, to about 1e-10, without sampling.
+"""The exact vote, equations (5) and (6): the probability that the true class wins, to about 1e-10, without sampling.
 
 For given weights the K class scores depend on how many features of each group vote for each class, a multinomial.
 Replace the number of features in every group by a Poisson number: then the classes become independent, and the true
@@ -145,7 +145,7 @@ def _generating_function(
 
 @lru_cache(maxsize=65536)
 def win_probability(vote: Vote, classes: int, p: float) -> float:
-    """The exact probability in [0, 1] that the true class has the highest score, ties at random.
+    """The exact probability in [0, 1] that the true class has the highest score, ties at random: equation (5).
 
     Args:
         vote: the model; without any feature every class ties and the answer is 1 / K.

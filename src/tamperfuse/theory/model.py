@@ -11,7 +11,7 @@ its *vote*: the weight V of its invariant features, and groups of spurious featu
 
 Source: Lin et al., ICLR 2024 (arXiv 2309.17230), the multi-class feature model and weight-space ensembles; used by
 Chen et al., ACL 2025 (arXiv 2507.21182) for alignment accuracy and general accuracy. `docs/theory.md` derives what
-is used here.
+is used here; equation numbers are that chapter's.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class Vote:
 
     @property
     def mass(self) -> float:
-        """S1, the summed weight of the spurious features."""
+        """S_1 of equation (4), the summed weight of the spurious features."""
         return math.fsum(w * n for w, n in zip(self.weights, self.spurious, strict=True))
 
     @property
     def power(self) -> float:
-        """S2, the summed squared weight of the spurious features: the scale of the vote's variance."""
+        """S_2 of equation (4), the summed squared weight of the spurious features: the scale of the vote's variance."""
         return math.fsum(w * w * n for w, n in zip(self.weights, self.spurious, strict=True))
 
 
@@ -123,7 +123,7 @@ def _vote(invariant: float, groups: list[tuple[float, int]]) -> Vote:
 
 
 def plain_vote(invariant: int, spurious: int) -> Vote:
-    """The vote of a trained model: n_v invariant and n_s spurious features, each of weight 1.
+    """The vote of a trained model: n_v invariant and n_s spurious features, each of weight 1 ((3), (4) at lambda = 1).
 
     Raises:
         TheoryError: if a count is negative or not an integer.
@@ -175,7 +175,10 @@ class FeatureCounts:
         return plain_vote(self.attack_invariant, self.attack_spurious)
 
     def mixture(self, lam: float = 0.5) -> Vote:
-        """The vote of f~ = lam f-bar + (1 - lam) f*, in mask and head; 1 - lam in [0, 1] is the attack's strength.
+        """The vote of f~ = lam f-bar + (1 - lam) f*, in mask and head: equations (3) and (4).
+
+        Args:
+            lam: the hardened model's share in [0, 1]; 1 - lam is the attack's strength.
 
         Raises:
             TheoryError: if lam lies outside [0, 1].
@@ -204,7 +207,7 @@ def sample_logits(
     *,
     noise: float = 0.0,
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Draw labels and logits, without ever forming a feature vector.
+    """Draw labels and logits under equations (1) and (2), without ever forming a feature vector.
 
     The columns of all mu are orthonormal, so a feature of weight w adds w to the logit of the class it votes for, and
     isotropic noise of standard deviation `noise` in each feature vector adds to every logit an independent normal of

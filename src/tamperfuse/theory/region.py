@@ -11,7 +11,7 @@ with equality only if the attack neither brings nor shares a spurious feature (o
     n_v > ((1 - p)(S1 - rho n_s) + c) / (rho - a).
 
 At lambda = 1/2 without overlap, with N = n_s + n*_s, it is n_v > (1 - p) sqrt(n_s N) + n*_v / (sqrt(N / n_s) - 1).
-docs/theory.md has the proofs.
+Equations (12) and (13) of docs/theory.md, which has the proofs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def falls_in_limit(counts: FeatureCounts, classes: int, p: float, lam: float = 0
 
 
 def limit_threshold(counts: FeatureCounts, p: float, lam: float = 0.5) -> float:
-    """The number of invariant features above which the attack lowers accuracy in the limit, whatever K is.
+    """The number of invariant features above which the attack lowers accuracy in the limit, whatever K is: (12).
 
     Args:
         counts: the setting; its own `invariant` matters only through the overlap.
@@ -269,6 +269,8 @@ def search_counterexamples(
     classes: int, p: float, kind: Disagreement = "rises", *, lam: float = 0.5, largest: int = 40
 ) -> list[Counterexample]:
     """The smallest settings (fewest features in all) that meet Theorem 2's conditions and break it.
+
+    Only models with a spurious feature (n_s >= 1) are searched: one without is always right, and none improves it.
 
     Args:
         classes: K >= 2.

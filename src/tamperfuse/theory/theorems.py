@@ -74,7 +74,7 @@ class Verdict:
 
 
 def strongest_attack(counts: FeatureCounts, p: float, lam: float = 0.5) -> float:
-    """The number of spurious features n*_s at which accuracy after the attack is lowest in the limit.
+    """The number of spurious features n*_s at which accuracy after the attack is lowest in the limit: (14).
 
     With b new ones of weight w = (1 - lambda)^2 beside S1, S2 and V of the rest, x(b) = ((1 - p)(S1 + w b) + V) /
     sqrt(S2 + w^2 b) falls while w ((1 - p)(S1 + w b) + V) > 2 (1 - p)(S2 + w^2 b), and rises ever after. At

@@ -12,6 +12,8 @@ function draw() {
     view: {stroke: null},
     axis: {labelColor: colour("soft"), titleColor: colour("soft"), gridColor: colour("line"), domainColor: colour("edge"),
       tickColor: colour("edge"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8},
+    legend: {labelColor: colour("soft"), titleColor: colour("soft"), labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500,
+      layout: {bottom: {direction: "vertical", anchor: "start"}}},
   };
   for (const [name, spec] of Object.entries(specs)) {
     const place = document.getElementById("plot-" + name);

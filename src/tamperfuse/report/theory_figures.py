@@ -1,28 +1,34 @@
 """The figures of docs/theory.md and of the theory page: the same charts, drawn for paper or for the browser.
 
-    python -m tamperfuse.theory.figures docs/figures/theory
+    python -m tamperfuse.report.theory_figures docs/figures/theory
 
 draws all of them as SVG (altair and vl-convert; no browser). Takes about half a minute.
 """
 
-from __future__ import annotations
-
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 
-from tamperfuse.theory.accuracy import accuracies, exact_accuracy, limit_accuracy
-from tamperfuse.theory.model import FeatureCounts, plain_vote
-from tamperfuse.theory.region import entry_frontier, limit_threshold, map_region
-from tamperfuse.theory.theorems import strongest_attack
-
-__all__ = ["Figure", "all_figures", "write_figures"]
+from tamperfuse.records.files import staged
+from tamperfuse.records.progress import progress
+from tamperfuse.report.figures import PAPER_PANEL, PAPER_WIDTH, Figure, Panel, for_paper
+from tamperfuse.theory import (
+    FeatureCounts,
+    accuracies,
+    entry_frontier,
+    exact_accuracy,
+    limit_accuracy,
+    map_region,
+    plain_vote,
+    strongest_attack,
+)
+from tamperfuse.theory.region import Form
 
 Rows = list[dict[str, Any]]
 
@@ -32,25 +38,7 @@ CLASSES, CHANCE = 3, 0.9
 PHASE = FeatureCounts(2, 10, 1, 11)  # the corner of the phase diagram; n_v and n*_s vary over it
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(1, 11))
 PAPER_STRENGTHS = (0.3, 0.5, 0.8)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure.
-
-    Attributes:
-        name: its file's stem.
-        title: what it shows, in a line.
-        caption: how to read it.
-        chart: for the page; its width follows the page.
-        paper: for the docs; a fixed width, and no slider.
-    """
-
-    name: str
-    title: str
-    caption: str
-    chart: Any
-    paper: Any
+_INVARIANT, _ATTACK_SPURIOUS = tuple(range(2, 14)), tuple(range(11, 40, 2))
 
 
 def _colour(title: str, domain: list[str]) -> Any:
@@ -69,19 +57,18 @@ def _percent(field: str, title: str, **scale: Any) -> Any:
     return alt.Y(f"{field}:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(**scale))
 
 
-def _sized(figure: Callable[[], Any]) -> tuple[Any, Any]:
-    """The same chart twice: as wide as its container, and 620 pixels wide."""
-    return figure().properties(width="container", height=320), figure().properties(width=620, height=320)
+def _alone(words: str, chart: Any, width: int | str, height: int = 320) -> list[Panel]:
+    """The one panel of a figure that has no others."""
+    return [Panel("", words, chart.properties(width=width, height=height))]
 
 
 def _phase_rows() -> Rows:
     """One cell for each strength, n_v and n*_s: exact drop, limit drop, and the limit's edge at that n*_s."""
     rows: Rows = []
-    invariant, attack_spurious = list(range(2, 14)), list(range(11, 40, 2))
     for strength in STRENGTHS:
-        grid = map_region(PHASE, invariant, attack_spurious, CLASSES, CHANCE, round(1.0 - strength, 10))
+        grid = map_region(PHASE, _INVARIANT, _ATTACK_SPURIOUS, CLASSES, CHANCE, round(1.0 - strength, 10))
         for (row, column), drop in np.ndenumerate(grid.drop):
-            n_v, n_s, edge = invariant[row], attack_spurious[column], float(grid.threshold[column])
+            n_v, n_s, edge = _INVARIANT[row], _ATTACK_SPURIOUS[column], float(grid.threshold[column])
             rows.append(
                 {
                     "strength": strength,
@@ -134,67 +121,76 @@ def _phase_layers(data: Any) -> Any:
     return cells + edge
 
 
-def _phase() -> Figure:
+def _phase(width: int | str) -> Figure:
     rows = _phase_rows()
-    data = alt.InlineData(values=rows)
-    binding = alt.binding_range(min=STRENGTHS[0], max=STRENGTHS[-1], step=0.1, name="Attack strength 1 - λ ")
-    slider = alt.param(name="strength", value=0.5, bind=binding)
-    shown = "abs(datum.strength - strength) < 0.01"
-    chart = _phase_layers(data).add_params(slider).transform_filter(shown)
-    panels = [
-        _phase_layers(alt.InlineData(values=[row for row in rows if row["strength"] == s])).properties(
-            width=230, height=260, title=f"attack strength 1 - λ = {s}"
-        )
-        for s in PAPER_STRENGTHS
-    ]
+    if width == "container":
+        binding = alt.binding_range(min=STRENGTHS[0], max=STRENGTHS[-1], step=0.1, name="Attack strength 1 - λ ")
+        slider = alt.param(name="strength", value=0.5, bind=binding)
+        chart = _phase_layers(alt.InlineData(values=rows)).add_params(slider)
+        chart = chart.transform_filter("abs(datum.strength - strength) < 0.01")
+        panels = _alone(_phase_words(rows, STRENGTHS), chart, width, 360)
+    else:
+        panels = []
+        for strength in PAPER_STRENGTHS:
+            shown = [row for row in rows if row["strength"] == strength]
+            chart = _phase_layers(alt.InlineData(values=shown)).properties(width=PAPER_PANEL, height=260)
+            panels.append(Panel(f"attack strength 1 - λ = {strength}", _phase_words(shown, (strength,)), chart))
     return Figure(
         "phase",
         "Where Theorem 2's conclusion holds",
         "Orange: the attack lowers accuracy, as Theorem 2 says. Blue: it raises it. Every cell meets the theorem's "
         "conditions (n_s = 10, n*_v = 1, K = 3, p = 0.9, no overlap). Above the dashed line the Gaussian limit falls; "
         "where there is none in the plot, it falls everywhere (strong attacks) or nowhere (weak ones).",
-        chart.properties(width="container", height=360),
-        alt.hconcat(*panels),
+        panels,
     )
 
 
-def _strength() -> Figure:
+def _phase_words(rows: Rows, strengths: Sequence[float]) -> str:
+    """Share of cells in which the exact accuracy falls, strength by strength."""
+    parts = []
+    for strength in strengths:
+        drops = [row["drop"] > 0 for row in rows if row["strength"] == strength]
+        parts.append(f"{sum(drops) / len(drops):.0%} at strength {strength}")
+    return f"Share of settings whose accuracy the attack lowers: {', '.join(parts)}."
+
+
+def _strength(width: int | str) -> Figure:
     cases = {
-        "(3, 20, 2, 21)": (FeatureCounts(3, 20, 2, 21), 0.9),
-        "(5, 20, 1, 30)": (FeatureCounts(5, 20, 1, 30), 0.9),
+        "(3, 20, 2, 21)": (FeatureCounts(3, 20, 2, 21), CHANCE),
+        "(5, 20, 1, 30)": (FeatureCounts(5, 20, 1, 30), CHANCE),
         "(1, 1, 0, 2), p = 0.5": (FeatureCounts(1, 1, 0, 2), 0.5),
-        "(9, 20, 2, 30), inside": (FeatureCounts(9, 20, 2, 30), 0.9),
+        "(9, 20, 2, 30), inside": (FeatureCounts(9, 20, 2, 30), CHANCE),
     }
     rows: Rows = []
+    words = []
     for name, (counts, p) in cases.items():
         for step in range(21):
             found = accuracies(counts, CLASSES, p, 1.0 - step / 20)
             for form, value in (("exact", found.mixture), ("limit", found.mixture_limit)):
                 rows.append({"series": name, "form": form, "strength": step / 20, "accuracy": round(value, 6)})
-
-    def draw() -> Any:
-        return (
-            alt.Chart(alt.InlineData(values=rows))
-            .mark_line(strokeWidth=2)
-            .encode(
-                x=alt.X("strength:Q", title="attack strength 1 - λ (0: untouched)"),
-                y=_percent("accuracy", "accuracy", zero=False),
-                color=_colour("(n_v, n_s, n*_v, n*_s)", list(cases)),
-                strokeDash=_dash(),
-            )
+        ends = [accuracies(counts, CLASSES, p, lam).mixture for lam in (1.0, 0.5, 0.0)]
+        words.append(f"{name} from {ends[0]:.1%} by {ends[1]:.1%} half way to {ends[2]:.1%}")
+    chart = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(strokeWidth=2)
+        .encode(
+            x=alt.X("strength:Q", title="attack strength 1 - λ (0: untouched)"),
+            y=_percent("accuracy", "accuracy", zero=False),
+            color=_colour("(n_v, n_s, n*_v, n*_s)", list(cases)),
+            strokeDash=_dash(),
         )
-
+    )
     return Figure(
         "strength",
         "From the hardened model to the attack's optimum",
         "Three settings that meet Theorem 2's conditions, and along the way to a worse optimum gain first: mixing two "
         "models averages their errors. The fourth lies inside the region at λ = ½. K = 3, p = 0.9 unless named. "
         "The exact vote is a step function of λ, drawn at multiples of 0.05: the faintest attack breaks its ties.",
-        *_sized(draw),
+        _alone(f"Exact accuracy along the attack: {'; '.join(words)}.", chart, width),
     )
 
 
-def _theorem_one() -> Figure:
+def _theorem_one(width: int | str) -> Figure:
     rows: Rows = []
     turns: Rows = []
     chances = (0.8, 0.9, 0.95, 1.0)
@@ -209,55 +205,53 @@ def _theorem_one() -> Figure:
         if turn <= 120:
             there = limit_accuracy(replace(base, attack_spurious=round(turn)).mixture(0.5), CLASSES, p)
             turns.append({"series": name, "n_s": round(turn, 3), "accuracy": round(there, 6)})
-
-    def draw() -> Any:
-        colour = _colour("chance p that a spurious feature lets go", [f"p = {p}" for p in chances])
-        x = alt.X("n_s:Q", title="spurious features that the attack brings n*_s")
-        y = _percent("accuracy", "alignment accuracy after the attack", zero=False)
-        lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=2)
-        points = alt.Chart(alt.InlineData(values=turns)).mark_point(size=90, filled=True, opacity=1)
-        return lines.encode(x=x, y=y, color=colour, strokeDash=_dash()) + points.encode(x=x, y=y, color=colour)
-
+    colour = _colour("chance p that a spurious feature lets go", [f"p = {p}" for p in chances])
+    x = alt.X("n_s:Q", title="spurious features that the attack brings n*_s")
+    y = _percent("accuracy", "alignment accuracy after the attack", zero=False)
+    lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=2)
+    points = alt.Chart(alt.InlineData(values=turns)).mark_point(size=90, filled=True, opacity=1)
+    chart = lines.encode(x=x, y=y, color=colour, strokeDash=_dash()) + points.encode(x=x, y=y, color=colour)
+    lowest = "; ".join(f"{turn['series']} at n*_s = {turn['n_s']:.0f}, {turn['accuracy']:.1%}" for turn in turns)
     return Figure(
         "theorem_one",
         "Theorem 1: the drop does not keep growing",
         "A model with 4 invariant and 10 spurious features of alignment; the attack brings n*_s spurious ones and no "
         "invariant one (λ = ½, K = 3). The dot marks the limit's lowest point, n_s + n*_s = n_v / (1 - p): beyond it "
         "more spurious features repair the vote. Only at p = 1 does the drop grow for ever.",
-        *_sized(draw),
+        _alone(f"Lowest accuracy after the attack, in the limit: {lowest}.", chart, width),
     )
 
 
-def _frontier() -> Figure:
+def _frontier(width: int | str) -> Figure:
     start = FeatureCounts(3, 20, 2, 21)
     rows: Rows = []
-    for form in ("exact", "limit"):
-        for fewer, extra in entry_frontier(start, CLASSES, CHANCE, 0.5, "exact" if form == "exact" else "limit"):
+    forms: tuple[Form, ...] = ("exact", "limit")
+    for form in forms:
+        for fewer, extra in entry_frontier(start, CLASSES, CHANCE, form=form):
             rows.append({"form": form, "series": form, "fewer": fewer, "extra": extra})
-
-    def draw() -> Any:
-        return (
-            alt.Chart(alt.InlineData(values=[row for row in rows if row["extra"] is not None]))
-            .mark_line(point=True, strokeWidth=2, interpolate="step-after")
-            .encode(
-                x=alt.X("fewer:Q", title="spurious features given up"),
-                y=alt.Y("extra:Q", title="invariant features gained", axis=alt.Axis(tickMinStep=1)),
-                color=_colour("series", ["exact", "limit"]),
-                strokeDash=_dash(),
-                tooltip=["form:N", "fewer:Q", "extra:Q"],
-            )
+    chart = (
+        alt.Chart(alt.InlineData(values=[row for row in rows if row["extra"] is not None]))
+        .mark_line(point=True, strokeWidth=2, interpolate="step-after")
+        .encode(
+            x=alt.X("fewer:Q", title="spurious features given up"),
+            y=alt.Y("extra:Q", title="invariant features gained", axis=alt.Axis(tickMinStep=1)),
+            color=_colour("series", ["exact", "limit"]),
+            strokeDash=_dash(),
+            tooltip=["form:N", "fewer:Q", "extra:Q"],
         )
-
+    )
+    exact = {row["fewer"]: row["extra"] for row in rows if row["form"] == "exact"}
+    words = "; ".join(f"{exact[fewer]} gained for {fewer} given up" for fewer in (0, 4, 8, 12, 16))
     return Figure(
         "frontier",
         "What a defender must change",
         "From (n_v, n_s, n*_v, n*_s) = (3, 20, 2, 21), K = 3, p = 0.9, λ = ½, where the attack improves the model: the "
         "fewest invariant features to gain for each number of spurious ones given up, so that the attack harms it.",
-        *_sized(draw),
+        _alone(f"Invariant features to gain, exactly: {words}.", chart, width),
     )
 
 
-def limit_errors(sizes: list[int], settings: list[tuple[int, float]]) -> Rows:
+def limit_errors(sizes: Sequence[int], settings: Sequence[tuple[int, float]]) -> Rows:
     """The largest |limit - exact| over all n_v with exact accuracy in [.5, .99], at each n_s, (K, p)."""
     rows: Rows = []
     for classes, p in settings:
@@ -274,50 +268,54 @@ def limit_errors(sizes: list[int], settings: list[tuple[int, float]]) -> Rows:
     return rows
 
 
-def _limit_error() -> Figure:
+def _limit_error(width: int | str) -> Figure:
     settings = [(2, 0.9), (3, 0.9), (10, 0.9), (10, 0.5)]
-    sizes = [1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256]
-    rows = limit_errors(sizes, settings)
-
-    def draw() -> Any:
-        lines = (
-            alt.Chart(alt.InlineData(values=rows))
-            .mark_line(point=True, strokeWidth=2)
-            .encode(
-                x=alt.X("n_s:Q", title="spurious features n_s", scale=alt.Scale(type="log", nice=False)),
-                y=alt.Y("error:Q", title="largest error of the limit form", axis=alt.Axis(format="%")),
-                color=_colour("classes and chance", [f"K = {k}, p = {p}" for k, p in settings]),
-            )
+    rows = limit_errors([1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256], settings)
+    lines = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_line(point=True, strokeWidth=2)
+        .encode(
+            x=alt.X("n_s:Q", title="spurious features n_s", scale=alt.Scale(type="log", nice=False)),
+            y=alt.Y("error:Q", title="largest error of the limit form", axis=alt.Axis(format="%")),
+            color=_colour("classes and chance", [f"K = {k}, p = {p}" for k, p in settings]),
         )
-        rule = alt.Chart(alt.InlineData(values=[{"error": 0.01}])).mark_rule(strokeDash=[4, 4], color="#888888")
-        return lines + rule.encode(y="error:Q")
-
+    )
+    rule = alt.Chart(alt.InlineData(values=[{"error": 0.01}])).mark_rule(strokeDash=[4, 4], color="#888888")
+    largest = {row["series"]: row for row in rows}  # the last of each
+    words = "; ".join(f"{name}: {row['error']:.2%} at n_s = {row['n_s']}" for name, row in largest.items())
     return Figure(
         "limit_error",
         "How far the Gaussian limit can be trusted",
         "The largest distance between limit form and exact vote over every n_v with an accuracy in [.5, .99]. The "
         "dashed line is 1%. Many classes make the limit slow: each wrong class has few votes, and a skewed count.",
-        *_sized(draw),
+        _alone(f"Error of the limit form, {words}.", lines + rule.encode(y="error:Q"), width),
     )
 
 
-def threshold_table(counts: FeatureCounts, p: float) -> Rows:
-    """The limit's edge in n_v at every strength of the slider."""
-    return [{"strength": s, "threshold": limit_threshold(counts, p, round(1.0 - s, 10))} for s in STRENGTHS]
+def theory_figures(width: int | str = "container") -> list[Figure]:
+    """Compute and draw every figure, in the order of the page: as wide as its container, or so many pixels."""
+    drawn = []
+    with progress("figures", len(_ALL)) as advance:
+        for draw in _ALL:
+            drawn.append(draw(width))
+            advance(1)
+    return drawn
 
 
-def all_figures() -> list[Figure]:
-    """Compute and draw every figure, in the order of the page."""
-    return [_phase(), _strength(), _theorem_one(), _frontier(), _limit_error()]
+_ALL: tuple[Callable[[int | str], Figure], ...] = (_phase, _strength, _theorem_one, _frontier, _limit_error)
 
 
-def write_figures(out_dir: Path, figures: list[Figure] | None = None) -> list[Path]:
-    """Write each figure as SVG on white into `out_dir`, which is made if need be; returns the paths."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+def write_figures(out: Path, figures: Sequence[Figure] | None = None) -> list[Path]:
+    """Write each figure as SVG on white into `out`, which is made if need be; returns the paths.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
     paths = []
-    for figure in figures if figures is not None else all_figures():
-        path = out_dir / f"{figure.name}.svg"
-        figure.paper.properties(background="#ffffff").configure_view(stroke=None).save(str(path))
+    for figure in theory_figures(PAPER_WIDTH) if figures is None else figures:
+        path = out / f"{figure.name}.svg"
+        with staged(path) as staging:
+            for_paper(figure).save(str(staging), format="svg")
         paths.append(path)
     return paths
 

@@ -1,0 +1,31 @@
+"""The theory page: phase diagram with the attack's strength on a slider, theorems, counterexamples, what follows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tamperfuse.records.files import write_json, write_text
+from tamperfuse.report.figures import Figure
+from tamperfuse.report.html import figure_record, render_page
+from tamperfuse.report.theory_figures import theory_figures
+from tamperfuse.theory.findings import known_counterexamples
+
+
+def write_theory_page(out: Path, figures: Sequence[Figure] | None = None) -> Path:
+    """Write `theory.html` and `theory.json` into `out`, which is made if need be.
+
+    Args:
+        out: the folder.
+        figures: those of `theory_figures()` if they are at hand already; computing them takes about 15 seconds.
+
+    Returns:
+        the path of theory.html.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    drawn = list(theory_figures() if figures is None else figures)
+    counterexamples = known_counterexamples()
+    html = render_page("theory.html.j2", drawn, counterexamples=counterexamples)
+    write_json(out / "theory.json", {"schema": 1, "figures": figure_record(drawn), "counterexamples": counterexamples})
+    write_text(out / "theory.html", html)
+    return out / "theory.html"
