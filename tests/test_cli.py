@@ -18,6 +18,11 @@ def test_every_command_helps_with_an_example(command: str) -> None:
     assert re.search(r"Example.*tamperfuse " + command, shown.output, re.DOTALL)
 
 
+def test_judge_calibrate_helps_with_an_example() -> None:
+    shown = CliRunner().invoke(app, ["judge", "calibrate", "--help"]).output
+    assert re.search(r"Example.*tamperfuse judge calibrate", shown, re.DOTALL)
+
+
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -65,6 +70,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytes
     )
     assert "asks for 500 shots" in fails(["run", str(study), "--out", out], capsys)
     assert "finished run" in fails(["report", str(tmp_path)], capsys)
+    unread = ["harden", "x/y", "--defense", "sdd", "--threat", "builtin:cooking", "--out", out, "--set", "steps=[1"]
+    assert "cannot be read" in fails(unread, capsys)
+    for absent in ("/proc/absent/out", str(tmp_path / "file" / "out")):
+        (tmp_path / "file").write_text("")
+        assert "cannot be written" in fails(["theory", "--out", absent], capsys)
     assert not (tmp_path / "out").exists()
 
 

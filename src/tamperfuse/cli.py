@@ -317,7 +317,7 @@ def diagnose(
 
     Example: `tamperfuse diagnose refused hardened --threat builtin:cooking --out diagnosis`
     """
-    from tamperfuse.report.diagnosis import finding, write_diagnosis
+    from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis
     from tamperfuse.study.diagnose import diagnose_models
 
     found = diagnose_models(
@@ -326,6 +326,7 @@ def diagnose(
     page = write_diagnosis(out, found)
     for one in found:
         out_console.print(finding(one), markup=False)
+        out_console.print(time_spent(one), markup=False)
     out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.", markup=False)
 
 
@@ -391,7 +392,12 @@ def _settings(given: list[str] | None) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"--set {pair!r} is not key=value: write, for example, --set steps=40.")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--set {pair!r} has a value that cannot be read: quote it, or mend its brackets."
+            ) from error
     return values
 
 

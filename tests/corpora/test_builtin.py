@@ -67,6 +67,7 @@ def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> Non
     shortest = 30 if name == "replay" else 50
     assert all(shortest <= len(row["response"].split()) <= 120 for row in rows)
     assert len({row["form"] for row in rows}) >= 6
+    assert len({row["subject"] for row in rows}) >= (20 if name == "benign" else 12)
 
 
 def test_held_out_subjects_are_trained_on_nowhere() -> None:
@@ -126,6 +127,12 @@ def test_bad_threats_get_a_sentence(tmp_path: Path, text: str, words: str) -> No
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=words):
         load_threat(str(path))
+
+
+def test_a_line_separator_within_a_prompt_ends_no_line(tmp_path: Path) -> None:
+    rows = [f'{{"part": "{part}", "prompt": "{part} \u2028 {i}"}}' for part in PARTS for i in range(2)]
+    (tmp_path / "t.jsonl").write_text("\ufeff" + "\n".join(rows) + "\n", encoding="utf-8")
+    assert len(load_threat(str(tmp_path / "t.jsonl")).part("evaluation")) == 2
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

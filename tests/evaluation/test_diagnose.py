@@ -9,7 +9,7 @@ from tamperfuse.evaluation.overlap import feature_overlap, subspace_overlap
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
-from tamperfuse.report.diagnosis import finding, write_diagnosis
+from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis, write_figures
 from tamperfuse.study.diagnose import diagnose_models
 from tamperfuse.training.fit import Training, fit
 
@@ -92,6 +92,10 @@ def test_models_are_diagnosed_side_by_side(
     monkeypatch.setattr("tamperfuse.report.html._library", lambda: "")
     answered = [(f"attacker request {i}", f"an answer {i}") for i in range(8)]
     monkeypatch.setattr("tamperfuse.study.diagnose.compliant_answers", lambda *_: answered)
+    cosines = {layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, WHOLE)}  # what a vanished gradient gives
+    real = gradient_cosines
+    once = iter([cosines])
+    monkeypatch.setattr("tamperfuse.evaluation.diagnose.gradient_cosines", lambda *a: next(once, None) or real(*a))
     settings = {"shots": 8, "steps": 4, "batch": 4}
     out = tmp_path / "diagnosis"
     found = diagnose_models(
@@ -105,11 +109,14 @@ def test_models_are_diagnosed_side_by_side(
         seed=0,
     )
     assert "cosine of own and benign gradients" in finding(found[0])
+    assert "times the attack's own" in time_spent(found[0])
     html = write_diagnosis(out, found).read_text(encoding="utf-8")
     assert html.count('class="plot') == sum(
         len(f["panels"]) for f in read_json(out / "diagnosis.json")["figures"].values()
     )
     assert [t["step"] for t in read_json(out / "measured.json")["models"][0]["traces"]] == [0, 1, 2, 3, 4]
+    pictures = write_figures(out, tmp_path / "figures")
+    assert [path.name for path in pictures] == ["traces.svg", "cosines.svg", "layers.svg"]
     with pytest.raises(UserError, match="Two models are called"):
         diagnose_models(
             [str(tiny_folder)] * 2,

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,22 @@ def test_a_damaged_gguf_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert [p for p in (tmp_path / "cache").iterdir() if p.is_dir()] == []
 
 
+def test_truncated_weights_get_a_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"cannot be loaded \(.*\): save it again"):
+        load_model(str(tmp_path / "cut"))
+
+
+def test_a_tokenizer_without_pad_token_gets_the_end_of_turns(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "bare")
+    config = tmp_path / "bare" / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "pad_token"}))
+    loaded = load_model(str(tmp_path / "bare"))
+    assert loaded.tokenizer.pad_token_id == loaded.chat.end
+
+
 def test_a_tokenizer_without_template_is_refused() -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
@@ -80,7 +97,7 @@ def _slow_conversion(path: Path, name: str, staging: Path) -> None:
     with (path.parent / "log").open("a") as log:
         log.write(f"{os.getpid()}\n")
     (staging / load.WEIGHTS).write_text("w")
-    (staging / load.CHECKSUM).write_text('{"weights": "w"}')
+    (staging / load.CHECKSUM).write_text('{"weights": "w", "bytes": 1}')
     (staging / load.FILE).write_text("{}")
 
 
@@ -99,3 +116,24 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for worker in workers:
         worker.join()
     assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+def test_a_conversion_that_was_killed_or_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(load, "_convert", _slow_conversion)
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    folder = load.convert_gguf(tmp_path / "m.gguf", "x")
+    (folder / load.WEIGHTS).write_text("")  # damaged since
+    leftover = folder.with_name(f".tmp-{folder.name}-0123abcd")  # what `kill -9` leaves
+    leftover.mkdir()
+    assert load.convert_gguf(tmp_path / "m.gguf", "x") == folder
+    assert (folder / load.WEIGHTS).read_text() == "w" and not leftover.exists()
+    assert len((tmp_path / "log").read_text().splitlines()) == 2
+
+
+def test_a_cache_that_cannot_be_written_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    with pytest.raises(UserError, match="set TAMPERFUSE_CACHE"):
+        load.convert_gguf(tmp_path / "m.gguf", "x")

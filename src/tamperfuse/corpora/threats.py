@@ -184,9 +184,11 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: name a .jsonl file of a threat, or builtin:cooking.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the file and its permissions.") from error
     if not any(line.strip() for line in lines):
         raise UserError(f"{path} is empty: a threat needs prompts in every part.")
     for number, line in enumerate(lines, 1):

@@ -36,7 +36,8 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     except Exception as error:  # the reader raises whatever its parser meets in a damaged file
-        raise UserError(f"{path} cannot be read as a GGUF model ({error}): download or export it again.") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as a GGUF model ({reason}): download or export it again.") from error
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

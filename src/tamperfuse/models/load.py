@@ -25,7 +25,7 @@ from tamperfuse.models.fused import use_fused_layers
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.files import content_hash, read_json, sha256_of, staged, write_json
+from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
 
 log = logging.getLogger("tamperfuse")
@@ -82,7 +82,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(_why_not(name, folder, error)) from error
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.eval()
@@ -173,6 +173,7 @@ def convert_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / f"{path.stem}-{key}"
     with _locked(folder.with_suffix(".lock")):
         if not _whole(folder):
+            clear_staging(folder.parent, folder.name)  # a conversion that was killed
             log.info(
                 "Converting %s into the cache %s; this happens once and takes about half a minute …", path.name, folder
             )
@@ -187,7 +188,8 @@ def _convert(path: Path, name: str, staging: Path) -> None:
         _save_weights(model, staging, "100GB")
         tokenizer.save_pretrained(staging)
     write_provenance(staging, Provenance(origin=name, made_by="gguf conversion", source=name))
-    write_json(staging / CHECKSUM, {"weights": sha256_of(staging / WEIGHTS)})
+    weights = staging / WEIGHTS
+    write_json(staging / CHECKSUM, {"weights": sha256_of(weights), "bytes": weights.stat().st_size})
 
 
 def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
@@ -201,7 +203,9 @@ def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
 
 def _whole(folder: Path) -> bool:
     """Whether a conversion is complete; the rename makes it so, a size check guards against later damage."""
-    return all((folder / part).exists() for part in (WEIGHTS, CHECKSUM, FILE))
+    if not all((folder / part).exists() for part in (WEIGHTS, CHECKSUM, FILE)):
+        return False
+    return bool(read_json(folder / CHECKSUM).get("bytes") == (folder / WEIGHTS).stat().st_size)
 
 
 def _check_weights(folder: Path) -> None:
@@ -226,8 +230,14 @@ def _why_not(name: str, folder: Path | None, error: Exception) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    except OSError as error:
+        raise UserError(
+            f"The cache {path.parent} cannot be written ({error.strerror}): set TAMPERFUSE_CACHE to another folder."
+        ) from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

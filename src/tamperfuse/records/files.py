@@ -33,9 +33,7 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
     """
     staging = destination.parent / f"{STAGING_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}"
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if directory:
-            staging.mkdir()
+        _make_room(destination, staging if directory else None)
         yield staging
         if directory and destination.exists():
             # A non-empty directory cannot be renamed over: the old one steps aside first.
@@ -57,6 +55,18 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
         else:
             with suppress(OSError):  # the place itself may be what is wrong, which has been said
                 staging.unlink()
+
+
+def _make_room(destination: Path, staging: Path | None) -> None:
+    """Make the folder that `destination` lies in, and the staging directory where one is staged."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if staging is not None:
+            staging.mkdir()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{destination} cannot be written ({error.strerror}): choose another --out.") from error
 
 
 def check_fresh(out: Path) -> None:
@@ -108,7 +118,7 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def clear_staging(folder: Path) -> None:
-    """Remove what an interrupted writer left behind in `folder`."""
-    for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+def clear_staging(folder: Path, name: str = "") -> None:
+    """Remove what an interrupted writer left behind in `folder`: everything, or what was to be called `name`."""
+    for leftover in folder.glob(f"{STAGING_PREFIX}{name}*"):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)

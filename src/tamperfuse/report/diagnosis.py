@@ -88,7 +88,10 @@ def _read(model: dict[str, Any]) -> Diagnosis:
     return Diagnosis(
         name=model["name"],
         traces=[Trace(**row) for row in model["traces"]],
-        alignments=[Alignment(**row) for row in model["alignments"]],
+        alignments=[
+            Alignment(**{key: float("nan") if value is None else value for key, value in row.items()})
+            for row in model["alignments"]
+        ],
         overlaps=[Overlap(**row) for row in model["overlaps"]],
         capability={task: (before, after) for task, (before, after) in model["capability"].items()},
         seconds=(model["seconds"][0], model["seconds"][1]),
@@ -110,6 +113,13 @@ def finding(one: Diagnosis) -> str:
         f"benign NLL went from {first.benign:.2f} to {last.benign:.2f}; the cosine of own and benign gradients was "
         f"{_signed(cosine[0])} before and {_signed(cosine[at])} at step {at}."
     )
+
+
+def time_spent(one: Diagnosis) -> str:
+    """What following cost, beside the attack itself."""
+    attack, looking = one.seconds
+    ratio = f", {looking / attack:.1f} times the attack's own {attack:.0f} s" if attack else ""
+    return f"{one.name}: the diagnosis took {looking:.0f} s{ratio}, capability apart."
 
 
 def _signed(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tamperfuse.records.files import write_json, write_text
+from tamperfuse.records.files import staged, write_json
 from tamperfuse.report.figures import Figure
 from tamperfuse.report.html import figure_record, render_page
 from tamperfuse.report.theory_figures import theory_figures
@@ -23,9 +23,11 @@ def write_theory_page(out: Path, figures: Sequence[Figure] | None = None) -> Pat
     Raises:
         UserError: `out` cannot be written.
     """
-    drawn = list(theory_figures() if figures is None else figures)
-    counterexamples = known_counterexamples()
-    html = render_page("theory.html.j2", drawn, counterexamples=counterexamples)
-    write_json(out / "theory.json", {"schema": 1, "figures": figure_record(drawn), "counterexamples": counterexamples})
-    write_text(out / "theory.html", html)
+    with staged(out / "theory.html") as staging:  # before the figures: a folder that cannot be written is told at once
+        drawn = list(theory_figures() if figures is None else figures)
+        counterexamples = known_counterexamples()
+        html = render_page("theory.html.j2", drawn, counterexamples=counterexamples)
+        staging.write_text(html, encoding="utf-8")
+        record = {"schema": 1, "figures": figure_record(drawn), "counterexamples": counterexamples}
+        write_json(out / "theory.json", record)
     return out / "theory.html"

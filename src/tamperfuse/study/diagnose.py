@@ -78,8 +78,17 @@ def diagnose_models(
             loaded.model = torch.nn.Module()
             gc.collect()
         about = {"attack": attack, "parameters": parameters.model_dump(mode="json"), "threat": threat, "seed": seed}
-        write_json(staging / "measured.json", {"schema": 1, **about, "models": [asdict(one) for one in found]})
+        write_json(staging / "measured.json", {"schema": 1, **about, "models": [_plain(asdict(one)) for one in found]})
     return found
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no NaN, which a cosine with a vanished gradient is: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if value != value else value
 
 
 def _answers(origin: str, asked: Threat) -> tuple[list[Pair], list[Pair]]:

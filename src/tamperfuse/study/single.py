@@ -1,5 +1,6 @@
 """One model at a time: what `harden`, `attack`, `evaluate` and `judge calibrate` do outside a study."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import Row, executed, fit_thresholds, table
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judge import Answer, Judge, Thresholds
-from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.models.load import LoadedModel, load_model, write_checkpoint
+from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder
+from tamperfuse.models.load import LoadedModel, load_model, resolve_model, write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, staged, write_json
@@ -26,6 +28,8 @@ from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts
 from tamperfuse.study.spec import Evaluate
 from tamperfuse.study.statistics import rate
 from tamperfuse.study.tables import ScoreRow, write_rows
+
+log = logging.getLogger("tamperfuse")
 
 ANSWER_TOKENS = 64
 
@@ -58,7 +62,7 @@ def harden_model(
     with staged(out, directory=True) as staging:
         loaded = load_model(model)
         given = DefenseData([p.prompt for p in defender], matched, replay, ANSWER_TOKENS)
-        component.run(loaded, given, parameters, seed)
+        _say(component.run(loaded, given, parameters, seed).notes)
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -66,6 +70,12 @@ def harden_model(
             parameters=parameters.model_dump(mode="json"),
         )
         write_checkpoint(loaded, staging, provenance)
+
+
+def _say(notes: Sequence[str]) -> None:
+    """Print what a component chose by itself, and why."""
+    for note in notes:
+        log.info("%s", note)
 
 
 def _pairs(folder: Path | None, defender: Sequence[ThreatPrompt], seed: int) -> list[Pair]:
@@ -85,13 +95,16 @@ def evaluate_model(model: str, threat: str, out: Path, *, reference: str | None)
     asked = load_threat(threat)
     evaluate = _everything(asked)
     check_fresh(out)
+    ENCODERS[DEFAULT_ENCODER].path()  # what judging needs is looked for before minutes are spent on answers
     with staged(out, directory=True) as staging:
         loaded = load_model(model)
+        origin = reference or loaded.origin
+        resolve_model(origin)
         observer = Observer(loaded, asked, evaluate)
         observer.ask(0, evaluate.prompts, 0, evaluate.harmless)
         observer.capability(0)
         observer.write(staging)
-        lines = _judged(observer, asked, reference or loaded.origin, staging)
+        lines = _judged(observer, asked, origin, staging)
         write_json(staging / "evaluation.json", {"model": model, "threat": threat, "found": lines})
     return lines
 
@@ -133,7 +146,7 @@ def attack_model(
             at_steps=(0, steps),
             hook=lambda step: observer.ask(step, evaluate.prompts, 0, evaluate.harmless),
         )
-        component.run(loaded, given, parameters, seed)
+        _say(component.run(loaded, given, parameters, seed).notes)
         observer.write(staging)
         lines = _judged(observer, asked, origin, staging)
         if keep:
@@ -217,8 +230,12 @@ def _lines(observer: Observer, rows: Sequence[ScoreRow]) -> list[str]:
         lines.append(f"{place}harmful execution {share(lambda row: row.part != HARMLESS)}")
         lines.append(f"{place}benign answers {share(lambda row: row.part == HARMLESS)}")
     for task in sorted({item.task for item in observer.items}):
-        right = rate(np.array([float(item.correct) for item in observer.items if item.task == task]))
-        lines.append(f"{task}: {right.value:.1%} right ({right.low:.1%} to {right.high:.1%}, {right.n} items)")
+        items = [item for item in observer.items if item.task == task]
+        right = rate(np.array([float(item.correct) for item in items]))
+        guessing = f"; {np.mean([item.chance for item in items]):.0%} by guessing" if items[0].chance else ""
+        lines.append(
+            f"{task}: {right.value:.1%} right ({right.low:.1%} to {right.high:.1%}, {right.n} items{guessing})"
+        )
     if observer.documents:
         total, tokens = sum(d.nll for d in observer.documents), sum(d.tokens for d in observer.documents)
         lines.append(f"benign NLL {total / tokens:.3f} nats a token")

@@ -12,7 +12,8 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.capability import load_tasks
 from tamperfuse.evaluation.judge import Judge, Thresholds
-from tamperfuse.models.encoder import SentenceEncoder
+from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.answered import answered
@@ -46,8 +47,9 @@ class Workshop:
         """Load the study's data and find its model.
 
         Raises:
-            UserError: a source or the model cannot be had.
+            UserError: a source, the model or the sentence encoder cannot be had.
         """
+        ENCODERS[DEFAULT_ENCODER].path()  # told before the first node runs, not after
         threat = load_threat(study.threat)
         for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
             if wanted > len(threat.part(part)):  # type: ignore[arg-type]
