@@ -94,9 +94,19 @@ def _phase_layers(data: Any) -> Any:
     labels = "format(datum.value * abs(datum.value), '+.0%')"
     base = alt.Chart(data)
     cells = base.mark_rect(stroke=None, aria=False).encode(
-        x=alt.X("left:Q", title="spurious features of the attack's optimum n*_s", scale=alt.Scale(domain=[10, 40])),
+        x=alt.X(
+            "left:Q",
+            title="spurious features of the attack's optimum n*_s",
+            scale=alt.Scale(domain=[10, 40], nice=False),
+            axis=alt.Axis(grid=False, values=list(range(10, 41, 5))),
+        ),
         x2="right:Q",
-        y=alt.Y("low:Q", title="invariant features of the model n_v", scale=alt.Scale(domain=[1.5, 13.5])),
+        y=alt.Y(
+            "low:Q",
+            title="invariant features of the model n_v",
+            scale=alt.Scale(domain=[1.5, 13.5], nice=False),
+            axis=alt.Axis(grid=False, values=list(range(2, 14, 2))),
+        ),
         y2="high:Q",
         color=alt.Color(
             "shade:Q",
