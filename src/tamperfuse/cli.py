@@ -292,7 +292,10 @@ def list_components() -> None:
         "Attacks": [(c.name, c.about) for c in ATTACKS.all()],
         "Judges": [(NAME, "no refusal, coherent, about its own prompt by two signals")],
         "Corpora": [(f"builtin:{name}", about) for name, about in ABOUT.items()],
-        "Models": [(name, bundled.about) for name, bundled in (MODELS | ENCODERS).items()],
+        "Models": [
+            (name, b.about if b.installed else f"{b.about}; not installed: {b.install}")
+            for name, b in (MODELS | ENCODERS).items()
+        ],
     }
     for title, rows in groups.items():
         table = Table(title, "", box=None, header_style="bold", min_width=24)

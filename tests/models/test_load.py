@@ -89,6 +89,7 @@ def test_a_tokenizer_without_template_is_refused() -> None:
 
 def test_an_absent_package_prints_its_install_line() -> None:
     absent = Bundled(module="no_such_module", inside="x", install="pip install it", about="thing")
+    assert not absent.installed
     with pytest.raises(UserError, match="pip install it"):
         absent.path()
 

@@ -28,18 +28,29 @@ class Bundled:
     install: str
     about: str
 
+    @property
+    def installed(self) -> bool:
+        """Whether it is there."""
+        return self._found() is not None
+
     def path(self) -> Path:
         """Where the file or folder lies.
 
         Raises:
             UserError: the package is not installed.
         """
+        found = self._found()
+        if found is None:
+            raise UserError(f"The bundled {self.about} is not installed; install it with: {self.install}")
+        return found
+
+    def _found(self) -> Path | None:
         spec = find_spec(self.module)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             candidate = Path(folder) / self.inside
             if candidate.exists():
                 return candidate
-        raise UserError(f"The bundled {self.about} is not installed; install it with: {self.install}")
+        return None
 
 
 MODELS = {

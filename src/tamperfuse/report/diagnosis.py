@@ -88,14 +88,17 @@ def _read(model: dict[str, Any]) -> Diagnosis:
     return Diagnosis(
         name=model["name"],
         traces=[Trace(**row) for row in model["traces"]],
-        alignments=[
-            Alignment(**{key: float("nan") if value is None else value for key, value in row.items()})
-            for row in model["alignments"]
-        ],
+        alignments=[_alignment(row) for row in model["alignments"]],
         overlaps=[Overlap(**row) for row in model["overlaps"]],
         capability={task: (before, after) for task, (before, after) in model["capability"].items()},
         seconds=(model["seconds"][0], model["seconds"][1]),
     )
+
+
+def _alignment(row: dict[str, Any]) -> Alignment:
+    """A row of measured.json, where null stands for NaN."""
+    values: dict[str, Any] = {key: float("nan") if value is None else value for key, value in row.items()}
+    return Alignment(**values)
 
 
 def _figures(found: Sequence[Diagnosis], width: int | str = "container") -> list[Figure]:
