@@ -4,7 +4,15 @@
 
 The rival is set as the public re-implementation of SDD sets it: float32, gradient checkpointing, batch 24, max_length 512,
 plain AdamW. Useful tokens are those of prompts and responses; padding counts for neither side. Each side runs in a process
-of its own, so that its peak memory is its own. The last line is JSON.
+of its own, so that its peak memory is its own. The last line is JSON:
+
+    ratio          useful tokens a second, full fine-tuning, ours over the rival's
+    lora_ratio     the same, our LoRA over our full fine-tuning
+    limit_share    operations that the weights take (2 × 3 × parameters × tokens: a layer's for every token computed, so a
+                   shared prefix once a batch; the output matrix's for response tokens only) a second, over the best rate of
+                   a square bfloat16 product (1,024 to 4,096) measured in the same process
+    useful_share   the same, a shared prefix counted for every sample
+    peak_bytes_16x128   largest resident size of full fine-tuning with batches of 16 samples of 128 tokens
 """
 
 import argparse
@@ -27,16 +35,73 @@ def rows() -> list[tuple[str, str]]:
     return list(zip(prompts, responses, strict=False))
 
 
-def ours(steps: int) -> dict[str, float]:
+def ours(steps: int, method: str = "full") -> dict[str, float]:
     """tamperfuse.training.fit."""
     from tamperfuse.models.load import load_model
     from tamperfuse.training.fit import Training, fit
 
     loaded = load_model(MODEL)
     samples = [loaded.chat.sample(prompt, response, RESPONSE_LIMIT) for prompt, response in rows()]
-    fit(loaded, samples, Training(steps=1, batch=BATCH, learning_rate=1e-6), seed=0)  # warm-up, not counted
-    result = fit(loaded, samples, Training(steps=steps, batch=BATCH, learning_rate=5e-7), seed=0)
-    return {"tokens": result.tokens, "seconds": result.seconds, "peak": peak(), "loss": result.losses[0]}
+    training = Training.model_validate({"steps": steps, "batch": BATCH, "learning_rate": 5e-7, "method": method})
+    fit(loaded, samples, training.model_copy(update={"steps": 1}), seed=0)  # warm-up, not counted
+    result = fit(loaded, samples, training, seed=0)
+    return {
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "peak": peak(),
+        **shares(loaded.model, samples, steps, result.seconds),
+    }
+
+
+def lora(steps: int) -> dict[str, float]:
+    """tamperfuse.training.fit with a LoRA adapter."""
+    return ours(steps, "lora")
+
+
+def memory(steps: int) -> dict[str, float]:
+    """tamperfuse.training.fit on batches of 16 samples, each of 128 tokens."""
+    from tamperfuse.models.load import load_model
+    from tamperfuse.training.fit import Training, fit
+
+    loaded = load_model(MODEL)
+    samples = [loaded.chat.sample(prompt, response, RESPONSE_LIMIT) for prompt, response in rows()]
+    exact = [type(sample)(sample.tokens[:128], sample.start) for sample in samples if len(sample.tokens) >= 128]
+    result = fit(loaded, exact, Training(steps=steps, batch=16, learning_rate=5e-7), seed=0)
+    return {"tokens": result.tokens, "seconds": result.seconds, "peak": peak()}
+
+
+def shares(model: Any, samples: list[Any], steps: int, seconds: float) -> dict[str, float]:
+    """Shares of the machine's limit, as the head of this file defines them."""
+    from tamperfuse.training.batches import pack_samples, schedule
+
+    order = [samples[i] for i in schedule(len(samples), BATCH, steps, 0)]
+    output = model.get_output_embeddings().weight.numel()
+    layers = sum(weight.numel() for weight in model.parameters()) - output  # the input embeddings are the same matrix
+    computed = useful = responses = 0
+    for start in range(0, len(order), BATCH):
+        batch = pack_samples(order[start : start + BATCH], model.device)
+        computed, useful = computed + batch.row.shape[1], useful + batch.tokens
+        responses += len(batch.targets)
+    limit = square_rate()
+    return {
+        "limit": limit,
+        "limit_share": 6 * (layers * computed + output * responses) / seconds / limit,
+        "useful_share": 6 * (layers * useful + output * responses) / seconds / limit,
+    }
+
+
+def square_rate() -> float:
+    """Best rate of a square bfloat16 product, operations a second."""
+    import torch
+
+    best = 0.0
+    for side in (1024, 2048, 4096):
+        a, b = (torch.randn(side, side).to(torch.bfloat16) for _ in range(2))
+        for _ in range(5):
+            began = time.perf_counter()
+            torch.mm(a, b)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+    return best
 
 
 def rival(steps: int) -> dict[str, float]:
@@ -95,7 +160,7 @@ def rival(steps: int) -> dict[str, float]:
         )
         trainer.train()
         seconds = time.perf_counter() - clock.began
-    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak(), "loss": 0.0}
+    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak()}
 
 
 def peak() -> int:
@@ -118,7 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one step of the rival, two of ours")
     quick = parser.parse_args().quick
-    mine, theirs = measured(ours, 2 if quick else 6), measured(rival, 1 if quick else 2)
+    steps = 2 if quick else 6
+    mine, adapter, small = measured(ours, steps), measured(lora, steps), measured(memory, 2)
+    theirs = measured(rival, 1 if quick else 2)
     print(
         json.dumps(
             {
@@ -127,7 +194,13 @@ def main() -> None:
                 "rival": round(theirs["rate"], 1),
                 "unit": "useful tokens/s",
                 "ratio": round(mine["rate"] / theirs["rate"], 2),
+                "lora": round(adapter["rate"], 1),
+                "lora_ratio": round(adapter["rate"] / mine["rate"], 2),
+                "limit_share": round(mine["limit_share"], 3),
+                "useful_share": round(mine["useful_share"], 3),
+                "limit_gflops": round(mine["limit"] / 1e9),
                 "ours_peak_bytes": int(mine["peak"]),
+                "peak_bytes_16x128": int(small["peak"]),
                 "rival_peak_bytes": int(theirs["peak"]),
                 "batch": BATCH,
                 "model": MODEL,
