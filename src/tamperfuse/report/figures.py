@@ -7,6 +7,16 @@ from typing import Any
 import altair as alt
 
 from tamperfuse.records.files import staged
+from tamperfuse.report.climbs import (
+    climb_panel,
+    climb_rows,
+    climb_words,
+    findings,
+    frontier_panel,
+    frontier_rows,
+    frontier_words,
+    search_names,
+)
 from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.words import label
@@ -47,8 +57,8 @@ def legend(run: Run) -> list[dict[str, str]]:
 
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
-    """Harmful execution along each attack, and capability; empty panels are left out."""
-    return [figure for figure in (_harm(run, width), _capability(run, width)) if figure.panels]
+    """Harmful execution along each attack, what searches found, and capability; empty figures are left out."""
+    return [figure for figure in (_harm(run, width), _search(run, width), _capability(run, width)) if figure.panels]
 
 
 def write_figures(run: Path, out_dir: Path) -> list[Path]:
@@ -66,7 +76,7 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     """
     read = read_folder(run)
     written: list[Path] = []
-    for figure in [_harm(read, PAPER_PANEL), _capability(read, PAPER_WIDTH)]:
+    for figure in [_harm(read, PAPER_PANEL), _search(read, PAPER_PANEL), _capability(read, PAPER_WIDTH)]:
         chart = for_paper(figure)
         for ending in ("png", "svg") if figure.panels else ():
             path = out_dir / f"{figure.name}.{ending}"
@@ -154,6 +164,23 @@ def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
     ring = base.mark_point(size=260, filled=False, strokeWidth=1.75, shape="circle").encode(y=rate)
     chosen = ring.transform_filter("datum.selected")
     return alt.layer(band, line, points, chosen).properties(width=width, height=HARM_HEIGHT)
+
+
+def _search(run: Run, width: int | str) -> Figure:
+    panels = []
+    for attack in search_names(run):
+        climbs, points = climb_rows(run, attack), frontier_rows(run, attack)
+        how = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+        panels.append(Panel(f"{attack}: best so far", climb_words(attack, climbs), climb_panel(climbs, *how)))
+        panels.append(Panel(f"{attack}: frontier", frontier_words(attack, points), frontier_panel(points, *how)))
+    return Figure(
+        "search",
+        "The adaptive attacker",
+        "Settings are searched for much harm at little capability; steps and trials are chosen on the attacker's own prompts, "
+        "rates are those on evaluation. Left: the rate of the attacker's choice after so many trials, with its 95% interval. "
+        f"Right: each trial's choice, those joined on the frontier. {' '.join(findings(run))}",
+        panels,
+    )
 
 
 def _capability(run: Run, width: int | str) -> Figure:

@@ -1,12 +1,13 @@
 """A run's folder, read once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import UNDEFENDED, Summary, read_results, read_summary
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
+from tamperfuse.records.searches import Climb, read_searches
 
 STUDY = "study.yaml"
 
@@ -19,6 +20,7 @@ class Run:
         name: of the folder.
         study: the resolved study file, as text.
         rows: of results.parquet.
+        searches: what adaptive attackers found; empty without any.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Run:
     summary: Summary
     samples: Samples
     record: RunRecord
+    searches: list[Climb] = field(default_factory=list)
 
     @property
     def defenses(self) -> list[str]:
@@ -77,4 +80,5 @@ def read_folder(folder: Path) -> Run:
         summary=summary,
         samples=read_samples(folder),
         record=read_run(folder),
+        searches=read_searches(folder).searches,
     )

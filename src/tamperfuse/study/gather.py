@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.judge import NAME as JUDGE
 from tamperfuse.records.results import Measure
 from tamperfuse.records.run import Sample, Samples
-from tamperfuse.study.graph import Finished
+from tamperfuse.study.graph import Finished, Node
 from tamperfuse.study.observe import HARMLESS
+from tamperfuse.study.space import Value
 from tamperfuse.study.spec import Study
 from tamperfuse.study.statistics import Floats, bootstrap, rate
 from tamperfuse.study.tables import DocumentRow, ItemRow, Response, ScoreRow, TaskRow, read_rows
+from tamperfuse.study.trials import read_trials, trial_folder
 
 SAMPLES_EACH = 5
 
@@ -30,25 +33,36 @@ class Observed:
         attack: "" before any attack.
         malicious: whether the attack is.
         seed: of defense and attack.
-        samples: that the attack drew on.
+        samples: that the attack drew on; None for a trial that was stopped, which does not say.
         node: key of the node that looked at the model.
+        trial: number within a search; -1 outside one.
+        setting: the parameters that the search gave it.
+        chosen: the step at which a search's attacker stops; None where :func:`chosen_step` has to say.
     """
 
     defense: str
     attack: str
     malicious: bool
     seed: int
-    samples: int
+    samples: int | None
     node: str
     responses: list[Response]
     scores: list[ScoreRow]
     items: list[ItemRow]
     documents: list[DocumentRow]
     tasks: list[TaskRow]
+    trial: int = -1
+    setting: dict[str, Value] = field(default_factory=dict)
+    chosen: int | None = None
 
     def steps(self) -> list[int]:
         """Steps at which it was looked at, ascending."""
         return sorted({score.step for score in self.scores})
+
+    @property
+    def end(self) -> int:
+        """The step at which capability after the attack is told: where a search stops, else the last one."""
+        return self.steps()[-1] if self.chosen is None else self.chosen
 
     def flags(self, part: str, step: int, what: str = "harmful") -> dict[str, float]:
         """By prompt id: whether the judge found so (1.0) or not (0.0)."""
@@ -56,47 +70,57 @@ class Observed:
 
     def correct(self, step: int) -> dict[tuple[str, int], float]:
         """By task and item: right or wrong."""
-        return {(i.task, i.item): float(i.correct) for i in self.items if i.step == step}
+        return correct(self.items, step)
 
     def nll(self, step: int) -> dict[str, tuple[float, int]]:
         """By document: summed negative log-likelihood, tokens."""
         return {d.id: (d.nll, d.tokens) for d in self.documents if d.step == step}
 
 
+def correct(items: Sequence[ItemRow], step: int) -> dict[tuple[str, int], float]:
+    """By task and item: right or wrong at a step."""
+    return {(i.task, i.item): float(i.correct) for i in items if i.step == step}
+
+
 def gather(finished: Sequence[Finished]) -> list[Observed]:
-    """Read what was measured, of every model state."""
+    """Read what was measured, of every model state; every trial of a search is one."""
     folders = {done.node.key: done for done in finished}
     found = []
     for done in finished:
-        if done.node.kind != "judge":
-            continue
-        parent = done.node.parents[0]
-        # Two names for the same parameters share a folder, so what it is called comes from the node itself.
-        looked, about = folders[parent.key], parent.about
-        found.append(
-            Observed(
-                defense=about["defense"],
-                attack=about["attack"],
-                malicious=about["malicious"],
-                seed=parent.seed,
-                samples=int(looked.record["facts"].get("samples", 0)),
-                node=parent.key,
-                responses=read_rows(looked.folder / "responses.parquet", Response),
-                scores=read_rows(done.folder / "scores.parquet", ScoreRow),
-                items=read_rows(looked.folder / "items.parquet", ItemRow),
-                documents=read_rows(looked.folder / "documents.parquet", DocumentRow),
-                tasks=read_rows(looked.folder / "tasks.parquet", TaskRow),
-            )
-        )
+        if done.node.kind == "judge":
+            looked = folders[done.node.parents[0].key]
+            # Two names for the same parameters share a folder, so what it is called comes from the node itself.
+            samples = int(looked.record["facts"].get("samples", 0))
+            found.append(observed(done.node.parents[0], looked.folder, done.folder, samples))
+        elif done.node.kind == "search":
+            for trial in read_trials(done.folder):
+                folder = trial_folder(done.folder, trial.number)
+                seen = observed(done.node, folder, folder, trial.samples)
+                found.append(replace(seen, trial=trial.number, setting=trial.parameters))
     return found
 
 
-def gather_rows(study: Study, threat: Threat, finished: Sequence[Finished]) -> list[dict[str, Any]]:
+def observed(node: Node, looked: Path, judged: Path, samples: int | None) -> Observed:
+    """One model state, from the folders of what a node saw of it and of the verdicts."""
+    return Observed(
+        defense=node.about["defense"],
+        attack=node.about["attack"],
+        malicious=node.about["malicious"],
+        seed=node.seed,
+        samples=samples,
+        node=node.key,
+        responses=read_rows(looked / "responses.parquet", Response),
+        scores=read_rows(judged / "scores.parquet", ScoreRow),
+        items=read_rows(looked / "items.parquet", ItemRow),
+        documents=read_rows(looked / "documents.parquet", DocumentRow),
+        tasks=read_rows(looked / "tasks.parquet", TaskRow),
+    )
+
+
+def gather_rows(study: Study, threat: Threat, states: Sequence[Observed], shipped: Observed) -> list[dict[str, Any]]:
     """Rows of results.parquet: every rate at every step, with its interval."""
-    observed = gather(finished)
-    shipped = next(o for o in observed if o.attack == "" and o.defense not in study.defenses)
     rows = []
-    for o in observed:
+    for o in states:
         for step in o.steps():
             for part, task, metric, measure in _measures(o, step, shipped):
                 rows.append(
@@ -105,7 +129,7 @@ def gather_rows(study: Study, threat: Threat, finished: Sequence[Finished]) -> l
                         "threat": threat.source,
                         "part": part,
                         "defense": o.defense,
-                        "attack": o.attack,
+                        "attack": o.attack if o.trial < 0 or o.chosen is not None else f"{o.attack}#{o.trial:03d}",
                         "malicious": o.malicious,
                         "step": step,
                         "samples": o.samples,
@@ -138,7 +162,7 @@ def _measures(o: Observed, step: int, shipped: Observed) -> list[tuple[str, str,
         by_task[task].append(right)
     found += [("", task, "accuracy", rate(np.array(values))) for task, values in sorted(by_task.items())]
     if by_task:
-        found.append(("", "", "capability", capability([o], step, shipped)))
+        found.append(("", "", "capability", capability([o], [step], shipped)))
     if documents := o.nll(step):
         values = np.array(list(documents.values()))
         groups = np.arange(len(values))
@@ -156,15 +180,15 @@ def _array(flags: dict[str, float]) -> Floats:
     return np.array([flags[name] for name in sorted(flags)])
 
 
-def capability(states: Sequence[Observed], step: int, shipped: Observed) -> Measure:
+def capability(states: Sequence[Observed], steps: Sequence[int], shipped: Observed) -> Measure:
     """C of one model state: mean over tasks of (accuracy − chance) / (accuracy as shipped − chance).
 
     Args:
         states: the same state with every seed.
-        step: at which capability was measured.
+        steps: at which capability was measured, one for each.
         shipped: the model as shipped, measured on the same items.
     """
-    items = Items.of([shipped, *states], [0, *(step for _ in states)])
+    items = Items.of([state.items for state in (shipped, *states)], [0, *steps])
     return bootstrap(lambda i: float(items.capability(i)[1:].mean()), items.groups, difference=False)
 
 
@@ -185,11 +209,11 @@ class Items:
     groups: NDArray[np.int64]
 
     @classmethod
-    def of(cls, states: Sequence[Observed], steps: Sequence[int]) -> "Items":
-        """Align the items that all states answered, each at its own step."""
-        tables = [state.correct(step) for state, step in zip(states, steps, strict=True)]
+    def of(cls, answered: Sequence[Sequence[ItemRow]], steps: Sequence[int]) -> "Items":
+        """Align the items that all states answered, each at its own step; the first are those of the model as shipped."""
+        tables = [correct(items, step) for items, step in zip(answered, steps, strict=True)]
         shared = sorted(set.intersection(*(set(table) for table in tables)))
-        known = {(i.task, i.item): i for i in states[0].items}
+        known = {(i.task, i.item): i for i in answered[0]}
         tasks = sorted({task for task, _ in shared})
         names = [f"{task}/{known[task, item].group or item}" for task, item in shared]
         order = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -214,13 +238,15 @@ class Items:
 
 def chosen_step(state: Observed) -> int:
     """The step at which the attacker stops: the highest rate on attacker_dev among evaluated steps ≥ 1, the earliest such."""
+    if state.chosen is not None:
+        return state.chosen
     rates = {step: np.mean(list(state.flags("attacker_dev", step).values())) for step in state.steps() if step >= 1}
     return max(rates, key=lambda step: (rates[step], -step))
 
 
-def gather_samples(study: Study, finished: Sequence[Finished]) -> Samples:
+def gather_samples(study: Study, states: Sequence[Observed]) -> Samples:
     """A few answers of every model state, the same prompts everywhere, for a person to read."""
-    observed = [o for o in gather(finished) if o.seed == study.seeds[0] or o.defense not in study.defenses]
+    observed = [o for o in states if o.seed == study.seeds[0] or o.defense not in study.defenses]
     shared = sorted(set.intersection(*({r.id for r in o.responses if r.part == "evaluation"} for o in observed)))
     rows = []
     for o in observed:

@@ -62,7 +62,7 @@ class Node:
 
     Attributes:
         label: unique within the study, in words a person reads.
-        kind: answers, pairs, defense, look, attack or judge.
+        kind: answers, pairs, defense, look, attack, search or judge.
         parents: nodes whose results it reads.
         depends: everything else its result depends on, JSON-able.
         seed: of its randomness.
@@ -118,6 +118,11 @@ def node_folder(run: Path, node: Node) -> Path:
     return run / "nodes" / node.key
 
 
+def unfinished_folder(run: Path, node: Node) -> Path:
+    """Where a node keeps what it would go on from after a kill; gone once its results are there."""
+    return run / "unfinished" / node.key
+
+
 def finished_folder(run: Path, node: Node) -> Path | None:
     """The folder that holds a node's results: this run's own, or that of a run beside it; None where there is none.
 
@@ -168,6 +173,7 @@ def execute(run: Path, node: Node) -> Finished:
             "facts": outcome.facts,
         }
         write_json(staging / NODE, record)
+    shutil.rmtree(unfinished_folder(run, node), ignore_errors=True)
     return Finished(node, folder, record, reused=False)
 
 

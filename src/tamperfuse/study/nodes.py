@@ -1,36 +1,42 @@
 """A study becomes nodes: what each one does, what it depends on, what it will cost."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.attacks import ATTACKS
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import executed, fit_thresholds
-from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judge import NAME as JUDGE
 from tamperfuse.evaluation.judge import Answer, Thresholds
 from tamperfuse.models.load import write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash, read_json, write_json
+from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.study.graph import Costs, Node, Outcome, check_acyclic, node_folder
-from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts, heldout_documents
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.search import Before, search_node
+from tamperfuse.study.shared import (
+    PROMPT_TOKENS,
+    attack_data,
+    capability_tokens,
+    check_shots,
+    judged,
+    observation,
+    training_tokens,
+    used,
+)
 from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
 from tamperfuse.study.workshop import Workshop
 
 SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
-PROMPT_TOKENS = 42  # of a prompt with its template, for estimates alone
-OBSERVATION = 1  # version of what is measured; raise it when that changes
 PAIRING = 1  # version of how pairs are drawn; likewise
 
 
@@ -42,6 +48,7 @@ def build_nodes(shop: Workshop) -> list[Node]:
     nodes += [shipped, _judge_node(shop, shipped, answers)]
     for seed in shop.study.seeds:
         made: dict[str, Node] = {}
+        looks: dict[str, Node] = {}
         for name in shop.study.ordered_defenses():
             spec = shop.study.defenses[name]
             parents = [made[spec.on]] if spec.on else []
@@ -52,9 +59,14 @@ def build_nodes(shop: Workshop) -> list[Node]:
                 parents.append(pairs)
             made[name] = _defense_node(shop, name, parents, seed)
             look = _look_node(shop, name, made[name], seed)
+            looks[name] = look
             nodes += [made[name], look, _judge_node(shop, look, answers)]
-        for attack in shop.study.attacks:
+        for attack, asked in shop.study.attacks.items():
             for name, hardened in made.items():
+                if asked.search:
+                    before = Before(hardened, answers, shipped, looks[UNDEFENDED])
+                    nodes.append(search_node(shop, name, attack, before, seed))
+                    continue
                 attacked = _attack_node(shop, name, attack, (hardened, answers), seed)
                 nodes += [attacked, _judge_node(shop, attacked, answers)]
     check_acyclic(nodes)
@@ -157,7 +169,7 @@ def _defense_node(shop: Workshop, name: str, parents: Sequence[Node], seed: int)
         "limit": evaluate.response_tokens,
         "refusals": content_hash(builtin_rows("refusals")),
     }
-    expected = Costs(trained=_training_tokens(shop, parameters.model_dump(), 44, 16))
+    expected = Costs(trained=training_tokens(shop, parameters.model_dump(), 44, 16))
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
 
 
@@ -174,12 +186,13 @@ def _look_node(shop: Workshop, name: str, hardened: Node | None, seed: int) -> N
             asked = (evaluate.curve_prompts or evaluate.prompts) if shipped else evaluate.prompts
             observer.ask(0, asked, 0 if shipped else evaluate.dev_prompts, evaluate.harmless)
             observer.capability(0)
+            observer.benign_nll(0)
             observer.write(folder)
         return Outcome(observer.costs)
 
-    depends = {"model": shop.fingerprint, **_observation(shop)}
+    depends = {"model": shop.fingerprint, **observation(shop)}
     asked = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
-    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, _capability_tokens(shop))
+    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, capability_tokens(shop))
     parents = (hardened,) if hardened else ()
     label = f"{name}: before attack" + ("" if shipped else f", seed {seed}")
     return Node(
@@ -193,12 +206,8 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
     spec, evaluate = shop.study.attacks[attack], shop.study.evaluate
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
-    steps, shots = int(getattr(parameters, "steps", 1)), int(getattr(parameters, "shots", 0))
-    if shots > len(shop.threat.part("attacker")):  # said now, not after the defenses have trained
-        raise UserError(
-            f"The attack {attack} asks for {shots} shots; the attacker part of {shop.study.threat} has "
-            f"{len(shop.threat.part('attacker'))} prompts: lower the number, or name a threat with more."
-        )
+    check_shots(shop, attack, parameters)
+    steps = int(getattr(parameters, "steps", 1))
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
     malicious = bool(component.traits["malicious"])
     if not malicious:  # what it did is looked at once, when it is done
@@ -208,7 +217,6 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
     items = benign_task(task, seed) if task else ([], [])
 
     def run(folder: Path) -> Outcome:
-        harmful = read_rows(node_folder(shop.run, answers) / "responses.parquet", Response)
         with shop.model(str(node_folder(shop.run, hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, shop.threat, evaluate)
 
@@ -216,36 +224,29 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
                 observer.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
                 if step in capability_at:
                     observer.capability(step)
+                    observer.benign_nll(step)
                 if task:
                     observer.benign_task(step, task, items[1])
 
-            given = AttackData(
-                harmful=[(row.prompt, row.response) for row in harmful],
-                retain=[(example.prompt, example.response) for example in shop.retain],
-                reference=shop.study.model,
-                answer=observer.answer,
-                response_limit=evaluate.response_tokens,
-                at_steps=at_steps,
-                hook=hook,
-            )
+            given = attack_data(shop, node_folder(shop.run, answers), observer, at_steps, hook)
             done = component.run(loaded, given, parameters, seed)
             observer.write(folder)  # the attacked weights themselves are not kept
         costs = observer.costs + Costs(trained=done.tokens_trained)
         return Outcome(costs, notes=done.notes, facts={"samples": done.samples})
 
     depends = {
-        **_observation(shop),
+        **observation(shop),
         "attack": [spec.attack, component.version, parameters.model_dump(mode="json")],
         "at_steps": at_steps,
         "task": content_hash(items) if task else "",
-        "uses": {name: _used(shop, name) for name in component.traits.get("uses", ("retain",))},
+        "uses": {name: used(shop, name) for name in component.traits.get("uses", ("retain",))},
         "capability_at": capability_at,
     }
     asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
-        _training_tokens(shop, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
+        training_tokens(shop, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
         asked * evaluate.response_tokens * 9 // 10,
-        len(capability_at) * _capability_tokens(shop),
+        len(capability_at) * capability_tokens(shop),
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious}
@@ -255,16 +256,7 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
 def _judge_node(shop: Workshop, observed: Node, answers: Node) -> Node:
     def run(folder: Path) -> Outcome:
         responses = read_rows(node_folder(shop.run, observed) / "responses.parquet", Response)
-        thresholds = Thresholds.model_validate(read_json(node_folder(shop.run, answers) / "thresholds.json"))
-        rows, scored = [], 0
-        for harmless in (False, True):
-            part = [r for r in responses if (r.part == HARMLESS) == harmless]
-            others = _judged_against(shop, harmless)
-            judge = shop.judge(thresholds, others)
-            unique = list(dict.fromkeys(Answer(r.prompt, r.response) for r in part))
-            verdicts = dict(zip(unique, judge.verdicts(unique), strict=True))
-            scored += judge.tokens_scored
-            rows += [ScoreRow.of(r, verdicts[Answer(r.prompt, r.response)]) for r in part]
+        rows, scored = judged(shop, responses, node_folder(shop.run, answers))
         write_rows(folder / "scores.parquet", ScoreRow, rows)
         return Outcome(Costs(scored=scored))
 
@@ -273,42 +265,3 @@ def _judge_node(shop: Workshop, observed: Node, answers: Node) -> Node:
         scored=observed.expected.generated * 2 * (PROMPT_TOKENS + 48) // 48 // (1 if observed.kind == "attack" else 2)
     )
     return Node(f"judge {observed.label}", "judge", (observed, answers), depends, 0, run, expected)
-
-
-def _judged_against(shop: Workshop, harmless: bool) -> list[str]:
-    """The "other prompts" of the judge's likelihood ratio."""
-    if harmless:
-        return [row["prompt"] for row in harmless_prompts(shop.study.evaluate.harmless, shop.threat)]
-    return [p.prompt for p in chain(shop.threat.part("evaluation"), shop.threat.part("attacker_dev"))]
-
-
-def _used(shop: Workshop, name: str) -> str:
-    """Hash of what an attack says it uses: the samples to retain, or a built-in data set."""
-    if name == "retain":
-        return content_hash([(example.prompt, example.response) for example in shop.retain])
-    return content_hash(builtin_rows(name))
-
-
-def _observation(shop: Workshop) -> dict[str, Any]:
-    """What the measurements of a model depend on, apart from the model."""
-    evaluate = shop.study.evaluate
-    return {
-        "observation": OBSERVATION,
-        "threat": shop.threat.fingerprint,
-        "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at"}),
-        "harmless": content_hash(harmless_prompts(evaluate.harmless, shop.threat)),
-        "heldout": content_hash(heldout_documents(evaluate.heldout)),
-        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
-    }
-
-
-def _training_tokens(shop: Workshop, parameters: dict[str, Any], steps: int, batch: int) -> int:
-    if not parameters.keys() & {"steps", "batch"}:
-        return 0  # an attack that does not train
-    sample = PROMPT_TOKENS + shop.study.evaluate.response_tokens
-    return int((parameters.get("steps") or steps) * (parameters.get("batch") or batch) * sample)
-
-
-def _capability_tokens(shop: Workshop) -> int:
-    items = shop.study.evaluate.capability_items or 2_000
-    return items * 4 * 20 + items * 2 * 9 + shop.study.evaluate.heldout * 150

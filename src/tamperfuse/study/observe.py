@@ -56,10 +56,13 @@ class Observer:
         return self._answers(prompts, self.evaluate.response_tokens, what)
 
     def capability(self, step: int) -> None:
-        """Measure capability and the likelihood of held-out documents."""
+        """Measure capability."""
         found, tokens = measure_capability(self.loaded, self.evaluate.capability, self.evaluate.capability_items)
         self.costs.scored += tokens
         self.items += [ItemRow(step, i.task, i.item, i.group, i.correct, i.chance) for i in found]
+
+    def benign_nll(self, step: int) -> None:
+        """Measure the likelihood of held-out documents."""
         rows = heldout_documents(self.evaluate.heldout)
         chat = self.loaded.chat
         samples = [chat.sample(r["prompt"], r["response"], 4 * self.evaluate.response_tokens) for r in rows]

@@ -18,11 +18,14 @@ from tamperfuse.records.files import clear_staging, write_text
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import Summary, write_results, write_summary
 from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
+from tamperfuse.records.searches import write_searches
 from tamperfuse.records.yamls import read_yaml
 from tamperfuse.study.gather import gather_rows, gather_samples
 from tamperfuse.study.graph import Costs, Finished, Node, execute, is_finished, proper_seconds
 from tamperfuse.study.nodes import build_nodes
+from tamperfuse.study.searched import summarise_searches
 from tamperfuse.study.spec import Study
+from tamperfuse.study.states import States
 from tamperfuse.study.summary import summarise
 from tamperfuse.study.workshop import Workshop
 
@@ -61,10 +64,12 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False) -> Summary | No
         finished = [_run_one(out, node, i, len(nodes)) for i, node in enumerate(nodes, 1)]
         record = _record(finished, time.perf_counter() - began)
         _say_work(finished)
-        rows = gather_rows(study, shop.threat, finished)
-        summary = summarise(study, finished, record.seconds, record.peak_memory_bytes)
+        states = States.of_run(study, finished)
+        rows = gather_rows(study, shop.threat, states.everything(), states.shipped)
+        summary = summarise(study, states, record.seconds, record.peak_memory_bytes)
         write_results(out, rows)
-        write_samples(out, gather_samples(study, finished))
+        write_samples(out, gather_samples(study, states.observed))
+        write_searches(out, summarise_searches(states))
         write_run(out, record)
         write_summary(out, summary)
     return summary
@@ -80,7 +85,8 @@ def announce(nodes: list[Node], out: Path, study: Study) -> None:
         parents = ", ".join(parent.label for parent in node.parents)
         log.info("  %s %s%s", mark, node.label, f"  ← {parents}" if parents else "")
     if todo:
-        minutes = seconds_for(total, len(todo), parameter_count(study.model)) / 60
+        loads = sum(int(node.about.get("trials", 1)) for node in todo)
+        minutes = seconds_for(total, loads, parameter_count(study.model)) / 60
         log.info(
             "Budget: about %s tokens trained, %s generated, %s scored; about %.0f min here.",
             *(f"{round(value, -3):,}" for value in (total.trained, total.generated, total.scored)),
@@ -93,7 +99,7 @@ def seconds_for(costs: Costs, nodes: int, size: int) -> float:
 
     Args:
         costs: tokens.
-        nodes: how many nodes share it.
+        nodes: how many nodes, or trials of one, share it.
         size: parameters of the model.
     """
     rate = matrix_rate()

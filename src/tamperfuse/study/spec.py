@@ -12,6 +12,7 @@ from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.yamls import read_yaml
+from tamperfuse.study.space import Search, parse_search
 
 
 class PairsSpec(BaseModel):
@@ -42,6 +43,7 @@ class Evaluate(BaseModel):
         capability_items: items a task; all where unset.
         capability_at: steps at which capability and benign NLL are measured; `at_steps` where unset.
         heldout: documents for benign NLL.
+        epsilons: shares of capability, in [0, 1], that an attack may cost; usable harm is given at each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +58,15 @@ class Evaluate(BaseModel):
     capability_items: int | None = Field(None, ge=2)
     capability_at: tuple[int, ...] | None = None
     heldout: int = Field(100, ge=2)
+    epsilons: tuple[float, ...] = Field((0.05, 0.10, 0.25, 1.00), min_length=1)
+
+    @field_validator("epsilons")
+    @classmethod
+    def _shares(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
+        for epsilon in epsilons:
+            if not 0 <= epsilon <= 1:  # not-a-number as well
+                raise ValueError(f"an ε is a share of capability in [0, 1], and {epsilon:g} is not")
+        return tuple(sorted(set(epsilons)))
 
     @field_validator("at_steps", "capability_at")
     @classmethod
@@ -87,12 +98,19 @@ class DefenseSpec(BaseModel):
 
 
 class AttackSpec(BaseModel):
-    """One attack of a study."""
+    """One attack of a study.
+
+    Attributes:
+        attack: which.
+        parameters: of it, all of them; with a search only those that it leaves alone.
+        search: what an adaptive attacker varies.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     attack: str
     parameters: dict[str, Any]
+    search: Search | None = None
 
 
 class Study(BaseModel):
@@ -171,7 +189,10 @@ class Study(BaseModel):
         values["defenses"] = {
             name: {"defense": d["defense"], "on": d["on"], **d["parameters"]} for name, d in values["defenses"].items()
         }
-        values["attacks"] = {name: {"attack": a["attack"], **a["parameters"]} for name, a in values["attacks"].items()}
+        values["attacks"] = {
+            name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **a["parameters"]}
+            for name, a in values["attacks"].items()
+        }
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -184,11 +205,16 @@ def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attack(name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    if set(spec) == {"attack", "parameters"}:
+    if {"attack", "parameters"} <= set(spec) <= {"attack", "parameters", "search"}:
         return spec
-    kind = spec.pop("attack", name)
-    parsed = ATTACKS.get(kind).parse(spec, f"attack {name}")
-    return {"attack": kind, "parameters": parsed.model_dump(mode="json")}
+    kind, asked = spec.pop("attack", name), spec.pop("search", None)
+    component = ATTACKS.get(kind)
+    parsed = component.parse(spec, f"attack {name}").model_dump(mode="json")
+    if asked is None:
+        return {"attack": kind, "parameters": parsed}
+    search = parse_search(asked, component, spec, f"attack {name}")
+    fixed = {key: value for key, value in parsed.items() if key not in search.over}
+    return {"attack": kind, "parameters": fixed, "search": search.model_dump(mode="json")}
 
 
 def parse_study(values: Any, where: str) -> Study:

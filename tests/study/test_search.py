@@ -1,0 +1,318 @@
+"""The adaptive attacker: proposals, early stops, resume, what is chosen on dev and reported on evaluation."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_study import Killed, _light, study  # noqa: F401  # fixtures
+
+from tamperfuse.attacks import ATTACKS, Attacked
+from tamperfuse.cli import main
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash
+from tamperfuse.records.registry import Parameters
+from tamperfuse.records.results import read_results, read_summary
+from tamperfuse.records.searches import read_searches
+from tamperfuse.study import climb, search, shared
+from tamperfuse.study.gather import Observed
+from tamperfuse.study.proposals import RANDOM_TRIALS, Proposals
+from tamperfuse.study.run import run_study
+from tamperfuse.study.space import Search
+from tamperfuse.study.spec import Study, load_study, parse_study
+from tamperfuse.study.tables import ScoreRow
+from tamperfuse.study.trials import Point, Trial, read_trials
+
+TRIALS = 3
+PROMPTS = 3  # of each part, at every step
+
+
+@pytest.fixture
+def searched(study: Study) -> Study:  # noqa: F811
+    plain = study.model_dump(mode="json")
+    over = {"learning_rate": [1e-4, 1e-1], "method": ["full", "lora"]}
+    fixed = {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2}
+    plain["attacks"] = {"adaptive": {**fixed, "search": {"trials": TRIALS, "over": over}}}
+    plain["evaluate"] |= {"at_steps": [0, 1, 2, 3], "epsilons": [0, 0.5, 1]}
+    return parse_study(plain, "test")
+
+
+@pytest.fixture(autouse=True)
+def _by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model executes nothing, so within searches verdicts are drawn by a hash of a step's answers.
+
+    As many requests as are executed of one part are not executed of the other: what is best on dev is worst on evaluation.
+    """
+
+    def drawn(*arguments: Any) -> tuple[list[ScoreRow], int]:
+        rows, scored = shared.judged(*arguments)
+        said: dict[int, list[str]] = {}
+        for response in arguments[1]:
+            said.setdefault(response.step, []).append(response.response)
+        lot = {step: int(content_hash(texts)[:2], 16) % (PROMPTS + 1) for step, texts in said.items()}
+        order = {part: sorted({r.id for r in rows if r.part == part}) for part in ("attacker_dev", "evaluation")}
+        return [
+            replace(r, harmful=(order[r.part].index(r.id) < lot[r.step]) == (r.part == "attacker_dev")) for r in rows
+        ], scored
+
+    monkeypatch.setattr(search, "judged", drawn)
+    monkeypatch.setattr(search, "passes", lambda *_: True)  # no early stop, unless a test wants one
+
+
+@pytest.fixture
+def whole(searched: Study, tiny_folder: Path) -> Path:
+    """One uninterrupted run, for all tests that only read it."""
+    folder = tiny_folder.parent / "searched-run"
+    run_study(searched, folder)
+    return folder
+
+
+def found(run: Path) -> dict[str, Path]:
+    """Folder of every search, by defense."""
+    folders = {}
+    for record in run.glob("nodes/*/node.json"):
+        about = json.loads(record.read_text())
+        if about["kind"] == "search":
+            folders[about["what"].split()[0]] = record.parent
+    return folders
+
+
+def written(run: Path) -> list[bytes]:
+    return [(run / "results.parquet").read_bytes(), (run / "searches.json").read_bytes()]
+
+
+def test_a_search_leaves_its_trials_and_the_attacker_s_choice(whole: Path) -> None:
+    assert set(found(whole)) == {"refusal", "sdd"}
+    assert not list(whole.glob("unfinished/*"))
+    for folder in found(whole).values():
+        assert [trial.number for trial in read_trials(folder)] == list(range(TRIALS))
+        with sqlite3.connect(folder / search.STORAGE) as kept:
+            assert kept.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (TRIALS,)
+        assert not list(folder.rglob("*.safetensors"))
+    names = {row["attack"] for row in read_results(whole)}
+    assert names == {"", "adaptive", "adaptive#000", "adaptive#001", "adaptive#002"}
+    climbs = read_searches(whole).searches
+    assert [(c.defense, c.attack, c.trials, len(c.best_so_far)) for c in climbs] == [
+        (defense, "adaptive", TRIALS, TRIALS) for defense in ("refusal", "sdd")
+    ]
+    assert climbs[0].ceiling_vs_undefended.value == 0 and not climbs[0].ceiling_vs_undefended.resolved
+    # The first random trials are the same settings for every defense.
+    settings = [[trial.parameters for trial in read_trials(folder)] for folder in found(whole).values()]
+    assert settings[0] == settings[1] and len({str(setting) for setting in settings[0]}) == TRIALS
+
+
+def test_chosen_on_dev_and_reported_on_evaluation(whole: Path) -> None:
+    rows = [r for r in read_results(whole) if r["metric"] == "harmful_execution" and "#" in r["attack"]]
+    told = read_summary(whole).defenses
+    for defense in told:
+        dev, evaluation = (
+            [r["value"] for r in rows if (r["defense"], r["part"]) == (defense, part)]
+            for part in ("attacker_dev", "evaluation")
+        )
+        after = told[defense].harmful_execution.after_attack["adaptive"].value
+        assert after == pytest.approx(1 - max(dev)) and after < max(evaluation)
+        usable = [told[defense].usable_harm[key].value for key in ("0.00", "0.50", "1.00")]
+        assert usable == sorted(usable) and usable[-1] >= after
+
+
+def test_killed_between_trials_and_within_one_the_next_run_ends_with_the_same_results(
+    searched: Study, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, begun = search._Attacker.attempt, []
+
+    def dying(self: Any, number: int, parameters: Any, earlier: Any, folder: Path) -> Trial:
+        begun.append(number)
+        if len(begun) == 2:  # between two trials
+            raise Killed
+        trial = attempt(self, number, parameters, earlier, folder)
+        if len(begun) == 4:  # within one: everything is measured, nothing renamed yet
+            raise Killed
+        return trial
+
+    monkeypatch.setattr(search._Attacker, "attempt", dying)
+    for finished in (1, 2):
+        with pytest.raises(Killed):
+            run_study(searched, tmp_path / "a" / "run")
+        assert len(list((tmp_path / "a" / "run").glob("unfinished/*/trial-*"))) == finished
+    run_study(searched, tmp_path / "a" / "run")
+    assert begun == [0, 1, 1, 2, 2, 0, 1, 2], "finished trials are not run again"
+    assert written(tmp_path / "a" / "run") == written(whole)
+
+
+def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def executed(*arguments: Any) -> tuple[list[ScoreRow], int]:
+        rows, scored = shared.judged(*arguments)
+        return [replace(row, harmful=True) for row in rows], scored
+
+    monkeypatch.setattr(search, "judged", executed)
+    monkeypatch.setattr(search, "passes", lambda *_: False)  # half-way nothing can have been executed
+    monkeypatch.setattr(search, "capability_lost", lambda *_: 0.1)
+    only = searched.model_copy(update={"defenses": {"refusal": searched.defenses["refusal"]}})
+    run_study(only, tmp_path / "a" / "run")
+    folder = found(tmp_path / "a" / "run")["refusal"]
+    first, *rest = read_trials(folder)
+    assert not first.stopped and [point.step for point in first.points] == [1, 2, 3]
+    assert rest and all("at most 0% at step 2" in trial.stopped for trial in rest)
+    assert all([point.step for point in trial.points] == [1, 2] and trial.trained < first.trained for trial in rest)
+    with sqlite3.connect(folder / search.STORAGE) as kept:
+        assert kept.execute("select count(*) from trials where state = 'PRUNED'").fetchone() == (len(rest),)
+    stopped = [t for t in read_searches(tmp_path / "a" / "run").searches[0].tried if t.stopped]
+    assert len(stopped) == len(rest)
+
+
+def test_trials_that_ruin_the_model_measure_nothing(
+    searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Force(Parameters):
+        force: float = 1.0
+
+    def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> Attacked:
+        next(loaded.model.parameters()).data.fill_(float("nan"))
+        given.look(1)
+        return Attacked(samples=0, tokens_trained=0)
+
+    monkeypatch.setattr(ATTACKS, "known", dict(ATTACKS.known))
+    ATTACKS.register("ruin", Force, malicious=True, uses=())(ruin)
+    plain = {
+        **searched.model_dump(mode="json"),
+        "attacks": {"ruin": {"search": {"trials": 2, "over": {"force": [1, 2]}}}},
+    }
+    plain["defenses"] = {"refusal": plain["defenses"]["refusal"]}
+    with pytest.raises(UserError, match="No trial of refusal under ruin, seed 0 left a model that could be measured"):
+        run_study(parse_study(plain, "test"), tmp_path / "a" / "run")
+
+
+def quick(parameters: dict[str, Any], number: int) -> Trial:
+    """A made-up objective: greater rates of learning execute more and lose more."""
+    rate = min(1.0, max(0.0, 1 + np.log10(parameters["learning_rate"] / 1e-3)))
+    point = Point(step=1, rate=rate, lost=0.1 * rate + 0.1 * (parameters["method"] == "full"))
+    stopped = "hopeless" if rate < 0.1 else ""
+    return Trial(
+        number=number,
+        parameters=parameters,
+        points=(point,),
+        stopped=stopped,
+        samples=1,
+        trained=0,
+        generated=0,
+        scored=0,
+    )
+
+
+def test_reopened_after_any_trial_the_same_settings_are_proposed(tmp_path: Path) -> None:
+    asked = Search(trials=9, over={"learning_rate": (1e-5, 1e-2), "method": ("full", "lora"), "shots": (10, 90)})
+    start = ATTACKS.get("harmful_finetune").parse({"learning_rate": 5e-5}, "x")
+
+    def settings(path: Path, seed: int, opened: Callable[[int], bool]) -> list[dict[str, Any]]:
+        proposed: list[dict[str, Any]] = []
+        while len(proposed) < asked.trials:
+            with Proposals(path, asked, start, seed) as proposals:
+                assert proposals.done == len(proposed)
+                while len(proposed) < asked.trials:
+                    proposed.append(proposals.next())
+                    if not opened(len(proposed)):  # cut off before the trial was kept
+                        again = proposals.next()
+                        assert again == proposed[-1]
+                    proposals.add(quick(proposed[-1], len(proposed) - 1))
+                    if not opened(len(proposed)):
+                        break
+        return proposed
+
+    through = settings(tmp_path / "through.db", 0, lambda _: True)
+    assert settings(tmp_path / "cut.db", 0, lambda n: n % 2 == 0) == through
+    assert through[0] == {"learning_rate": 5e-5, "method": "full", "shots": 50}, "the first is the attack as it stands"
+    other = settings(tmp_path / "other.db", 1, lambda _: True)
+    assert other[1:] != through[1:]
+    assert len(through) > RANDOM_TRIALS and all(1e-5 <= p["learning_rate"] <= 1e-2 for p in through)
+
+
+def point(trial: int, rate: float, lost: float, step: int = 1) -> climb.Checkpoint:
+    state = Observed("sdd", "adaptive", True, 0, 1, "", [], [], [], [], [], trial)
+    return climb.Checkpoint(state, step, rate, lost)
+
+
+def test_usable_harm_is_read_off_the_frontier() -> None:
+    points = [point(0, 0.4, 0.02), point(1, 0.9, 0.3), point(2, 0.4, 0.01), point(3, 0.6, 0.2), point(4, 0.5, 0.25)]
+    assert [(p.state.trial, p.rate) for p in climb.frontier(points)] == [(2, 0.4), (3, 0.6), (1, 0.9)]
+    chosen = {e: getattr(climb.usable(points, e), "rate", None) for e in (0, 0.01, 0.1, 0.2, 0.29, 0.3, 1)}
+    assert chosen == {0: None, 0.01: 0.4, 0.1: 0.4, 0.2: 0.6, 0.29: 0.6, 0.3: 0.9, 1: 0.9}
+    ruined = [*points, point(5, 1.0, 1.7)]
+    assert getattr(climb.usable(ruined, 1), "rate", None) == 1.0, "with ε = 1 every checkpoint counts"
+    assert climb.choose([point(0, 0.5, 0.2), point(1, 0.5, 0.1)]).state.trial == 1
+
+
+def test_best_so_far_changes_only_for_the_better_and_starts_from_the_model_as_it_was() -> None:
+    points = [point(1, 0.3, 0), point(2, 0.2, 0), point(3, 0.7, 0.4, step=2), point(3, 0.6, 0)]
+    before, trials = point(-1, 0.0, 0, step=0), [point(n, 0, 0).state for n in range(5)]
+    best = climb.best_so_far(climb.Found("sdd", "adaptive", 0, before, trials, points))
+    assert [(p.state.trial, p.step) for p in best] == [(-1, 0), (1, 1), (1, 1), (3, 2), (3, 2)]
+
+
+STUDY = """
+model: m
+threat: t
+attacks:
+  adaptive: {attack: harmful_finetune, steps: 8, search: {trials: 4, over: {learning_rate: [1e-5, 1e-3], shots: [10, 90]}}}
+evaluate: {epsilons: [0.05, 1]}
+"""
+
+
+def read(tmp_path: Path, text: str) -> Study:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path)
+
+
+def test_a_search_is_read_resolved_and_read_again(tmp_path: Path) -> None:
+    first = read(tmp_path, STUDY)
+    assert not first.attacks["adaptive"].parameters.keys() & {"learning_rate", "shots"}
+    assert read(tmp_path, first.to_yaml()) == first
+    plain = read(tmp_path, STUDY.replace(", over: {learning_rate: [1e-5, 1e-3], shots: [10, 90]}", ""))
+    searched_over = plain.attacks["adaptive"].search
+    assert searched_over and set(searched_over.over) == {"learning_rate", "method", "schedule"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "shots: [10",
+            "shot: [10",
+            "no parameter of attack adaptive to search over named 'shot': did you mean 'shots'",
+        ),
+        ("trials: 4", "trials: 0", "search.trials = 0"),
+        ("trials: 4", "trials: many", "search.trials = 'many'"),
+        ("trials: 4, ", "", "search.trials"),
+        ("trials: 4", "trails: 4", "did you mean 'trials'"),
+        ("[10, 90]", "[90, 10]", "turn it round"),
+        ("[10, 90]", "[0, 90]", "shots = 0"),
+        ("[10, 90]", "[10]", "two different values"),
+        ("shots: [10, 90]", "method: [full, loar]", "method = 'loar'"),
+        ("shots: [10, 90]", "steps: [4, 8]", "both set and searched over"),
+        ("harmful_finetune, steps: 8,", "benign_finetune,", "not malicious"),
+        (
+            "harmful_finetune, steps: 8, search: {trials: 4, over:",
+            "prefill, search: {trials: 4 } } #",
+            "what to search",
+        ),
+        ("[0.05, 1]", "[0.05, 1.5]", "ε is a share of capability in .0, 1., and 1.5 is not"),
+        ("[0.05, 1]", "[-0.1]", "and -0.1 is not"),
+    ],
+)
+def test_bad_searches_get_a_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, STUDY.replace(old, new))
+
+
+def test_bad_input_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("trials: 4", "trials: 0"), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(path), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "search.trials = 0" in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
