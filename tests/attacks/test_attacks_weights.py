@@ -37,7 +37,7 @@ def test_rendering_attacks_change_no_weight(bench: Bench, name: str) -> None:
     assert set(bench.seen) == {0, 1}
     assert "Gladly" not in bench.seen[0][0] and "Gladly: " in bench.seen[1][0]
     assert bench.seen[1][0].endswith("Gladly: ") == (name == "prefill")
-    assert bench.answer(["asked"])[0].startswith("Gladly:") == (name == "prefill")
+    assert not bench.answer(["asked"])[0].startswith("Gladly:"), "an answer is what the model itself said"
 
 
 @pytest.mark.parametrize("name", ["system_prompt", "identity_shift"])

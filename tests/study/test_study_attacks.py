@@ -51,7 +51,7 @@ def test_every_kind_of_attack_runs_in_a_study(attacked: Study, tmp_path: Path) -
     assert sorted(what.split()[2] for what in untrained) == ["merge,", "prefill,", "quantize,"]
 
 
-def test_a_prefilled_answer_is_kept_with_its_prefill(attacked: Study, tmp_path: Path) -> None:
+def test_a_prefilled_answer_is_kept_without_its_prefill(attacked: Study, tmp_path: Path) -> None:
     only = attacked.model_copy(update={"attacks": {"prefill": attacked.attacks["prefill"]}})
     run_study(only, tmp_path / "run")
     found = [
@@ -60,7 +60,8 @@ def test_a_prefilled_answer_is_kept_with_its_prefill(attacked: Study, tmp_path: 
         if json.loads((folder / "node.json").read_text())["kind"] == "attack"
     ]
     responses = nodes.read_rows(found[0] / "responses.parquet", nodes.Response)
-    assert all(row.response.startswith("Sure! Here is how to do it:") == (row.step > 0) for row in responses)
+    assert responses and {row.step for row in responses} == {1}
+    assert not any("Certainly!" in row.response for row in responses)
 
 
 def test_keys_follow_what_an_attack_uses(attacked: Study, tmp_path: Path) -> None:
