@@ -10,7 +10,9 @@ sides take turns, and a side's rate is the better of its rounds.
 Greedy answers in bfloat16 depend on rounding, which depends on the shapes of batches: where two tokens are as likely as each
 other to three digits, another batch size takes the other one. So equality is reported three ways: `equal_same_dtype` (ours
 and the rival's, bfloat16), `rival_self_equal` (the rival at batch 32 and at batch 16, bfloat16: what can be asked for at
-all) and `equal_float32` (ours and the rival's, where rounding hardly matters). The last line is JSON.
+all) and `equal_float32` (ours and the rival's, where rounding hardly matters); `ours_exact` and `rival_exact` are the shares of
+each side's bfloat16 answers that are those of float32. `ratio` compares both sides in the same dtype; `ratio_to_float32` is
+against the rival in float32, the dtype that it loads this checkpoint in when nothing is said. The last line is JSON.
 """
 
 import argparse
@@ -65,11 +67,14 @@ def ours(asked: Asked) -> Run:
 
 def rival(asked: Asked, batch: int = BATCH) -> Run:
     """Transformers' `generate` in padded batches."""
-    from tamperfuse.models.load import load_model
+    from transformers import AutoModelForCausalLM
+
+    from tamperfuse.models.load import load_model, resolve_model
 
     loaded = load_model(MODEL)
-    model, end = loaded.model.to(asked.dtype), loaded.chat.end
-    model.set_attn_implementation("sdpa")
+    # As a user would: `model.to(bfloat16)` instead would round the rotary embedding's frequencies as well.
+    model = AutoModelForCausalLM.from_pretrained(str(resolve_model(MODEL) or MODEL), dtype=asked.dtype)
+    end = loaded.chat.end
     tokens = [loaded.chat.prompt(prompt) for prompt in prompts(asked.prompts)]
 
     def run(some: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -146,6 +151,9 @@ def main() -> None:
                 "equal_same_dtype": equal(mine, theirs),
                 "rival_self_equal": equal(theirs, other),
                 "equal_float32": equal(mine_exact, theirs_exact),
+                "ours_exact": equal(mine, mine_exact),
+                "rival_exact": equal(theirs, theirs_exact),
+                "ratio_to_float32": round(mine.rate / theirs_exact.rate, 2),
                 "ours_float32": round(mine_exact.rate, 1),
                 "rival_float32": round(theirs_exact.rate, 1),
                 "ours_peak_bytes": mine.peak,

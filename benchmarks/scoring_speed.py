@@ -60,14 +60,14 @@ def ours(limit: int) -> Run:
 def rival(limit: int) -> Run:
     """lm-eval's HFLM."""
     from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM
 
-    from tamperfuse.models.load import load_model
+    from tamperfuse.models.load import load_model, resolve_model
     from tamperfuse.models.precision import compute_dtype
 
-    loaded = load_model(MODEL)
-    loaded.model.to(compute_dtype(loaded.model.device)[0])
-    loaded.model.set_attn_implementation("sdpa")
-    return timed(HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH), limit)
+    dtype, _ = compute_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model = AutoModelForCausalLM.from_pretrained(str(resolve_model(MODEL) or MODEL), dtype=dtype)
+    return timed(HFLM(pretrained=model, tokenizer=load_model(MODEL).tokenizer, batch_size=BATCH), limit)
 
 
 def timed(side: Any, limit: int) -> Run:

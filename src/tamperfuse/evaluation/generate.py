@@ -120,5 +120,5 @@ def _prefill(loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: 
     # What sequences share is shared as long as all of it may be looked at.
     row, layout = pack(prompts, 0 if window and window < longest + new_tokens else longest, model.device)
     ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
-    slots = Slots(layout.prefix, layout.lengths, new_tokens, model.dtype, model.device)
+    slots = Slots(layout.prefix, layout.lengths, new_tokens, model.device)
     return slots, packed_logits(model, row, layout, ends.to(model.device), slots)
