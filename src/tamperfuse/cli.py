@@ -6,19 +6,31 @@ Heavy libraries are imported by the command that needs them, so that `--help` an
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
 from tamperfuse import __version__
+from tamperfuse.cli_options import (
+    Model,
+    Out,
+    Reference,
+    ReportTo,
+    Seed,
+    Settings,
+    ThreatSource,
+    parse_reporters,
+    parse_settings,
+)
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.process import is_main, world_size
 from tamperfuse.records.progress import show_progress
 
 app = typer.Typer(
@@ -32,22 +44,8 @@ app = typer.Typer(
 judge_app = typer.Typer(help="The judge of harmful execution, on kept responses.", no_args_is_help=True)
 app.add_typer(judge_app, name="judge")
 out_console = Console(highlight=False, soft_wrap=True)
-
-Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
-Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
-ThreatSource = Annotated[
-    str,
-    typer.Option(
-        help="builtin:cooking, builtin:gardening, a .jsonl with parts, or a data set to split.", metavar="SRC"
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter, key=value; may be repeated.", metavar="KEY=VALUE")
-]
-Reference = Annotated[
-    str | None, typer.Option(help="The model before hardening; by default the origin in its tamperfuse.json.")
-]
+SEVERAL = ("harden", "attack")  # commands that several processes may run together
+HEARD = 3.0  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
     except UserError as error:
+        if not is_main():
+            time.sleep(HEARD)  # what all processes find, the main one says; it takes the others with it
         errors.print(f"tamperfuse: {error}", style="bold red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -71,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stopped(errors: Console) -> None:
-    errors.print("Stopped. A study keeps its finished steps: the same command goes on from there.", style="bold")
+    errors.print(
+        "Stopped. What was finished is kept: the same command goes on from there.",
+        style="bold",
+    )
 
 
 def _set_up_output(errors: Console) -> None:
@@ -82,16 +85,24 @@ def _set_up_output(errors: Console) -> None:
     handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, markup=False)
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_main() else logging.ERROR)
+    out_console.quiet = not is_main()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    show_progress(errors if errors.is_terminal else None)
+    show_progress(errors if errors.is_terminal and is_main() else None)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         out_console.print(__version__)
         raise typer.Exit
+    if world_size() > 1 and context.invoked_subcommand not in SEVERAL:
+        raise UserError(
+            f"`tamperfuse {context.invoked_subcommand}` runs in one process, not {world_size()}: of the commands only "
+            f"{' and '.join(SEVERAL)} go through accelerate launch."
+        )
 
 
 @app.command()
@@ -114,19 +125,20 @@ def run(
     study: Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")],
     out: Out,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and its cost, and stop.")] = False,
+    report_to: ReportTo = None,
 ) -> None:
     """Run a study; what is finished already is reused, so the same command resumes.
 
     Example: `tamperfuse run studies/demo.yaml --out runs/demo`
     """
-    _run_study(study, out, dry_run)
+    _run_study(study, out, dry_run, parse_reporters(report_to))
 
 
-def _run_study(path: Path, out: Path, dry_run: bool) -> None:
+def _run_study(path: Path, out: Path, dry_run: bool, report_to: Sequence[str] = ()) -> None:
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
-    summary = run_study(load_study(path), out, dry_run=dry_run)
+    summary = run_study(load_study(path), out, dry_run=dry_run, report_to=report_to)
     if summary is not None:
         _print_summary(summary)
         _report(out)
@@ -181,6 +193,7 @@ def harden(
     benign: Annotated[str, typer.Option(help="Benign samples to replay.", metavar="SRC")] = "builtin:replay",
     settings: Settings = None,
     seed: Seed = 0,
+    report_to: ReportTo = None,
 ) -> None:
     """Harden a model and save it as a checkpoint that transformers loads anywhere.
 
@@ -188,7 +201,17 @@ def harden(
     """
     from tamperfuse.study.single import harden_model
 
-    harden_model(model, defense, threat, out, pairs=pairs, benign=benign, settings=_settings(settings), seed=seed)
+    harden_model(
+        model,
+        defense,
+        threat,
+        out,
+        pairs=pairs,
+        benign=benign,
+        settings=parse_settings(settings),
+        seed=seed,
+        report_to=parse_reporters(report_to),
+    )
     out_console.print(
         f"The hardened model is in {out}; measure it with: tamperfuse evaluate {out} --threat {threat} --out DIR"
     )
@@ -207,6 +230,7 @@ def attack(
     keep_attacked: Annotated[bool, typer.Option(help="Keep the attacked weights; they are deleted otherwise.")] = False,
     settings: Settings = None,
     seed: Seed = 0,
+    report_to: ReportTo = None,
 ) -> None:
     """Attack a model and measure it before and after.
 
@@ -222,8 +246,9 @@ def attack(
         reference=reference,
         retain=retain,
         keep=keep_attacked,
-        settings=_settings(settings),
+        settings=parse_settings(settings),
         seed=seed,
+        report_to=parse_reporters(report_to),
     )
     for line in found:
         out_console.print(line, markup=False)
@@ -324,7 +349,7 @@ def diagnose(
     from tamperfuse.study.diagnose import diagnose_models
 
     found = diagnose_models(
-        models, attack, threat, out, reference=reference, settings=_settings(settings), items=items, seed=seed
+        models, attack, threat, out, reference=reference, settings=parse_settings(settings), items=items, seed=seed
     )
     page = write_diagnosis(out, found)
     for one in found:
@@ -386,22 +411,6 @@ def _numbers(option: str, text: str, wanted: int) -> list[Any]:
     if len(parts) != wanted:
         raise UserError(f"{option} {text!r} is not {wanted} numbers: separate them by commas, such as 3,20,2,21.")
     return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]
-
-
-def _settings(given: list[str] | None) -> dict[str, Any]:
-    """`--set key=value` pairs, values as YAML scalars."""
-    values = {}
-    for pair in given or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set {pair!r} is not key=value: write, for example, --set steps=40.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(
-                f"--set {pair!r} has a value that cannot be read: quote it, or mend its brackets."
-            ) from error
-    return values
 
 
 def _print_summary(summary: Any) -> None:

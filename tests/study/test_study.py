@@ -133,7 +133,7 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     """A node dies half-way and its staging folder stays behind; nothing of it may be taken for finished."""
     folder, begun = tmp_path / "killed", []
 
-    def dying(run: Path, node: Node) -> Finished:
+    def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> Finished:
         begun.append(node)
         if len(begun) == victim:
             half = run / "nodes" / f".tmp-{node.key}-dead"

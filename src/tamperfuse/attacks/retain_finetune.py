@@ -16,8 +16,9 @@ from tamperfuse.attacks.base import AttackData, Attacked, attack, benign_samples
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
-from tamperfuse.training.batches import budgeted, pack_samples
+from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.processes import in_rows
 from tamperfuse.training.steps import ROW_TOKENS, Backward, response_nll
 
 
@@ -78,7 +79,7 @@ class RetainStep:
     ) -> Tensor:
         """See :class:`tamperfuse.training.steps.Step`; `total` counts pairs of samples."""
         whole = torch.zeros((), device=device)
-        for group in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
+        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
             batch = pack_samples([s for i in sorted(group) for s in (samples[i].harmful, samples[i].benign)], device)
             weights = torch.tensor([1.0, self.weight], device=device).repeat(len(group))
             loss = (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total

@@ -21,11 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.device import own_device
 from tamperfuse.models.fused import use_fused_layers
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
+from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
 
 log = logging.getLogger("tamperfuse")
@@ -84,7 +86,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(_why_not(name, folder, error)) from error
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.to(own_device())
     model.eval()
     chat = Chat.of(tokenizer)
     if tokenizer.pad_token_id is None:  # packed batches need none, but saved checkpoints should load anywhere
@@ -105,7 +107,9 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
 
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
-    """As :func:`save_model`, into a folder that its caller stages."""
+    """As :func:`save_model`, into a folder that its caller stages; on the main process alone."""
+    if not is_main():
+        return
     with quiet():
         _save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)

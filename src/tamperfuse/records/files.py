@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.process import is_main
 
 STAGING_PREFIX = ".tmp-"
 
@@ -28,6 +29,8 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
         destination: a file, or a directory when `directory` is true. An existing one is replaced.
         directory: whether a directory is staged (it is created empty).
 
+    Of several processes (see :mod:`tamperfuse.records.process`) only the main one's writing stays.
+
     Raises:
         UserError: the disk is full, or the place may not be written.
     """
@@ -35,6 +38,8 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
     try:
         _make_room(destination, staging if directory else None)
         yield staging
+        if not is_main():
+            return
         if directory and destination.exists():
             # A non-empty directory cannot be renamed over: the old one steps aside first.
             old = staging.with_name(staging.name + "-old")

@@ -1,12 +1,20 @@
 """Progress bars with a time estimate, on standard error; silent unless the command line turns them on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _console: Console | None = None
+
+
+class Advance(Protocol):
+    """Says how many more units are done, and what else to show beside the bar."""
+
+    def __call__(self, units: int, note: str = "") -> None:
+        """Move the bar."""
 
 
 def show_progress(console: Console | None) -> None:
@@ -16,7 +24,7 @@ def show_progress(console: Console | None) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int) -> Iterator[Advance]:
     """A bar for a piece of work.
 
     Args:
@@ -26,8 +34,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     Yields:
         A function that says how many more units are done.
     """
-    if _console is None or total == 0:
-        yield lambda _: None
+    if not drawn() or total == 0:
+        yield lambda units, note="": None
         return
     columns = (
         TextColumn("  {task.description}"),
@@ -36,7 +44,17 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=_console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda units: bar.advance(task, units)
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(units: int, note: str = "") -> None:
+            bar.update(task, advance=units, note=note)
+
+        yield advance
+
+
+def drawn() -> bool:
+    """Whether anybody sees the bars."""
+    return _console is not None

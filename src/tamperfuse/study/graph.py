@@ -13,11 +13,9 @@ what is there as hard links.
 """
 
 import os
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -26,10 +24,14 @@ from typing import Any
 
 import torch
 
+from tamperfuse.models.device import own_device
 from tamperfuse.records.clock import WORK, clocked
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
+from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
+from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.telemetry import facts
 
 NODE = "node.json"
 FORMAT = 1  # of what nodes write; raise it when that changes
@@ -119,7 +121,7 @@ def node_folder(run: Path, node: Node) -> Path:
 
 
 def unfinished_folder(run: Path, node: Node) -> Path:
-    """Where a node keeps what it would go on from after a kill; gone once its results are there."""
+    """Where a node keeps what it would go on from after a kill (checkpoints, what was seen); gone once its results are there."""
     return run / "unfinished" / node.key
 
 
@@ -137,22 +139,28 @@ def is_finished(run: Path, node: Node) -> bool:
     return finished_folder(run, node) is not None
 
 
-def execute(run: Path, node: Node) -> Finished:
-    """Run a node, or take what is there.
+def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
+    """Run a node, or take what is there. One that was interrupted goes on from its last checkpoint.
+
+    Args:
+        run: the run's folder.
+        node: the node.
+        report_to: trackers that its trainings report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
 
     Raises:
         UserError: bad input, or the disk is full; nothing half-written remains.
     """
-    folder, found = node_folder(run, node), finished_folder(run, node)
+    folder, found, unfinished = node_folder(run, node), finished_folder(run, node), unfinished_folder(run, node)
     if found is not None:
+        _forget(unfinished)  # killed between finishing and tidying up
         if found != folder:
             with staged(folder, directory=True) as staging:
                 shutil.copytree(found, staging, copy_function=_link, dirs_exist_ok=True)
         return Finished(node, folder, read_json(folder / NODE), reused=True)
-    _reset_peak_memory()
+    reset_peak_memory()
     began = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        with clocked() as proper:
+        with clocked() as proper, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
             outcome = node.run(staging)
         record = {
             "what": node.label,
@@ -170,11 +178,17 @@ def execute(run: Path, node: Node) -> Finished:
             "tokens_generated": outcome.costs.generated,
             "tokens_scored": outcome.costs.scored,
             "notes": list(outcome.notes),
-            "facts": outcome.facts,
+            "facts": outcome.facts | ({"trainings": facts(fits.results, own_device())} if fits.results else {}),
         }
         write_json(staging / NODE, record)
-    shutil.rmtree(unfinished_folder(run, node), ignore_errors=True)
+    _forget(unfinished)
     return Finished(node, folder, record, reused=False)
+
+
+def _forget(unfinished: Path) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with suppress(OSError):  # others are unfinished
+        unfinished.parent.rmdir()
 
 
 def proper_seconds(record: dict[str, Any]) -> float:
@@ -188,23 +202,6 @@ def _link(source: str, destination: str) -> None:
         os.link(source, destination)
     except OSError:
         shutil.copy2(source, destination)
-
-
-def _reset_peak_memory() -> None:
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Largest resident size of this process since the node began, in bytes (since its start, where that cannot be told)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def check_acyclic(nodes: list[Node]) -> None:

@@ -34,6 +34,7 @@ from tamperfuse.study.shared import (
 )
 from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
 from tamperfuse.study.workshop import Workshop
+from tamperfuse.training.checkpoints import current
 
 SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
@@ -218,15 +219,17 @@ def _attack_node(shop: Workshop, name: str, attack: str, parents: tuple[Node, No
 
     def run(folder: Path) -> Outcome:
         with shop.model(str(node_folder(shop.run, hardened) / "checkpoint")) as loaded:
-            observer = Observer(loaded, shop.threat, evaluate)
+            observer = Observer(loaded, shop.threat, evaluate, current().folder)
 
             def hook(step: int) -> None:
-                observer.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
-                if step in capability_at:
-                    observer.capability(step)
-                    observer.benign_nll(step)
-                if task:
-                    observer.benign_task(step, task, items[1])
+                def look(seen: Observer) -> None:
+                    seen.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
+                    if step in capability_at:
+                        seen.capability(step)
+                    if task:
+                        seen.benign_task(step, task, items[1])
+
+                observer.once(step, look)
 
             given = attack_data(shop, node_folder(shop.run, answers), observer, at_steps, hook)
             done = component.run(loaded, given, parameters, seed)

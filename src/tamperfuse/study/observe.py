@@ -1,8 +1,9 @@
 """Looking at a model: everything that is measured on its weights at one moment, kept for judging later."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.overlap import plain
@@ -12,13 +13,16 @@ from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.files import content_hash
+from tamperfuse.records.files import content_hash, read_json, staged, write_json
+from tamperfuse.records.process import is_main
 from tamperfuse.study.graph import Costs
 from tamperfuse.study.spec import Evaluate
-from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, write_rows
+from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, read_rows, write_rows
 
 HARMLESS = "harmless"
 TASK_TOKENS = 8  # an answer of the benign task is two words
+COSTS = "costs.json"
+TABLES: dict[str, type] = {"responses": Response, "items": ItemRow, "documents": DocumentRow, "tasks": TaskRow}
 
 
 @dataclass
@@ -29,17 +33,46 @@ class Observer:
         loaded: the model, whatever state its weights are in.
         threat: whose prompts are asked.
         evaluate: how many, how long.
+        kept: where what was seen at each step is kept at once, so that an interrupted attack need not look again; it
+            belongs to one attack on one model. None to keep nothing.
         costs: tokens generated and scored so far.
     """
 
     loaded: LoadedModel
     threat: Threat
     evaluate: Evaluate
+    kept: Path | None = None
     costs: Costs = field(default_factory=Costs)
     responses: list[Response] = field(default_factory=list)
     items: list[ItemRow] = field(default_factory=list)
     documents: list[DocumentRow] = field(default_factory=list)
     tasks: list[TaskRow] = field(default_factory=list)
+    _seen: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Take up what an interrupted attack saw; a resumed training does not come by those steps again."""
+        for place in sorted(self.kept.glob("step-*"), key=_step) if self.kept else ():
+            self._add({name: read_rows(place / f"{name}.parquet", kind) for name, kind in TABLES.items()})
+            self.costs += Costs(**read_json(place / COSTS))
+            self._seen.add(_step(place))
+
+    def once(self, step: int, look: "Callable[[Observer], None]") -> None:
+        """Look at the model at a step, unless an interrupted run did: it saw the same, since the weights were the same.
+
+        Args:
+            step: of the attack.
+            look: calls this class's methods on the observer that it is given.
+        """
+        if step in self._seen:
+            return
+        seen = Observer(self.loaded, self.threat, self.evaluate)
+        look(seen)
+        if self.kept and is_main():
+            with staged(self.kept / f"step-{step}", directory=True) as staging:
+                seen.write(staging)
+                write_json(staging / COSTS, asdict(seen.costs))
+        self._add({name: getattr(seen, name) for name in TABLES})
+        self.costs += seen.costs
 
     def ask(self, step: int, evaluation: int, dev: int, harmless: int) -> None:
         """Put prompts to the model: so many of the evaluation and attacker_dev parts, and of the harmless ones."""
@@ -88,16 +121,22 @@ class Observer:
 
     def write(self, folder: Path) -> None:
         """Keep everything that was gathered."""
-        write_rows(folder / "responses.parquet", Response, self.responses)
-        write_rows(folder / "items.parquet", ItemRow, self.items)
-        write_rows(folder / "documents.parquet", DocumentRow, self.documents)
-        write_rows(folder / "tasks.parquet", TaskRow, self.tasks)
+        for name, kind in TABLES.items():
+            write_rows(folder / f"{name}.parquet", kind, getattr(self, name))
+
+    def _add(self, rows: dict[str, list[Any]]) -> None:
+        for name, more in rows.items():
+            getattr(self, name).extend(more)
 
     def _answers(self, prompts: Sequence[str], tokens: int, what: str) -> list[str]:
         chat = self.loaded.chat
         answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, what=what)
         self.costs.generated += sum(map(len, answers))
         return [chat.text(answer) for answer in answers]
+
+
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
 
 
 def harmless_prompts(limit: int, threat: Threat) -> list[dict[str, str]]:

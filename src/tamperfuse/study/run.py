@@ -3,7 +3,7 @@
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from tamperfuse.study.spec import Study
 from tamperfuse.study.states import States
 from tamperfuse.study.summary import summarise
 from tamperfuse.study.workshop import Workshop
+from tamperfuse.training.telemetry import matrix_rate
 
 log = logging.getLogger("tamperfuse")
 
@@ -37,13 +38,14 @@ TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE = 0.65, 0.32, 0.70
 OVERHEAD_SECONDS = 6.0  # a node's start: loading a model, writing results
 
 
-def run_study(study: Study, out: Path, *, dry_run: bool = False) -> Summary | None:
+def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = ()) -> Summary | None:
     """Run a study in a folder, reusing every node that is there.
 
     Args:
         study: the resolved study.
         out: the run's folder; made if need be.
         dry_run: print the plan and stop.
+        report_to: trackers that trainings report to.
 
     Returns:
         The summary; None for a dry run.
@@ -61,7 +63,7 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False) -> Summary | No
         _check_same(out / "study.yaml", study)
         clear_staging(out / "nodes")
         write_text(out / "study.yaml", study.to_yaml())
-        finished = [_run_one(out, node, i, len(nodes)) for i, node in enumerate(nodes, 1)]
+        finished = [_run_one(out, node, i, len(nodes), report_to) for i, node in enumerate(nodes, 1)]
         record = _record(finished, time.perf_counter() - began)
         _say_work(finished)
         states = States.of_run(study, finished)
@@ -109,26 +111,13 @@ def seconds_for(costs: Costs, nodes: int, size: int) -> float:
     return work + nodes * OVERHEAD_SECONDS
 
 
-def matrix_rate(side: int = 1536) -> float:
-    """Floating-point operations a second of a square matrix product in the dtype that models run in; takes 0.2 s."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, _ = compute_dtype(device)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(6):
-        began = time.perf_counter()
-        (a @ b)[0, 0].item()
-        best = max(best, 2 * side**3 / (time.perf_counter() - began))
-    return best
-
-
-def _run_one(out: Path, node: Node, number: int, total: int) -> Finished:
+def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> Finished:
     place = f"[{number}/{total}] {node.label}"
     if is_finished(out, node):
         log.info("%s: reused", place)
         return execute(out, node)
     log.info("%s …", place)
-    done = execute(out, node)
+    done = execute(out, node, report_to)
     record = done.record
     for note in record["notes"]:
         log.info("      %s", note)

@@ -41,6 +41,7 @@ from tamperfuse.study.space import is_range
 from tamperfuse.study.tables import ItemRow, ScoreRow, read_rows, write_rows
 from tamperfuse.study.trials import TRIAL, Point, Trial, read_trials, trial_folder
 from tamperfuse.study.workshop import Workshop
+from tamperfuse.training.checkpoints import resumable
 
 log = logging.getLogger("tamperfuse")
 
@@ -201,7 +202,8 @@ class _Attacker:
 
             given = attack_data(self.shop, self.answers, observer, at_steps, hook)
             try:
-                return observer, self.component.run(loaded, given, whole, self.node.seed), ""
+                with resumable(None):  # a trial is kept whole or not at all
+                    return observer, self.component.run(loaded, given, whole, self.node.seed), ""
             except Stopped as end:
                 return observer, None, str(end)
 

@@ -1,7 +1,9 @@
 """One model at a time: what `harden`, `attack`, `evaluate` and `judge calibrate` do outside a study."""
 
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,18 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judge import Answer, Judge, Thresholds
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder
-from tamperfuse.models.load import LoadedModel, load_model, resolve_model, write_checkpoint
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, resolve_model, write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import check_fresh, staged, write_json
-from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.files import check_fresh, content_hash, staged, write_json
+from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.answered import answered
 from tamperfuse.study.nodes import CALIBRATION_ANSWERS
 from tamperfuse.study.observe import HARMLESS, Observer, harmless_prompts
 from tamperfuse.study.spec import Evaluate
 from tamperfuse.study.statistics import rate
 from tamperfuse.study.tables import ScoreRow, write_rows
+from tamperfuse.training.checkpoints import resumable
 
 log = logging.getLogger("tamperfuse")
 
@@ -44,6 +47,7 @@ def harden_model(
     benign: str,
     settings: dict[str, Any],
     seed: int,
+    report_to: Sequence[str] = (),
 ) -> None:
     """Apply a defense and save the checkpoint; the arguments are those of `tamperfuse harden`.
 
@@ -59,7 +63,7 @@ def harden_model(
     matched: list[Pair] = []
     if component.traits["needs_pairs"]:
         matched = _pairs(pairs, defender, seed)
-    with staged(out, directory=True) as staging:
+    with _resumable(out, report_to), staged(out, directory=True) as staging:
         loaded = load_model(model)
         given = DefenseData([p.prompt for p in defender], matched, replay, ANSWER_TOKENS)
         _say(component.run(loaded, given, parameters, seed).notes)
@@ -76,6 +80,15 @@ def _say(notes: Sequence[str]) -> None:
     """Print what a component chose by itself, and why."""
     for note in notes:
         log.info("%s", note)
+
+
+@contextmanager
+def _resumable(out: Path, report_to: Sequence[str]) -> Iterator[Path]:
+    """Trainings keep their checkpoints in a folder beside `out`, which is removed when the work is done."""
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with resumable(unfinished, report_to, out.with_name(f"{out.name}.logs")):
+        yield unfinished
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _pairs(folder: Path | None, defender: Sequence[ThreatPrompt], seed: int) -> list[Pair]:
@@ -120,6 +133,7 @@ def attack_model(
     keep: bool,
     settings: dict[str, Any],
     seed: int,
+    report_to: Sequence[str] = (),
 ) -> list[str]:
     """Attack a model and measure it before and after; returns lines to print. Arguments as of `tamperfuse attack`.
 
@@ -133,10 +147,18 @@ def attack_model(
     harmless = answered(retain, "retain", asked)
     steps = int(getattr(parameters, "steps", 1))
     check_fresh(out)
-    with staged(out, directory=True) as staging:
+    with _resumable(out, report_to) as unfinished, staged(out, directory=True) as staging:
         loaded = load_model(model)
         origin = reference or loaded.origin
-        observer = Observer(loaded, asked, evaluate)
+        about = {
+            "model": model_fingerprint(model),
+            "attack": [attack, component.version, parameters.model_dump(mode="json"), seed],
+            "threat": asked.fingerprint,
+            "data": content_hash([(e.prompt, e.response) for e in harmless]),
+            "reference": model_fingerprint(origin),
+            "versions": versions(),
+        }
+        observer = Observer(loaded, asked, evaluate, unfinished / f"seen-{content_hash(about)[:16]}")
         given = AttackData(
             harmful=compliant_answers(load_model(origin), asked),
             retain=[(example.prompt, example.response) for example in harmless],
@@ -144,7 +166,7 @@ def attack_model(
             answer=observer.answer,
             response_limit=ANSWER_TOKENS,
             at_steps=(0, steps),
-            hook=lambda step: observer.ask(step, evaluate.prompts, 0, evaluate.harmless),
+            hook=lambda step: observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, evaluate.harmless)),
         )
         _say(component.run(loaded, given, parameters, seed).notes)
         observer.write(staging)

@@ -14,6 +14,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
 from tamperfuse.training.batches import budgeted, pack_samples
+from tamperfuse.training.processes import in_rows
 from tamperfuse.training.steps import ROW_TOKENS, Backward, response_nll
 
 
@@ -80,7 +81,7 @@ class PreferenceStep:
     ) -> Tensor:
         """See :class:`tamperfuse.training.steps.Step`; `total` counts preferences."""
         whole = torch.zeros((), device=device)
-        for group in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
+        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
             chosen = [samples[i] for i in sorted(group)]
             now = _margins(model, [(p.chosen, p.rejected) for p in chosen], device)
             gained = now - torch.tensor([p.margin for p in chosen], device=device)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
-from tamperfuse.training.batches import PackedBatch, budgeted, pack_samples
+from tamperfuse.training.batches import PackedBatch, pack_samples
+from tamperfuse.training.processes import in_rows
 
 Backward = Callable[[Tensor], None]
 # Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
@@ -122,7 +123,7 @@ class SupervisedStep:
     ) -> Tensor:
         """See :class:`Step`."""
         whole = torch.zeros((), device=device)
-        for group in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
+        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
             loss = response_nll(model, pack_samples([samples[i] for i in sorted(group)], device)).sum() / total
             backward(loss)
             whole += loss.detach()

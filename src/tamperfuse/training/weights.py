@@ -7,11 +7,14 @@ Memory is counted in copies of the trained weights, beside the model's own.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.precision import Masters
+from tamperfuse.training.optimizers import load_optimizer
+from tamperfuse.training.processes import like
 
 Weights = list[Tensor]  # one tensor for every trained parameter, in the model's order
 
@@ -116,3 +119,14 @@ class SimulatedAttacker:
             delta.grad = grad
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """δ, its optimizer and its rate: what a step that holds an attacker hands to a checkpoint."""
+        return {"delta": self.delta, "optimizer": self._optimizer.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the attacker whose state this is."""
+        self.restart(state["learning_rate"])
+        for delta, kept in zip(self.delta, state["delta"], strict=True):
+            delta.copy_(like(kept, delta))
+        load_optimizer(self._optimizer, state["optimizer"])

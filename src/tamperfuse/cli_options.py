@@ -1,0 +1,60 @@
+"""Options that several commands share, and what becomes of their values."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from tamperfuse.records.errors import UserError
+
+Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
+Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
+ThreatSource = Annotated[
+    str,
+    typer.Option(
+        help="builtin:cooking, builtin:gardening, a .jsonl with parts, or a data set to split.", metavar="SRC"
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="A parameter, key=value; may be repeated.", metavar="KEY=VALUE")
+]
+Reference = Annotated[
+    str | None, typer.Option(help="The model before hardening; by default the origin in its tamperfuse.json.")
+]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Tracker to follow trainings with: tensorboard, wandb, mlflow or trackio; may be repeated.", metavar="NAME"
+    ),
+]
+
+
+def parse_settings(given: list[str] | None) -> dict[str, Any]:
+    """`--set key=value` pairs, values as YAML scalars."""
+    values = {}
+    for pair in given or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair!r} is not key=value: write, for example, --set steps=40.")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--set {pair!r} has a value that cannot be read: quote it, or mend its brackets."
+            ) from error
+    return values
+
+
+def parse_reporters(given: list[str] | None) -> list[str]:
+    """Names of trackers.
+
+    Raises:
+        UserError: one is unknown or not installed.
+    """
+    from tamperfuse.training.telemetry import check_reporters
+
+    names = given or []
+    check_reporters(names)
+    return names

@@ -1,0 +1,117 @@
+"""A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_study import Bag, Killed, _light, finished_run, results, study  # noqa: F401  # fixtures
+
+from tamperfuse.records.files import read_json
+from tamperfuse.study import single
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.run import run_study
+from tamperfuse.study.spec import Study
+from tamperfuse.training import checkpoints
+from tamperfuse.training.loop import Loop
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Steps at which a model under attack was asked, each time that it was."""
+    steps, plain = [], Observer.ask
+
+    def ask(self: Observer, step: int, *rest: Any) -> None:
+        steps.append(step)
+        plain(self, step, *rest)
+
+    monkeypatch.setattr(Observer, "ask", ask)
+    return steps
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
+    """Training run number `run` dies right after step `step`, its hook and its checkpoint."""
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    begun: list[Loop] = []
+    begin, keep = Loop.begin, Loop.keep
+
+    def count(self: Loop) -> None:
+        begun.append(self)
+        begin(self)
+
+    def die(self: Loop) -> None:
+        keep(self)
+        if len(begun) == run and self.state.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(Loop, "begin", count)
+    monkeypatch.setattr(Loop, "keep", die)
+
+
+def test_a_study_killed_while_it_trains_ends_with_the_same_results(
+    study: Study,  # noqa: F811
+    finished_run: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[int],
+) -> None:
+    for step in (1, 2):  # of the second training in each run: a defense's, then, that one resumed, an attack's
+        with monkeypatch.context() as patch:
+            dying(patch, 2, step)
+            with pytest.raises(Killed):
+                run_study(study, tmp_path / "run")
+        assert len(list((tmp_path / "run" / "unfinished").glob("*/fit-0.json"))) == 1
+    run_study(study, tmp_path / "run")
+    assert results(tmp_path / "run") == results(finished_run)
+    assert not (tmp_path / "run" / "unfinished").exists()
+    # As shipped and before attack: three looks. Then each defense's two attacks, at steps 1 and 3, and at step 2.
+    assert sorted(asked) == [0, 0, 0, 1, 1, 2, 2, 3, 3], "nothing was asked twice"
+
+
+def test_attack_and_harden_go_on_as_well(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+) -> None:
+    monkeypatch.setattr(single, "SentenceEncoder", Bag)
+
+    def attack(out: Path) -> list[str]:
+        settings = {"shots": 2, "steps": 4, "batch": 2}
+        return single.attack_model(
+            str(tiny_folder),
+            "harmful_finetune",
+            str(threat_file),
+            out,
+            reference=None,
+            retain="builtin:retain",
+            keep=True,
+            settings=settings,
+            seed=0,
+        )
+
+    def harden(out: Path) -> None:
+        settings = {"steps": 3, "batch": 2}
+        single.harden_model(
+            str(tiny_folder),
+            "refusal",
+            str(threat_file),
+            out,
+            pairs=None,
+            benign="builtin:replay",
+            settings=settings,
+            seed=0,
+        )
+
+    for work in (attack, harden):
+        expected = work(tmp_path / f"{work.__name__} whole")
+        asked.clear()
+        out = tmp_path / f"{work.__name__} killed"
+        with monkeypatch.context() as patch:
+            dying(patch, 1, 2)
+            with pytest.raises(Killed):
+                work(out)
+        assert not out.exists() and (tmp_path / f"{out.name}.unfinished" / "fit-0.json").exists()
+        assert work(out) == expected
+        assert not (tmp_path / f"{out.name}.unfinished").exists()
+        assert asked == ([0, 4] if work is attack else [])
+    whole, killed = (tmp_path / f"attack {name}" / "attacked" for name in ("whole", "killed"))
+    for name in ("model.safetensors", "tamperfuse.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert read_json(tmp_path / "harden killed" / "tamperfuse.json")["made_by"] == "refusal (seed 0)"

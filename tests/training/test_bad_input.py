@@ -1,0 +1,83 @@
+"""What cannot be trained gets one sentence and exit code 2, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from tamperfuse.cli import main
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.training.fit import Training, fit
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and error.count("tamperfuse: ") == 1
+    line = error.strip().splitlines()[-1]
+    assert line.startswith("tamperfuse: ")
+    return line
+
+
+@pytest.mark.parametrize("command", [["harden", "--defense", "refusal"], ["attack", "--attack", "harmful_finetune"]])
+@pytest.mark.parametrize(
+    "setting", ["learning_rate=abc", "learning_rate=.nan", "learning_rate=.inf", "steps=many", "steps=2.5", "batch=0"]
+)
+def test_a_number_that_is_none(
+    command: list[str], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *rest = command
+    out = tmp_path / "out"
+    line = said([name, "x/y", *rest, "--threat", "builtin:cooking", "--set", setting, "--out", str(out)], capsys)
+    assert f"{setting.partition('=')[0]} = " in line and "cannot be used" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=lora", "lora_targets=[nothing_like_it]"], "match no layer"),
+        (["method=lora", "lora_targets='['"], "match no layer"),
+        (["method=lora", "lora_alpha=.inf"], "lora_alpha = inf cannot be used"),
+        (["method=last_layers", "layers=9"], "has 2 layers, not 9"),
+        (["shots=999"], "asks for 999 shots"),
+    ],
+)
+def test_what_the_model_or_the_threat_cannot_give(
+    settings: list[str],
+    words: str,
+    tiny_folder: Path,
+    threat_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = [("a request", "an answer"), ("another", "answer")]
+    monkeypatch.setattr("tamperfuse.study.single.compliant_answers", lambda reference, asked: answers)
+    monkeypatch.setattr("tamperfuse.study.observe.Observer.ask", lambda *_: None)
+    chosen = [word for setting in ("shots=2", *settings) for word in ("--set", setting)]
+    where = ["--threat", str(threat_file), "--out", str(tmp_path / "out")]
+    assert words in said(["attack", str(tiny_folder), "--attack", "harmful_finetune", *where, *chosen], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_are_for_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    line = said(["evaluate", "x/y", "--threat", "builtin:cooking", "--out", str(tmp_path / "out")], capsys)
+    assert "runs in one process, not 2" in line
+
+
+def test_a_tracker_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--threat", "builtin:cooking", "--out", str(tmp_path / "out")]
+    line = said(["harden", "x/y", "--defense", "refusal", *where, "--report-to", "wanb"], capsys)
+    assert "did you mean 'wandb'" in line
+
+
+def test_a_sequence_longer_than_the_window(tiny: LoadedModel) -> None:
+    words = tiny.chat.sample("a", "word " * 600, 600)
+    with pytest.raises(UserError, match="the model takes 512: lower the length limit"):
+        fit(tiny, [words], Training(steps=1, batch=1), seed=0)

@@ -1,0 +1,179 @@
+"""A training that is killed with SIGKILL, wherever it stands, ends with the same weights to the bit when it is run again."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trap import Trap
+
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.records.errors import UserError
+from tamperfuse.training import checkpoints
+from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.fit import FitResult, Training, fit
+
+KILLS = 20
+# Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "trap"])
+TRAINING = Training(steps=60, batch=3, learning_rate=1e-3, schedule="cosine", warmup=0.1)
+
+
+def samples(loaded: LoadedModel, words: str = "the answer is") -> list[Sample]:
+    return [loaded.chat.sample(f"request {i}", f"{words} {i * 3}", 20) for i in range(7)]
+
+
+def weights(loaded: LoadedModel) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in loaded.model.parameters()]
+
+
+def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def train(model: Path, work: Path, began: Any) -> None:
+    """In a process of its own: two trainings in a row, as an attack with a repair does it, a checkpoint at every step."""
+    torch.set_num_threads(1)
+    checkpoints.INTERVAL = 0.0
+    loaded = load_model(str(model))
+    began.set()
+    with resumable(work / "unfinished"):
+        first = fit(loaded, samples(loaded), TRAINING, seed=1, step=Trap())
+        lora = Training(steps=20, batch=3, learning_rate=1e-3, method="lora", lora_rank=2)
+        second = fit(loaded, samples(loaded, "now it is"), lora, seed=2)
+    torch.save([weights(loaded), first.losses, second.losses], work / "ended.pt")
+
+
+def start(model: Path, work: Path) -> tuple[Any, Any]:
+    began = CONTEXT.Event()
+    process = CONTEXT.Process(target=train, args=(model, work, began))
+    process.start()
+    return process, began
+
+
+def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    ends, rng = [], random.Random(0)
+    for name, kills in (("whole", 0), ("killed", KILLS)):
+        work = tmp_path / name
+        work.mkdir()
+        for _ in range(kills):
+            process, began = start(tiny_folder, work)
+            assert began.wait(60)
+            process.join(rng.uniform(0, 0.3))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL, "it ended before it was killed: the moments are no test"
+        process, _ = start(tiny_folder, work)
+        process.join()
+        assert process.exitcode == 0
+        ends.append(torch.load(work / "ended.pt"))
+        assert not list((work / "unfinished").glob(".tmp-*"))
+    (whole, *losses), (killed, *again) = ends
+    assert same(whole, killed)
+    assert losses == again and len(losses[0]) == TRAINING.steps
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stopped(loaded: LoadedModel, folder: Path, at: int, training: Training = TRAINING, **rest: Any) -> None:
+    """A training that stops right after the checkpoint of a step."""
+
+    def stop(step: int) -> None:
+        if step > at:
+            raise Interrupted
+
+    with pytest.raises(Interrupted), resumable(folder):
+        fit(loaded, samples(loaded), training, seed=1, at_steps=range(training.steps + 1), hook=stop, **rest)
+
+
+@pytest.fixture
+def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "sgd"}, {"optimizer": "adafactor"}, {"method": "attention"}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("at_every_step")
+def test_every_optimizer_and_part_goes_on_to_the_bit(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("tamperfuse.training.fit.compute_dtype", lambda device: (dtype, "for the test"))
+    training = Training(steps=6, batch=3, learning_rate=1e-2, schedule="linear", **settings)
+    whole, half, rest = (load_model(str(tiny_folder)) for _ in range(3))
+    expected = fit(whole, samples(whole), training, seed=1)
+    stopped(half, tmp_path, 3, training)
+    seen: list[int] = []
+    with resumable(tmp_path) as fits:
+        result = fit(rest, samples(rest), training, seed=1, at_steps=range(7), hook=seen.append)
+    assert same(weights(whole), weights(rest))
+    assert result.losses == expected.losses and result.tokens == expected.tokens
+    assert result.resumed_at == 3 and seen == [4, 5, 6] and fits.results == [result]
+
+
+def test_a_finished_training_is_not_repeated(tiny_folder: Path, tmp_path: Path) -> None:
+    ended: list[tuple[list[torch.Tensor], FitResult]] = []
+    for _ in range(2):
+        loaded = load_model(str(tiny_folder))
+        with resumable(tmp_path):
+            ended.append((weights(loaded), fit(loaded, samples(loaded), Training(steps=2, batch=2), seed=1)))
+        ended[-1] = (weights(loaded), ended[-1][1])
+    assert same(ended[0][0], ended[1][0])
+    assert ended[1][1].resumed_at == 2 and ended[1][1].losses == ended[0][1].losses
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".pt", ".json"]
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, plain, saves = load_model(str(tiny_folder)), torch.save, 0
+
+    def full(state: Any, stream: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves > 2:
+            stream.write(b"half of it")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        plain(state, stream)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="is full: free some space and run again"), resumable(tmp_path):
+        fit(loaded, samples(loaded), TRAINING, seed=1)
+    monkeypatch.setattr(torch, "save", plain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit-0-step-2.pt", "fit-0.json"]
+    again = load_model(str(tiny_folder))
+    with resumable(tmp_path):
+        assert fit(again, samples(again), TRAINING, seed=1).resumed_at == 2
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_checkpoint_of_something_else_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    stopped(load_model(str(tiny_folder)), tmp_path, 2)
+
+    def refused(words: str, training: Training = TRAINING, seed: int = 1, said: str = "the answer is") -> None:
+        loaded = load_model(str(tiny_folder))
+        with pytest.raises(UserError, match=words), resumable(tmp_path):
+            fit(loaded, samples(loaded, said), training, seed=seed)
+
+    refused("training.learning_rate was 0.001 and is 0.01", TRAINING.model_copy(update={"learning_rate": 1e-2}))
+    refused("seed was 1 and is 2", seed=2)
+    refused("samples was", said="something else")
+    record = tmp_path / "fit-0.json"
+    kept = json.loads(record.read_text())
+    for change, words in (({"weights": "0" * 32}, "weights was"), ({"versions": {"torch": "1.0"}}, "versions")):
+        record.write_text(json.dumps({**kept, "of": {**kept["of"], **change}}))
+        refused(words)
+    record.write_text(json.dumps(kept))
+    state = tmp_path / kept["file"]
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    refused("is damaged")

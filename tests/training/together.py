@@ -1,0 +1,118 @@
+"""Run by torchrun on every process, and once alone: the same trainings, their losses and weights written by the main process.
+
+python together.py MODEL OUT        ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
+"""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from trap import Trap
+
+from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.precision import Masters
+from tamperfuse.records.process import is_main
+from tamperfuse.training import checkpoints, steps
+from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.processes import whole
+from tamperfuse.training.weights import perturbed
+
+steps.ROW_TOKENS = 80  # several rows a step
+TRAINING = Training(steps=8, batch=6, learning_rate=3e-3, schedule="linear")
+
+
+class Watched(Trap):
+    """The trap, which also looks whether a perturbation comes back to the bit on each process's own shards."""
+
+    restored = True
+    sharded = False
+
+    def begin(self, masters: Masters) -> None:
+        super().begin(masters)
+        before = [parameter.detach().clone() for parameter, _ in masters.trainable()]
+        with perturbed(masters, [torch.ones_like(master) for _, master in masters.trainable()], 0.3):
+            moved = all(
+                bool((whole(p.detach()) != whole(b)).any())
+                for (p, _), b in zip(masters.trainable(), before, strict=True)
+            )
+        same = (torch.equal(local(p), local(b)) for (p, _), b in zip(masters.trainable(), before, strict=True))
+        self.restored = moved and all(same)
+        self.sharded = any(hasattr(parameter, "device_mesh") for parameter, _ in masters.trainable())
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()  # type: ignore[operator]
+    return shard
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Of very different lengths, so that one process needs more rows than the other."""
+    return [(f"request {i}", f"the answer is {i * 3}. " * (1 + 5 * (i % 3))) for i in range(12)]
+
+
+def main(model: str, out: str) -> None:
+    torch.set_num_threads(1)
+    found: dict[str, list[float]] = {}
+    seen: list[list[float]] = []
+
+    def loaded_with(pairs: list[tuple[str, str]]) -> tuple[LoadedModel, list]:
+        loaded = load_model(model)
+        return loaded, [loaded.chat.sample(prompt, response, 60) for prompt, response in pairs]
+
+    loaded, samples = loaded_with(pairs())
+
+    def hook(step: int) -> None:
+        weights = [p.detach().float().sum() for p in loaded.model.parameters()]
+        assert not loaded.model.training and all(not hasattr(w, "device_mesh") for w in weights)
+        seen.append([step, *map(float, weights)])
+
+    found["sft"] = fit(loaded, samples, TRAINING, seed=0, at_steps=(0, 4, 8), hook=hook).losses
+    found["hooks"] = [row[0] for row in seen]
+    found["moved"] = [abs(a - b) for a, b in zip(seen[0][1:], seen[1][1:], strict=True)]
+    ended = [p.detach().clone() for p in loaded.model.parameters()]
+    assert all(p.dtype == torch.float32 and type(p) is torch.nn.Parameter for p in loaded.model.parameters())
+    step = Watched()
+    loaded, samples = loaded_with(pairs())
+    found["trap"] = fit(loaded, samples, TRAINING, seed=0, step=step).losses
+    found["restored"], found["sharded"] = [float(step.restored)], [float(step.sharded)]
+    trapped = [p.detach().clone() for p in loaded.model.parameters()]
+
+    def stop(step: int) -> None:
+        if step > 4:
+            raise InterruptedError
+
+    checkpoints.INTERVAL = 0.0
+    with suppress(InterruptedError), checkpoints.resumable(Path(out).with_suffix(".unfinished")):
+        loaded, samples = loaded_with(pairs())
+        fit(loaded, samples, TRAINING, seed=0, step=Trap(), at_steps=range(9), hook=stop)
+    with checkpoints.resumable(Path(out).with_suffix(".unfinished")):
+        loaded, samples = loaded_with(pairs())
+        resumed = fit(loaded, samples, TRAINING, seed=0, step=Trap())
+    same = all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
+    found["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == found["trap"])]
+    losses: list[float] = []
+    plain = fit
+
+    def spy(*arguments, **rest):  # type: ignore[no-untyped-def]
+        result = plain(*arguments, **rest)
+        losses.extend(result.losses)
+        return result
+
+    from tamperfuse.attacks import base
+
+    base.fit = spy
+    component = ATTACKS.get("harmful_finetune")
+    values = {"shots": 9, "steps": 6, "batch": 4, "method": "lora", "lora_rank": 4, "learning_rate": 1e-2}
+    given = AttackData(pairs(), [], model, lambda prompts: [], 60, (), lambda step: None)
+    component.run(loaded_with([])[0], given, component.parse(values, "attack"), 0)
+    found["attack"] = losses
+    if is_main():
+        torch.save(ended, Path(out).with_suffix(".pt"))
+        Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
