@@ -98,7 +98,7 @@ def fit(
                     order[result.resumed_at * training.batch :],
                     training,
                     result,
-                    same=same,
+                    same={**same, "step": str(result.resumed_at)},
                     seed=seed,
                     checkpoints=checkpoints,
                     saved=saved,

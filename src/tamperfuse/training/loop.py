@@ -60,7 +60,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
         order: the samples of every step that is left to do, one after the other.
         training: how.
         result: where losses and seconds go; holds those of the steps done.
-        same: hashes of the model and its data, on which all processes must agree.
+        same: hashes of the model and its data and the step to go on from, on which all processes must agree.
         seed: of whatever the Trainer draws.
         checkpoints: where to keep the state; None not to.
         saved: the state to go on from.
@@ -126,9 +126,8 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
             seed=seed,
         )
         _ = arguments.device  # connects the processes, settles the count of GPUs
-        arguments.mixed_precision = (
-            "bf16" if half else "no"
-        )  # not the file's: the weights are in their precision already
+        # Not the accelerate file's: unless the model is sharded, its weights are in their precision already.
+        arguments.mixed_precision = "bf16" if half else "no"
         if self.device.type == "cpu" and sharding() == "fsdp":
             # accelerate shards on GPUs alone; told that these are some, it does the same over gloo.
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
