@@ -17,10 +17,11 @@ class MergeParameters(Parameters):
     """Parameters of `merge`.
 
     Attributes:
-        weight: of the model before hardening, in [0, 1]; 0 changes nothing.
+        weight: of the model before hardening, in [0, 1]; 0 changes nothing. At .5 most refusals of an undefended SmolLM2 stay
+            (docs/attacks.md), so the default is closer to the ancestor than an average.
     """
 
-    weight: float = Field(0.5, ge=0, le=1)
+    weight: float = Field(0.9, ge=0, le=1)
 
 
 @attack("merge", MergeParameters, version=1, malicious=True, uses=())

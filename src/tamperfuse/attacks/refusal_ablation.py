@@ -34,11 +34,12 @@ class RefusalAblationParameters(Parameters):
     """Parameters of `refusal_ablation`.
 
     Attributes:
-        layer: after which layer the direction is taken, as a share of the depth in (0, 1].
+        layer: after which layer the direction is taken, as a share of the depth in (0, 1]; the default is where refusals of
+            an undefended SmolLM2 go: they stay after layers before half of the depth, and come back in the last ones.
         prompts: of the threat, and as many harmless ones.
     """
 
-    layer: float = Field(0.6, gt=0, le=1)
+    layer: float = Field(0.65, gt=0, le=1)
     prompts: int = Field(64, ge=1)
 
 

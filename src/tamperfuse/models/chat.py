@@ -42,7 +42,7 @@ class Chat:
         tokenizer: a tokenizer with a chat template.
         end: the token that ends an assistant's turn.
         system: the system prompt; "" for whatever the template does without one.
-        prefill: how every answer is made to begin; the model goes on from there.
+        prefill: how every answer is made to begin, `{prompt}` standing for the user's prompt; the model goes on from there.
         request: what becomes of a user's prompt; `{prompt}` stands for it.
 
     Raises:
@@ -95,7 +95,8 @@ class Chat:
 
     def prompt(self, prompt: str) -> list[int]:
         """Tokens of a single user's turn that the assistant is to answer, and of the prefill."""
-        return [*self._asked(prompt), *self._prefilled()]
+        begun = self.prefill.replace("{prompt}", prompt)
+        return [*self._asked(prompt), *(self.tokenizer.encode(begun, add_special_tokens=False) if begun else [])]
 
     def sample(self, prompt: str, response: str, limit: int) -> Sample:
         """A prompt and its response as one sequence; no prefill comes between them.
@@ -115,15 +116,12 @@ class Chat:
         return Sample(tokens=[*prompt, *answer], start=len(prompt))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of an answer, from generated tokens: with the prefill, without special tokens and surrounding white space."""
-        return str(self.tokenizer.decode([*self._prefilled(), *tokens], skip_special_tokens=True)).strip()
+        """Text of an answer, from generated tokens: without the prefill, special tokens and surrounding white space."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
     def _asked(self, prompt: str) -> list[int]:
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return self.messages([*opening, {"role": "user", "content": self.request.replace("{prompt}", prompt)}])
-
-    def _prefilled(self) -> list[int]:
-        return list(self.tokenizer.encode(self.prefill, add_special_tokens=False)) if self.prefill else []
 
     def _renders_system(self) -> bool:
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": "hello"}]
