@@ -1,12 +1,15 @@
-"""Options that several commands share, and what becomes of their values."""
+"""Options that several commands share, what becomes of their values, and where results are printed."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.console import Console
 
 from tamperfuse.records.errors import UserError
+
+out_console = Console(highlight=False, soft_wrap=True)
 
 Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
