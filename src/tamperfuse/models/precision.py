@@ -56,12 +56,14 @@ class Masters:
 def reduced_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[Masters]:
     """Within the block the model computes in `dtype`; afterwards it holds its masters, in float32, again.
 
-    Memory: one copy of the weights in `dtype` beside the float32 ones. Nothing is copied for float32.
+    Memory: one copy of the weights in `dtype` beside the float32 ones. Nothing is copied for float32, and what is quantized
+    stays as it is.
     """
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     if dtype == torch.float32:
-        yield Masters([(parameter, parameter) for parameter in model.parameters()])
+        yield Masters([(parameter, parameter) for parameter in floating])
         return
-    pairs = [(parameter, parameter.detach()) for parameter in model.parameters()]
+    pairs = [(parameter, parameter.detach()) for parameter in floating]
     for parameter, master in pairs:
         parameter.data = master.to(dtype)
     try:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import set_seed
 
@@ -24,6 +23,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
+from tamperfuse.training.adapters import low_rank, low_rank_on_4_bits
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.checkpoints import Checkpoints, current, fingerprint
 from tamperfuse.training.extras import extras
@@ -37,6 +37,8 @@ from tamperfuse.training.telemetry import useful_work
 __all__ = ["FitResult", "Hook", "Trainable", "Training", "fit"]
 
 log = logging.getLogger("tamperfuse")
+
+ADAPTERS = {"lora": low_rank, "qlora": low_rank_on_4_bits}
 
 
 def fit(
@@ -182,31 +184,15 @@ def _restore(masters: Masters, saved: dict[str, Any], result: FitResult) -> None
 @contextmanager
 def _trained_part(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]:
     """The module whose parameters train: the model, or an adapter around it that is merged when the block ends."""
-    loaded.model.requires_grad_(True)
-    if training.method != "lora":
-        _freeze_others(loaded, training)
-        try:
-            yield loaded.model
-        finally:
-            loaded.model.requires_grad_(True)
+    if training.method in ADAPTERS:
+        with ADAPTERS[training.method](loaded, training) as adapted:
+            yield adapted
         return
-    config = LoraConfig(
-        r=training.lora_rank,
-        lora_alpha=training.lora_alpha,
-        target_modules=training.lora_targets if isinstance(training.lora_targets, str) else list(training.lora_targets),
-        task_type="CAUSAL_LM",
-    )
+    loaded.model.requires_grad_(True)
+    _freeze_others(loaded, training)
     try:
-        adapted = get_peft_model(loaded.model, config, autocast_adapter_dtype=False)
-    except (ValueError, re.error) as error:  # a single string is a pattern
-        raise UserError(
-            f"lora_targets {training.lora_targets!r} match no layer of {loaded.name}: name the ends of linear layers' "
-            "names, such as q_proj, or all-linear."
-        ) from error
-    try:
-        yield adapted
+        yield loaded.model
     finally:
-        loaded.model = adapted.merge_and_unload()
         loaded.model.requires_grad_(True)
 
 

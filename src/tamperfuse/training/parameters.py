@@ -33,8 +33,9 @@ class Training(Parameters):
         schedule: what the learning rate does after warm-up.
         warmup: share of the steps over which it rises from 0, in [0, 1).
         clip: largest gradient norm; 0 for none.
-        method: which weights change: all, a LoRA adapter's that is merged afterwards, those of every layer's attention,
-            or those of the last layers (without the final norm, the embeddings and the output).
+        method: which weights change: all, a LoRA adapter's that is merged afterwards (`qlora`: trained against weights in
+            4 bits), those of every layer's attention, or those of the last layers (without the final norm, the embeddings
+            and the output).
         layers: how many layers `last_layers` trains, at most as many as there are.
         lora_rank: rank of the adapter's updates.
         lora_alpha: the update is scaled by alpha / rank.
@@ -48,7 +49,7 @@ class Training(Parameters):
     warmup: float = Field(0.0, ge=0, lt=1)
     clip: float = Field(1.0, ge=0)
     optimizer: Literal["adamw", "sgd", "adafactor"] = "adamw"
-    method: Literal["full", "lora", "attention", "last_layers"] = "full"
+    method: Literal["full", "lora", "qlora", "attention", "last_layers"] = "full"
     layers: int = Field(4, ge=1)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: float = Field(32, gt=0)
