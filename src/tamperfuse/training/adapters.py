@@ -90,7 +90,7 @@ def _quantize(model: nn.Module) -> dict[str, nn.Linear]:
     """Put 4-bit layers in the place of the blocks' linear ones; those, by name."""
     from bitsandbytes.nn import Linear4bit
 
-    inner = {id(part) for layer in decoder_layers(model) for part in layer.modules()}  # type: ignore[arg-type]
+    inner = {id(part) for layer in decoder_layers(model) for part in layer.modules()}
     own = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in inner}
     for name, layer in own.items():
         device = layer.weight.device
