@@ -8,7 +8,8 @@ import typer
 from tamperfuse.pairing.options import PairOptions
 
 Source = (
-    "builtin:NAME, a local .jsonl .json .csv .parquet (also .gz, .zst), a directory of shards, or a Hub id; repeat "
+    "builtin:NAME, a local .jsonl .json .csv .parquet (also .gz, .zst), a directory of shards, or a Hub id as "
+    "owner/name[/config][@revision][:split]; repeat "
 )
 WEIGHT = "it to mix, with weights as SRC=2."
 
@@ -34,8 +35,10 @@ def pair(
     prompt_field: Annotated[str | None, typer.Option(help="Column of the prompts, if the layout is unknown.")] = None,
     response_field: Annotated[str | None, typer.Option(help="Column of the responses, likewise.")] = None,
     category_field: Annotated[str | None, typer.Option(help="Column of the categories, likewise.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of Hub sources.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of Hub sources; train or the nearest to it.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of Hub sources that name none.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of Hub sources that name none; train or the nearest to it.")
+    ] = None,
     decontaminate: Annotated[
         list[str] | None,
         typer.Option(help="Evaluation set whose prompts must not be in the pairs; repeat it.", metavar="SRC"),

@@ -10,7 +10,7 @@ import pytest
 from tamperfuse.corpora import hub
 from tamperfuse.corpora.examples import labels
 from tamperfuse.corpora.files import read_rows
-from tamperfuse.corpora.sources import builtin_names, read_source, schema_of
+from tamperfuse.corpora.sources import builtin_names, read_source, schema_of, shown_names
 from tamperfuse.records.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -100,9 +100,18 @@ def test_a_directory_of_shards_is_one_corpus(tmp_path):
     for shard in range(3):
         (tmp_path / f"part-{shard}.jsonl").write_text(json.dumps({"prompt": f"p{shard}"}) + "\n")
     (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "._part-0.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "old.jsonl").write_text("{}\n")
     examples = list(read_source(str(tmp_path)))
     assert [example.prompt for example in examples] == ["p0", "p1", "p2"]
     assert examples[2].origin == f"{tmp_path.name}/part-2.jsonl#1"
+
+
+def test_columns_beyond_the_layout_are_no_other_layout(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "x", "output": "y"}\n')
+    (tmp_path / "b.jsonl").write_text('{"instruction": "x", "input": "", "output": "z", "text": "…"}\n')
+    assert [example.response for example in read_source(str(tmp_path))] == ["y", "z"]
 
 
 def test_mixed_layouts_in_one_directory_are_refused(tmp_path):
@@ -128,7 +137,28 @@ def test_odd_texts_come_through(tmp_path):
     odd = ["שלום עולם", "🙂👩‍👩‍👧", "a\u0000b", "x" * 1_000_000, "  ", "lone \ud800 surrogate"]
     path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in odd))
     read = [example.prompt for example in read_source(str(path))]
-    assert read == ["שלום עולם", "🙂👩‍👩‍👧", "a\u0000b", "x" * 1_000_000, "lone � surrogate"]
+    assert read == ["שלום עולם", "🙂👩‍👩‍👧", "a\u0000b", "x" * 1_000_000, "", "lone � surrogate"]
+
+
+def test_conversations_without_turns_leave_the_layout_to_the_next_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    talk = {"conversations": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "r"}]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"conversations": []}, talk, {"conversations": []})))
+    assert schema_of(str(path)) == "ShareGPT"
+    assert [(e.prompt, e.response) for e in read_source(str(path))] == [("", ""), ("p", "r"), ("", "")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"conversations": ["p", "r"]}, talk)))
+    with pytest.raises(UserError, match=r"row 2.*not text"):
+        list(read_source(str(path)))
+
+
+def test_local_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
+    for name in ("lima/train.jsonl", "alpaca/train.jsonl", "own.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"prompt": "x"}\n')
+    paths = [str(tmp_path / name) for name in ("lima/train.jsonl", "alpaca/train.jsonl", "own.jsonl")]
+    names = shown_names([*paths, "builtin:benign", "owner/name"])
+    assert list(names.values()) == ["lima/train.jsonl", "alpaca/train.jsonl", "own.jsonl"]
+    assert [example.origin for example in read_source(paths[0], called=names[paths[0]])] == ["lima/train.jsonl#1"]
 
 
 @pytest.mark.parametrize(
@@ -141,9 +171,16 @@ def test_odd_texts_come_through(tmp_path):
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": ["x"]}\n', "row 2: the field 'prompt' holds a list"),
         ("a.json", b'[{"prompt": "x"}, {"prompt": ]', "row 2"),
         ("a.json", b'[{"prompt": "\xff"}]', "not UTF-8"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": ' + b"[" * 10_000, "line 2"),
+        ("a.jsonl", b'{"prompt": ' + b"1" * 10_000 + b"}", "line 1"),
+        ("a.json", b'[{"prompt": "x"}, ' + b"[" * 10_000, "row 2"),
+        ("a.json", b'[{"prompt": "x"}, {"prompt": "y"}', "after row 2: it was cut short"),
         ("a.csv", b"prompt,response\nx,y,z\n", "row 2"),
+        ("category_3.csv", b"harmful request 1\nharmful request 2, please\n", "2 fields in row 2 but 1 column"),
         ("a.parquet", b"PAR1 not really", "not a readable parquet"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n')[:-9] + b"damage to it", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9)[:-12], "cannot be read"),
         ("a.jsonl.zst", b"not zstd", "cannot be read"),
         ("a.txt", b"x", "convert it"),
     ],
@@ -176,13 +213,49 @@ def test_hub_failures_are_sentences(monkeypatch):
     for error, words in (
         (DatasetNotFoundError("gated"), "accept its terms.*hf auth login"),
         (ConnectionError("no route"), "cannot be reached.*local path"),
+        (
+            ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"),
+            "a, b.*owner/name/CONFIG",
+        ),
+        (ValueError("Bad split: x. Available splits: ['train']"), "Available splits.*check configuration"),
     ):
         monkeypatch.setattr(datasets, "get_dataset_split_names", fail(error))
         with pytest.raises(UserError, match=words):
             list(read_source("owner/name"))
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["dev", "test"])
-    with pytest.raises(UserError, match=r"dev, test.*--split"):
+    with pytest.raises(UserError, match=r"dev, test.*--split.*owner/name:dev"):
         list(read_source("owner/name"))
+
+
+def test_a_connection_that_fails_while_rows_are_read_is_a_sentence(monkeypatch):
+    import datasets
+
+    def rows():
+        yield {"goal": "harmful request 1", "target": "Sure"}
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows())
+    read = read_source("owner/name:train")
+    assert next(read).prompt == "harmful request 1"
+    with pytest.raises(UserError, match=r"reset by peer.*local path"):
+        next(read)
+
+
+@pytest.mark.parametrize(
+    ("src", "found"),
+    [
+        ("lima", ("lima", None, "r", "s")),
+        ("owner/name", ("owner/name", None, "r", "s")),
+        ("owner/na.me:a+b", ("owner/na.me", None, "r", "a+b")),
+        ("owner/name/config@abc12:train", ("owner/name", "config", "abc12", "train")),
+        ("owner/name@refs/convert/parquet", ("owner/name", None, "refs/convert/parquet", "s")),
+        ("./owner/name", None),
+        ("owner/name/config/more", None),
+    ],
+)
+def test_hub_sources(src, found):
+    parsed = hub.parse_hub_source(src, "r", "s")
+    assert parsed == (hub.HubSource(*found) if found else None)
 
 
 def test_hub_rows_carry_revision_and_split(monkeypatch):
@@ -190,7 +263,7 @@ def test_hub_rows_carry_revision_and_split(monkeypatch):
 
     asked = {}
 
-    def load(name, **options):
+    def load(path, **options):
         asked.update(options)
         return [{"goal": "harmful request 1", "target": "Sure"}]
 
@@ -199,9 +272,12 @@ def test_hub_rows_carry_revision_and_split(monkeypatch):
     (example,) = read_source("owner/name", revision="abc")
     assert example.origin == "hub:owner/name@abc/30k_train#1"
     assert (asked["revision"], asked["split"], asked["streaming"]) == ("abc", "30k_train", True)
+    (example,) = read_source("owner/name/more@def:dev", revision="abc", split="test")
+    assert example.origin == "hub:owner/name/more@def/dev#1"
+    assert (asked["name"], asked["revision"], asked["split"]) == ("more", "def", "dev")
     monkeypatch.setattr(datasets, "get_dataset_split_names", fail_scripts)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert next(hub.hub_rows("GAIR/lima", revision=None, split=None)[1])[0] == 1
+    assert next(hub.hub_rows(hub.HubSource("GAIR/lima", None, None, None))[1])[0] == 1
     assert asked["data_files"] == "hf://datasets/GAIR/lima/train.json*"
 
 
@@ -209,11 +285,14 @@ def fail_scripts(*args, **kwargs):
     raise RuntimeError("Dataset scripts are no longer supported, but found lima.py")
 
 
+# BeaverTails' own names, which name the columns of its `category` (arXiv 2307.04657).
+CATEGORIES = json.loads((FIXTURES / "beavertails.jsonl").read_text().splitlines()[0])["category"]
+
+
 def test_built_in_instructions_are_balanced_short_and_without_answers():
     examples = list(read_source("builtin:instructions"))
     counts = Counter(example.category for example in examples)
-    assert len(counts) == 14
-    assert set(counts.values()) == {20}
+    assert counts == dict.fromkeys(CATEGORIES, 20)
     assert len({example.prompt for example in examples}) == 280
     assert all(not example.response and len(example.prompt) < 110 for example in examples)
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.options import PairOptions
 
 
 @cache
@@ -60,3 +63,9 @@ def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:
     digests = b"".join(xxhash.xxh3_64_digest(text.encode()) for text in texts)
     bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8).reshape(-1, 8), axis=1)
     return (bits.astype(np.float32) * 2 - 1) / 8
+
+
+def options(sources: tuple[Path, Path], out: Path, **more: Any) -> PairOptions:
+    harmful, benign = sources
+    # Made-up prose is much alike: the near-duplicate filter has a test of its own.
+    return PairOptions((str(harmful),), (str(benign),), out, **{"near_duplicates": 1.0, "threshold": 0.6} | more)

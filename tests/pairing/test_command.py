@@ -1,34 +1,22 @@
 """`tamperfuse pair` from files to folder: audit, card, exports, bad input, a run that was killed."""
 
+import io
 import json
+import random
 
 import pytest
-import yaml
-from stubs import StubEncoder, prompts, prose
+from rich.console import Console
+from stubs import StubEncoder, hash_projection, options, prose
 
 from tamperfuse.pairing import command, read_pairs
+from tamperfuse.pairing.cache import in_batches
 from tamperfuse.pairing.command import pair_corpora
+from tamperfuse.pairing.encoders import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
 from tamperfuse.pairing.variants import PAPER_REFUSAL_PREFIX
 from tamperfuse.records.errors import UserError
-
-
-@pytest.fixture
-def sources(tmp_path):
-    harmful, benign = tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl"
-    rows = [{"prompt": example.prompt, "category": example.category} for example in prompts(30, 3)]
-    harmful.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    texts = [*map(prose, range(60)), "I'm sorry, but I cannot help you with that, as I told you before.", prose(1)]
-    rows = [{"instruction": f"Write about {n}.", "input": "", "output": text} for n, text in enumerate(texts)]
-    benign.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return harmful, benign
-
-
-def options(sources, out, **more):
-    harmful, benign = sources
-    # Made-up prose is much alike: the near-duplicate filter has a test of its own.
-    return PairOptions((str(harmful),), (str(benign),), out, **{"near_duplicates": 1.0, "threshold": 0.6} | more)
+from tamperfuse.records.progress import show_progress
 
 
 def test_a_run_leaves_pairs_audit_card_and_exports(sources, tmp_path):
@@ -61,38 +49,6 @@ def test_the_card_is_one_the_hub_reads(sources, tmp_path):
     assert card.data.size_categories == ["n<1K"]
 
 
-def test_every_export_loads_with_its_library(sources, tmp_path, monkeypatch):
-    import datasets
-    from trl import is_conversational
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    out = tmp_path / "out"
-    pair_corpora(options(sources, out, export=tuple(EXPORTS), multi_turn=0.5), StubEncoder())
-    pairs, exports = read_pairs(out), out / "exports"
-
-    def load(name: str) -> datasets.Dataset:
-        return datasets.load_dataset(
-            "json", data_files=str(exports / name), split="train", cache_dir=str(tmp_path / "hf")
-        )
-
-    assert is_conversational(load("trl/train.jsonl")[0])
-    assert load("trl/train.jsonl")["completion"][0][0]["content"] == pairs[0].response
-    kept = datasets.load_from_disk(str(exports / "datasets"))
-    assert kept["similarity"] == [pair.similarity for pair in pairs]
-    assert is_conversational(kept[0])
-    for row, pair in zip(load("openai/train.jsonl"), pairs, strict=True):
-        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * (1 + len(pair.history))
-        assert row["messages"][-1]["content"] == pair.response
-    for name in ("sharegpt", "alpaca"):
-        (entry,) = json.loads((exports / name / "dataset_info.json").read_text()).values()
-        rows = load(f"{name}/{entry['file_name']}")
-        assert entry["formatting"] == name
-        assert set(entry["columns"].values()) <= set(rows.column_names)
-    (entry,) = yaml.safe_load((exports / "axolotl" / "axolotl.yaml").read_text())["datasets"]
-    rows = load(f"axolotl/{entry['path']}")
-    assert [m[entry["message_field_training"]] for m in rows[0][entry["field_messages"]]][-1] is True
-
-
 def test_model_text_is_escaped_in_the_page(sources, tmp_path):
     harmful, _ = sources
     harmful.write_text(json.dumps({"prompt": "<script>alert('x')</script> request"}) + "\n")
@@ -122,6 +78,74 @@ def test_diverse_match_through_the_command(sources, tmp_path):
     pair_corpora(options(sources, tmp_path / "out", match="diverse"), StubEncoder())
     pairs = read_pairs(tmp_path / "out")
     assert len(pairs) == len({pair.response for pair in pairs}) == 30
+
+
+def test_rows_without_a_text_are_counted(sources, tmp_path):
+    for path, blank in zip(sources, ({"prompt": " "}, {"instruction": "x", "output": ""}), strict=True):
+        with path.open("a") as out:
+            out.write(json.dumps(blank) + "\n")
+    pair_corpora(options(sources, tmp_path / "out"), StubEncoder())
+    facts = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert (facts["prompts"]["read"], facts["prompts"]["empty"]) == (30, 1)
+    assert (facts["responses"]["read"], facts["responses"]["empty"]) == (62, 1)
+
+
+def test_a_response_that_several_blocks_draw_counts_as_encoded_once(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "BLOCK", 7)
+    benign = sources[1]
+    benign.write_text("".join(benign.read_text().splitlines(keepends=True)[:6]))
+    pair_corpora(options(sources, tmp_path / "out", threshold=1.0), StubEncoder())
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["encoded_responses"] == 6
+
+
+def test_sources_of_one_name_are_told_apart_and_their_licence_is_what_their_card_says(sources, tmp_path):
+    for number, name in enumerate(("lima", "alpaca")):
+        (tmp_path / name).mkdir()
+        rows = [{"instruction": f"Write {n}.", "output": prose(n)} for n in range(number, 80, 2)]
+        (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "lima" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# LIMA\n")
+    paths = tuple(str(tmp_path / name / "train.jsonl") for name in ("lima", "alpaca"))
+    pair_corpora(options(sources, tmp_path / "out", responses=paths), StubEncoder())
+    origins = {pair.response_origin.split("#")[0] for pair in read_pairs(tmp_path / "out")}
+    assert origins == {"lima/train.jsonl", "alpaca/train.jsonl"}
+    kept = {s["source"]: s["licence"] for s in json.loads((tmp_path / "out" / "audit.json").read_text())["sources"]}
+    assert kept["lima/train.jsonl"] == "cc-by-nc-sa-4.0 (by its README.md)"
+    assert kept["alpaca/train.jsonl"] == "not stated: local file"
+
+
+@pytest.mark.parametrize("match", ["random", "diverse"])
+def test_the_order_of_files_options_and_rows_changes_no_pair(sources, tmp_path, match):
+    harmful, benign = (path.read_text().splitlines(keepends=True) for path in sources)
+    again = json.dumps({"prompt": "Harmful request 3 about thing3!", "category": "c7"}) + "\n"
+    found = []
+    for seed in range(3):
+        rng, folder = random.Random(seed), tmp_path / str(seed)
+        (folder / "harmful").mkdir(parents=True)
+        shuffled = [rng.sample(rows, len(rows)) for rows in ([*harmful, again], benign)]
+        cut = rng.randrange(1, len(harmful))
+        parts = [shuffled[0][:cut], shuffled[0][cut:], shuffled[1][:20], shuffled[1][20:]]
+        names = [folder / "harmful" / "a.jsonl", folder / "harmful" / "b.jsonl", folder / "c.jsonl", folder / "d.jsonl"]
+        for path, rows in zip(names, parts, strict=True):
+            path.write_text("".join(rows))
+        answers = tuple(map(str, rng.sample(names[2:], 2)))
+        wishes = {"responses": answers, "match": match, "prompts": 20, "refusal_prefix": ("A.", "B.")}
+        pair_corpora(options((folder / "harmful", benign), folder / "out", **wishes), StubEncoder())
+        found.append([(p.prompt, p.response, p.category, p.similarity) for p in read_pairs(folder / "out")])
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 20
+
+
+def test_progress_is_shown_where_it_is_asked_for(sources, tmp_path):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    encoder = CachedEncoder("hash projection", in_batches(hash_projection), tmp_path / "vectors")
+    show_progress(console)
+    try:
+        pair_corpora(options(sources, tmp_path / "out", export=("trl",), replay=0.1, multi_turn=0.5), encoder)
+    finally:
+        show_progress(None)
+    said = console.file.getvalue()
+    for work in ("reading prompts", "reading responses", "filtering", "encoding", "exporting", "hashing sources"):
+        assert work in said, work
 
 
 def test_exports_and_options_agree():

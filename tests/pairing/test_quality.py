@@ -17,9 +17,9 @@ from tamperfuse.pairing.filters import RULES, ResponseFilters
 from tamperfuse.pairing.match import match
 from tamperfuse.pairing.options import weighted
 from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX, ListDeck
-from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts, decontaminate, equal_shares
+from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts, equal_shares
 from tamperfuse.pairing.spool import ResponseSpool
-from tamperfuse.pairing.variants import PrefixChoice, replay_pairs
+from tamperfuse.pairing.variants import Exchanges, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 
 REFUSED = {
@@ -41,6 +41,45 @@ def test_each_filter_takes_what_it_is_for_and_counts_it(name):
     assert filters([Example("", REFUSED[name]), Example("", prose(1))]) == [False, True]
     assert filters.taken == {name: 1}
     assert filters.examples[name][0] == REFUSED[name][:200]
+
+
+PROSE = "Rivers are long and slow, and they carry sand and gravel to the sea; {} is what the sign there says."
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "555-123-4567",
+        "(555) 123-4567",
+        "+1 555 123 4567",
+        "+44 20 7946 0958",
+        "+49 (0)30 1234567",
+        "jane.doe@example.com",
+        "123-45-6789",
+        "4111 1111 1111 1111",
+        "4111111111111111",
+        "DE89 3704 0044 0532 0130 00",
+        "192.168.17.4",
+    ],
+)
+def test_personal_data_is_seen(said):
+    assert RULES["personal data"](PROSE.format(said))
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["no 12 of 1,000", "1990-2024", "+1000 points", "version 1.2.3", "999.999.999.999", "vm10 with some more text"],
+)
+def test_other_numbers_are_let_be(said):
+    assert not RULES["personal data"](PROSE.format(said))
+
+
+@pytest.mark.parametrize(
+    "said", ["I can’t help you with that.", "Sorry, but no.", "I’m unable to do so.", "Unfortunately, I must decline."]
+)
+def test_refusals_are_seen_whatever_their_apostrophes(said):
+    assert RULES["refusal or apology"](f"{said} Rivers are long and slow.")
+    assert not RULES["refusal or apology"]("Unfortunately the old bridge was washed away, and nobody was sorry for it.")
 
 
 def test_language_and_near_duplicates():
@@ -74,9 +113,19 @@ def test_decontamination_finds_exact_13_grams_and_near_duplicates():
     rows = ["Harmful request one", f"please {long} now", "zeta eta theta iota kappa", "something else"]
     evaluation = ["harmful request ONE!", f"{long} fourteen fifteen", "eta zeta theta iota kappa"]
     report = PromptReport()
-    left = decontaminate([Example(row) for row in rows], evaluation, StubEncoder(), report)
+    held_out = HeldOut(evaluation, StubEncoder())
+    left = held_out.sift([Example(row) for row in rows], report)
     assert [example.prompt for example in left] == ["something else"]
     assert [how for *_, how in report.contaminated] == ["exact", "13-gram", "cosine 1.00"]
+    assert HeldOut([], StubEncoder()).sift(left, report) == left
+
+
+@given(st.permutations(range(5)))
+def test_rows_of_one_prompt_are_one_prompt_with_all_their_labels_whatever_their_order(order):
+    rows = [("Same one", "a"), ("same  ONE!", "b"), ("Same one", "a | c"), ("other", ""), ("Same one", "")]
+    examples = [Example(prompt, "", category) for prompt, category in (rows[at] for at in order)]
+    kept = clean_prompts(examples, PromptReport())
+    assert sorted((example.prompt, example.category) for example in kept) == [("Same one", "a | b | c"), ("other", "")]
 
 
 @given(
@@ -139,6 +188,8 @@ def test_weights_mix_and_impossible_ones_are_sentences(tmp_path):
 def test_the_spool_drops_exact_duplicates(tmp_path):
     spool = ResponseSpool(tmp_path / "s", [(responses(10), None), (responses(12), None)], 0)
     assert (spool.read, len(spool), spool.duplicates) == (22, 12, 10)
+    blank = ResponseSpool(tmp_path / "b", [([Example("x"), Example("", " ")], None)], 0)
+    assert (blank.read, blank.empty, len(blank)) == (0, 2, 0)
     assert np.all(np.diff(spool.keys.astype(object)) > 0)
 
 
@@ -151,11 +202,18 @@ def test_prefixes_are_sampled_by_prompt():
         PrefixChoice([" "], 0)
 
 
-def test_replay_has_its_share_or_says_that_it_cannot():
-    exchanges = [Example(f"q{n}", f"a{n}") for n in range(50)]
-    assert len(list(replay_pairs(exchanges, 0.2, 40, 0))) == 10
-    with pytest.raises(UserError, match="--replay-source"):
-        list(replay_pairs(exchanges, 0.9, 40, 0))
+def test_replay_has_its_share_without_evaluation_prompts_or_says_that_it_cannot(tmp_path):
+    rows = [Example(f"question {n}", f"answer {n}") for n in range(50)]
+    report = PromptReport()
+    with ResponseSpool(tmp_path / "s", [(rows, None)], 0) as spool:
+        first = replay_pairs(Exchanges(spool, HeldOut([], StubEncoder()), report), 0.2, 40)
+        held_out = HeldOut([first[0].prompt], StubEncoder(400))
+        exchanges = Exchanges(spool, held_out, report)
+        assert [pair.prompt for pair in replay_pairs(exchanges, 0.2, 36)] == [pair.prompt for pair in first[1:]]
+        assert report.contaminated == [(first[0].prompt, first[0].prompt, "exact")]
+        with pytest.raises(UserError, match=r"holds 49.*--replay-source"):
+            replay_pairs(exchanges, 0.9, 40)
+    assert not (tmp_path / "s").exists()
 
 
 def test_the_cache_computes_nothing_twice(tmp_path: Path):

@@ -1,5 +1,6 @@
 """What every corpus is read into, an example; and what SDD trains on, a pair made from two of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LABEL_SEPARATOR = " | "
@@ -25,6 +26,11 @@ class Example:
 def labels(category: str) -> tuple[str, ...]:
     """The single labels of an example's category: none for "", several for a multi-label row."""
     return tuple(category.split(LABEL_SEPARATOR)) if category else ()
+
+
+def joined(names: Iterable[str]) -> str:
+    """The category of a row with these labels."""
+    return LABEL_SEPARATOR.join(sorted(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -41,16 +42,18 @@ def is_data_file(path: Path) -> bool:
 
 
 def shards(path: Path) -> list[Path]:
-    """The data files of a source: the file itself, or every one below a directory, sorted by name.
+    """The data files of a source: the file itself, or every one below a directory that is not hidden, sorted by name.
 
     Raises:
         UserError: nothing is there, or nothing of a known format.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: check the path.")
-    found = (
-        sorted(file for file in path.rglob("*") if file.is_file() and is_data_file(file)) if path.is_dir() else [path]
-    )
+    found = [path]
+    if path.is_dir():
+        below = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
+        seen = (file for file, parts in below if not any(part.startswith(".") for part in parts))
+        found = sorted(file for file in seen if is_data_file(file) and file.is_file())
     if not found or not all(map(is_data_file, found)):
         raise UserError(f"{path} holds no {', '.join(FORMATS)} data (also .gz, .zst): convert it to one of these.")
     return found
@@ -66,7 +69,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield from _READERS[cast(str, _format(path))](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({_byte(error)}): save it as UTF-8.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): check the file.") from error
 
 
@@ -91,6 +94,14 @@ def _open(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+# Beside bad syntax: a number of thousands of digits, and lists a thousand deep.
+_NOT_JSON = (ValueError, RecursionError)
+
+
+def _what(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).split("; use ")[0].split(" while ")[0]
+
+
 def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     with _open(path) as stream:
         for number, line in enumerate(stream, 1):
@@ -102,8 +113,8 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                 raise UserError(
                     f"{path} is not UTF-8 text (line {number}, {_byte(error)}): save it as UTF-8."
                 ) from error
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} is not valid JSON (line {number}: {error.msg}): mend that line.") from error
+            except _NOT_JSON as error:
+                raise UserError(f"{path} is not valid JSON (line {number}: {_what(error)}): mend that line.") from error
             yield number, _mapping(row, path, number)
 
 
@@ -111,25 +122,34 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
     """An array of rows, or rows one after the other, decoded as they are read."""
     decoder = json.JSONDecoder()
     with _open(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
-        pending, number = "", 0
+        pending, number, opened, last = "", 0, False, ""
         while True:
             chunk = lines.read(_CHUNK)
-            pending = (pending + chunk).lstrip(" \t\r\n,[]") if number == 0 else pending + chunk
+            pending += chunk
+            last = chunk.rstrip()[-1:] or last
+            if number == 0 and not opened:
+                pending = pending.lstrip()
+                opened = pending.startswith("[")
+                pending = pending.removeprefix("[")
             at = 0
             while True:
                 start = _skip(pending, at)
                 try:
                     row, at = decoder.raw_decode(pending, start)
-                except json.JSONDecodeError as error:
-                    if not chunk and pending[start:].strip():
+                except _NOT_JSON as error:
+                    if not isinstance(error, json.JSONDecodeError) or (not chunk and pending[start:].strip()):
                         raise UserError(
-                            f"{path} is not valid JSON (row {number + 1}: {error.msg}): mend it."
+                            f"{path} is not valid JSON (row {number + 1}: {_what(error)}): mend it."
                         ) from error
                     break  # the row goes on in the next chunk
                 number += 1
                 yield number, _mapping(row, path, number)
             pending = pending[at:]
             if not chunk:
+                if opened and last != "]":
+                    raise UserError(
+                        f"{path} ends within its array, after row {number}: it was cut short, fetch it again."
+                    )
                 return
 
 
@@ -152,15 +172,23 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
             # HEx-PHI's layout: a headerless column of instructions, one file a category.
             category = _hex_phi_category(path)
             yield 1, {"text": header[0], "file_category": category}
-            yield from ((n, {"text": row[0], "file_category": category}) for n, row in enumerate(rows, 2) if row)
+            for number, row in _fitting(rows, 1, path):
+                yield number, {"text": row[0], "file_category": category}
             return
-        for number, row in enumerate(rows, 2):
-            if len(row) > len(header):
-                raise UserError(
-                    f"{path} has {len(row)} fields in row {number} but {len(header)} columns: mend that row."
-                )
-            if row:
-                yield number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
+        for number, row in _fitting(rows, len(header), path):
+            yield number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
+
+
+def _fitting(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows after the first with their numbers, blank lines left out; none may be longer than the first."""
+    for number, row in enumerate(rows, 2):
+        if len(row) > columns:
+            wanted = "1 column" if columns == 1 else f"{columns} columns"
+            raise UserError(
+                f"{path} has {len(row)} fields in row {number} but {wanted}: mend that row, or put its text in quotes."
+            )
+        if row:
+            yield number, row
 
 
 def _hex_phi_category(path: Path) -> str:

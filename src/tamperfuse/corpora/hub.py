@@ -1,63 +1,118 @@
 """Rows out of a Hub data set, streamed, with a sentence for each way in which that can fail."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tamperfuse.records.errors import UserError
 
+Rows = Iterator[tuple[int, dict[str, Any]]]
+_SOURCE = re.compile(
+    r"(?P<name>\w[\w.-]*(?:/[\w.-]+)?)(?:/(?P<config>[\w.-]+))?(?:@(?P<revision>[\w./-]+))?(?::(?P<split>[\w.+-]+))?"
+)
 
-def hub_rows(name: str, *, revision: str | None, split: str | None) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
-    """Open a Hub data set for streaming.
 
-    Args:
+@dataclass(frozen=True)
+class HubSource:
+    """A data set of the Hub.
+
+    Attributes:
         name: `owner/name`, or the name of a data set without owner.
+        config: the configuration (subset), where a data set has several.
         revision: commit, branch or tag; the newest commit if None.
-        split: the split; if None, `train`, or the first whose name contains it, or the only one.
+        split: the split, or several as `a+b`; if None, `train`, or the first whose name contains it, or the only one.
+    """
+
+    name: str
+    config: str | None
+    revision: str | None
+    split: str | None
+
+
+def parse_hub_source(src: str, revision: str | None, split: str | None) -> HubSource | None:
+    """Read `owner/name[/config][@revision][:split]`; what it leaves out is as given here. None if it is no such name."""
+    found = _SOURCE.fullmatch(src)
+    if found is None:
+        return None
+    return HubSource(found["name"], found["config"], found["revision"] or revision, found["split"] or split)
+
+
+def hub_rows(source: HubSource) -> tuple[str, Rows]:
+    """Open a Hub data set for streaming.
 
     Returns:
         The split that was chosen, and its rows with their numbers from 1.
 
     Raises:
-        UserError: absent, gated, not reachable, no such split.
+        UserError: absent, gated, not reachable (now or while the rows are read), no such configuration or split.
     """
     import datasets  # 1 s to import
     from datasets.exceptions import DatasetNotFoundError
 
+    name, config, revision = source.name, source.config, source.revision
     try:
-        chosen = split or _training_split(name, datasets.get_dataset_split_names(name, revision=revision))
-        rows = datasets.load_dataset(name, split=chosen, revision=revision, streaming=True)
+        chosen = source.split or _training_split(
+            name, datasets.get_dataset_split_names(name, config_name=config, revision=revision)
+        )
+        rows = datasets.load_dataset(name, name=config, split=chosen, revision=revision, streaming=True)
     except DatasetNotFoundError as error:
         raise UserError(
-            f"The Hub data set {name!r} is gated, private or absent: check the name and, if it is gated, accept its terms "
-            f"at https://huggingface.co/datasets/{name} and log in with `hf auth login`."
+            f"{name!r} is no local path, and as a Hub data set it is gated, private or absent: check the name and, if it is "
+            f"gated, accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        return _scriptless(name, revision, split)
+        return _scriptless(source)
     except (ConnectionError, OSError) as error:
-        raise UserError(
-            f"The Hub data set {name!r} cannot be reached from here ({str(error).splitlines()[0][:120]}): go online, or "
-            "download it elsewhere and give the local path."
-        ) from error
+        raise _unreachable(name, error) from error
     except ValueError as error:
-        raise UserError(f"The Hub data set {name!r} cannot be opened ({str(error).splitlines()[0][:160]}).") from error
-    return chosen, enumerate((dict(row) for row in rows), 1)
+        raise UserError(_cannot_open(name, str(error))) from error
+    return chosen, _numbered(name, rows)
 
 
 def _training_split(name: str, splits: list[str]) -> str:
     candidates = [split for split in splits if split == "train"] or [split for split in splits if "train" in split]
     if candidates or len(splits) == 1:
         return (candidates or splits)[0]
-    raise UserError(f"The Hub data set {name!r} has the splits {', '.join(splits)}: choose one with --split.")
+    raise UserError(
+        f"The Hub data set {name!r} has the splits {', '.join(splits)}: choose one with --split, or as {name}:{splits[0]}."
+    )
 
 
-def _scriptless(name: str, revision: str | None, split: str | None) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
+def _cannot_open(name: str, problem: str) -> str:
+    """The sentence for a data set that is there and does not open as it was asked for."""
+    several = re.search(r"available configs: \[(.*)\]", problem)
+    if several:
+        names = several[1].replace("'", "")
+        return f"The Hub data set {name!r} comes in several configurations ({names}): name one as {name}/CONFIG."
+    first = problem.splitlines()[0][:200].rstrip(".")
+    return f"The Hub data set {name!r} cannot be opened ({first}): check configuration, revision and split."
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"The Hub data set {name!r} cannot be reached from here ({str(error).splitlines()[0][:120]}): go online, or "
+        "download it elsewhere and give the local path."
+    )
+
+
+def _numbered(name: str, rows: Any) -> Rows:
+    """Rows with their numbers; a gate or a connection may also fail once they are being read."""
+    try:
+        for number, row in enumerate(rows, 1):
+            yield number, dict(row)
+    except (ConnectionError, OSError) as error:
+        raise _unreachable(name, error) from error
+
+
+def _scriptless(source: HubSource) -> tuple[str, Rows]:
     """Data sets such as LIMA carry a loading script, which is never run: the JSON lines beside it are read instead."""
     import datasets
 
-    chosen = split or "train"
-    at = f"@{revision}" if revision else ""
+    name, chosen = source.name, source.split or "train"
+    at = f"@{source.revision}" if source.revision else ""
     try:
         rows = datasets.load_dataset(
             "json", data_files=f"hf://datasets/{name}{at}/{chosen}.json*", split="train", streaming=True
@@ -67,4 +122,4 @@ def _scriptless(name: str, revision: str | None, split: str | None) -> tuple[str
             f"The Hub data set {name!r} comes with a loading script, which is not run: download its data file and give the "
             "local path."
         ) from error
-    return chosen, enumerate((dict(row) for row in rows), 1)
+    return chosen, _numbered(name, rows)

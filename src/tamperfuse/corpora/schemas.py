@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tamperfuse.corpora.examples import LABEL_SEPARATOR
+from tamperfuse.corpora.examples import joined
 from tamperfuse.records.errors import UserError
 
 Row = Mapping[str, Any]
@@ -103,8 +103,7 @@ def _beavertails(row: Row) -> Iterator[Fields]:
     """Unsafe rows only; every category that is true, joined."""
     if not row["is_safe"]:
         marks = row["category"]
-        category = LABEL_SEPARATOR.join(name for name in sorted(marks) if marks[name])
-        yield text(row, "prompt"), text(row, "response"), category
+        yield text(row, "prompt"), text(row, "response"), joined(name for name in marks if marks[name])
 
 
 def _alpaca(row: Row) -> Iterator[Fields]:
@@ -132,8 +131,9 @@ def _turns(field: str) -> Callable[[Row], Iterator[Fields]]:
     def read(row: Row) -> Iterator[Fields]:
         turns = row[field]
         category = text(row, "source") if "source" in row else ""
-        if turns:
-            yield str(turns[0]), str(turns[1]) if len(turns) > 1 else "", category
+        if not all(isinstance(turn, str) for turn in turns[:2]):
+            raise ValueError(f"the field {field!r} holds turns that are not text, unlike the first row's")
+        yield turns[0] if turns else "", turns[1] if len(turns) > 1 else "", category
 
     return read
 
@@ -148,6 +148,7 @@ def _messages(field: str, role: str, content: str) -> Callable[[Row], Iterator[F
                 answer = turns[at + 1][1] if at + 1 < len(turns) and turns[at + 1][0] not in {"user", "human"} else ""
                 yield said, answer, ""
                 return
+        yield "", "", ""
 
     return read
 
@@ -205,13 +206,18 @@ def _own(row: Row) -> Iterator[Fields]:
 
 
 def _first_is(field: str, kind: type) -> Callable[[Row], bool]:
-    """Whether a list column's first item is of a type (an empty list fits either way)."""
-    return lambda row: isinstance(row[field], list) and (not row[field] or isinstance(row[field][0], kind))
+    """Whether a list column's first item is of a type."""
+    return lambda row: isinstance(row[field], list) and bool(row[field]) and isinstance(row[field][0], kind)
 
 
 def _has_keys(field: str, *keys: str) -> Callable[[Row], bool]:
     """Whether a list column holds mappings with these keys."""
-    return lambda row: _first_is(field, dict)(row) and all(key in row[field][0] for key in keys if row[field])
+    return lambda row: _first_is(field, dict)(row) and all(key in row[field][0] for key in keys)
+
+
+def is_undecided(row: Row) -> bool:
+    """Whether a row fits no schema because its conversation is empty: another row must say what the layout is."""
+    return any(row.get(field, ()) == [] for field in ("conversations", "messages", "data"))
 
 
 # More demanding schemas stand before those whose columns they contain.

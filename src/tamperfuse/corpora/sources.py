@@ -1,19 +1,18 @@
 """Where prompts and responses come from: `builtin:NAME`, a local file or directory, or a Hub id."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.files import is_data_file, read_rows, shards
-from tamperfuse.corpora.hub import hub_rows
-from tamperfuse.corpora.schemas import Schema, find_schema, named_fields, recognise
+from tamperfuse.corpora.hub import hub_rows, parse_hub_source
+from tamperfuse.corpora.schemas import Schema, find_schema, is_undecided, named_fields, recognise
 from tamperfuse.records.errors import UserError, unknown_name
 
 BUILTIN = "builtin:"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def read_source(
@@ -26,44 +25,54 @@ def read_source(
     split: str | None = None,
     part: str | None = None,
     mixed: bool = False,
+    called: str | None = None,
 ) -> Iterator[Example]:
     """Stream a corpus as examples, in its own order.
 
     Args:
         src: `builtin:NAME`, a local .jsonl, .json, .csv or .parquet (also .gz, .zst), a directory of such shards, or a
-            Hub data set id.
+            Hub data set as `owner/name[/config][@revision][:split]`.
         prompt_field: the column with the prompts, where the layout is not a known one.
         response_field: the column with the responses, likewise.
         category_field: the column with the categories, likewise.
-        revision: for Hub ids: commit, branch or tag.
-        split: for Hub ids: which split; `train` or the nearest to it by default.
+        revision: commit, branch or tag of a Hub data set that names none.
+        split: split of a Hub data set that names none; `train` or the nearest to it by default.
         part: of a threat's rows, which carry a `part`, only this one's; rows without are all taken.
         mixed: the named columns are meant for one of several sources: a known layout that lacks them is read as such.
+        called: what origins call a local path; its last component by default (see :func:`shown_names`).
 
     Returns:
-        Examples with both texts stripped of surrounding white space; rows with neither prompt nor response are left out.
+        Examples with both texts stripped of surrounding white space. A row whose texts are blank gives a blank example, so
+        that it can be counted.
 
     Raises:
         UserError: unreadable, malformed, of no known schema, or of several in one directory.
     """
     fields = named_fields(prompt_field, response_field, category_field) if prompt_field or response_field else None
-    for where, origin, rows in _streams(src, revision, split):
+    for where, origin, rows in _streams(src, revision, split, called):
         wanted = rows if part is None else ((n, row) for n, row in rows if row.get("part", part) == part)
         yield from _examples(wanted, where, origin, fields, mixed)
 
 
-def schema_of(src: str) -> str:
-    """The name of the schema that a local or built-in source is of, as the audit prints it; "Hub" for Hub ids."""
+def schema_of(src: str, fields: Sequence[str | None] = ()) -> str:
+    """The name of the layout as which a local or built-in source is read, for the audit; "Hub" for Hub data sets.
+
+    Args:
+        src: as for :func:`read_source`.
+        fields: the columns that the user named.
+    """
     path = Path(src).expanduser()
     if src.startswith(BUILTIN):
         return "built-in"
     if not path.exists():
         return "Hub"
-    first = next(read_rows(shards(path)[0]), None)
+    rows = (row for file in shards(path) for _, row in read_rows(file))
+    first = next((row for row in rows if not is_undecided(row)), None)
     if first is None:
         return "empty"
-    known = find_schema(first[1])
-    return known.name if known else "named columns"
+    named = {name for name in fields if name}
+    known = find_schema(first)
+    return known.name if known and not (named and named <= first.keys()) else "named columns"
 
 
 def builtin_names() -> list[str]:
@@ -75,7 +84,18 @@ def builtin_names() -> list[str]:
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
-def _streams(src: str, revision: str | None, split: str | None) -> Iterator[tuple[str, str, Rows]]:
+def shown_names(sources: Sequence[str]) -> dict[str, str]:
+    """What to call local paths where others read it: as many of their last components as tell them apart."""
+    paths = {src: Path(src).expanduser().absolute().parts for src in sources if Path(src).expanduser().exists()}
+    names: dict[str, str] = {}
+    for src, parts in paths.items():
+        others = [other for other in paths.values() if other != parts]
+        length = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        names[src] = "/".join(parts[-length:])
+    return names
+
+
+def _streams(src: str, revision: str | None, split: str | None, called: str | None) -> Iterator[tuple[str, str, Rows]]:
     """The source's files: (for messages, prefix of origins, rows)."""
     if src.startswith(BUILTIN):
         name = src.removeprefix(BUILTIN)
@@ -86,31 +106,30 @@ def _streams(src: str, revision: str | None, split: str | None) -> Iterator[tupl
             yield src, src, read_rows(path)
         return
     path = Path(src).expanduser()
-    if path.exists() or is_data_file(path) or not _HUB_ID.fullmatch(src):
+    hub = None if path.exists() or is_data_file(path) else parse_hub_source(src, revision, split)
+    if hub is None:
         found = shards(path)
         _refuse_mixed(found)
         for file in found:
-            origin = file.relative_to(path.parent).as_posix()
-            yield str(file), origin, read_rows(file)
+            inside = file.relative_to(path).as_posix()
+            origin = called or path.name
+            yield str(file), origin if file == path else f"{origin}/{inside}", read_rows(file)
         return
-    chosen, rows = hub_rows(src, revision=revision, split=split)
-    yield src, f"hub:{src}@{revision or 'main'}/{chosen}", rows
+    chosen, rows = hub_rows(hub)
+    config = f"/{hub.config}" if hub.config else ""
+    yield src, f"hub:{hub.name}{config}@{hub.revision or 'main'}/{chosen}", rows
 
 
 def _refuse_mixed(found: list[Path]) -> None:
-    """A directory is read as one corpus: every shard has the first one's columns.
-
-    Shards that no schema knows are not looked at: the caller may have named the fields.
-    """
-    seen: dict[frozenset[str], Path] = {}
-    if len(found) < 2:
-        return
-    for file in found:
-        first = next(read_rows(file), None)
-        if first is not None:
-            seen.setdefault(frozenset(first[1]), file)
+    """A directory is read as one corpus: every shard is of one known layout, or else has the first one's columns."""
+    seen: dict[object, tuple[Path, frozenset[str]]] = {}
+    for file in found if len(found) > 1 else ():
+        row = next((row for _, row in read_rows(file) if not is_undecided(row)), None)
+        if row is not None:
+            known = find_schema(row)
+            seen.setdefault(known.name if known else frozenset(row), (file, frozenset(row)))
     if len(seen) > 1:
-        (one, first_file), (other, second_file) = list(seen.items())[:2]
+        (first_file, one), (second_file, other) = list(seen.values())[:2]
         raise UserError(
             f"{first_file} and {second_file} are of different layouts (columns {', '.join(sorted(one - other)) or 'fewer'} "
             f"against {', '.join(sorted(other - one)) or 'fewer'}): keep one layout a directory."
@@ -121,15 +140,16 @@ def _examples(rows: Rows, where: str, origin: str, fields: Schema | None, mixed:
     read = None
     for number, row in rows:
         if read is None:
+            if fields is None and find_schema(row) is None and is_undecided(row):
+                yield Example("", origin=f"{origin}#{number}")
+                continue
             named = fields is not None and (fields.columns <= row.keys() or not mixed)
             schema = fields if fields is not None and named else recognise(row, where)
             read = schema.reader()
         try:
             for prompt, response, category in read(row):
-                prompt, response = _clean(prompt), _clean(response)
-                if prompt or response:
-                    label = row.get("id") if where.startswith(BUILTIN) else None
-                    yield Example(prompt, response, _clean(category), f"{origin}#{label or number}")
+                label = row.get("id") if where.startswith(BUILTIN) else None
+                yield Example(_clean(prompt), _clean(response), _clean(category), f"{origin}#{label or number}")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             # A row that breaks its own schema: the first row promised these columns and types.
             problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.pairing.card import write_card
+from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.filters import ResponseFilters
 from tamperfuse.pairing.lengths import LengthCounter, quantiles
 from tamperfuse.pairing.match import Matches
-from tamperfuse.pairing.options import PairOptions, weighted
+from tamperfuse.pairing.options import PairOptions
 from tamperfuse.pairing.page import write_page
 from tamperfuse.pairing.prompts import PromptReport
-from tamperfuse.pairing.provenance import record_of
+from tamperfuse.pairing.provenance import sources_of
 from tamperfuse.pairing.spool import ResponseSpool
 from tamperfuse.pairing.store import SUMMARY, TABLE
 from tamperfuse.records.files import sha256_of, write_json
@@ -46,19 +48,21 @@ class Audit:
         filters: ResponseFilters | None,
         spool: ResponseSpool,
         length: LengthCounter,
+        exchanges: PromptReport | None = None,
     ) -> None:
-        """Take what was found out before the matching, and what measures a text's length."""
-        self._length = length
+        """Take what was found out before the matching, what measures a text's length, and what becomes of exchanges."""
+        self._length, self._exchanges = length, exchanges or PromptReport()
         self._options, self._prompts, self.filters, self._spool = options, prompts, filters, spool
         self.pairs = self.kept = self.dropped = 0
         self._lost: list[str] = []
-        self._redraws = self._encoded = self._replay = self._multi_turn = 0
+        self._redraws = self._replay = self._multi_turn = 0
+        self._encoded = np.zeros(len(spool), dtype=np.bool_)
         self._before, self._after = np.zeros(len(BINS) - 1, np.int64), np.zeros(len(BINS) - 1, np.int64)
         self._sum, self._highest = 0.0, -1.0
         self._categories: Counter[str] = Counter()
         self._uses: Counter[str] = Counter()
         self._top: list[tuple[float, str, Pair]] = []
-        self._sample: list[Pair] = []
+        self._sample: list[tuple[int, Pair]] = []
 
     def take(self, prompts: Sequence[Example], found: Matches, pairs: Sequence[Pair]) -> None:
         """Account for a block."""
@@ -66,15 +70,16 @@ class Audit:
         self.dropped += len(lost)
         self._lost += lost[: LISTED - len(self._lost)]
         self._redraws += found.redraws
-        self._encoded += found.encoded
-        self._before += np.histogram(found.first[~np.isnan(found.first)], BINS)[0]
+        self._encoded[found.encoded] = True
+        self._before += _histogram(found.first[~np.isnan(found.first)])
         cosine = found.similarity[~np.isnan(found.similarity)]
-        self._after += np.histogram(cosine, BINS)[0]
+        self._after += _histogram(cosine)
         self._sum += float(cosine.sum())
         self._highest = max([self._highest, *cosine.tolist()])
         self.kept += len(pairs)
         self.pairs += len(pairs)
-        self._sample += pairs[: _MEASURED - len(self._sample)]
+        keyed = [(text_key(pair.prompt, "length", 0), pair) for pair in pairs]  # fair, however the prompts are sorted
+        self._sample = heapq.nsmallest(_MEASURED, self._sample + keyed, key=lambda item: item[0])
         for pair in pairs:
             self._categories[pair.category] += 1
             self._uses[pair.response_origin] += 1
@@ -106,7 +111,7 @@ class Audit:
             "dropped": self.dropped,
             "redraws": self._redraws,
             "encoded_prompts": self.kept + self.dropped,
-            "encoded_responses": self._encoded,
+            "encoded_responses": int(self._encoded.sum()),
             "responses_used": len(self._uses),
             "most_uses_of_a_response": max(self._uses.values(), default=0),
             "threshold": self._options.threshold,
@@ -121,13 +126,17 @@ class Audit:
         options, filters = self._options, self.filters
         report = asdict(self._prompts)
         contaminated = report.pop("contaminated")
+        listed = [("prompt", contaminated), ("benign exchange", dict.fromkeys(self._exchanges.contaminated))]
         return {
             "prompts": report | {"contaminated": len(contaminated)},
             "contaminated": [
-                {"prompt": prompt, "evaluation_prompt": other, "how": how} for prompt, other, how in contaminated
+                {"prompt": prompt, "evaluation_prompt": other, "how": how, "of": of}
+                for of, found in listed
+                for prompt, other, how in found
             ],
             "responses": {
                 "read": self._spool.read,
+                "empty": self._spool.empty,
                 "duplicates": self._spool.duplicates,
                 "pool": len(self._spool),
                 "drawn_and_judged": filters.judged if filters else 0,
@@ -142,31 +151,28 @@ class Audit:
             "histogram": {"edges": BINS.tolist(), "before": self._before.tolist(), "after": self._after.tolist()},
             "most_similar": [asdict(pair) for _, _, pair in self._top],
             "dropped_prompts": self._lost,
-            "lengths": quantiles(self._sample, self._length),
-            "sources": [asdict(record) for record in self._sources()],
+            "lengths": quantiles([pair for _, pair in self._sample], self._length),
+            "sources": [asdict(record) for record in sources_of(options)],
             "options": {name: _plain(value) for name, value in asdict(options).items() if name != "out"},
             "versions": versions(),
         }
 
-    def _sources(self) -> list[Any]:
-        options = self._options
-        roles = (("harmful", options.harmful), ("responses", options.responses))
-        found = [record_of(s, role, w, options.revision) for role, names in roles for s, w in weighted(names)]
-        found += [record_of(source, "decontaminate") for source in options.decontaminate]
-        if options.replay or options.multi_turn:
-            found.append(record_of(options.replay_source, "replay"))
-        return found
-
     def _paragraph(self, counts: dict[str, Any]) -> str:
         refused = sum(self.filters.taken.values()) if self.filters else 0
+        encoded = counts["encoded_responses"]
         extra = f", {self._replay} of them benign replay" if self._replay else ""
         return (
             f"{self.pairs:,} pairs{extra}: {self._prompts.read:,} prompts and {self._spool.read:,} responses came in, "
-            f"{self._redraws:,} draws were repeated, {self._encoded:,} of {len(self._spool):,} responses encoded, {refused:,} "
+            f"{self._redraws:,} draws were repeated, {encoded:,} of {len(self._spool):,} responses encoded, {refused:,} "
             f"refused by filters, {self.dropped:,} prompts dropped; the highest similarity is "
             f"{counts['similarity']['highest']:.3f} (threshold {self._options.threshold:g}). "
             "Read audit.html before you train on them."
         )
+
+
+def _histogram(cosine: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Counts by bin; what lies beyond the last edges, by a rounding error or more, counts in the last bins."""
+    return np.histogram(np.clip(cosine, BINS[0], BINS[-1]), BINS)[0]
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
+from tamperfuse.records.progress import progress
 
 BATCH = 64  # texts computed together and committed together
 _PER_QUERY = 500  # SQLite's oldest limit on variables is 999
@@ -47,16 +48,18 @@ class VectorCache:
         computed: texts that were computed since the cache was opened; the rest was there.
     """
 
-    def __init__(self, folder: Path, identity: object) -> None:
+    def __init__(self, folder: Path, identity: object, doing: str = "encoding") -> None:
         """Open or create.
 
         Args:
             folder: where the caches lie.
+            doing: what computing is called on the progress bar.
             identity: all that the vectors depend on beside the text (JSON-able); another identity, another file.
 
         Raises:
             UserError: the folder cannot be written, or the file is damaged.
         """
+        self._doing = doing
         self._path = folder / f"{content_hash(identity)[:16]}.sqlite"
         with self._failing_as_sentence():
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,13 +95,15 @@ class VectorCache:
         known = self._lookup(sorted(set(keys)))
         new = list({key: text for key, text in zip(keys, texts, strict=True) if key not in known}.items())
         new.sort(key=lambda item: len(item[1]))  # batches of like length, whatever order they were drawn in
-        for places, vectors in compute([text for _, text in new]) if new else ():
-            whole = np.ascontiguousarray(vectors, dtype=np.float32)
-            rows = [(new[place][0], vector.tobytes()) for place, vector in zip(places, whole, strict=True)]
-            with self._failing_as_sentence(), self._base:
-                self._base.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-            known.update(rows)
-            self.computed += len(rows)
+        with progress(self._doing, len(new)) as advance:
+            for places, vectors in compute([text for _, text in new]) if new else ():
+                whole = np.ascontiguousarray(vectors, dtype=np.float32)
+                rows = [(new[place][0], vector.tobytes()) for place, vector in zip(places, whole, strict=True)]
+                with self._failing_as_sentence(), self._base:
+                    self._base.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+                known.update(rows)
+                self.computed += len(rows)
+                advance(len(rows))
         return np.stack([np.frombuffer(known[key], dtype=np.float32) for key in keys])
 
     def _lookup(self, keys: list[bytes]) -> dict[bytes, bytes]:

@@ -11,6 +11,7 @@ is kept by text, so a run that was killed goes on where it stopped.
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,11 @@ from tamperfuse.pairing.lengths import length_counter
 from tamperfuse.pairing.match import Dealer, Encoder, RandomDealer, match
 from tamperfuse.pairing.options import PairOptions, weighted
 from tamperfuse.pairing.pairs import pairs_of
-from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts, decontaminate
+from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
 from tamperfuse.pairing.spool import ResponseSpool
 from tamperfuse.pairing.store import TABLE, write_table
-from tamperfuse.pairing.variants import History, PrefixChoice, replay_pairs
+from tamperfuse.pairing.variants import Exchanges, History, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import STAGING_PREFIX, staged
 
@@ -80,19 +81,24 @@ def pair_corpora(options: PairOptions, encoder: Encoder | None = None) -> PairRe
 def _pair(options: PairOptions, encoder: Encoder) -> PairResult:
     _check_out(options.out)
     count = length_counter(options.tokenizer)  # a tokenizer that cannot be had is known now, not after the work
-    report = PromptReport()
-    prefix, exchanges = PrefixChoice(options.refusal_prefix, options.seed), _exchanges(options)
-    history = History(exchanges, options.multi_turn, options.seed)
-    prompts = _prompts(options, encoder, report)
+    report, benign = PromptReport(), PromptReport()
+    prefix = PrefixChoice(options.refusal_prefix, options.seed)
+    held_out = HeldOut(_held_out(options), encoder)
+    prompts = _prompts(options, held_out, report)
     _clear_leftovers(options.out)
-    with staged(options.out, directory=True) as folder:
-        spool = ResponseSpool(folder / "responses.spool", _responses(options), options.seed)
+    with staged(options.out, directory=True) as folder, ExitStack() as spools:
+        exchanges = _exchanges(options, folder, held_out, benign, spools)
+        history = History(exchanges, options.multi_turn, options.seed)
+        spool = spools.enter_context(ResponseSpool(folder / "responses.spool", _responses(options), options.seed))
+        if not spool.read:
+            raise UserError(
+                "There is not one response to pair: check the source, or name its column with --response-field."
+            )
         filters = _filters(options, spool)
-        audit = Audit(options, report, filters, spool, count)
+        audit = Audit(options, report, filters, spool, count, benign)
         blocks = _matched(options, prompts, spool, encoder, filters, audit, prefix, history)
         write_table(folder / TABLE, _with_replay(blocks, exchanges, options, audit))
-        spool.close()
-        (folder / "responses.spool").unlink()
+        spools.close()
         if not audit.kept:
             raise UserError(_nothing_left(options, audit, len(prompts)))
         write_exports(folder, options.export)
@@ -132,6 +138,7 @@ def _asked(options: PairOptions, source: str) -> Iterator[Example]:
         split=options.split,
         part="defender",
         mixed=len(options.harmful) + len(options.decontaminate) > 1,
+        called=options.names().get(source),
     )
 
 
@@ -143,6 +150,7 @@ def _answers(options: PairOptions, source: str) -> Iterator[Example]:
         revision=options.revision,
         split=options.split,
         mixed=len(options.responses) > 1,
+        called=options.names().get(source),
     )
 
 
@@ -161,11 +169,26 @@ def _held_out(options: PairOptions) -> list[str]:
     return found
 
 
-def _exchanges(options: PairOptions) -> list[Example]:
-    return list(read_source(options.replay_source)) if options.multi_turn or options.replay else []
+def _exchanges(
+    options: PairOptions, folder: Path, held_out: HeldOut, report: PromptReport, spools: ExitStack
+) -> Exchanges | None:
+    """The benign exchanges, if any are asked for."""
+    if not options.multi_turn and not options.replay:
+        return None
+    source = options.replay_source
+    read = read_source(source, called=options.names().get(source))
+    whole = (example for example in read if example.prompt and example.response)
+    spool = spools.enter_context(ResponseSpool(folder / "exchanges.spool", [(whole, None)], options.seed))
+    exchanges = Exchanges(spool, held_out, report)
+    if next(iter(exchanges), None) is None:
+        raise UserError(
+            f"{source} holds no benign prompt with a response, which --multi-turn and --replay need: give --replay-source "
+            "a source with both."
+        )
+    return exchanges
 
 
-def _prompts(options: PairOptions, encoder: Encoder, report: PromptReport) -> list[Example]:
+def _prompts(options: PairOptions, held_out: HeldOut, report: PromptReport) -> list[Example]:
     """Every prompt that is to be paired, in the order in which they are matched."""
     sources = weighted(options.harmful)
     cleaned = [clean_prompts(_asked(options, source), report) for source, _ in sources]
@@ -177,10 +200,9 @@ def _prompts(options: PairOptions, encoder: Encoder, report: PromptReport) -> li
         across = PromptReport()
         prompts = clean_prompts(prompts, across)
         report.duplicates += across.duplicates
-    if options.decontaminate:
-        prompts = decontaminate(prompts, _held_out(options), encoder, report)
-        if not prompts:
-            raise UserError("Every prompt is in the evaluation sets of --decontaminate: give other prompts.")
+    prompts = held_out.sift(prompts, report)
+    if not prompts:
+        raise UserError("Every prompt is in the evaluation sets of --decontaminate: give other prompts.")
     prompts = balance(prompts, options.prompts, options.seed, report)
     key = {prompt.prompt: text_key(prompt.prompt, "prompt", options.seed) for prompt in prompts}
     if options.match == "diverse":
@@ -252,11 +274,11 @@ def _matched(
 
 
 def _with_replay(
-    blocks: Iterator[list[Pair]], exchanges: Sequence[Example], options: PairOptions, audit: Audit
+    blocks: Iterator[list[Pair]], exchanges: Exchanges | None, options: PairOptions, audit: Audit
 ) -> Iterator[list[Pair]]:
     yield from blocks
-    if options.replay:
-        replay = list(replay_pairs(exchanges, options.replay, audit.kept, options.seed))
+    if options.replay and exchanges is not None:
+        replay = replay_pairs(exchanges, options.replay, audit.kept)
         audit.take_replay(replay)
         yield replay
 

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from tamperfuse.corpora.examples import Pair
-from tamperfuse.pairing.store import TABLE, iter_pairs
+from tamperfuse.pairing.store import TABLE, count_pairs, iter_pairs
+from tamperfuse.records.progress import progress
 
 Message = dict[str, str]
 NAME = "tamperfuse_pairs"
@@ -39,11 +40,11 @@ def write_exports(folder: Path, names: Iterable[str]) -> None:
 
 
 def _trl(target: Path, table: Path) -> None:
-    _lines(target / "train.jsonl", (prompt_completion(pair) for pair in iter_pairs(table)))
+    _lines(target / "train.jsonl", map(prompt_completion, _each(table)))
 
 
 def _openai(target: Path, table: Path) -> None:
-    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in iter_pairs(table)))
+    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in _each(table)))
 
 
 def _sharegpt(target: Path, table: Path) -> None:
@@ -53,7 +54,7 @@ def _sharegpt(target: Path, table: Path) -> None:
         names = {"user": "human", "assistant": "gpt"}
         return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages(pair)]}
 
-    _array(target / "train.json", (row(pair) for pair in iter_pairs(table)))
+    _array(target / "train.json", map(row, _each(table)))
     columns = {"messages": "conversations"}
     _info(target, {"file_name": "train.json", "formatting": "sharegpt", "columns": columns})
 
@@ -65,7 +66,7 @@ def _alpaca(target: Path, table: Path) -> None:
         history = [list(turn) for turn in pair.history]
         return {"instruction": pair.prompt, "input": "", "output": pair.response, "history": history}
 
-    _array(target / "train.json", (row(pair) for pair in iter_pairs(table)))
+    _array(target / "train.json", map(row, _each(table)))
     columns = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
     _info(target, {"file_name": "train.json", "formatting": "alpaca", "columns": columns})
 
@@ -78,7 +79,7 @@ def _axolotl(target: Path, table: Path) -> None:
         conversation[-1]["train"] = True
         return {"messages": conversation}
 
-    _lines(target / "train.jsonl", (row(pair) for pair in iter_pairs(table)))
+    _lines(target / "train.jsonl", map(row, _each(table)))
     entry = {
         "path": "train.jsonl",
         "ds_type": "json",
@@ -116,7 +117,7 @@ _OWN = ("category", "prompt_origin", "response_origin", "kind", "similarity")
 
 
 def _rows(table: str) -> Iterator[dict[str, Any]]:
-    for pair in iter_pairs(Path(table)):
+    for pair in _each(Path(table)):
         yield prompt_completion(pair) | {name: getattr(pair, name) for name in _OWN}
 
 
@@ -128,6 +129,14 @@ EXPORTS: dict[str, Callable[[Path, Path], None]] = {
     "axolotl": _axolotl,
     "datasets": _datasets,
 }
+
+
+def _each(table: Path) -> Iterator[Pair]:
+    """The pairs, one after the other, with a progress bar."""
+    with progress("exporting", count_pairs(table)) as advance:
+        for pair in iter_pairs(table):
+            yield pair
+            advance(1)
 
 
 def _lines(path: Path, rows: Iterable[Any]) -> None:

@@ -10,6 +10,7 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.texts import ngrams, words
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.progress import progress
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
@@ -21,7 +22,9 @@ EXAMPLES = 3  # refused texts that the audit shows for each filter
 _SURE = 0.9  # probability from which a text counts as being in another language
 
 _REFUSAL = re.compile(
-    r"\b(i(?:'m| am) (?:sorry|afraid)|i (?:can(?:'t|not| not)|won't|will not|am (?:not able|unable)|must (?:decline|refuse))|"
+    r"^\W*(?:sorry\b|unfortunately,? (?:i|we)\b)|"
+    r"\b(?:i(?:'m| am) (?:very |so |really )?(?:sorry|afraid|unable|not able|not comfortable)|"
+    r"i (?:can(?:'t|not| not)|won't|will not|must (?:decline|refuse)|refuse|decline)|"
     r"i apologi[sz]e|my apologies|i (?:do not|don't) feel comfortable)\b",
     re.IGNORECASE,
 )
@@ -37,9 +40,13 @@ _MARKUP = re.compile(
     re.IGNORECASE,
 )
 _PERSONAL = re.compile(
-    r"[\w.+-]+@[\w-]+\.[a-z]{2,}|(?<![\d.])\+?\d{1,3}[ .-]?\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}\b|\(\d{3}\) ?\d{3}-\d{4}|"
-    r"\b\d{3}-\d{2}-\d{4}\b|\b(?:\d{4}[ -]){3}\d{4}\b|\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){3,7}\b|\b(?:\d{1,3}\.){3}\d{1,3}\b",
-    re.IGNORECASE,
+    r"[\w.+-]+@[\w-]+\.[A-Za-z]{2,}|"  # e-mail
+    r"(?<![\d.])(?:\+?\d{1,3}[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}\b|"  # telephone, as in North America
+    r"(?<![\w+])\+\d(?:[ .()-]{0,2}\d){7,14}(?!\d)|"  # and anywhere, with its country's code
+    r"\b\d{3}-\d{2}-\d{4}\b|"  # social security number
+    r"\b(?:\d{4}[ -]?){3}\d{4}\b|"  # payment card
+    r"\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){3,7}\b|"  # IBAN
+    r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\.?\d)"  # IP address
 )
 _TOXIC = frozenset(
     [
@@ -67,7 +74,12 @@ _SENTENCE_END = re.compile(r"[.!?…。！？؟।:;)\]}\"'”’»*`|>\d]\s*$|`
 
 
 def _refuses(text: str) -> bool:
-    return bool(_REFUSAL.search(text[:200]))
+    return bool(_REFUSAL.search(_straight(text[:200])))
+
+
+def _straight(text: str) -> str:
+    """With typewriter apostrophes: "can’t" is "can't"."""
+    return text.replace("’", "'")
 
 
 def _truncated(text: str) -> bool:
@@ -108,7 +120,7 @@ RULES: dict[str, Rule] = {
     "too short": lambda text: len(text) < SHORTEST,
     "too long": lambda text: len(text) > LONGEST,
     "refusal or apology": _refuses,
-    "boilerplate": lambda text: bool(_BOILERPLATE.search(text)),
+    "boilerplate": lambda text: bool(_BOILERPLATE.search(_straight(text))),
     "markup debris": lambda text: bool(_MARKUP.search(text)),
     "personal data": lambda text: bool(_PERSONAL.search(text)),
     "toxic words": lambda text: not _TOXIC.isdisjoint(words(text)),
@@ -190,11 +202,13 @@ class ResponseFilters:
         new = {
             key: response.response for key, response in zip(keys, responses, strict=True) if key not in self._verdicts
         }
-        for key, text in new.items():
-            objection = next((name for name, rule in self.rules.items() if rule(text)), None)
-            self._verdicts[key] = objection is None
-            if objection:
-                self._note(objection, text)
+        with progress("filtering", len(new)) as advance:
+            for key, text in new.items():
+                objection = next((name for name, rule in self.rules.items() if rule(text)), None)
+                self._verdicts[key] = objection is None
+                if objection:
+                    self._note(objection, text)
+                advance(1)
         left = {key: text for key, text in new.items() if self._verdicts[key]}
         if self._quality is not None and left:
             for (key, text), good in zip(left.items(), self._quality(list(left.values())), strict=True):

@@ -70,14 +70,14 @@ class Matches:
         similarity: cosine of the kept pair, NaN for dropped prompts. Shape (prompts,).
         first: cosine of the first response that was measured, before any redraw; NaN if none was.
         redraws: draws after a prompt's first.
-        encoded: responses that were encoded.
+        encoded: places of the responses that were encoded, each once.
     """
 
     responses: list[Example | None]
     similarity: NDArray[np.float64]
     first: NDArray[np.float64]
     redraws: int
-    encoded: int
+    encoded: Places
 
 
 def match(
@@ -146,7 +146,11 @@ class _Cards:
         self._deck, self._encoder, self._accept = deck, encoder, accept
         self._vectors: dict[int, NDArray[np.float32]] = {}
         self.seen: dict[int, Example] = {}
-        self.encoded = 0
+
+    @property
+    def encoded(self) -> Places:
+        """Places of the cards that were encoded."""
+        return np.array(list(self._vectors), dtype=np.int64)
 
     def look_at(self, drawn: Places) -> NDArray[np.bool_]:
         """Fetch, filter and encode what is new among the drawn cards; whether each drawn card is fit to be used."""
@@ -156,7 +160,6 @@ class _Cards:
         passed = [True] * len(new) if self._accept is None else self._accept(fetched)
         good = [card for card, fine in zip(new, passed, strict=True) if fine]
         self._vectors.update(zip(good, self._encoder.encode([self.seen[card].response for card in good]), strict=True))
-        self.encoded += len(good)
         return np.array([card in self._vectors for card in drawn.tolist()], dtype=np.bool_)
 
     def vectors(self, drawn: Places) -> NDArray[np.float32]:

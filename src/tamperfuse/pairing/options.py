@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tamperfuse.corpora.sources import shown_names
 from tamperfuse.models.encoder import DEFAULT_ENCODER
 from tamperfuse.pairing.pairs import check_numbers
 from tamperfuse.records.errors import UserError, unknown_name
@@ -29,8 +30,8 @@ class PairOptions:
         prompt_field: the prompts' column, where the layout is not a known one.
         response_field: the responses' column, likewise.
         category_field: the categories' column, likewise.
-        revision: of Hub sources.
-        split: of Hub sources.
+        revision: of Hub sources that name none.
+        split: of Hub sources that name none.
         decontaminate: evaluation sets whose prompts must not be among the pairs.
         filters: whether responses are filtered for quality.
         language: ISO 639-1 code that responses are in; "any" for no such filter.
@@ -105,6 +106,11 @@ class PairOptions:
             if not fits:
                 raise UserError(f"{value} makes no sense for --{name}: give a number {range_}.")
 
+    def names(self) -> dict[str, str]:
+        """What origins and the audit call each local source."""
+        given = [source for source, _ in (*weighted(self.harmful), *weighted(self.responses))]
+        return shown_names([*given, *self.decontaminate, self.replay_source])
+
 
 def weighted(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
     """Split `SRC=WEIGHT`; the result is sorted, so that the order of the options changes nothing.
@@ -114,7 +120,9 @@ def weighted(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
     """
     found: list[tuple[str, float | None]] = []
     for source in sources:
-        match = re.fullmatch(r"(.+)=(-?[\d.]+(?:e-?\d+)?|-?inf|nan)", source)
+        match = re.fullmatch(r"(.+)=([+-]?[\d.]+(?:e[+-]?\d+)?|-?inf|nan)", source)
+        if Path(source).exists():  # year=2024 is a name, not a weight
+            match = None
         try:
             weight = float(match.group(2)) if match else None
         except ValueError:

@@ -110,7 +110,7 @@ def make_pairs(
         dropped=[ask.prompt for ask, got in zip(asked, found.responses, strict=True) if got is None],
         redraws=found.redraws,
         encoded_prompts=len(asked),
-        encoded_responses=found.encoded,
+        encoded_responses=len(found.encoded),
         threshold=threshold,
         seed=seed,
         encoder=encoder.name,

@@ -4,11 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tamperfuse.corpora.examples import Example, labels
+from tamperfuse.corpora.examples import Example, joined, labels
 from tamperfuse.corpora.overlap import near, plain
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.match import Encoder
+from tamperfuse.records.progress import progress
 
 LONGEST_PROMPT = 8000  # characters
 
@@ -41,37 +42,53 @@ class PromptReport:
 
 
 def clean_prompts(examples: Iterable[Example], report: PromptReport) -> list[Example]:
-    """Normalise, drop what is empty or too long, and keep one of each text (the one whose origin sorts first)."""
+    """Normalise, drop what is empty or too long, and keep one of each text.
+
+    Of texts that differ in case, punctuation or white space only, the one that sorts first stays, with the labels of all:
+    in BeaverTails a prompt has several rows, judged with different answers. So the order of rows decides nothing.
+    """
     chosen: dict[int, Example] = {}
-    for example in examples:
-        prompt = normalise(example.prompt)
-        report.read += bool(prompt)
-        report.empty += not prompt
-        if len(prompt) > LONGEST_PROMPT:
-            report.too_long += 1
-        elif prompt:
-            key = text_key(plain(prompt), "duplicate", 0)
-            kept = chosen.get(key)
-            if kept is None or (example.origin, prompt) < (kept.origin, kept.prompt):
-                chosen[key] = replace(example, prompt=prompt, response="")
-            report.duplicates += kept is not None
+    with progress("reading prompts", None) as advance:
+        for example in examples:
+            advance(1)
+            prompt = normalise(example.prompt)
+            report.read += bool(prompt)
+            report.empty += not prompt
+            if len(prompt) > LONGEST_PROMPT:
+                report.too_long += 1
+            elif prompt:
+                key = text_key(plain(prompt), "duplicate", 0)
+                new = Example(prompt, "", example.category, example.origin)
+                report.duplicates += key in chosen
+                chosen[key] = _merged(chosen[key], new) if key in chosen else new
     return list(chosen.values())
 
 
-def decontaminate(
-    prompts: Sequence[Example], evaluation: Sequence[str], encoder: Encoder, report: PromptReport
-) -> list[Example]:
-    """Leave out prompts that an evaluation set holds: the same words, a shared 13-gram, or cosine at least .9.
+def _merged(one: Example, other: Example) -> Example:
+    """Of two prompts with the same words, the one that sorts first, under the labels of both."""
+    first = min(one, other, key=lambda example: (example.prompt, example.origin))
+    if one.category == other.category:
+        return first
+    return replace(first, category=joined({*labels(one.category), *labels(other.category)}))
 
-    Args:
-        prompts: cleaned prompts.
-        evaluation: the evaluation prompts.
-        encoder: for the third test, which only looks at what passed the first two.
-        report: takes the list of what was left out.
-    """
-    found = near([prompt.prompt for prompt in prompts], evaluation, encoder)
-    report.contaminated += [(prompts[index].prompt, *match) for index, match in found.items()]
-    return [prompt for index, prompt in enumerate(prompts) if index not in found]
+
+class HeldOut:
+    """The prompts of the evaluation sets, which must not be among the pairs."""
+
+    def __init__(self, evaluation: Sequence[str], encoder: Encoder) -> None:
+        """Take the evaluation prompts, and the encoder that finds them in other words."""
+        self._evaluation, self._encoder = evaluation, encoder
+
+    def sift(self, prompts: Sequence[Example], report: PromptReport) -> list[Example]:
+        """Leave out prompts that are held out: the same words, a shared 13-gram, or cosine at least .9.
+
+        Args:
+            prompts: cleaned prompts.
+            report: takes the list of what was left out.
+        """
+        found = near([prompt.prompt for prompt in prompts], self._evaluation, self._encoder)
+        report.contaminated += [(prompts[index].prompt, *match) for index, match in found.items()]
+        return [prompt for index, prompt in enumerate(prompts) if index not in found]
 
 
 def balance(prompts: Sequence[Example], count: int | None, seed: int, report: PromptReport) -> list[Example]:

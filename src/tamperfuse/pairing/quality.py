@@ -39,7 +39,7 @@ class QualityCut:
         """
         self.model, self.keep_best = model, keep_best
         self._loaded: LoadedModel | None = None
-        self._cache = VectorCache(cache_folder, ["nll", model_fingerprint(model), _TOKENS])
+        self._cache = VectorCache(cache_folder, ["nll", model_fingerprint(model), _TOKENS], "scoring quality")
         self.limit = float(np.quantile(self.scores(sample), keep_best))
 
     def __call__(self, texts: Sequence[str]) -> list[bool]:

@@ -12,6 +12,7 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.draw import Keys, Places, text_key
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.progress import progress
 
 
 class ResponseSpool:
@@ -19,6 +20,7 @@ class ResponseSpool:
 
     Attributes:
         read: rows that held a response.
+        empty: rows that held none.
         duplicates: responses whose text came before (equal 64-bit keys).
         keys: the cards' keys, ascending: the order of the deck.
     """
@@ -27,18 +29,18 @@ class ResponseSpool:
         """Stream the sources into `path`, and put what differs in the order of its keys.
 
         Args:
-            path: a file that does not exist yet; the caller removes it.
+            path: a file that does not exist yet; leaving the block removes it.
             sources: examples with the weight of their source, or None if sources are taken whole.
             seed: of the draw.
-
-        Raises:
-            UserError: no source holds a response.
         """
         keys, starts, of = array("Q"), array("Q"), array("H")
-        with path.open("wb") as out:
+        self.empty = 0
+        with path.open("wb") as out, progress("reading responses", None) as advance:
             for number, (examples, _) in enumerate(sources):
                 for example in examples:
+                    advance(1)
                     response = normalise(example.response)
+                    self.empty += not response
                     if response:
                         keys.append(text_key(response, "response", seed))
                         starts.append(out.tell())
@@ -46,22 +48,20 @@ class ResponseSpool:
                         row = [response, normalise(example.prompt), example.category, example.origin]
                         out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self.read = len(keys)
-        if not self.read:
-            raise UserError(
-                "There is not one response to pair: check the source, or name its column with --response-field."
-            )
         # A stable sort: of equal texts, the first row of the source whose name sorts first.
         all_keys = np.frombuffer(keys, dtype=np.uint64)
         order = np.argsort(all_keys, kind="stable")
         in_order = all_keys[order]
-        order = order[np.concatenate([[True], in_order[1:] != in_order[:-1]])]
+        first = np.ones(len(order), dtype=np.bool_)
+        first[1:] = in_order[1:] != in_order[:-1]
+        order = order[first]
         self.duplicates = self.read - len(order)
         if any(weight is not None for _, weight in sources):
             weights = np.array([weight or 0.0 for _, weight in sources])
             order = _mixed(order, np.frombuffer(of, dtype=np.uint16)[order], weights)
         self.keys: Keys = all_keys[order]
         self._starts = np.frombuffer(starts, dtype=np.uint64)[order]
-        self._file = path.open("rb")
+        self._path, self._file = path, path.open("rb")
 
     def __len__(self) -> int:
         """Number of cards."""
@@ -76,9 +76,14 @@ class ResponseSpool:
             found.append(Example(prompt, response, category, origin))
         return found
 
-    def close(self) -> None:
-        """Close the file."""
+    def __enter__(self) -> "ResponseSpool":
+        """Use it in a block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file and remove it."""
         self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 def _mixed(order: Places, of: NDArray[np.uint16], weights: NDArray[np.float64]) -> Places:

@@ -92,6 +92,13 @@ def read_pairs(path: Path) -> list[Pair]:
     return list(iter_pairs(path))
 
 
+def count_pairs(table: Path) -> int:
+    """How many pairs a `pairs.parquet` holds."""
+    import pyarrow.parquet as pq
+
+    return int(pq.read_metadata(table).num_rows)
+
+
 def iter_pairs(path: Path) -> Iterator[Pair]:
     """As :func:`read_pairs`, a pair at a time."""
     import pyarrow

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX
+from tamperfuse.pairing.prompts import HeldOut, PromptReport
+from tamperfuse.pairing.spool import ResponseSpool
 from tamperfuse.records.errors import UserError
 
 
@@ -28,17 +31,35 @@ class PrefixChoice:
         return self._prefixes[text_key(prompt, "prefix", self._seed) % len(self._prefixes)]
 
 
+class Exchanges:
+    """Benign prompts with their own answers, on disk, in the order of a deck; what an evaluation set holds is left out."""
+
+    def __init__(self, spool: ResponseSpool, held_out: HeldOut, report: PromptReport) -> None:
+        """Take the exchanges, the evaluation sets, and the report that lists what was left out."""
+        self._spool, self._held_out, self._report = spool, held_out, report
+
+    def __len__(self) -> int:
+        """How many there are at most."""
+        return len(self._spool)
+
+    def __iter__(self) -> Iterator[Example]:
+        """One after the other."""
+        for start in range(0, len(self._spool), _BLOCK):
+            cards = self._spool.fetch(range(start, min(start + _BLOCK, len(self._spool))))
+            yield from self._held_out.sift(cards, self._report)
+
+
+_BLOCK = 1024
+_HISTORIES = 4096  # exchanges that multi-turn prompts choose from, in memory
+
+
 class History:
     """Puts a benign exchange before a share of the prompts, so that a defense also holds late in a conversation."""
 
-    def __init__(self, exchanges: Sequence[Example], share: float, seed: int) -> None:
-        """Take benign (prompt, response) examples and a share in [0, 1]."""
-        self._exchanges = [example for example in exchanges if example.prompt and example.response]
+    def __init__(self, exchanges: Exchanges | None, share: float, seed: int) -> None:
+        """Take benign exchanges and a share in [0, 1]."""
+        self._exchanges = list(islice(exchanges, _HISTORIES)) if exchanges is not None and share else []
         self._share, self._seed = share, seed
-        if share and not self._exchanges:
-            raise UserError(
-                "--multi-turn needs benign prompts with responses: give --replay-source a source with both."
-            )
 
     def __call__(self, pair: Pair) -> Pair:
         """The pair, after a benign exchange if its hash says so."""
@@ -48,27 +69,26 @@ class History:
         return replace(pair, history=((exchange.prompt, exchange.response),))
 
 
-def replay_pairs(exchanges: Sequence[Example], share: float, sdd_pairs: int, seed: int) -> Iterator[Pair]:
+def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pair]:
     """Benign prompts with their own answers, as a share of all pairs.
 
     Args:
-        exchanges: benign examples with both texts.
+        exchanges: in the order of the deck: the first ones are taken.
         share: of all pairs, in [0, 1).
         sdd_pairs: how many SDD pairs there are.
-        seed: which ones are taken.
 
     Raises:
         UserError: the source holds too few.
     """
-    usable = sorted((e for e in exchanges if e.prompt and e.response), key=lambda e: text_key(e.prompt, "replay", seed))
     wanted = round(sdd_pairs * share / (1 - share))
-    if wanted > len(usable):
+    found = list(islice(exchanges, wanted))
+    if wanted > len(found):
         raise UserError(
-            f"--replay {share:g} asks for {wanted} benign pairs and its source holds {len(usable)}: "
+            f"--replay {share:g} asks for {wanted} benign pairs and its source holds {len(found)}: "
             "give a larger --replay-source or a smaller share."
         )
-    for example in usable[:wanted]:
-        yield Pair(
+    return [
+        Pair(
             prompt=example.prompt,
             response=example.response,
             category=example.category,
@@ -77,3 +97,5 @@ def replay_pairs(exchanges: Sequence[Example], share: float, sdd_pairs: int, see
             response_origin=example.origin,
             kind="replay",
         )
+        for example in found
+    ]

@@ -24,12 +24,12 @@ def show_progress(console: Console | None) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
+def progress(what: str, total: int | None) -> Iterator[Advance]:
     """A bar for a piece of work.
 
     Args:
         what: a few words, shown beside the bar.
-        total: how many units there are.
+        total: how many units there are; None if nobody knows.
 
     Yields:
         A function that says how many more units are done.
