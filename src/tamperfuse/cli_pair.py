@@ -8,8 +8,8 @@ import typer
 from tamperfuse.pairing.options import PairOptions
 
 Source = (
-    "builtin:NAME, a local .jsonl .json .csv .parquet (also .gz, .zst), a directory of shards, or a Hub id as "
-    "owner/name[/config][@revision][:split]; repeat "
+    "builtin:NAME, a local .jsonl .json .csv .parquet (also .gz, .zst), a directory of shards, or a Hub id "
+    "(owner/name, then as needed /config, @revision, :split); repeat "
 )
 WEIGHT = "it to mix, with weights as SRC=2."
 

@@ -68,4 +68,5 @@ def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:
 def options(sources: tuple[Path, Path], out: Path, **more: Any) -> PairOptions:
     harmful, benign = sources
     # Made-up prose is much alike: the near-duplicate filter has a test of its own.
-    return PairOptions((str(harmful),), (str(benign),), out, **{"near_duplicates": 1.0, "threshold": 0.6} | more)
+    usual = {"harmful": (str(harmful),), "responses": (str(benign),), "near_duplicates": 1.0, "threshold": 0.6}
+    return PairOptions(out=out, **usual | more)

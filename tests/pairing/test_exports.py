@@ -72,7 +72,7 @@ def test_trl_trains_on_the_export_and_on_the_response_only(exported, tmp_path, t
     assert trainer.train().training_loss > 0
     (pair, *_), seen = read_pairs(exported), trainer.train_dataset[0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    learned = [token for token, mask in zip(seen["input_ids"], seen.get("completion_mask", ()), strict=False) if mask]
+    learned = [token for token, label in zip(seen["input_ids"], seen["labels"], strict=True) if label != -100]
     if name == "openai":  # messages alone do not say what to learn from; that is the user's `assistant_only_loss`
         assert tokenizer.decode(seen["input_ids"]).count(pair.response) == 1
     else:

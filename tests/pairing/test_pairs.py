@@ -1,6 +1,7 @@
 """The paper's rule, on made-up texts."""
 
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,10 @@ from stubs import StubEncoder, prompts, responses
 
 from tamperfuse.corpora.examples import Example
 from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing.diverse import DiverseDealer
 from tamperfuse.pairing.draw import places, strides, text_key
+from tamperfuse.pairing.match import match
+from tamperfuse.pairing.pairs import ListDeck
 from tamperfuse.records.errors import UserError
 
 texts = st.text(alphabet="abcd é🙂ש", min_size=1, max_size=12).filter(str.strip)
@@ -27,6 +31,32 @@ def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, s
         return
     assert all(pair.similarity <= threshold and pair.prompt != pair.response for pair in made.pairs)
     assert len(made.pairs) + len(made.dropped) == len(set(asked))
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1))
+def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(asked, pool, threshold):
+    deck = ListDeck([Example("", text) for text in sorted(set(pool))])
+    prompts = [Example(text) for text in sorted(set(asked))]
+    dealer = DiverseDealer(deck, len(prompts))
+    found = match(prompts, dealer, deck, StubEncoder(), threshold=threshold, max_draws=20)
+    kept = [(ask.prompt, got.response) for ask, got in zip(prompts, found.responses, strict=True) if got]
+    assert all(ask != got for ask, got in kept)
+    assert not (found.similarity > threshold).any()
+    assert max(Counter(got for _, got in kept).values(), default=0) <= -(-len(prompts) // len(deck))
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=st.integers(1, 30), pool=st.integers(1, 60), threshold=st.floats(-0.2, 1), seed=st.integers(0, 3))
+def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, seed):
+    encoder, texts = StubEncoder(), {example.response for example in responses(pool)}
+    try:
+        made = make_pairs(prompts(asked), responses(pool), encoder, threshold=threshold, seed=seed)
+    except UserError:
+        return
+    encoded = [text for text in encoder.encoded if text in texts]
+    assert len(encoded) == len(set(encoded)) == made.encoded_responses <= asked + made.redraws
+    assert {pair.response for pair in made.pairs} <= set(encoded)
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,5 +144,5 @@ def test_pairs_survive_the_disk(tmp_path):
 
 def test_keys_are_stable():
     # Fixed for ever: another key, other pairs for the same seed.
-    assert text_key("harmful request 1", "prompt", 0) == text_key("harmful request 1", "prompt", 0)
+    assert text_key("harmful request 1", "prompt", 0) == 4365007582557336506
     assert text_key("a", "prompt", 0) != text_key("a", "response", 0)

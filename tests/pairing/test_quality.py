@@ -181,14 +181,16 @@ def test_weights_mix_and_impossible_ones_are_sentences(tmp_path):
     with pytest.raises(UserError, match="every one a weight"):
         weighted(("a=1", "b"))
     many, few = responses(40), [Example("", prose(n), "", f"few#{n}") for n in range(100, 105)]
-    spool = ResponseSpool(tmp_path / "s", [(many, 3.0), (few, 1.0)], 0)
+    spool = ResponseSpool(tmp_path / "s", [("many", many, 3.0), ("few", few, 1.0)], 0)
     assert Counter(card.origin[0] for card in spool.fetch(range(len(spool)))) == {"r": 15, "f": 5}
+    with pytest.raises(UserError, match="few holds no response that the other"):
+        ResponseSpool(tmp_path / "t", [("many", [*many, *few], 1.0), ("few", few, 1.0)], 0)
 
 
 def test_the_spool_drops_exact_duplicates(tmp_path):
-    spool = ResponseSpool(tmp_path / "s", [(responses(10), None), (responses(12), None)], 0)
+    spool = ResponseSpool(tmp_path / "s", [("a", responses(10), None), ("b", responses(12), None)], 0)
     assert (spool.read, len(spool), spool.duplicates) == (22, 12, 10)
-    blank = ResponseSpool(tmp_path / "b", [([Example("x"), Example("", " ")], None)], 0)
+    blank = ResponseSpool(tmp_path / "b", [("a", [Example("x"), Example("", " ")], None)], 0)
     assert (blank.read, blank.empty, len(blank)) == (0, 2, 0)
     assert np.all(np.diff(spool.keys.astype(object)) > 0)
 
@@ -205,7 +207,7 @@ def test_prefixes_are_sampled_by_prompt():
 def test_replay_has_its_share_without_evaluation_prompts_or_says_that_it_cannot(tmp_path):
     rows = [Example(f"question {n}", f"answer {n}") for n in range(50)]
     report = PromptReport()
-    with ResponseSpool(tmp_path / "s", [(rows, None)], 0) as spool:
+    with ResponseSpool(tmp_path / "s", [("a", rows, None)], 0) as spool:
         first = replay_pairs(Exchanges(spool, HeldOut([], StubEncoder()), report), 0.2, 40)
         held_out = HeldOut([first[0].prompt], StubEncoder(400))
         exchanges = Exchanges(spool, held_out, report)

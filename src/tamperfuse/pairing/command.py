@@ -32,7 +32,7 @@ from tamperfuse.pairing.options import PairOptions, weighted
 from tamperfuse.pairing.pairs import pairs_of
 from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
-from tamperfuse.pairing.spool import ResponseSpool
+from tamperfuse.pairing.spool import ResponseSpool, Source
 from tamperfuse.pairing.store import TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, History, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
@@ -178,7 +178,7 @@ def _exchanges(
     source = options.replay_source
     read = read_source(source, called=options.names().get(source))
     whole = (example for example in read if example.prompt and example.response)
-    spool = spools.enter_context(ResponseSpool(folder / "exchanges.spool", [(whole, None)], options.seed))
+    spool = spools.enter_context(ResponseSpool(folder / "exchanges.spool", [(source, whole, None)], options.seed))
     exchanges = Exchanges(spool, held_out, report)
     if next(iter(exchanges), None) is None:
         raise UserError(
@@ -223,8 +223,8 @@ def _mixed_by_weight(groups: Sequence[list[Example]], weights: list[float | None
     return chosen
 
 
-def _responses(options: PairOptions) -> list[tuple[Iterator[Example], float | None]]:
-    return [(_answers(options, source), weight) for source, weight in weighted(options.responses)]
+def _responses(options: PairOptions) -> list[Source]:
+    return [(source, _answers(options, source), weight) for source, weight in weighted(options.responses)]
 
 
 def _filters(options: PairOptions, spool: ResponseSpool) -> ResponseFilters | None:

@@ -14,6 +14,8 @@ from tamperfuse.pairing.draw import Keys, Places, text_key
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 
+Source = tuple[str, Iterable[Example], float | None]  # its name, its rows, its weight
+
 
 class ResponseSpool:
     """A deck in a file: one JSON line a response, the places of the lines in memory.
@@ -25,18 +27,21 @@ class ResponseSpool:
         keys: the cards' keys, ascending: the order of the deck.
     """
 
-    def __init__(self, path: Path, sources: Sequence[tuple[Iterable[Example], float | None]], seed: int) -> None:
+    def __init__(self, path: Path, sources: Sequence["Source"], seed: int) -> None:
         """Stream the sources into `path`, and put what differs in the order of its keys.
 
         Args:
             path: a file that does not exist yet; leaving the block removes it.
-            sources: examples with the weight of their source, or None if sources are taken whole.
+            sources: their names, examples and weights; None for weights if sources are taken whole.
             seed: of the draw.
+
+        Raises:
+            UserError: a weighted source holds nothing that the others do not hold.
         """
         keys, starts, of = array("Q"), array("Q"), array("H")
         self.empty = 0
         with path.open("wb") as out, progress("reading responses", None) as advance:
-            for number, (examples, _) in enumerate(sources):
+            for number, (_, examples, _) in enumerate(sources):
                 for example in examples:
                     advance(1)
                     response = normalise(example.response)
@@ -56,9 +61,10 @@ class ResponseSpool:
         first[1:] = in_order[1:] != in_order[:-1]
         order = order[first]
         self.duplicates = self.read - len(order)
-        if any(weight is not None for _, weight in sources):
-            weights = np.array([weight or 0.0 for _, weight in sources])
-            order = _mixed(order, np.frombuffer(of, dtype=np.uint16)[order], weights)
+        if any(weight is not None for *_, weight in sources):
+            weights = np.array([weight or 0.0 for *_, weight in sources])
+            names = [name for name, *_ in sources]
+            order = _mixed(order, np.frombuffer(of, dtype=np.uint16)[order], weights, names)
         self.keys: Keys = all_keys[order]
         self._starts = np.frombuffer(starts, dtype=np.uint64)[order]
         self._path, self._file = path, path.open("rb")
@@ -86,11 +92,13 @@ class ResponseSpool:
         self._path.unlink(missing_ok=True)
 
 
-def _mixed(order: Places, of: NDArray[np.uint16], weights: NDArray[np.float64]) -> Places:
+def _mixed(order: Places, of: NDArray[np.uint16], weights: NDArray[np.float64], names: Sequence[str]) -> Places:
     """The most cards that can be had with every source at its weight, each source's first ones in the deck's order."""
     sizes = np.bincount(of, minlength=len(weights))
     if (sizes == 0).any():
-        raise UserError("One of the weighted sources holds no response that the others do not hold: leave it out.")
+        raise UserError(
+            f"{names[int(sizes.argmin())]} holds no response that the other weighted sources do not hold: leave it out."
+        )
     wanted = np.maximum(1, np.floor(weights * (sizes / weights).min() + 1e-9)).astype(np.int64)
     keep = np.zeros(len(order), dtype=np.bool_)
     for source, count in enumerate(wanted):
