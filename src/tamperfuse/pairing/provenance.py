@@ -52,7 +52,8 @@ def sources_of(options: PairOptions) -> list[SourceRecord]:
     names = options.names()
     with progress("hashing sources", len(wanted)) as advance:
         for role, source, weight, fields in wanted:
-            found.append(_record(source, role, weight, names.get(source, ""), fields, options.revision))
+            revision = options.revision if role in ("harmful", "responses") else None  # as they were read
+            found.append(_record(source, role, weight, names.get(source, ""), fields, revision))
             advance(1)
     return found
 
