@@ -1,4 +1,6 @@
-"""How much of a hardening a Q4_1 export keeps: python scripts/export_grid.py ORIGIN HARDENED
+"""How much of a hardening a Q4_1 export keeps.
+
+    python scripts/export_grid.py ORIGIN HARDENED
 
 A model that came out of a Q4_1 file has its weights on that grid, and a change smaller than half a step is rounded away again.
 Prints, over the layers' matrices, the share of weights that the export of the hardened model puts back to the origin's value
