@@ -1,6 +1,6 @@
 """Behaviour on the bundled model: what the tiny random one cannot show. One refusal-trained model serves all tests.
 
-Trained tokens: about 24,000 for the fixture, 20,000 for SDD, 8,000 for the attack.
+Trained tokens: about 24,000 for the fixture, 32,000 for SDD, 8,000 for the attack.
 """
 
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_sdd_answers_beside_the_point_and_fluently(refusing: Path, threat: Threa
     loaded, encoder = load_model(str(refusing)), SentenceEncoder()
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in threat.part("defender")]
     pairs = make_pairs(prompts, list(read_source("builtin:benign")), encoder).pairs
-    train(loaded, "sdd", threat, pairs, {"steps": 16})
+    train(loaded, "sdd", threat, pairs, {"steps": 26})
     asked = threat.part("evaluation", 24)
     said = answers(loaded, asked)
     close = (encoder.encode([p.prompt for p in asked]) * encoder.encode(said)).sum(axis=1)
