@@ -1,0 +1,176 @@
+"""Cost against size: tokens a second × parameters, for training, generating and scoring, over three sizes of one family.
+
+    python benchmarks/size_scaling.py [--quick] [--save FILE]
+
+Randomly initialised Llamas with SmolLM2's vocabulary: `tiny` (32 million parameters: width 384, 8 layers, so that what is
+measured is still arithmetic and not Python), SmolLM2-135M's shape and SmolLM2-360M's. If cost is proportional to size, tokens/s
+× parameters is one number; `spread` says how far the three are apart, largest over smallest less one. The same samples for all:
+training in batches of 16 (chat turns of about 150 tokens, most of them response), 160 prompts continued by 32 tokens, and the
+training samples scored. Every measurement runs in a process of its own, so that its peak memory is its own. `--save` also
+writes the last line, JSON, to a file.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Width, width of the MLP, layers, heads, key-value heads.
+SHAPES = {"tiny": (384, 1024, 8, 6, 2), "135M": (576, 1536, 30, 9, 3), "360M": (960, 2560, 32, 15, 5)}
+METHODS = ("full", "lora", "generation", "scoring")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method at one size.
+
+    Attributes:
+        parameters: of the model, the tied embedding once.
+        tokens: trained, generated or scored.
+        seconds: they took.
+        rate: tokens/s.
+        peak_bytes: largest resident size of the process.
+    """
+
+    parameters: int
+    tokens: int
+    seconds: float
+    rate: float
+    peak_bytes: int
+
+
+def model(shape: str) -> Any:
+    """A randomly initialised model of a shape, with the bundled model's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tamperfuse.models.fused import use_fused_layers
+    from tamperfuse.models.load import LoadedModel, load_model
+    from tamperfuse.models.packed import use_packed_attention
+
+    chat = load_model("smollm2-135m").chat
+    torch.manual_seed(0)
+    width, inner, layers, heads, groups = SHAPES[shape]
+    config = LlamaConfig(
+        vocab_size=49_152,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=8_192,
+        tie_word_embeddings=True,
+    )
+    made = LlamaForCausalLM(config).eval()
+    use_packed_attention(made)
+    use_fused_layers(made)
+    return LoadedModel(name=shape, model=made, chat=chat, origin=shape)
+
+
+def work(shape: str, method: str, quick: bool) -> Measured:
+    """Do one method's work once to warm up, then measured."""
+    from tamperfuse.corpora.builtin import builtin_rows
+    from tamperfuse.evaluation.generate import generate
+    from tamperfuse.evaluation.score import score
+    from tamperfuse.training.fit import Training, fit
+
+    loaded = model(shape)
+    parameters = sum(weight.numel() for weight in loaded.model.parameters())
+    asked = [row["prompt"] for row in builtin_rows("cooking")]
+    samples = [
+        loaded.chat.sample(prompt, row["response"], 512)
+        for prompt, row in zip(asked, builtin_rows("benign"), strict=False)
+    ]
+    prompts, some = [loaded.chat.prompt(prompt) for prompt in asked[:160]], samples[: 32 if quick else 96]
+
+    def once(warm: bool) -> tuple[int, float]:
+        began = time.perf_counter()
+        if method == "generation":
+            answers = generate(loaded, prompts, new_tokens=2 if warm else 8 if quick else 32)
+            tokens = sum(map(len, answers))
+        elif method == "scoring":
+            score(loaded, some[:8] if warm else some)
+            tokens = sum(len(sample.tokens) for sample in some)
+        else:
+            how = Training(steps=1 if warm or quick else 2, batch=16, learning_rate=1e-6, method=method)
+            result = fit(loaded, samples, how, seed=0)
+            return result.tokens, result.seconds
+        return tokens, time.perf_counter() - began
+
+    once(warm=True)
+    tokens, seconds = once(warm=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(parameters, tokens, round(seconds, 2), round(tokens / seconds, 1), peak)
+
+
+def matmul_rate() -> float:
+    """The machine's best bfloat16 (or else float32) matrix product, FLOP/s."""
+    from tamperfuse.models.precision import compute_dtype
+
+    dtype, _ = compute_dtype(torch.device("cpu"))
+    best = 0.0
+    for size in (1024, 2048, 4096):
+        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+        for _ in range(4):
+            began = time.perf_counter()
+            torch.mm(a, b)
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def alone(function: Any, *arguments: Any) -> Any:
+    """Run a function in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def main() -> None:
+    """Measure all sizes and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny and 135M only, a quarter of the work")
+    parser.add_argument("--save", type=Path, help="also write the result to this file")
+    given = parser.parse_args()
+    shapes = ("tiny", "135M") if given.quick else tuple(SHAPES)
+    limit = alone(matmul_rate)
+    print(f"best matrix product: {limit / 1e9:.0f} GFLOP/s", flush=True)
+    found: dict[str, dict[str, Measured]] = {}
+    spread = {}
+    for method in METHODS:
+        found[method] = {shape: alone(work, shape, method, given.quick) for shape in shapes}
+        products = [one.rate * one.parameters for one in found[method].values()]
+        spread[method] = round(max(products) / min(products) - 1, 3)
+        for shape, one in found[method].items():
+            print(
+                f"{method} {shape}: {one.parameters / 1e6:.1f}M parameters, {one.tokens:,} tokens in {one.seconds:.1f} s, "
+                f"{one.rate:.0f} tokens/s, × parameters {one.rate * one.parameters / 1e9:.1f}e9, "
+                f"peak {one.peak_bytes / 2**30:.2f} GiB",
+                flush=True,
+            )
+    line = json.dumps(
+        {
+            "benchmark": "size_scaling",
+            "ours": max(spread["full"], spread["generation"]),
+            "rival": 0.25,
+            "unit": "spread of tokens/s × parameters (largest over smallest less one), training and generation; rival: the bound",
+            "ratio": round(0.25 / max(spread["full"], spread["generation"], 1e-9), 2),
+            "spread": spread,
+            "measured": {method: {s: asdict(one) for s, one in by_shape.items()} for method, by_shape in found.items()},
+            "matmul_flops": round(limit),
+            "threads": torch.get_num_threads(),
+            "date": date.today().isoformat(),
+            "quick": given.quick,
+        }
+    )
+    if given.save:
+        given.save.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()
