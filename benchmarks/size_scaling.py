@@ -111,17 +111,9 @@ def work(shape: str, method: str, quick: bool) -> Measured:
 
 def matmul_rate() -> float:
     """The machine's best bfloat16 (or else float32) matrix product, FLOP/s."""
-    from tamperfuse.models.precision import compute_dtype
+    from tamperfuse.training.telemetry import matrix_rate
 
-    dtype, _ = compute_dtype(torch.device("cpu"))
-    best = 0.0
-    for size in (1024, 2048, 4096):
-        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-        for _ in range(4):
-            began = time.perf_counter()
-            torch.mm(a, b)
-            best = max(best, 2 * size**3 / (time.perf_counter() - began))
-    return best
+    return max(matrix_rate(side) for side in (1024, 2048, 4096))
 
 
 def alone(function: Any, *arguments: Any) -> Any:

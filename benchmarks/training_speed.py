@@ -92,16 +92,9 @@ def shares(model: Any, samples: list[Any], steps: int, seconds: float) -> dict[s
 
 def square_rate() -> float:
     """Best rate of a square bfloat16 product, operations a second."""
-    import torch
+    from tamperfuse.training.telemetry import matrix_rate
 
-    best = 0.0
-    for side in (1024, 2048, 4096):
-        a, b = (torch.randn(side, side).to(torch.bfloat16) for _ in range(2))
-        for _ in range(5):
-            began = time.perf_counter()
-            torch.mm(a, b)
-            best = max(best, 2 * side**3 / (time.perf_counter() - began))
-    return best
+    return max(matrix_rate(side) for side in (1024, 2048, 4096))
 
 
 def rival(steps: int) -> dict[str, float]:
