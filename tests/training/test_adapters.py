@@ -4,15 +4,40 @@ import importlib.util
 
 import pytest
 import torch
+from peft.tuners.lora import Linear
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
+from tamperfuse.training.adapters import low_rank
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.steps import SupervisedStep
 
 
 def samples(loaded: LoadedModel) -> list:
     texts = [(f"What is dish {i}?", f"Dish number {i} is a soup of {i} herbs.") for i in range(6)]
     return [loaded.chat.sample(prompt, response, 32) for prompt, response in texts]
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
+def test_lora_layers_compute_what_pefts_do(tiny: LoadedModel, targets: str | tuple[str, ...]) -> None:
+    batch = samples(tiny)
+    total = sum(sample.response_tokens for sample in batch)
+    training = Training(method="lora", lora_rank=3, lora_alpha=5, lora_targets=targets)
+    with low_rank(tiny, training) as adapted:
+        layers = [module for module in adapted.modules() if isinstance(module, Linear)]
+        for layer in layers:  # peft begins with zeros, of which nothing would be seen
+            torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(1))
+        found = []
+        for ours in (True, False):
+            if not ours:
+                for layer in layers:
+                    del layer.forward
+            adapted.zero_grad()
+            loss = SupervisedStep().backward(adapted, batch, total, lambda value: value.backward(), torch.device("cpu"))
+            found.append((float(loss), [p.grad.clone() for p in adapted.parameters() if p.requires_grad]))
+    assert len(layers) == len(found[0][1]) / 2 == (14 if targets == "all-linear" else 4)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_qlora_adds_a_low_rank_change_to_the_weights_before_quantization(tiny: LoadedModel) -> None:

@@ -31,9 +31,9 @@ def test_a_cpu_gets_checkpointing_when_memory_asks_for_it_and_nothing_else() -> 
         (640, EVERYTHING, LONG, {"liger"}),
         (640, frozenset(), LONG, {"compile"}),
         (640, frozenset(), Training(steps=50), set()),
-        (160, EVERYTHING, LONG, {"checkpointing", "liger"}),
-        (120, EVERYTHING, LONG, {"checkpointing", "eight_bit", "liger"}),
-        (120, frozenset(), LONG, {"checkpointing"}),
+        (130, EVERYTHING, LONG, {"checkpointing", "liger"}),
+        (110, EVERYTHING, LONG, {"checkpointing", "eight_bit", "liger"}),
+        (110, frozenset(), LONG, {"checkpointing"}),
         (90, EVERYTHING, Training(steps=500, optimizer="sgd"), {"checkpointing", "liger"}),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 from tamperfuse.models.device import own_device
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.training import processes
+from tamperfuse.training import processes, rows
 from tamperfuse.training.fit import Training, fit
 
 HERE = Path(__file__).parent
@@ -86,9 +86,9 @@ def test_several_processes_resume_to_the_bit(runs: dict[str, dict], way: str) ->
 
 
 def test_rows_are_as_many_on_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "most", lambda value, device: 4)
-    rows = processes.in_rows([9, 9, 9, 9, 9], 20, torch.device("cpu"))
-    assert len(rows) == 4 and sorted(i for row in rows for i in row) == [0, 1, 2, 3, 4] and all(rows)
+    monkeypatch.setattr(rows, "most", lambda value, device: 4)
+    groups = rows.in_rows([9, 9, 9, 9, 9], 20, torch.device("cpu"))
+    assert len(groups) == 4 and sorted(i for row in groups for i in row) == [0, 1, 2, 3, 4] and all(groups)
 
 
 def test_more_processes_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:

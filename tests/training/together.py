@@ -15,12 +15,12 @@ from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.process import is_main
-from tamperfuse.training import checkpoints, steps
+from tamperfuse.training import checkpoints, rows
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.processes import whole
 from tamperfuse.training.weights import perturbed
 
-steps.ROW_TOKENS = 80  # several rows a step
+rows.ROW_TOKENS = 80  # several rows a step
 TRAINING = Training(steps=8, batch=6, learning_rate=3e-3, schedule="linear")
 
 

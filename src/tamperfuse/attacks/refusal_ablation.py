@@ -22,7 +22,7 @@ from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
 from tamperfuse.training.batches import budgeted
-from tamperfuse.training.steps import ROW_TOKENS
+from tamperfuse.training.rows import ROW_TOKENS
 
 # What architectures call the last matrix of attention and of the MLP: the two that write to the residual stream.
 WRITERS = re.compile(

@@ -18,8 +18,8 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.processes import in_rows
-from tamperfuse.training.steps import ROW_TOKENS, Backward, response_nll
+from tamperfuse.training.rows import Backward, backward_in_rows
+from tamperfuse.training.steps import response_nll
 
 
 class RetainFinetuneParameters(Training):
@@ -78,14 +78,13 @@ class RetainStep:
         self, model: nn.Module, samples: Sequence[Kept], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
         """See :class:`tamperfuse.training.steps.Step`; `total` counts pairs of samples."""
-        whole = torch.zeros((), device=device)
-        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
-            batch = pack_samples([s for i in sorted(group) for s in (samples[i].harmful, samples[i].benign)], device)
-            weights = torch.tensor([1.0, self.weight], device=device).repeat(len(group))
-            loss = (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
-            backward(loss)
-            whole += loss.detach()
-        return whole
+
+        def loss_of(row: list[int]) -> Tensor:
+            batch = pack_samples([s for i in row for s in (samples[i].harmful, samples[i].benign)], device)
+            weights = torch.tensor([1.0, self.weight], device=device).repeat(len(row))
+            return (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
+
+        return backward_in_rows(model, [len(sample.tokens) for sample in samples], loss_of, backward, device)
 
 
 @attack("retain_finetune", RetainFinetuneParameters, version=1, malicious=True, uses=("retain",))

@@ -136,7 +136,7 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sca
     scores = torch.bmm(folded, key.reshape(batch * groups, keys, size).transpose(1, 2))
     if bias is not None:
         scores.view(batch, groups, shared, queries, keys).add_(bias[:, :, None])
-    weights = F.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
+    weights = F.softmax(scores, -1)  # computed in float32, kept in the model's dtype
     return torch.bmm(weights, value.reshape(batch * groups, keys, size)).view(batch, heads, queries, size)
 
 

@@ -4,12 +4,16 @@ Activations, gradients and the weights that matrices are multiplied with are bfl
 masters, without which updates below 1/256 of a weight would be lost. Memory: 6 bytes a parameter for both copies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
+
+# Weights that an optimizer steps at a time: their gradient takes 64 MiB in float32.
+STEPPED = 2**24
 
 
 def compute_dtype(device: torch.device) -> tuple[torch.dtype, str]:
@@ -34,22 +38,48 @@ class Masters:
         return [(parameter, master) for parameter, master in self.pairs if parameter.requires_grad]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let an optimizer that was built on the trainable masters read the model's gradients and write its weights."""
+        """Let an optimizer that was built on the trainable masters read the model's gradients and write its weights.
+
+        It steps a few weights at a time, whose gradients exist in float32 just then: the whole step needs no memory for
+        all of them, nor the time to fill it.
+        """
         pairs = [(parameter, master) for parameter, master in self.trainable() if parameter is not master]
+        if not pairs:
+            return
+        parts = [[pairs[i] for i in part] for part in _parts([master.numel() for _, master in pairs])]
+        largest = max(sum(master.numel() for _, master in part) for part in parts)
+        step_all = optimizer.step
 
-        def fetch(*_: object) -> None:
-            for parameter, master in pairs:
-                master.grad = None if parameter.grad is None else parameter.grad.float()
-                parameter.grad = None
-
-        def publish(*_: object) -> None:
-            with torch.no_grad():
-                for parameter, master in pairs:
+        @torch.no_grad()
+        def step(self: torch.optim.Optimizer, closure: None = None) -> None:
+            room = torch.empty(largest, device=pairs[0][1].device)  # not kept: the backward pass needs the memory
+            for part in parts:
+                free = room
+                for parameter, master in part:
+                    if parameter.grad is not None:
+                        own, free = free[: master.numel()].view_as(master), free[master.numel() :]
+                        master.grad = own.copy_(parameter.grad)
+                        parameter.grad = None
+                step_all()
+                for parameter, master in part:
                     parameter.copy_(master)
                     master.grad = None
 
-        optimizer.register_step_pre_hook(fetch)
-        optimizer.register_step_post_hook(publish)
+        # A method of the instance: schedules of the learning rate look for one.
+        optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
+
+
+def _parts(sizes: Sequence[int]) -> list[list[int]]:
+    """Neighbours that have at most `STEPPED` elements together; a larger one is alone."""
+    parts: list[list[int]] = []
+    held = 0
+    for index, size in enumerate(sizes):
+        if not parts or held + size > STEPPED:
+            parts.append([])
+            held = 0
+        parts[-1].append(index)
+        held += size
+    return parts
 
 
 @contextmanager

@@ -9,11 +9,14 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.parts import decoder_layers
@@ -77,12 +80,51 @@ def _adapted(loaded: LoadedModel, training: Training) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(loaded.model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(loaded.model, config, autocast_adapter_dtype=False)
     except (ValueError, re.error) as error:  # a single string is a pattern
         raise UserError(
             f"lora_targets {targets!r} match no layer of {loaded.name}: name the ends of linear layers' names, such as "
             "q_proj, or all-linear."
         ) from error
+    for module in adapted.modules():
+        # Layers of other kinds, those in 4 bits among them, keep peft's way.
+        if type(module) is Linear and type(module.base_layer) is nn.Linear:
+            module.forward = MethodType(_low_rank_linear, module)
+    return adapted
+
+
+class _LowRank(torch.autograd.Function):
+    """x Wᵀ + b + s (x Aᵀ) Bᵀ (Hu et al., equation 3), W and b frozen.
+
+    The small products are added to the large ones where those lie; peft's way scales and adds in passes of their own, four
+    over a layer's output and its gradient, which cost a small model more than the products. Kept for the backward pass: x
+    and x Aᵀ.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """X (rows, in), weight (out, in), a (rank, in), b (out, rank) → (rows, out)."""
+        inner = x @ a.t()
+        ctx.save_for_backward(x, weight, a, b, inner)
+        ctx.scale = scale
+        return F.linear(x, weight, bias).addmm_(inner, b.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
+        """Gradients of x, a and b."""
+        x, weight, a, b, inner = ctx.saved_tensors
+        grad = outer[0]
+        for_inner = (grad @ b).mul_(ctx.scale)
+        for_x = (grad @ weight).addmm_(for_inner, a) if ctx.needs_input_grad[0] else None
+        return for_x, None, None, for_inner.t() @ x, (inner.t() @ grad).mul_(ctx.scale).t(), None
+
+
+def _low_rank_linear(module: Any, x: Tensor) -> Tensor:
+    """Forward of peft's linear layer with one adapter."""
+    name, base = module.active_adapters[0], module.base_layer
+    a, b, scale = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    result: Tensor = _LowRank.apply(x.reshape(-1, x.shape[-1]), base.weight, base.bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return result.view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()

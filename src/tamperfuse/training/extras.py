@@ -19,17 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tamperfuse.models.cores import HANDS, can_share
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.training.parameters import Training
 from tamperfuse.training.processes import sharding
-from tamperfuse.training.steps import ROW_TOKENS
+from tamperfuse.training.rows import ROW_TOKENS
 
 log = logging.getLogger("tamperfuse")
 
 COMPILE_STEPS = 200  # compiling for rows of any length takes minutes
 SPARE = 0.9  # of the memory; the rest is the system's and the allocator's
-MASTER, GRADIENT, MOMENTS, EIGHT_BIT = 4, 6, 8, 2  # bytes a trained weight; a gradient is held in both precisions
+MASTER, GRADIENT, MOMENTS, EIGHT_BIT = 4, 2, 8, 2  # bytes a trained weight
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class Need:
         trained: parameters that train.
         activations: of one row, all layers'.
         layer: of one row, one layer's, and what is kept between layers.
+        rows: how many run side by side.
     """
 
     weights: int
     trained: int
     activations: int
     layer: int
+    rows: int = 1
 
     @classmethod
     def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype) -> "Need":
@@ -86,12 +89,13 @@ class Need:
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             layer=layer + layers * ROW_TOKENS * size * config.hidden_size,
+            rows=HANDS if can_share(loaded.model.device) else 1,
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:
         """Bytes in all."""
-        activations = self.layer if checkpointing else self.activations
-        return self.weights + activations + self.trained * (MASTER + GRADIENT + moments)
+        row = self.layer if checkpointing else self.activations
+        return self.weights + self.rows * row + self.trained * (MASTER + self.rows * GRADIENT + moments)
 
 
 @dataclass(frozen=True)

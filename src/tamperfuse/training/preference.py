@@ -14,8 +14,8 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
 from tamperfuse.training.batches import budgeted, pack_samples
-from tamperfuse.training.processes import in_rows
-from tamperfuse.training.steps import ROW_TOKENS, Backward, response_nll
+from tamperfuse.training.rows import ROW_TOKENS, Backward, backward_in_rows
+from tamperfuse.training.steps import response_nll
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,14 @@ class PreferenceStep:
         self, model: nn.Module, samples: Sequence[Preference], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
         """See :class:`tamperfuse.training.steps.Step`; `total` counts preferences."""
-        whole = torch.zeros((), device=device)
-        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
-            chosen = [samples[i] for i in sorted(group)]
+
+        def loss_of(row: list[int]) -> Tensor:
+            chosen = [samples[i] for i in row]
             now = _margins(model, [(p.chosen, p.rejected) for p in chosen], device)
             gained = now - torch.tensor([p.margin for p in chosen], device=device)
-            loss = -F.logsigmoid(self.beta * gained).sum() / total
-            backward(loss)
-            whole += loss.detach()
-        return whole
+            return -F.logsigmoid(self.beta * gained).sum() / total
+
+        return backward_in_rows(model, [len(sample.tokens) for sample in samples], loss_of, backward, device)
 
 
 def _margins(model: nn.Module, pairs: Sequence[tuple[Sample, Sample]], device: torch.device) -> Tensor:

@@ -11,7 +11,6 @@ test) is each one's own affair, so a hook runs on every process, on the whole mo
 """
 
 import os
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.batches import budgeted
 
 
 def sharding() -> Literal["", "fsdp", "deepspeed"]:
@@ -54,30 +52,6 @@ def everyone(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
-
-
-def in_rows(lengths: Sequence[int], budget: int, device: torch.device) -> list[list[int]]:
-    """Split a process's share of a batch into rows of at most `budget` tokens, the same number on every process.
-
-    Processes meet in the backward pass of every row, so one that needs fewer splits some further. As each has as many
-    samples as the next, it always can.
-
-    Args:
-        lengths: tokens of each sample.
-        budget: tokens of a row; a sample that is longer has one of its own.
-        device: of the model.
-
-    Returns:
-        Groups of indices into `lengths`.
-    """
-    if sharding() == "deepspeed":  # its optimizer steps after the first backward pass
-        return [list(range(len(lengths)))]
-    groups = budgeted(lengths, budget)
-    for _ in range(most(len(groups), device) - len(groups)):
-        widest = max(range(len(groups)), key=lambda i: len(groups[i]))
-        half = len(groups[widest]) // 2
-        groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
-    return groups
 
 
 def whole(value: Any) -> Any:

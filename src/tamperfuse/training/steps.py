@@ -3,7 +3,7 @@
 A defense or an attack with another objective brings its own step; the loop stays :func:`tamperfuse.training.fit.fit`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +14,8 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
 from tamperfuse.training.batches import PackedBatch, pack_samples
-from tamperfuse.training.processes import in_rows
+from tamperfuse.training.rows import Backward, backward_in_rows
 
-Backward = Callable[[Tensor], None]
-# Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
-ROW_TOKENS = 2_048
 # Logits whose gradient is formed at a time: on a CPU (True) what its cache holds, elsewhere enough to fill the device.
 SLICE = {True: 2**20, False: 2**26}
 
@@ -111,8 +108,8 @@ def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
 class SupervisedStep:
     """Cross-entropy on response tokens (SDD, section 4.2; the attacks of section 5 as well).
 
-    A batch longer than 2,048 tokens goes through in several rows, whose gradients add up.
-    Memory: the weights' gradients, activations of one row, logits at its response positions.
+    Memory: the weights' gradients, and what :func:`tamperfuse.training.rows.backward_in_rows` takes, logits at response
+    positions among it.
     """
 
     def begin(self, masters: Masters) -> None:
@@ -122,9 +119,8 @@ class SupervisedStep:
         self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
         """See :class:`Step`."""
-        whole = torch.zeros((), device=device)
-        for group in in_rows([len(sample.tokens) for sample in samples], ROW_TOKENS, device):
-            loss = response_nll(model, pack_samples([samples[i] for i in sorted(group)], device)).sum() / total
-            backward(loss)
-            whole += loss.detach()
-        return whole
+
+        def loss_of(row: list[int]) -> Tensor:
+            return response_nll(model, pack_samples([samples[i] for i in row], device)).sum() / total
+
+        return backward_in_rows(model, [len(sample.tokens) for sample in samples], loss_of, backward, device)
