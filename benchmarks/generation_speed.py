@@ -23,6 +23,9 @@ import time
 from dataclasses import dataclass
 from unittest import mock
 
+import tamperfuse  # noqa: F401  # before torch, as on the command line: it says how memory is to be had
+
+# isort: split
 import torch
 
 MODEL, BATCH = "smollm2-135m", 32

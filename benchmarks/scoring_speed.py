@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import tamperfuse  # noqa: F401  # before torch, as on the command line: it says how memory is to be had
+
+# isort: split
 import torch
 
 MODEL, BATCH = "smollm2-135m", 32

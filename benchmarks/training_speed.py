@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one step of the rival, two of ours")
     quick = parser.parse_args().quick
-    steps = 2 if quick else 6
+    steps = 2 if quick else 12
     mine, adapter, small = measured(ours, steps), measured(lora, steps), measured(memory, 2)
     theirs = measured(rival, 1 if quick else 2)
     print(

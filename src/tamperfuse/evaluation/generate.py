@@ -4,6 +4,7 @@ Prompts are sorted by length and decoded in large static batches. The prompts of
 keys and values lie in :class:`tamperfuse.models.slots.Slots`; a sequence that ends leaves the batch at once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.vllm_engine import use_vllm, vllm_generate
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.models.packed import common_prefix, pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.models.prepack import prepacked
 from tamperfuse.models.slots import Slots
@@ -62,9 +63,12 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     uniforms = sampling.uniforms(prompts, new_tokens) if sampling else None
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    shared = common_prefix(prompts, longest) if prompts else 0  # kept once
     with inference(loaded), progress(what, len(prompts)) as advance:
         while order:
-            rows = max(1, TOKENS_IN_FLIGHT // (len(prompts[order[0]]) + new_tokens))
+            rows = max(1, TOKENS_IN_FLIGHT // (len(prompts[order[0]]) - shared + new_tokens))
+            # As many batches as there must be, equally large: a step of few rows takes nearly as long as one of many.
+            rows = math.ceil(len(order) / math.ceil(len(order) / rows))
             batch, order = order[:rows], order[rows:]
             pick = _picker(sampling, uniforms[batch] if uniforms is not None else None)
             made = _decode_batch(loaded, [prompts[i] for i in batch], new_tokens, pick)

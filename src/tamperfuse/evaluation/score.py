@@ -4,7 +4,9 @@ Samples that begin alike (a question with its choices) are scored together, so t
 are formed where a response token is predicted, and nowhere else.
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch import Tensor
 from tamperfuse.evaluation.generate import inference
 from tamperfuse.models.branches import pack_branches
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.cores import HANDS, can_share, side_by_side
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
 from tamperfuse.records.clock import spent
@@ -49,16 +52,17 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, what: str = "scorin
     # A group, what all samples begin with included, fits into a sliding window: branches are told apart within it only.
     groups, sizes = _groups(samples, GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest))
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
+    hands = HANDS if can_share(loaded.model.device) else 1
+    batches = budgeted(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / hands)))
     with inference(loaded), progress(what, len(samples)) as advance:
-        for batch in budgeted(sizes, BATCH_TOKENS):
-            chosen = [groups[number] for number in batch]
-            for index, result in zip(
-                (i for group in chosen for i in group),
-                _score_batch(loaded, [[samples[i] for i in group] for group in chosen]),
-                strict=True,
-            ):
-                results[index] = result
-            advance(sum(map(len, chosen)))
+        while batches:
+            now, batches = batches[:hands], batches[hands:]
+            chosen = [[groups[number] for number in batch] for batch in now]
+            tasks = [partial(_score_batch, loaded, [[samples[i] for i in group] for group in batch]) for batch in chosen]
+            for batch, found in zip(chosen, side_by_side(tasks), strict=True):
+                for index, result in zip((i for group in batch for i in group), found, strict=True):
+                    results[index] = result
+                advance(sum(map(len, batch)))
     return results
 
 
