@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.precision import reduced_precision
 from tamperfuse.records.errors import UserError
 from tamperfuse.training import extras
+from tamperfuse.training.adapters import low_rank
 from tamperfuse.training.extras import Machine, Need, choose
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.steps import SupervisedStep
@@ -50,6 +52,14 @@ def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
     assert full.trained == tiny.model.num_parameters() and full.weights == 2 * full.trained
     tiny.model.requires_grad_(False)
     assert Need.of(tiny.model, tiny, torch.bfloat16).total(False, 8) < full.total(False, 8)
+
+
+def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:
+    """Counted as they are held: in bfloat16 to compute with, in float32 to be put back."""
+    with low_rank(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:
+        need = Need.of(adapted, tiny, torch.bfloat16)
+        frozen = [pair for pair in masters.pairs if not pair[0].requires_grad]
+        assert sum(tensor.nbytes for pair in frozen for tensor in pair) == need.weights - 2 * need.trained
 
 
 def test_checkpointing_is_said_and_trains_the_same_weights(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

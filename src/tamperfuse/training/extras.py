@@ -60,7 +60,7 @@ class Need:
     """Bytes that a training takes, estimated.
 
     Attributes:
-        weights: the model's, as it is computed with.
+        weights: the model's, as it is computed with, and the float32 masters that frozen ones keep beside it.
         trained: parameters that train.
         activations: of one row, all layers'.
         layer: of one row, one layer's, and what is kept between layers.
@@ -81,11 +81,12 @@ class Need:
         """
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
+        kept = MASTER if dtype != torch.float32 else 0  # frozen weights have masters as well: reduced_precision
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
         layer = ROW_TOKENS * size * (12 * config.hidden_size + 5 * inner)
         layers = int(config.num_hidden_layers)
         return cls(
-            weights=size * sum(p.numel() for p in module.parameters()),
+            weights=sum(p.numel() * (size if p.requires_grad else size + kept) for p in module.parameters()),
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             layer=layer + layers * ROW_TOKENS * size * config.hidden_size,
