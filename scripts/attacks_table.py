@@ -6,16 +6,15 @@
 No figure of that page is typed by hand.
 """
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pages import put, table
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import UNDEFENDED, Measure, Summary, read_results, read_summary
-
-BEGIN, END = "<!-- tables: python scripts/attacks_table.py {folder} {page} -->", "<!-- end of tables -->"
 
 
 def tables(folder: Path) -> str:
@@ -67,11 +66,6 @@ def last(rows: list[dict[str, Any]], attack: str, metric: str, names: list[str])
     return cells
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-
-
 def short(measure: Measure) -> str:
     return "–" if measure.value is None else f"{measure.value:.0%}"
 
@@ -82,21 +76,14 @@ def percent(measure: Measure) -> str:
     return f"{measure.value:.0%} ({measure.low:.0%} to {measure.high:.0%})"
 
 
-def put(page: Path, folder: Path, text: str) -> None:
-    """Replace what stands between the page's marks."""
-    begin = BEGIN.format(folder=folder, page=page)
-    pattern = re.compile(rf"{re.escape(BEGIN.split('{')[0])}.*?-->.*?{re.escape(END)}", re.DOTALL)
-    before = page.read_text(encoding="utf-8")
-    if not pattern.search(before):
-        sys.exit(f"{page} has no marks ({begin} … {END}): add them where the tables belong.")
-    page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{END}", before), encoding="utf-8")
-
-
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     found = tables(Path(sys.argv[1]))
     if len(sys.argv) == 3:
-        put(Path(sys.argv[2]), Path(sys.argv[1]), found)
+        try:
+            put(Path(sys.argv[2]), f"python scripts/attacks_table.py {sys.argv[1]} {sys.argv[2]}", found)
+        except UserError as error:
+            sys.exit(str(error))
     else:
         print(found)
