@@ -20,6 +20,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import tamperfuse  # noqa: F401  # before torch, as on the command line: it says how memory is to be had
+
+# isort: split
 import torch
 
 # Width, width of the MLP, layers, heads, key-value heads.
@@ -95,10 +98,10 @@ def work(shape: str, method: str, quick: bool) -> Measured:
             answers = generate(loaded, prompts, new_tokens=2 if warm else 8 if quick else 32)
             tokens = sum(map(len, answers))
         elif method == "scoring":
-            score(loaded, some[:8] if warm else some)
+            score(loaded, some)
             tokens = sum(len(sample.tokens) for sample in some)
         else:
-            how = Training(steps=1 if warm or quick else 2, batch=16, learning_rate=1e-6, method=method)
+            how = Training(steps=1 if warm or quick else 4, batch=16, learning_rate=1e-6, method=method)
             result = fit(loaded, samples, how, seed=0)
             return result.tokens, result.seconds
         return tokens, time.perf_counter() - began

@@ -4,10 +4,11 @@ Hours on the measured machine are tokens × parameters over what size_scaling me
 size. Hours on accelerators are estimates: operations over peak rate × utilisation. A training's operations are
 `telemetry.useful_work`, a third more with gradient checkpointing; generating and scoring take 2 a parameter and token.
 
-Memory is `extras.Need`: 20 bytes a trained parameter, 6 a frozen one (under QLoRA 4.5 in the layers: 4 bits beside float32)
-and the activations of one row. An evaluation takes 8 a parameter (float32, bfloat16, the layout for decoding) and the cache
-of keys and values. An accelerator holds a row's activations and its share of the rest, in nine tenths of its memory; it
-trains with gradient checkpointing where a row would not fit. A study's trainings are counted as if all were full.
+Memory is `extras.Need`: 16 bytes a trained parameter, 6 a frozen one (under QLoRA 4.5 in the layers: 4 bits beside float32)
+and the activations of a row. A CPU trains on two rows at once: twice their activations and gradients. An evaluation takes
+8 a parameter (float32, bfloat16, the layout for decoding) and the cache of keys and values. An accelerator holds a row's
+activations and its share of the rest, in nine tenths of its memory; it trains with gradient checkpointing where a row would
+not fit. A study's trainings are counted as if all were full.
 
 Left out: loading, lm-eval, the sentence encoder, prompts read before generating, communication, idle machines.
 """
@@ -27,6 +28,7 @@ from tamperfuse.attacks.harmful_finetune import HarmfulFinetuneParameters
 from tamperfuse.defenses.sdd import PAPER
 from tamperfuse.evaluation.generate import TOKENS_IN_FLIGHT
 from tamperfuse.models.chat import Chat, Sample
+from tamperfuse.models.cores import HANDS
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.parts import layer_matrices
 from tamperfuse.records.errors import UserError
@@ -161,7 +163,8 @@ class Work:
 
 def gibibytes(need: Need) -> float:
     """Main memory, without gradient checkpointing."""
-    return (need.total(False, MOMENTS) + LIBRARIES) / 2**30
+    at_once = HANDS if need.trained else 1
+    return (replace(need, rows=at_once).total(False, MOMENTS) + LIBRARIES) / 2**30
 
 
 def works(study: Path) -> list[Work]:
