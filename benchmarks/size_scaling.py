@@ -95,13 +95,13 @@ def work(shape: str, method: str, quick: bool) -> Measured:
     def once(warm: bool) -> tuple[int, float]:
         began = time.perf_counter()
         if method == "generation":
-            answers = generate(loaded, prompts, new_tokens=2 if warm else 8 if quick else 32)
+            answers = generate(loaded, prompts, new_tokens=8 if quick else 32)
             tokens = sum(map(len, answers))
         elif method == "scoring":
             score(loaded, some)
             tokens = sum(len(sample.tokens) for sample in some)
         else:
-            how = Training(steps=1 if warm or quick else 4, batch=16, learning_rate=1e-6, method=method)
+            how = Training(steps=1 if warm or quick else 8, batch=16, learning_rate=1e-6, method=method)
             result = fit(loaded, samples, how, seed=0)
             return result.tokens, result.seconds
         return tokens, time.perf_counter() - began

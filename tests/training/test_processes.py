@@ -59,7 +59,7 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["sft", "trap", "attack"])
+@pytest.mark.parametrize("what", ["sft", "adafactor", "trap", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)

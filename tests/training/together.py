@@ -74,6 +74,9 @@ def main(model: str, out: str) -> None:
     found["moved"] = [abs(a - b) for a, b in zip(seen[0][1:], seen[1][1:], strict=True)]
     ended = [p.detach().clone() for p in loaded.model.parameters()]
     assert all(p.dtype == torch.float32 and type(p) is torch.nn.Parameter for p in loaded.model.parameters())
+    loaded, samples = loaded_with(pairs())
+    by_rows = TRAINING.model_copy(update={"optimizer": "adafactor"})  # whose state is no copy of a weight's shape
+    found["adafactor"] = fit(loaded, samples, by_rows, seed=0).losses
     step = Watched()
     loaded, samples = loaded_with(pairs())
     found["trap"] = fit(loaded, samples, TRAINING, seed=0, step=step).losses
