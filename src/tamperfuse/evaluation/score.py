@@ -59,7 +59,9 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, what: str = "scorin
         while batches:
             now, batches = batches[:hands], batches[hands:]
             chosen = [[groups[number] for number in batch] for batch in now]
-            tasks = [partial(_score_batch, loaded, [[samples[i] for i in group] for group in batch]) for batch in chosen]
+            tasks = [
+                partial(_score_batch, loaded, [[samples[i] for i in group] for group in batch]) for batch in chosen
+            ]
             for batch, found in zip(chosen, side_by_side(tasks), strict=True):
                 for index, result in zip((i for group in batch for i in group), found, strict=True):
                     results[index] = result
