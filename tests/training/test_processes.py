@@ -59,7 +59,7 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["sft", "adafactor", "trap", "attack"])
+@pytest.mark.parametrize("what", ["sft", "sgd", "trap", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)
@@ -123,3 +123,12 @@ def test_accelerate_launch_hardens_as_the_docs_say(tiny_folder: Path, threat_fil
     before, after = load_model(str(tiny_folder)), load_model(str(out))
     assert all(not torch.equal(a, b) for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".tmp", "hardened"))] == ["hardened"]
+
+
+def test_adafactor_over_shards_is_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(str(tiny_folder))
+    samples = [loaded.chat.sample("request", "the answer", 20)]
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Adafactor cannot step weights that lie in shards"):
+        fit(loaded, samples, Training(steps=1, batch=1, optimizer="adafactor"), seed=0)

@@ -68,7 +68,7 @@ def fit(
 
     Raises:
         UserError: no samples, or a sample longer than the model's window, or an adapter that fits no layer, or more last
-            layers than there are; a checkpoint of something else; the disk is full, or memory is.
+            layers than there are; Adafactor over shards; a checkpoint of something else; the disk is full, or memory is.
     """
     _check(loaded, samples, training)
     set_seed(seed)
@@ -127,6 +127,8 @@ def _check(loaded: LoadedModel, samples: Sequence[Trainable], training: Training
     longest = max((len(sample.tokens) for sample in samples), default=0)
     if longest > loaded.window:
         raise UserError(f"A sample has {longest} tokens, the model takes {loaded.window}: lower the length limit.")
+    if training.optimizer == "adafactor" and sharding() == "fsdp":
+        raise UserError("Adafactor cannot step weights that lie in shards: use adamw or sgd, or DDP instead of FSDP2.")
     if training.batch % world_size():
         raise UserError(f"batch {training.batch} does not divide among {world_size()} processes: choose a multiple.")
 
