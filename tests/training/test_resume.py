@@ -120,6 +120,17 @@ def test_every_optimizer_and_part_goes_on_to_the_bit(
     assert result.resumed_at == 3 and seen == [4, 5, 6] and fits.results == [result]
 
 
+def test_what_a_kill_in_the_first_checkpoint_left_is_removed(tiny_folder: Path, tmp_path: Path) -> None:
+    half = tmp_path / "unfinished" / ".tmp-fit-0-step-1.pt-0123abcd"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    loaded = load_model(str(tiny_folder))
+    with resumable(tmp_path / "unfinished"):
+        result = fit(loaded, samples(loaded), Training(steps=2, batch=3), seed=0)
+    assert result.resumed_at == 0 and len(result.losses) == 2
+    assert not half.exists()
+
+
 def test_a_finished_training_is_not_repeated(tiny_folder: Path, tmp_path: Path) -> None:
     ended: list[tuple[list[torch.Tensor], FitResult]] = []
     for _ in range(2):

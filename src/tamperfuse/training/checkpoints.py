@@ -102,11 +102,11 @@ class Checkpoints:
         Raises:
             UserError: it is of another training, model or version, or damaged.
         """
+        if is_main():
+            clear_staging(self.folder)  # a kill in the first checkpoint leaves a part of it and no record
         record = self.folder / f"{self.name}.json"
         if not record.exists():
             return None
-        if is_main():
-            clear_staging(self.folder)
         found = read_json(record)
         check_same(record, found["of"], self.of)
         path = self.folder / found["file"]
