@@ -21,6 +21,7 @@ from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.fit import FitResult, Training, fit
 
 KILLS = 20
+STEPS = 400  # of the second training: more than the kills get through
 # Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "trap"])
@@ -44,12 +45,12 @@ def train(model: Path, work: Path, began: Any) -> None:
     torch.set_num_threads(1)
     checkpoints.INTERVAL = 0.0
     loaded = load_model(str(model))
-    began.set()
+    every, trains = range(1, STEPS + 1), lambda step: began.set()
     with resumable(work / "unfinished"):
-        first = fit(loaded, samples(loaded), TRAINING, seed=1, step=Trap())
-        lora = Training(steps=20, batch=3, learning_rate=1e-3, method="lora", lora_rank=2)
-        second = fit(loaded, samples(loaded, "now it is"), lora, seed=2)
-    torch.save([weights(loaded), first.losses, second.losses], work / "ended.pt")
+        first = fit(loaded, samples(loaded), TRAINING, seed=1, step=Trap(), at_steps=every, hook=trains)
+        lora = Training(steps=STEPS, batch=3, learning_rate=1e-3, method="lora", lora_rank=2)
+        second = fit(loaded, samples(loaded, "now it is"), lora, seed=2, at_steps=every, hook=trains)
+    torch.save([weights(loaded), first.losses, second.losses, first.resumed_at + second.resumed_at], work / "ended.pt")
 
 
 def start(model: Path, work: Path) -> tuple[Any, Any]:
@@ -67,7 +68,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_pa
         for _ in range(kills):
             process, began = start(tiny_folder, work)
             assert began.wait(60)
-            process.join(rng.uniform(0, 0.3))
+            process.join(rng.uniform(0, 0.2))
             process.kill()
             process.join()
             assert process.exitcode == -signal.SIGKILL, "it ended before it was killed: the moments are no test"
@@ -76,8 +77,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_pa
         assert process.exitcode == 0
         ends.append(torch.load(work / "ended.pt"))
         assert not list((work / "unfinished").glob(".tmp-*"))
-    (whole, *losses), (killed, *again) = ends
+    (whole, *losses, fresh), (killed, *again, resumed) = ends
     assert same(whole, killed)
+    assert fresh == 0 and resumed >= KILLS // 2, "the kills came before there was anything to go on from"
     assert losses == again and len(losses[0]) == TRAINING.steps
 
 
