@@ -18,7 +18,6 @@ against the rival in float32, the dtype that it loads this checkpoint in when no
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from dataclasses import dataclass
 from unittest import mock
@@ -58,6 +57,7 @@ def ours(asked: Asked) -> Run:
     """tamperfuse.evaluation.generate."""
     from tamperfuse.evaluation.generate import generate
     from tamperfuse.models.load import load_model
+    from tamperfuse.records.memory import peak_memory
 
     loaded = load_model(MODEL)
     tokens = [loaded.chat.prompt(prompt) for prompt in prompts(asked.prompts)]
@@ -65,7 +65,7 @@ def ours(asked: Asked) -> Run:
         generate(loaded, tokens[:4], new_tokens=2)  # warm-up, not counted
         began = time.perf_counter()
         answers = generate(loaded, tokens, new_tokens=asked.new_tokens)
-        return Run(answers, time.perf_counter() - began, peak())
+        return Run(answers, time.perf_counter() - began, peak_memory())
 
 
 def rival(asked: Asked, batch: int = BATCH) -> Run:
@@ -73,6 +73,7 @@ def rival(asked: Asked, batch: int = BATCH) -> Run:
     from transformers import AutoModelForCausalLM
 
     from tamperfuse.models.load import load_model, resolve_model
+    from tamperfuse.records.memory import peak_memory
 
     loaded = load_model(MODEL)
     # As a user would: `model.to(bfloat16)` instead would round the rotary embedding's frequencies as well.
@@ -98,7 +99,7 @@ def rival(asked: Asked, batch: int = BATCH) -> Run:
     run(tokens[:4], 2)
     began = time.perf_counter()
     answers = [a for i in range(0, len(tokens), batch) for a in run(tokens[i : i + batch], asked.new_tokens)]
-    return Run(answers, time.perf_counter() - began, peak())
+    return Run(answers, time.perf_counter() - began, peak_memory())
 
 
 def prompts(count: int) -> list[str]:
@@ -106,11 +107,6 @@ def prompts(count: int) -> list[str]:
     from tamperfuse.corpora.builtin import builtin_rows
 
     return [row["prompt"] for row in builtin_rows("cooking") if row["part"] == "evaluation"][:count]
-
-
-def peak() -> int:
-    """Largest resident size of this process, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measured(name: str, asked: Asked, *rest: int) -> Run:

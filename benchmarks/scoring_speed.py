@@ -12,7 +12,6 @@ better of its rounds. The last line is JSON; `same_choice` is the share of quest
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from dataclasses import dataclass
 from itertools import groupby
@@ -76,6 +75,7 @@ def rival(limit: int) -> Run:
 def timed(side: Any, limit: int) -> Run:
     """Let a side answer all requests."""
     from tamperfuse.models.load import load_model
+    from tamperfuse.records.memory import peak_memory
 
     asked = requests(limit)
     tokenizer = load_model(MODEL).tokenizer
@@ -84,7 +84,7 @@ def timed(side: Any, limit: int) -> Run:
     began = time.perf_counter()
     results = side.loglikelihood(asked)
     seconds = time.perf_counter() - began
-    return Run(results, tokens, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return Run(results, tokens, seconds, peak_memory())
 
 
 def measured(name: str, limit: int) -> Run:

@@ -13,7 +13,6 @@ writes the last line, JSON, to a file.
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -24,6 +23,8 @@ import tamperfuse  # noqa: F401  # before torch, as on the command line: it says
 
 # isort: split
 import torch
+
+from training_speed import square_rate
 
 # Width, width of the MLP, layers, heads, key-value heads.
 SHAPES = {"tiny": (384, 1024, 8, 6, 2), "135M": (576, 1536, 30, 9, 3), "360M": (960, 2560, 32, 15, 5)}
@@ -81,6 +82,7 @@ def work(shape: str, method: str, quick: bool) -> Measured:
     from tamperfuse.corpora.builtin import builtin_rows
     from tamperfuse.evaluation.generate import generate
     from tamperfuse.evaluation.score import score
+    from tamperfuse.records.memory import peak_memory
     from tamperfuse.training.fit import Training, fit
 
     loaded = model(shape)
@@ -108,15 +110,7 @@ def work(shape: str, method: str, quick: bool) -> Measured:
 
     once(warm=True)
     tokens, seconds = once(warm=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(parameters, tokens, round(seconds, 2), round(tokens / seconds, 1), peak)
-
-
-def matmul_rate() -> float:
-    """The machine's best bfloat16 (or else float32) matrix product, FLOP/s."""
-    from tamperfuse.training.telemetry import matrix_rate
-
-    return max(matrix_rate(side) for side in (1024, 2048, 4096))
+    return Measured(parameters, tokens, round(seconds, 2), round(tokens / seconds, 1), peak_memory())
 
 
 def alone(function: Any, *arguments: Any) -> Any:
@@ -132,7 +126,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="also write the result to this file")
     given = parser.parse_args()
     shapes = ("tiny", "135M") if given.quick else tuple(SHAPES)
-    limit = alone(matmul_rate)
+    limit = alone(square_rate)
     print(f"best matrix product: {limit / 1e9:.0f} GFLOP/s", flush=True)
     found: dict[str, dict[str, Measured]] = {}
     spread = {}

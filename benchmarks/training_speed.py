@@ -18,7 +18,6 @@ of its own, so that its peak memory is its own. The last line is JSON:
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from typing import Any
@@ -38,6 +37,7 @@ def rows() -> list[tuple[str, str]]:
 def ours(steps: int, method: str = "full") -> dict[str, float]:
     """tamperfuse.training.fit."""
     from tamperfuse.models.load import load_model
+    from tamperfuse.records.memory import peak_memory
     from tamperfuse.training.fit import Training, fit
 
     loaded = load_model(MODEL)
@@ -48,7 +48,7 @@ def ours(steps: int, method: str = "full") -> dict[str, float]:
     return {
         "tokens": result.tokens,
         "seconds": result.seconds,
-        "peak": peak(),
+        "peak": peak_memory(),
         **shares(loaded.model, samples, steps, result.seconds),
     }
 
@@ -61,13 +61,14 @@ def lora(steps: int) -> dict[str, float]:
 def memory(steps: int) -> dict[str, float]:
     """tamperfuse.training.fit on batches of 16 samples, each of 128 tokens."""
     from tamperfuse.models.load import load_model
+    from tamperfuse.records.memory import peak_memory
     from tamperfuse.training.fit import Training, fit
 
     loaded = load_model(MODEL)
     samples = [loaded.chat.sample(prompt, response, RESPONSE_LIMIT) for prompt, response in rows()]
     exact = [type(sample)(sample.tokens[:128], sample.start) for sample in samples if len(sample.tokens) >= 128]
     result = fit(loaded, exact, Training(steps=steps, batch=16, learning_rate=5e-7), seed=0)
-    return {"tokens": result.tokens, "seconds": result.seconds, "peak": peak()}
+    return {"tokens": result.tokens, "seconds": result.seconds, "peak": peak_memory()}
 
 
 def shares(model: Any, samples: list[Any], steps: int, seconds: float) -> dict[str, float]:
@@ -105,6 +106,7 @@ def rival(steps: int) -> dict[str, float]:
     from trl import SFTConfig, SFTTrainer
 
     from tamperfuse.models.load import load_model
+    from tamperfuse.records.memory import peak_memory
 
     loaded = load_model(MODEL)
     loaded.model.set_attn_implementation("sdpa")
@@ -153,12 +155,7 @@ def rival(steps: int) -> dict[str, float]:
         )
         trainer.train()
         seconds = time.perf_counter() - clock.began
-    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak()}
-
-
-def peak() -> int:
-    """Largest resident size of this process, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"tokens": sum(lengths), "seconds": seconds, "peak": peak_memory()}
 
 
 def measured(side: Any, steps: int) -> dict[str, float]:

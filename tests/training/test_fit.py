@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.batches import budgeted, schedule
+from tamperfuse.records.groups import budgeted, evenly
+from tamperfuse.training.batches import schedule
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.rows import evenly
 from tamperfuse.training.steps import SupervisedStep
 
 

@@ -20,8 +20,8 @@ from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.models.parts import decoder_layers
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.groups import budgeted
 from tamperfuse.records.registry import Parameters
-from tamperfuse.training.batches import budgeted
 from tamperfuse.training.rows import ROW_TOKENS
 
 # What architectures call the last matrix of attention and of the MLP: the two that write to the residual stream.

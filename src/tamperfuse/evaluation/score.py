@@ -19,8 +19,8 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
 from tamperfuse.records.clock import spent
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.groups import budgeted
 from tamperfuse.records.progress import progress
-from tamperfuse.training.batches import budgeted
 
 # Of a batch; a CPU works on two.
 BATCH_TOKENS = 2_048

@@ -4,13 +4,15 @@ Activations, gradients and the weights that matrices are multiplied with are bfl
 masters, without which updates below 1/256 of a weight would be lost. Memory: 6 bytes a parameter for both copies.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 
 import torch
 from torch import Tensor, nn
+
+from tamperfuse.records.groups import budgeted
 
 # Weights that an optimizer steps at a time: their gradient takes 64 MiB in float32.
 STEPPED = 2**24
@@ -46,7 +48,7 @@ class Masters:
         pairs = [(parameter, master) for parameter, master in self.trainable() if parameter is not master]
         if not pairs:
             return
-        parts = [[pairs[i] for i in part] for part in _parts([master.numel() for _, master in pairs])]
+        parts = [[pairs[i] for i in part] for part in budgeted([master.numel() for _, master in pairs], STEPPED)]
         largest = max(sum(master.numel() for _, master in part) for part in parts)
         step_all = optimizer.step
 
@@ -67,19 +69,6 @@ class Masters:
 
         # A method of the instance: schedules of the learning rate look for one.
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
-
-
-def _parts(sizes: Sequence[int]) -> list[list[int]]:
-    """Neighbours that have at most `STEPPED` elements together; a larger one is alone."""
-    parts: list[list[int]] = []
-    held = 0
-    for index, size in enumerate(sizes):
-        if not parts or held + size > STEPPED:
-            parts.append([])
-            held = 0
-        parts[-1].append(index)
-        held += size
-    return parts
 
 
 @contextmanager

@@ -79,22 +79,3 @@ def schedule(count: int, batch: int, steps: int, seed: int) -> list[int]:
     while len(order) < steps * batch:
         order += rng.sample(range(count), count)
     return order[: steps * batch]
-
-
-def budgeted(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group items so that each group has about the same length inside and at most `budget` tokens.
-
-    Used where nothing is trained: order does not matter there, and attention is cheapest among equals.
-
-    Returns:
-        Groups of indices, longest items first (what runs out of memory does so at once).
-    """
-    groups: list[list[int]] = []
-    held = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not groups or held + lengths[index] > budget:
-            groups.append([])
-            held = 0
-        groups[-1].append(index)
-        held += lengths[index]
-    return groups

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tamperfuse.models.cores import HANDS, can_share
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.training.parameters import Training
 from tamperfuse.training.processes import sharding
-from tamperfuse.training.rows import ROW_TOKENS
+from tamperfuse.training.rows import ROW_TOKENS, rows_at_once
 
 log = logging.getLogger("tamperfuse")
 
@@ -90,7 +89,7 @@ class Need:
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             layer=layer + layers * ROW_TOKENS * size * config.hidden_size,
-            rows=HANDS if can_share(loaded.model.device) else 1,
+            rows=rows_at_once(module, loaded.model.device),
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
-from tamperfuse.training.batches import budgeted, pack_samples
+from tamperfuse.records.groups import budgeted
+from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.rows import ROW_TOKENS, Backward, backward_in_rows
 from tamperfuse.training.steps import response_nll
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.cores import HANDS, can_share, side_by_side
+from tamperfuse.records.groups import budgeted, evenly
 from tamperfuse.records.process import world_size
-from tamperfuse.training.batches import budgeted
 from tamperfuse.training.processes import most, sharding
 
 Backward = Callable[[Tensor], None]
@@ -42,9 +42,8 @@ def backward_in_rows(
     Returns:
         The sum of the rows' losses, detached.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if len(lengths) >= HANDS and sum(lengths) >= FEWEST and _alone(model, device):
-        return _side_by_side(trained, lengths, loss_of)
+    if len(lengths) >= HANDS and sum(lengths) >= FEWEST and rows_at_once(model, device) > 1:
+        return _side_by_side([p for p in model.parameters() if p.requires_grad], lengths, loss_of)
     whole = torch.zeros((), device=device)
     for row in in_rows(lengths, ROW_TOKENS, device):
         loss = loss_of(sorted(row))
@@ -53,10 +52,10 @@ def backward_in_rows(
     return whole
 
 
-def _alone(model: nn.Module, device: torch.device) -> bool:
-    """Whether rows may run side by side: no other process waits for each, and none draws random numbers."""
+def rows_at_once(model: nn.Module, device: torch.device) -> int:
+    """How many rows run side by side: `HANDS` on a CPU, if no other process waits for each and none draws random numbers."""
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return can_share(device) and world_size() == 1 and not sharding() and not drops
+    return HANDS if can_share(device) and world_size() == 1 and not sharding() and not drops else 1
 
 
 def _side_by_side(
@@ -86,25 +85,6 @@ def _side_by_side(
 def _added(held: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Sums, in the memory of the first ones; None where there is nothing."""
     return [b if a is None else a if b is None else a.add_(b) for a, b in zip(held, more, strict=True)]
-
-
-def evenly(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Deal items out into groups that are about equally long in all.
-
-    Args:
-        lengths: of the items, each at least 1.
-        groups: how many there are to be; no more than there are items.
-
-    Returns:
-        Indices of each group's items, ascending; none is empty.
-    """
-    dealt: list[list[int]] = [[] for _ in range(min(groups, len(lengths)))]
-    held = [0] * len(dealt)
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        lightest = min(range(len(dealt)), key=lambda group: (held[group], group))
-        dealt[lightest].append(index)
-        held[lightest] += lengths[index]
-    return [sorted(group) for group in dealt]
 
 
 def in_rows(lengths: Sequence[int], budget: int, device: torch.device) -> list[list[int]]:
