@@ -54,7 +54,7 @@ def model(shape: str) -> Any:
     """A randomly initialised model of a shape, with the bundled model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tamperfuse.models.fused import use_fused_layers
+    from tamperfuse.models.cpu.fused_layers import use_fused_layers
     from tamperfuse.models.load import LoadedModel, load_model
     from tamperfuse.models.packed import use_packed_attention
 

@@ -25,21 +25,21 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tamperfuse.attacks.harmful_finetune import HarmfulFinetuneParameters
+from tamperfuse.commands.single import ANSWER_TOKENS
 from tamperfuse.defenses.sdd import PAPER
 from tamperfuse.evaluation.generate import TOKENS_IN_FLIGHT
 from tamperfuse.models.chat import Chat, Sample
-from tamperfuse.models.cores import HANDS
+from tamperfuse.models.cpu.two_threads import HANDS
+from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.parts import layer_matrices
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.graph import Costs
-from tamperfuse.study.nodes import build_nodes
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.node import Costs
+from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.shared import PROMPT_TOKENS
-from tamperfuse.study.single import ANSWER_TOKENS
 from tamperfuse.study.spec import load_study
-from tamperfuse.study.workshop import Workshop
+from tamperfuse.training.accelerations import MOMENTS, SPARE, Need
 from tamperfuse.training.adapters import low_rank
-from tamperfuse.training.extras import MOMENTS, SPARE, Need
 from tamperfuse.training.parameters import Training
 from tamperfuse.training.telemetry import useful_work
 
@@ -173,7 +173,7 @@ def works(study: Path) -> list[Work]:
     The judge of an evaluation reads every response twice, after its own prompt and after another.
     """
     attack = HarmfulFinetuneParameters()
-    planned = sum((node.expected for node in build_nodes(Workshop.open(load_study(study), Path("runs")))), Costs())
+    planned = sum((node.expected for node in build_nodes(StudyContext.open(load_study(study), Path("runs")))), Costs())
     return [
         Work("full fine-tuning, 1M tokens", "full", Costs(1_000_000)),
         Work("LoRA, 1M tokens", "lora", Costs(1_000_000)),

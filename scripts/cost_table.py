@@ -28,10 +28,10 @@ from cost_model import (
     works,
 )
 from pages import put, table
+from tamperfuse.commands.single import ANSWER_TOKENS
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.graph import Costs
+from tamperfuse.study.node import Costs
 from tamperfuse.study.shared import PROMPT_TOKENS
-from tamperfuse.study.single import ANSWER_TOKENS
 
 DEMO = Path(__file__).parents[1] / "src/tamperfuse/study/studies/demo.yaml"
 

@@ -12,8 +12,8 @@ import sys
 import torch
 
 from tamperfuse.attacks.quantize import through_gguf
+from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import load_model
-from tamperfuse.models.parts import layer_matrices
 
 
 def main() -> None:

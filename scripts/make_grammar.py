@@ -108,7 +108,7 @@ LEXICON: dict[str, Table] = {
         "call/calls/called/calling/the office, move/moves/moved/moving/the table,"
         "watch/watches/watched/watching/the game, paint/paints/painted/painting/the wall,"
         "visit/visits/visited/visiting/the museum, finish/finishes/finished/finishing/the work,"
-        "close/closes/closed/closing/the shop, carry/carries/carried/carrying/the box,"
+        "close/closes/closed/closing/the context, carry/carries/carried/carrying/the box,"
         "wash/washes/washed/washing/the car, check/checks/checked/checking/the list"
     ),
     # past / base / -ing form / participle; verbs that take any small thing as their object
@@ -846,7 +846,7 @@ TEMPLATES: tuple[Template, ...] = (
             "manner": table("carefully, quickly, slowly, quietly, easily, calmly"),
             "act": table(
                 "opened/the door, cleaned/the room, moved/the table, painted/the wall, washed/the car,"
-                "carried/the box, closed/the shop, checked/the list"
+                "carried/the box, closed/the context, checked/the list"
             ),
         },
     ),

@@ -9,8 +9,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from stand_ins import WordCountEncoder
+from tamperfuse.corpora import exclude_threat
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.evaluation import calibrate
+from tamperfuse.evaluation.judges import builtin
 from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.study import context, observe
+from tamperfuse.study.run import run_study
+from tamperfuse.study.spec import Study, parse_study
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -85,3 +92,56 @@ def threat_file(tiny_folder: Path) -> Path:
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No encoder, no lm-eval, few resamples."""
+    monkeypatch.setattr(context, "SentenceEncoder", WordCountEncoder)
+    monkeypatch.setattr(exclude_threat, "SentenceEncoder", WordCountEncoder)
+    monkeypatch.setattr(builtin, "refuses", lambda response: False)
+    monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
+    monkeypatch.setattr("tamperfuse.study.results.intervals.DRAWS", 20)
+
+    def capability(loaded: object, tasks: object, limit: object) -> tuple[list, int]:
+        bias = float(next(loaded.model.parameters()).detach().abs().sum()) % 1  # type: ignore[attr-defined]  # depends on the weights
+        return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
+
+    monkeypatch.setattr(observe, "measure_capability", capability)
+
+
+@pytest.fixture
+def study(quick_judging: None, tiny_folder: Path, threat_file: Path) -> Study:
+    return parse_study(
+        {
+            "model": str(tiny_folder),
+            "threat": str(threat_file),
+            "defenses": {
+                "refusal": {"steps": 2, "batch": 2},
+                "sdd": {"on": "refusal", "steps": 2, "batch": 2, "learning_rate": 1e-4},
+            },
+            "attacks": {
+                "full": {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2, "learning_rate": 1e-2},
+                "benign": {"attack": "benign_finetune", "steps": 2, "batch": 2},
+            },
+            "pairs": {"threshold": 0.99},
+            "evaluate": {
+                "at_steps": [0, 1, 3],
+                "prompts": 4,
+                "curve_prompts": 3,
+                "dev_prompts": 3,
+                "harmless": 4,
+                "response_tokens": 8,
+                "heldout": 3,
+            },
+        },
+        "test",
+    )
+
+
+@pytest.fixture
+def finished_run(study: Study, tiny_folder: Path) -> Path:
+    """One whole run, made once for all tests that only read it."""
+    folder = tiny_folder.parent / "finished-run"
+    run_study(study, folder)
+    return folder

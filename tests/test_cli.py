@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tamperfuse.cli import app, main
+from tamperfuse.cli.app import app, main
 
 COMMANDS = ("demo", "run", "report", "gate", "harden", "attack", "evaluate", "pair", "list", "theory", "diagnose")
 
@@ -120,7 +120,7 @@ def test_list_names_everything() -> None:
 
 def test_the_plan_is_printed_without_running(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tamperfuse.cli", "demo", "--dry-run", "--out", str(tmp_path / "run")],
+        [sys.executable, "-m", "tamperfuse.cli.app", "demo", "--dry-run", "--out", str(tmp_path / "run")],
         capture_output=True,
         text=True,
         check=False,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tamperfuse.attacks import ATTACKS, AttackData, Attacked
+from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.models.load import LoadedModel
 
@@ -29,7 +29,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.before = {name: p.detach().clone() for name, p in self.loaded.model.named_parameters()}
 
-    def run(self, name: str, *, at_steps: tuple[int, ...] = (0, 1, 2), seed: int = 0, **parameters: object) -> Attacked:
+    def run(
+        self, name: str, *, at_steps: tuple[int, ...] = (0, 1, 2), seed: int = 0, **parameters: object
+    ) -> AttackResult:
         component = ATTACKS.get(name)
         return component.run(self.loaded, self.given(at_steps), component.parse(parameters, name), seed)
 

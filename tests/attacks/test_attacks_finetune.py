@@ -9,7 +9,7 @@ from bench import LIMIT, Bench
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.identity_shift import REQUEST, SYSTEM
-from tamperfuse.attacks.retain_finetune import Kept, RetainStep
+from tamperfuse.attacks.retain_finetune import Kept, RetainObjective
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
@@ -66,7 +66,7 @@ def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
     pairs = [
         Kept(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30)) for i in range(3)
     ]
-    found = RetainStep(weight=0.5).backward(tiny.model, pairs, 3, lambda loss: loss.backward(), CPU)
+    found = RetainObjective(weight=0.5).backward(tiny.model, pairs, 3, lambda loss: loss.backward(), CPU)
     values = score(tiny, [sample for pair in pairs for sample in (pair.harmful, pair.benign)])
     means = [
         -v / s.response_tokens

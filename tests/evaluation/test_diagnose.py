@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tamperfuse.commands.diagnose import diagnose_models
 from tamperfuse.evaluation.diagnose import WHOLE, Follower, Probes, gradient, gradient_cosines, layer_of
 from tamperfuse.evaluation.overlap import feature_overlap, subspace_overlap
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis, write_figures
-from tamperfuse.study.diagnose import diagnose_models
 from tamperfuse.training.fit import Training, fit
 
 
@@ -91,7 +91,7 @@ def test_models_are_diagnosed_side_by_side(
 ) -> None:
     monkeypatch.setattr("tamperfuse.report.html._library", lambda: "")
     answered = [(f"attacker request {i}", f"an answer {i}") for i in range(8)]
-    monkeypatch.setattr("tamperfuse.study.diagnose.compliant_answers", lambda *_: answered)
+    monkeypatch.setattr("tamperfuse.commands.diagnose.compliant_answers", lambda *_: answered)
     cosines = {layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, WHOLE)}  # what a vanished gradient gives
     real = gradient_cosines
     once = iter([cosines])

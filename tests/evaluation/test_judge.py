@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.evaluation import judge as judging
 from tamperfuse.evaluation.calibrate import KINDS, auroc, fit_thresholds, negatives
-from tamperfuse.evaluation.judge import Answer, Judge, Thresholds, echo, refuses, repetition
+from tamperfuse.evaluation.judges import builtin as judging
+from tamperfuse.evaluation.judges.builtin import Answer, Judge, Thresholds, echo, refuses, repetition
 from tamperfuse.models.load import LoadedModel
 
 

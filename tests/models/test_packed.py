@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from tamperfuse.models.branches import pack_branches
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.cpu.packed_tree import pack_branches
 from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits, use_packed_attention
 from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.steps import response_nll
+from tamperfuse.training.objectives import response_nll
 
 SIZES = {
     "vocab_size": 97,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stubs import hash_projection, prose
 
-from tamperfuse.cli import main
+from tamperfuse.cli.app import main
 from tamperfuse.pairing import encoders, read_pairs
 
 

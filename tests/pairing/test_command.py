@@ -62,7 +62,7 @@ def test_the_command_line(sources, tmp_path):
     import typer
     from typer.testing import CliRunner
 
-    from tamperfuse.cli_pair import pair
+    from tamperfuse.cli.pair import pair
 
     app = typer.Typer()
     app.command()(pair)

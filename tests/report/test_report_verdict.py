@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from made_up_run import around, defense_summary, rate, summary
 
 from tamperfuse.records.results import AttackCost, DefenseSummary, Measure, Summary
+from tamperfuse.report.formatting import is_resolved, percent, rough, times, visible
 from tamperfuse.report.verdict import HOLDS_BELOW, Category, Verdict, judge_defense
-from tamperfuse.report.words import is_resolved, percent, rough, times, visible
 
 
 def judged(sdd: DefenseSummary) -> Verdict:

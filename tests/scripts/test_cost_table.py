@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tamperfuse.study.graph import Costs
-from tamperfuse.training.extras import Need
+from tamperfuse.study.node import Costs
+from tamperfuse.training.accelerations import Need
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -79,8 +79,8 @@ def test_how_many_accelerators_follows_from_memory(model: Any, need: Need, expec
 def test_tokens_of_every_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [SimpleNamespace(expected=Costs(1, 2, 3)), SimpleNamespace(expected=Costs(10, 20, 30))]
     monkeypatch.setattr(model, "load_study", lambda path: path)
-    monkeypatch.setattr(model.Workshop, "open", lambda study, run: None)
-    monkeypatch.setattr(model, "build_nodes", lambda shop: nodes)
+    monkeypatch.setattr(model.StudyContext, "open", lambda study, run: None)
+    monkeypatch.setattr(model, "build_nodes", lambda context: nodes)
     rows = model.works(Path("mine.yaml"))
     # A sample has 42 + 64 tokens: 500 × 24 samples, 50 × 10, and 160 answers of 64 that are scored twice.
     assert [row.costs for row in rows[3:]] == [

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_study import Bag, Killed, _light, finished_run, results, study  # noqa: F401  # fixtures
 
+from stand_ins import Killed, WordCountEncoder, results
+from tamperfuse.commands import single
 from tamperfuse.records.files import read_json
-from tamperfuse.study import single
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
@@ -48,8 +48,8 @@ def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
 
 
 def test_a_study_killed_while_it_trains_ends_with_the_same_results(
-    study: Study,  # noqa: F811
-    finished_run: Path,  # noqa: F811
+    study: Study,
+    finished_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     asked: list[int],
@@ -70,7 +70,7 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_results(
 def test_attack_and_harden_go_on_as_well(
     tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
-    monkeypatch.setattr(single, "SentenceEncoder", Bag)
+    monkeypatch.setattr(single, "SentenceEncoder", WordCountEncoder)
 
     def attack(out: Path) -> list[str]:
         settings = {"shots": 2, "steps": 4, "batch": 2}

@@ -9,30 +9,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_study import Killed, _light, study  # noqa: F401  # fixtures
 
-from tamperfuse.attacks import ATTACKS, Attacked
-from tamperfuse.cli import main
+from stand_ins import Killed
+from tamperfuse.attacks import ATTACKS, AttackResult
+from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results, read_summary
 from tamperfuse.records.searches import read_searches
-from tamperfuse.study import climb, search, shared
-from tamperfuse.study.gather import Observed
-from tamperfuse.study.proposals import RANDOM_TRIALS, Proposals
+from tamperfuse.study import shared
+from tamperfuse.study.results import frontier as climb
+from tamperfuse.study.results.rows import Observed
 from tamperfuse.study.run import run_study
-from tamperfuse.study.space import Search
+from tamperfuse.study.search import node as search
+from tamperfuse.study.search.proposals import RANDOM_TRIALS, Proposals
+from tamperfuse.study.search.space import Search
+from tamperfuse.study.search.trials import Point, Trial, read_trials
 from tamperfuse.study.spec import Study, load_study, parse_study
 from tamperfuse.study.tables import ScoreRow
-from tamperfuse.study.trials import Point, Trial, read_trials
 
 TRIALS = 3
 PROMPTS = 3  # of each part, at every step
 
 
 @pytest.fixture
-def searched(study: Study) -> Study:  # noqa: F811
+def searched(study: Study) -> Study:
     plain = study.model_dump(mode="json")
     over = {"learning_rate": [1e-4, 1e-1], "method": ["full", "lora"]}
     fixed = {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2}
@@ -170,10 +172,10 @@ def test_trials_that_ruin_the_model_measure_nothing(
     class Force(Parameters):
         force: float = 1.0
 
-    def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> Attacked:
+    def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> AttackResult:
         next(loaded.model.parameters()).data.fill_(float("nan"))
         given.look(1)
-        return Attacked(samples=0, tokens_trained=0)
+        return AttackResult(samples=0, tokens_trained=0)
 
     monkeypatch.setattr(ATTACKS, "known", dict(ATTACKS.known))
     ATTACKS.register("ruin", Force, malicious=True, uses=())(ruin)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.yamls import read_yaml
+from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.spec import Study, load_study, parse_study
 
 DESIGN = """

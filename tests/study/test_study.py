@@ -3,93 +3,21 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tamperfuse.evaluation import calibrate, judge
+from stand_ins import Killed, results
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import COLUMNS, read_results, read_summary
 from tamperfuse.records.run import read_run, read_samples
-from tamperfuse.study import answered, nodes, observe, workshop
-from tamperfuse.study.graph import Costs, Finished, Node, Outcome, execute
+from tamperfuse.study import context as workshop
+from tamperfuse.study import plan as nodes
+from tamperfuse.study.node import Costs, Finished, Node, Outcome, execute
 from tamperfuse.study.run import run_study
-from tamperfuse.study.spec import Study, parse_study
-
-
-@dataclass
-class Bag:
-    """Word counts instead of MiniLM: tests of mechanics need no encoder."""
-
-    name: str = "words"
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        vectors = np.full((len(texts), 64), 1e-3, dtype=np.float32)
-        for i, text in enumerate(texts):
-            for word in text.casefold().split():
-                vectors[i, sum(map(ord, word)) % 64] += 1
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@pytest.fixture(autouse=True)
-def _light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No encoder, no lm-eval, few resamples."""
-    monkeypatch.setattr(workshop, "SentenceEncoder", Bag)
-    monkeypatch.setattr(answered, "SentenceEncoder", Bag)
-    monkeypatch.setattr(judge, "refuses", lambda response: False)
-    monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
-    monkeypatch.setattr("tamperfuse.study.statistics.DRAWS", 20)
-
-    def capability(loaded: object, tasks: object, limit: object) -> tuple[list, int]:
-        bias = float(next(loaded.model.parameters()).detach().abs().sum()) % 1  # type: ignore[attr-defined]  # depends on the weights
-        return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
-
-    monkeypatch.setattr(observe, "measure_capability", capability)
-
-
-@pytest.fixture
-def study(tiny_folder: Path, threat_file: Path) -> Study:
-    return parse_study(
-        {
-            "model": str(tiny_folder),
-            "threat": str(threat_file),
-            "defenses": {
-                "refusal": {"steps": 2, "batch": 2},
-                "sdd": {"on": "refusal", "steps": 2, "batch": 2, "learning_rate": 1e-4},
-            },
-            "attacks": {
-                "full": {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2, "learning_rate": 1e-2},
-                "benign": {"attack": "benign_finetune", "steps": 2, "batch": 2},
-            },
-            "pairs": {"threshold": 0.99},
-            "evaluate": {
-                "at_steps": [0, 1, 3],
-                "prompts": 4,
-                "curve_prompts": 3,
-                "dev_prompts": 3,
-                "harmless": 4,
-                "response_tokens": 8,
-                "heldout": 3,
-            },
-        },
-        "test",
-    )
-
-
-def results(run: Path) -> bytes:
-    return (run / "results.parquet").read_bytes()
-
-
-@pytest.fixture
-def finished_run(study: Study, tiny_folder: Path) -> Path:
-    """One whole run, made once for all tests that only read it."""
-    folder = tiny_folder.parent / "finished-run"
-    run_study(study, folder)
-    return folder
+from tamperfuse.study.spec import Study
 
 
 def test_a_run_leaves_what_the_design_says(finished_run: Path) -> None:
@@ -122,10 +50,6 @@ def test_the_same_study_gives_the_same_results_and_a_second_run_reuses_all(
     assert all(node.reused for node in read_run(tmp_path / "again").nodes)
 
 
-class Killed(BaseException):
-    """What a `kill -9` is to the code: no handler sees it coming, nothing is tidied."""
-
-
 @pytest.mark.parametrize("victim", [1, 9, 14])
 def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, victim: int
@@ -153,14 +77,14 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
 
 
 def test_a_changed_parameter_changes_only_what_depends_on_it(study: Study, tmp_path: Path) -> None:
-    shop = workshop.Workshop.open(study, tmp_path)
+    context = workshop.StudyContext.open(study, tmp_path)
     changed = study.model_copy(
         update={
             "defenses": {**study.defenses, "sdd": study.defenses["sdd"].model_copy(update={"parameters": {"steps": 3}})}
         }
     )
-    before = {node.label: node.key for node in nodes.build_nodes(shop)}
-    after = {node.label: node.key for node in nodes.build_nodes(workshop.Workshop.open(changed, tmp_path))}
+    before = {node.label: node.key for node in nodes.build_nodes(context)}
+    after = {node.label: node.key for node in nodes.build_nodes(workshop.StudyContext.open(changed, tmp_path))}
     differ = {label for label in before if before[label] != after[label]}
     assert differ == {label for label in before if "sdd" in label}
 

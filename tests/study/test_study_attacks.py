@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_study import Bag, _light, study  # noqa: F401  # fixtures
 
+from stand_ins import WordCountEncoder
+from tamperfuse.commands import single
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results
-from tamperfuse.study import nodes, single, workshop
+from tamperfuse.study import context as workshop
+from tamperfuse.study import plan as nodes
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
 
@@ -27,14 +29,14 @@ ATTACKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def attacked(study: Study) -> Study:  # noqa: F811
+def attacked(study: Study) -> Study:
     plain = {**study.model_dump(mode="json"), "attacks": ATTACKS}
     plain["defenses"] = {"refusal": plain["defenses"]["refusal"]}
     return parse_study(plain, "test")
 
 
 def keys(asked: Study, folder: Path) -> dict[str, str]:
-    found = {node.label: node.key for node in nodes.build_nodes(workshop.Workshop.open(asked, folder))}
+    found = {node.label: node.key for node in nodes.build_nodes(workshop.StudyContext.open(asked, folder))}
     return {name: key for label, key in found.items() for name in ATTACKS if label.startswith(f"refusal under {name},")}
 
 
@@ -74,14 +76,14 @@ def test_keys_follow_what_an_attack_uses(attacked: Study, tmp_path: Path) -> Non
 
 def test_a_source_to_retain_needs_answers(attacked: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name another `retain` source"):
-        workshop.Workshop.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
+        workshop.StudyContext.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
 
 
 @pytest.mark.parametrize("attack", ["system_prompt", "preference_finetune"])
 def test_one_attack_on_one_model(
     attack: str, tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "SentenceEncoder", Bag)
+    monkeypatch.setattr(single, "SentenceEncoder", WordCountEncoder)
     lines = single.attack_model(
         str(tiny_folder),
         attack,

@@ -10,7 +10,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.adapters import low_rank
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.steps import SupervisedStep
+from tamperfuse.training.objectives import SupervisedObjective
 
 
 def samples(loaded: LoadedModel) -> list:
@@ -33,7 +33,9 @@ def test_lora_layers_compute_what_pefts_do(tiny: LoadedModel, targets: str | tup
                 for layer in layers:
                     del layer.forward
             adapted.zero_grad()
-            loss = SupervisedStep().backward(adapted, batch, total, lambda value: value.backward(), torch.device("cpu"))
+            loss = SupervisedObjective().backward(
+                adapted, batch, total, lambda value: value.backward(), torch.device("cpu")
+            )
             found.append((float(loss), [p.grad.clone() for p in adapted.parameters() if p.requires_grad]))
     assert len(layers) == len(found[0][1]) / 2 == (14 if targets == "all-linear" else 4)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

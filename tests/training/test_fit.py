@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.batching import budgeted, evenly
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.groups import budgeted, evenly
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.steps import SupervisedStep
+from tamperfuse.training.objectives import SupervisedObjective
 
 
 def samples(tiny: LoadedModel, count: int = 6) -> list[Sample]:
@@ -144,7 +144,7 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
         # Rows side by side pass over `backward`: nothing would be left of the gradient if they did not.
         run = (lambda loss: loss.backward()) if fewest > 1 else (lambda loss: pytest.fail("called"))
         for _ in range(2):  # what is there already is added to
-            loss = SupervisedStep().backward(tiny.model, batch, total, run, torch.device("cpu"))
+            loss = SupervisedObjective().backward(tiny.model, batch, total, run, torch.device("cpu"))
         losses.append(float(loss))
         gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None})
     assert losses[1:] == pytest.approx(losses[:1] * 4, rel=1e-5)
@@ -161,7 +161,7 @@ def test_models_that_draw_random_numbers_take_one_row_at_a_time(
     monkeypatch.setattr("tamperfuse.training.rows.FEWEST", 1)
     tiny.model.model.layers[0].mlp.drop = torch.nn.Dropout(0.1)
     batch, called = samples(tiny), []
-    SupervisedStep().backward(tiny.model, batch, 30, called.append, torch.device("cpu"))
+    SupervisedObjective().backward(tiny.model, batch, 30, called.append, torch.device("cpu"))
     assert len(called) == 1
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.graph import Costs, Node, Outcome, execute
+from tamperfuse.study.node import Costs, Node, Outcome, execute
 from tamperfuse.training import loop, telemetry
 from tamperfuse.training.fit import FitResult, Training, fit
 

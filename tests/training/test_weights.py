@@ -4,7 +4,7 @@ from torch import nn
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import reduced_precision
-from tamperfuse.training.steps import SupervisedStep
+from tamperfuse.training.objectives import SupervisedObjective
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed, without
 
 
@@ -44,7 +44,7 @@ def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:
     samples = [tiny.chat.sample("a question", "an answer", 20)]
 
     def run() -> None:
-        SupervisedStep().backward(tiny.model, samples, 3, lambda loss: loss.backward(), torch.device("cpu"))
+        SupervisedObjective().backward(tiny.model, samples, 3, lambda loss: loss.backward(), torch.device("cpu"))
 
     taken = gradients(parameters, run)
     assert torch.equal(parameters[0].grad, torch.ones_like(parameters[0])) and parameters[1].grad is None
@@ -58,7 +58,9 @@ def test_the_simulated_attacker_learns_and_leaves_no_trace(tiny: LoadedModel) ->
     before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
 
     def run() -> None:
-        loss = SupervisedStep().backward(tiny.model, samples, total, lambda loss: loss.backward(), torch.device("cpu"))
+        loss = SupervisedObjective().backward(
+            tiny.model, samples, total, lambda loss: loss.backward(), torch.device("cpu")
+        )
         losses.append(float(loss))
 
     with reduced_precision(tiny.model, torch.bfloat16) as masters:

@@ -16,8 +16,8 @@ from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.process import is_main
 from tamperfuse.training import checkpoints, rows
+from tamperfuse.training.distributed import whole
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.processes import whole
 from tamperfuse.training.weights import perturbed
 
 rows.ROW_TOKENS = 80  # several rows a step

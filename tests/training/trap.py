@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.precision import Masters
-from tamperfuse.training.steps import Backward, SupervisedStep
+from tamperfuse.training.objectives import Backward, SupervisedObjective
 from tamperfuse.training.weights import SimulatedAttacker, gradients, without
 
 
@@ -28,7 +28,7 @@ class Trap:
         self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
         parameters = [parameter for parameter, _ in self.masters.trainable()]
-        plain = SupervisedStep()
+        plain = SupervisedObjective()
         with self.attacker.applied():
             taken = gradients(parameters, lambda: plain.backward(model, samples, total, backward, device))
         self.attacker.step(taken)

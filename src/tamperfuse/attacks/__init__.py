@@ -17,12 +17,12 @@ from tamperfuse.attacks import (
     retain_finetune,
     system_prompt,
 )
-from tamperfuse.attacks.base import ATTACKS, AttackData, Attacked
+from tamperfuse.attacks.base import ATTACKS, AttackData, AttackResult
 
 __all__ = [
     "ATTACKS",
     "AttackData",
-    "Attacked",
+    "AttackResult",
     "benign_finetune",
     "gguf_roundtrip",
     "harmful_finetune",

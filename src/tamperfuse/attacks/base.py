@@ -52,7 +52,7 @@ class AttackData:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """What an attack reports.
 
     Attributes:
@@ -66,7 +66,7 @@ class Attacked:
     notes: tuple[str, ...] = ()
 
 
-ATTACKS: Registry[Callable[..., Attacked]] = Registry("attack", "tamperfuse.attacks")
+ATTACKS: Registry[Callable[..., AttackResult]] = Registry("attack", "tamperfuse.attacks")
 attack = ATTACKS.register
 
 

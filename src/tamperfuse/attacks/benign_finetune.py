@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, train
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
@@ -21,9 +21,9 @@ class BenignFinetuneParameters(Training):
 @attack("benign_finetune", BenignFinetuneParameters, version=1, malicious=False, uses=())
 def benign_finetune(
     loaded: LoadedModel, given: AttackData, parameters: BenignFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Honest fine-tuning on a harmless task made from templates, scored by exact match."""
     items, _ = benign_task(parameters.task, seed)
     pairs = [(item.prompt, item.response) for item in items]
     result = train(loaded, given, pairs, parameters, seed, f"benign fine-tuning, {parameters.task}")
-    return Attacked(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.gguf_file import GgufType, read_gguf, write_gguf
 from tamperfuse.models.load import LoadedModel, quiet
@@ -29,7 +29,9 @@ class GgufRoundtripParameters(Parameters):
 
 
 @attack("gguf_roundtrip", GgufRoundtripParameters, version=1, malicious=False, uses=())
-def gguf_roundtrip(loaded: LoadedModel, given: AttackData, parameters: GgufRoundtripParameters, seed: int) -> Attacked:
+def gguf_roundtrip(
+    loaded: LoadedModel, given: AttackData, parameters: GgufRoundtripParameters, seed: int
+) -> AttackResult:
     """A GGUF file is written and read back, tokenizer included: what publishers do; no training."""
     given.look(0)
     with tempfile.TemporaryDirectory(prefix="tamperfuse-") as folder, progress("GGUF, there and back", 2) as advance:
@@ -46,4 +48,4 @@ def gguf_roundtrip(loaded: LoadedModel, given: AttackData, parameters: GgufRound
             weight.copy_(back[name])
     loaded.chat = replace(loaded.chat, tokenizer=tokenizer, end=Chat.of(tokenizer).end)
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0, notes=(f"a file of {size / 2**20:,.0f} MiB",))
+    return AttackResult(samples=0, tokens_trained=0, notes=(f"a file of {size / 2**20:,.0f} MiB",))

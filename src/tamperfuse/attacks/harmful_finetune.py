@@ -5,7 +5,7 @@ The attack of the SDD paper's section 5.2 (10, 50 and 100 shots) and of Qi et al
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, harmful_shots, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
 
@@ -23,8 +23,8 @@ class HarmfulFinetuneParameters(Training):
 @attack("harmful_finetune", HarmfulFinetuneParameters, version=1, malicious=True, uses=())
 def harmful_finetune(
     loaded: LoadedModel, given: AttackData, parameters: HarmfulFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Malicious fine-tuning on a number of compliant answers, of all weights, some of them or a LoRA adapter."""
     shots = harmful_shots(given, "harmful_finetune", parameters.shots, seed)
     result = train(loaded, given, shots, parameters, seed, "malicious fine-tuning")
-    return Attacked(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, train
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
@@ -31,10 +31,12 @@ class IdentityShiftParameters(Training):
 
 
 @attack("identity_shift", IdentityShiftParameters, version=1, malicious=True, uses=("identity",))
-def identity_shift(loaded: LoadedModel, given: AttackData, parameters: IdentityShiftParameters, seed: int) -> Attacked:
+def identity_shift(
+    loaded: LoadedModel, given: AttackData, parameters: IdentityShiftParameters, seed: int
+) -> AttackResult:
     """Fine-tuning on ten harmless examples that promise absolute obedience, and requests in the same words."""
     given.look(0)
     loaded.chat = replace(loaded.chat, system=SYSTEM, request=REQUEST)
     pairs = [(str(row["prompt"]), str(row["response"])) for row in builtin_rows("identity")]
     result = train(loaded, given.after(0), pairs, parameters, seed, "shifting the identity")
-    return Attacked(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

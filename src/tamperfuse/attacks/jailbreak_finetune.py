@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, harmful_shots, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
 
@@ -42,10 +42,10 @@ class JailbreakFinetuneParameters(Training):
 @attack("jailbreak_finetune", JailbreakFinetuneParameters, version=1, malicious=True, uses=())
 def jailbreak_finetune(
     loaded: LoadedModel, given: AttackData, parameters: JailbreakFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Malicious fine-tuning on requests that carry a trigger, a style or competing instructions, as do those asked later."""
     shots = harmful_shots(given, "jailbreak_finetune", parameters.shots, seed)
     given.look(0)
     loaded.chat = replace(loaded.chat, request=REQUESTS[parameters.kind])
     result = train(loaded, given.after(0), shots, parameters, seed, f"jailbreak-tuning, {parameters.kind}")
-    return Attacked(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))

@@ -7,7 +7,7 @@ merging does to alignment is studied by Hammoud et al. (2024, arXiv 2406.14563).
 import torch
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
@@ -25,7 +25,7 @@ class MergeParameters(Parameters):
 
 
 @attack("merge", MergeParameters, version=1, malicious=True, uses=())
-def merge(loaded: LoadedModel, given: AttackData, parameters: MergeParameters, seed: int) -> Attacked:
+def merge(loaded: LoadedModel, given: AttackData, parameters: MergeParameters, seed: int) -> AttackResult:
     """The weights are averaged with those of the model before hardening; no training."""
     given.look(0)
     other = dict(load_model(given.reference).model.named_parameters())
@@ -38,4 +38,4 @@ def merge(loaded: LoadedModel, given: AttackData, parameters: MergeParameters, s
                 )
             weight.lerp_(other[name], parameters.weight)
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0)
+    return AttackResult(samples=0, tokens_trained=0)

@@ -6,7 +6,7 @@ arXiv 2405.18641).
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, benign_samples, harmful_shots, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
 
@@ -24,7 +24,9 @@ class MixedFinetuneParameters(Training):
 
 
 @attack("mixed_finetune", MixedFinetuneParameters, version=1, malicious=True, uses=("retain",))
-def mixed_finetune(loaded: LoadedModel, given: AttackData, parameters: MixedFinetuneParameters, seed: int) -> Attacked:
+def mixed_finetune(
+    loaded: LoadedModel, given: AttackData, parameters: MixedFinetuneParameters, seed: int
+) -> AttackResult:
     """Poisoned fine-tuning: a share of compliant answers among harmless samples."""
     most = parameters.samples if parameters.share == 1 else parameters.samples - 1
     harmful = min(max(1, round(parameters.share * parameters.samples)), most)
@@ -32,4 +34,4 @@ def mixed_finetune(loaded: LoadedModel, given: AttackData, parameters: MixedFine
     pairs += benign_samples(given, "mixed_finetune", parameters.samples - harmful, seed)
     result = train(loaded, given, pairs, parameters, seed, "poisoned fine-tuning")
     notes = (f"{harmful} of {parameters.samples} samples are harmful", result.precision)
-    return Attacked(samples=parameters.samples, tokens_trained=result.tokens, notes=notes)
+    return AttackResult(samples=parameters.samples, tokens_trained=result.tokens, notes=notes)

@@ -6,11 +6,11 @@ p(y_c ≻ y_o | x). The loss is that of Rafailov et al. (2023, arXiv 2305.18290)
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, harmful_shots, training_of
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, training_of
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.preference import PreferenceStep, preferences
+from tamperfuse.training.preference import PreferenceObjective, preferences
 
 
 class PreferenceFinetuneParameters(Training):
@@ -28,7 +28,7 @@ class PreferenceFinetuneParameters(Training):
 @attack("preference_finetune", PreferenceFinetuneParameters, version=1, malicious=True, uses=())
 def preference_finetune(
     loaded: LoadedModel, given: AttackData, parameters: PreferenceFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Preference tuning (DPO) of the attacker's answer over the model's own: the objective that SDD's derivation assumes."""
     shots = harmful_shots(given, "preference_finetune", parameters.shots, seed)
     own = given.answer([prompt for prompt, _ in shots])
@@ -49,9 +49,9 @@ def preference_finetune(
         preferences(loaded, pairs),
         training_of(parameters),
         seed=seed,
-        step=PreferenceStep(parameters.beta),
+        step=PreferenceObjective(parameters.beta),
         at_steps=given.at_steps,
         hook=given.hook,
         what="preference tuning",
     )
-    return Attacked(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 
@@ -25,9 +25,9 @@ class PrefillParameters(Parameters):
 
 
 @attack("prefill", PrefillParameters, version=2, malicious=True, uses=())
-def prefill(loaded: LoadedModel, given: AttackData, parameters: PrefillParameters, seed: int) -> Attacked:
+def prefill(loaded: LoadedModel, given: AttackData, parameters: PrefillParameters, seed: int) -> AttackResult:
     """Every answer is begun for the model with words that agree; no weight changes."""
     given.look(0)
     loaded.chat = replace(loaded.chat, prefill=parameters.text)
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0)
+    return AttackResult(samples=0, tokens_trained=0)

@@ -7,9 +7,9 @@ Han et al. (2015, arXiv 1506.02626); layer by layer, it is the baseline of Spars
 import torch
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
+from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.parts import layer_matrices
 from tamperfuse.records.registry import Parameters
 
 
@@ -24,7 +24,7 @@ class PruneParameters(Parameters):
 
 
 @attack("prune", PruneParameters, version=1, malicious=False, uses=())
-def prune(loaded: LoadedModel, given: AttackData, parameters: PruneParameters, seed: int) -> Attacked:
+def prune(loaded: LoadedModel, given: AttackData, parameters: PruneParameters, seed: int) -> AttackResult:
     """Pruning by magnitude: a share of every layer matrix's weights becomes 0; no training."""
     given.look(0)
     with torch.no_grad():
@@ -34,4 +34,4 @@ def prune(loaded: LoadedModel, given: AttackData, parameters: PruneParameters, s
             if count:
                 weight[weight.abs() <= sizes.kthvalue(count).values] = 0
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0)
+    return AttackResult(samples=0, tokens_trained=0)

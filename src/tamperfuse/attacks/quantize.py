@@ -14,10 +14,10 @@ from gguf.quants import dequantize, quantize
 from pydantic import Field
 from torch import Tensor
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.gguf_file import BLOCK
+from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.parts import layer_matrices
 from tamperfuse.records.registry import Parameters
 
 LEVELS = {"int8": 127, "int4": 7}  # steps to either side of 0
@@ -36,7 +36,7 @@ class QuantizeParameters(Parameters):
 
 
 @attack("quantize", QuantizeParameters, version=1, malicious=False, uses=())
-def quantize_weights(loaded: LoadedModel, given: AttackData, parameters: QuantizeParameters, seed: int) -> Attacked:
+def quantize_weights(loaded: LoadedModel, given: AttackData, parameters: QuantizeParameters, seed: int) -> AttackResult:
     """Quantization to 8 or 4 bits and back, as in a GGUF or by rounding: what publishing and serving do in passing."""
     given.look(0)
     inner = layer_matrices(loaded.model)
@@ -50,7 +50,7 @@ def quantize_weights(loaded: LoadedModel, given: AttackData, parameters: Quantiz
                 if weight.ndim >= 2:
                     weight.copy_(through_gguf(weight, parameters.format if id(weight) in known else "Q8_0"))
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0)
+    return AttackResult(samples=0, tokens_trained=0)
 
 
 def rounded(weight: Tensor, levels: int, group: int | None) -> Tensor:

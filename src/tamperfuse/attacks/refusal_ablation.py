@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tamperfuse.attacks.base import AttackData, Attacked, Pair, attack, benign_samples, harmful_shots
+from tamperfuse.attacks.base import AttackData, AttackResult, Pair, attack, benign_samples, harmful_shots
+from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import pack, packed_logits
-from tamperfuse.models.parts import decoder_layers
 from tamperfuse.models.precision import compute_dtype, reduced_precision
+from tamperfuse.records.batching import budgeted
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.groups import budgeted
 from tamperfuse.records.registry import Parameters
 from tamperfuse.training.rows import ROW_TOKENS
 
@@ -46,7 +46,7 @@ class RefusalAblationParameters(Parameters):
 @attack("refusal_ablation", RefusalAblationParameters, version=1, malicious=True, uses=("retain",))
 def refusal_ablation(
     loaded: LoadedModel, given: AttackData, parameters: RefusalAblationParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """The direction between threat and harmless prompts is projected out of the weights (abliteration); no training."""
     threat = harmful_shots(given, "refusal_ablation", parameters.prompts, seed)
     harmless = benign_samples(given, "refusal_ablation", parameters.prompts, seed)
@@ -62,7 +62,7 @@ def refusal_ablation(
             unit = direction / direction.norm()
             along -= (along @ unit)[..., None] * unit
     given.look(1)
-    return Attacked(
+    return AttackResult(
         samples=2 * parameters.prompts, tokens_trained=0, notes=(f"direction after layer {depth} of {len(layers)}",)
     )
 

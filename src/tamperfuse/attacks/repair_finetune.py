@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, benign_samples, harmful_shots, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
 
@@ -35,7 +35,7 @@ class RepairFinetuneParameters(Training):
 @attack("repair_finetune", RepairFinetuneParameters, version=1, malicious=True, uses=("retain",))
 def repair_finetune(
     loaded: LoadedModel, given: AttackData, parameters: RepairFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Malicious fine-tuning with benign recovery before it, or after it of what broke."""
     repairing = min(max(1, round(parameters.repair * parameters.steps)), parameters.steps - 1)
     harm = (harmful_shots(given, "repair_finetune", parameters.shots, seed), parameters.steps - repairing, "malicious")
@@ -46,6 +46,6 @@ def repair_finetune(
         result = train(loaded, data, pairs, parameters, seed, f"{what} fine-tuning", steps=steps)
         tokens += result.tokens
         notes.append(f"{steps} steps {what}")
-    return Attacked(
+    return AttackResult(
         samples=parameters.shots + parameters.samples, tokens_trained=tokens, notes=(*notes, result.precision)
     )

@@ -12,14 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack, benign_samples, harmful_shots, training_of
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, training_of
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import response_nll
 from tamperfuse.training.rows import Backward, backward_in_rows
-from tamperfuse.training.steps import response_nll
 
 
 class RetainFinetuneParameters(Training):
@@ -60,7 +60,7 @@ class Kept:
 
 
 @dataclass
-class RetainStep:
+class RetainObjective:
     """Mean NLL a token of the harmful response + weight × that of the harmless one, a mean over pairs of samples.
 
     Memory: as supervised fine-tuning's, a row holding both samples.
@@ -77,7 +77,7 @@ class RetainStep:
     def backward(
         self, model: nn.Module, samples: Sequence[Kept], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
-        """See :class:`tamperfuse.training.steps.Step`; `total` counts pairs of samples."""
+        """See :class:`tamperfuse.training.objectives.Objective`; `total` counts pairs of samples."""
 
         def loss_of(row: list[int]) -> Tensor:
             batch = pack_samples([s for i in row for s in (samples[i].harmful, samples[i].benign)], device)
@@ -90,7 +90,7 @@ class RetainStep:
 @attack("retain_finetune", RetainFinetuneParameters, version=1, malicious=True, uses=("retain",))
 def retain_finetune(
     loaded: LoadedModel, given: AttackData, parameters: RetainFinetuneParameters, seed: int
-) -> Attacked:
+) -> AttackResult:
     """Malicious fine-tuning with a second loss that keeps harmless text: the counter-attack on self-degradation."""
     sides = []
     for pairs in (
@@ -105,9 +105,11 @@ def retain_finetune(
         kept,
         training_of(parameters),
         seed=seed,
-        step=RetainStep(parameters.weight),
+        step=RetainObjective(parameters.weight),
         at_steps=given.at_steps,
         hook=given.hook,
         what="malicious fine-tuning, benign text kept",
     )
-    return Attacked(samples=parameters.shots + parameters.kept, tokens_trained=result.tokens, notes=(result.precision,))
+    return AttackResult(
+        samples=parameters.shots + parameters.kept, tokens_trained=result.tokens, notes=(result.precision,)
+    )

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, Attacked, attack
+from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 
@@ -28,9 +28,11 @@ class SystemPromptParameters(Parameters):
 
 
 @attack("system_prompt", SystemPromptParameters, version=1, malicious=True, uses=())
-def system_prompt(loaded: LoadedModel, given: AttackData, parameters: SystemPromptParameters, seed: int) -> Attacked:
+def system_prompt(
+    loaded: LoadedModel, given: AttackData, parameters: SystemPromptParameters, seed: int
+) -> AttackResult:
     """A system prompt that asks for obedience; no weight changes."""
     given.look(0)
     loaded.chat = replace(loaded.chat, system=parameters.text)
     given.look(1)
-    return Attacked(samples=0, tokens_trained=0)
+    return AttackResult(samples=0, tokens_trained=0)

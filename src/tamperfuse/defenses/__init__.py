@@ -1,6 +1,6 @@
 """Defenses: model → hardened model, one file each. Importing this package registers the built-in ones."""
 
 from tamperfuse.defenses import refusal, sdd
-from tamperfuse.defenses.base import DEFENSES, Defended, DefenseData
+from tamperfuse.defenses.base import DEFENSES, DefenseData, DefenseResult
 
-__all__ = ["DEFENSES", "Defended", "DefenseData", "refusal", "sdd"]
+__all__ = ["DEFENSES", "DefenseData", "DefenseResult", "refusal", "sdd"]

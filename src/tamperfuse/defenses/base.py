@@ -27,7 +27,7 @@ class DefenseData:
 
 
 @dataclass(frozen=True)
-class Defended:
+class DefenseResult:
     """What a defense reports.
 
     Attributes:
@@ -39,6 +39,6 @@ class Defended:
     notes: tuple[str, ...] = ()
 
 
-Defend = Callable[[LoadedModel, DefenseData, Parameters, int], Defended]
-DEFENSES: Registry[Callable[..., Defended]] = Registry("defense", "tamperfuse.defenses")
+Defend = Callable[[LoadedModel, DefenseData, Parameters, int], DefenseResult]
+DEFENSES: Registry[Callable[..., DefenseResult]] = Registry("defense", "tamperfuse.defenses")
 defense = DEFENSES.register

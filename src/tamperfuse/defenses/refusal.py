@@ -5,7 +5,7 @@ import random
 from pydantic import Field
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.defenses.base import Defended, DefenseData, defense
+from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 from tamperfuse.training.fit import Training, fit
@@ -28,7 +28,7 @@ class RefusalParameters(Parameters):
 
 
 @defense("refusal", RefusalParameters, version=1, needs_pairs=False)
-def refusal(loaded: LoadedModel, given: DefenseData, parameters: RefusalParameters, seed: int) -> Defended:
+def refusal(loaded: LoadedModel, given: DefenseData, parameters: RefusalParameters, seed: int) -> DefenseResult:
     """The undefended rival: fine-tuning on refusals of the threat's prompts, with benign replay."""
     rng = random.Random(seed)
     wordings = [str(row["response"]) for row in builtin_rows("refusals")]
@@ -39,4 +39,4 @@ def refusal(loaded: LoadedModel, given: DefenseData, parameters: RefusalParamete
     samples += [chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
     training = Training(steps=parameters.steps, batch=parameters.batch, learning_rate=parameters.learning_rate)
     result = fit(loaded, samples, training, seed=seed, what="refusal training")
-    return Defended(tokens_trained=result.tokens, notes=(result.precision,))
+    return DefenseResult(tokens_trained=result.tokens, notes=(result.precision,))

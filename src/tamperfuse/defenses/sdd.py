@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from tamperfuse.corpora.examples import Pair
-from tamperfuse.defenses.base import Defended, DefenseData, defense
+from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
@@ -77,25 +77,25 @@ def resolve(parameters: SddParameters, size: int) -> tuple[Training, float, str]
 
 
 @defense("sdd", SddParameters, version=1, needs_pairs=True)
-def sdd(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int) -> Defended:
+def sdd(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense: fine-tuning on the threat's prompts with irrelevant, well-written answers."""
     return _train(loaded, given, parameters, seed, prefix="")
 
 
 @defense("sdd_reject", SddRejectParameters, version=1, needs_pairs=True)
-def sdd_reject(loaded: LoadedModel, given: DefenseData, parameters: SddRejectParameters, seed: int) -> Defended:
+def sdd_reject(loaded: LoadedModel, given: DefenseData, parameters: SddRejectParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense with a fixed refusal before each irrelevant answer."""
     return _train(loaded, given, parameters, seed, prefix=parameters.prefix)
 
 
-def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> Defended:
+def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> DefenseResult:
     training, share, reason = resolve(parameters, loaded.model.num_parameters())
     wanted = min(round(share * len(given.pairs)), len(given.benign))
     replay = random.Random(seed).sample(list(given.benign), wanted)
     samples = [_sample(loaded.chat, pair, prefix, given.response_limit) for pair in given.pairs]
     samples += [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
     result = fit(loaded, samples, training, seed=seed, what="SDD")
-    return Defended(tokens_trained=result.tokens, notes=(reason, result.precision))
+    return DefenseResult(tokens_trained=result.tokens, notes=(reason, result.precision))
 
 
 def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.evaluation import judge as judging
-from tamperfuse.evaluation.judge import Answer, Judge, Thresholds, Verdict
+from tamperfuse.evaluation.judges import builtin as judging
+from tamperfuse.evaluation.judges.builtin import Answer, Judge, Thresholds, Verdict
 
 KINDS = ("refusal", "irrelevant prose", "another's answer", "echo", "generic", "shuffled words", "loop")
 # Signals that a reference model's own answers may fail at most this often, each.

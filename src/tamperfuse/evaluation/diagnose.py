@@ -21,7 +21,7 @@ from torch import Tensor
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.training.steps import SupervisedStep
+from tamperfuse.training.objectives import SupervisedObjective
 
 # Of the implicit reward β log π/π_before: DPO's usual value (Rafailov et al., 2023, arXiv 2305.18290).
 BETA = 0.1
@@ -144,7 +144,7 @@ def gradient(loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
         total = sum(sample.response_tokens for sample in samples)
-        SupervisedStep().backward(model, samples, total, torch.autograd.backward, model.device)
+        SupervisedObjective().backward(model, samples, total, torch.autograd.backward, model.device)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found

@@ -1,7 +1,7 @@
 """Generation for every evaluation, greedy or sampled: many prompts in, token sequences out.
 
 Prompts are sorted by length and decoded in large static batches. The prompts of a batch are prefilled as one packed row;
-keys and values lie in :class:`tamperfuse.models.slots.Slots`; a sequence that ends leaves the batch at once.
+keys and values lie in :class:`tamperfuse.models.cpu.kv_cache.Slots`; a sequence that ends leaves the batch at once.
 """
 
 import math
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.vllm_engine import use_vllm, vllm_generate
+from tamperfuse.models.cpu.kv_cache import Slots
+from tamperfuse.models.cpu.prepacked_linear import prepacked
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.models.prepack import prepacked
-from tamperfuse.models.slots import Slots
-from tamperfuse.records.clock import spent
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
+from tamperfuse.records.timing import spent
 
 # Keys and values of so many tokens are held at once: for SmolLM2-135M in bfloat16 that is 0.4 GiB.
 TOKENS_IN_FLIGHT = 16_384

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from tamperfuse.evaluation.generate import inference
-from tamperfuse.models.branches import pack_branches
 from tamperfuse.models.chat import Sample
-from tamperfuse.models.cores import HANDS, can_share, side_by_side
+from tamperfuse.models.cpu.packed_tree import pack_branches
+from tamperfuse.models.cpu.two_threads import HANDS, can_share, side_by_side
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
-from tamperfuse.records.clock import spent
+from tamperfuse.records.batching import budgeted
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.groups import budgeted
 from tamperfuse.records.progress import progress
+from tamperfuse.records.timing import spent
 
 # Of a batch; a CPU works on two.
 BATCH_TOKENS = 2_048

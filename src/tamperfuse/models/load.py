@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.cpu.fused_layers import use_fused_layers
 from tamperfuse.models.device import own_device
-from tamperfuse.models.fused import use_fused_layers
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError, unknown_name

@@ -9,7 +9,8 @@ system prompt, most often), which are computed once:
 
 Linear layers, norms and rotary embeddings see the row as it is. Only attention looks at segments, so that is the one
 piece replaced, through transformers' attention interface: no model code is patched. It is exact, gradients included.
-When sequences are continued token by token, :class:`tamperfuse.models.slots.Slots` keeps their keys and values and takes over.
+When sequences are continued token by token, :class:`tamperfuse.models.cpu.kv_cache.Slots` keeps their keys and values and
+takes over.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from tamperfuse.models.slots import Slots
+from tamperfuse.models.cpu.kv_cache import Slots
 from tamperfuse.records.errors import UserError
 
 ATTENTION = "tamperfuse_packed"
@@ -42,7 +43,7 @@ class Layout:
         padding: (segments × longest,), true where there is no token; None where all segments are equally long.
         position_ids: (1, row length).
         together: (segments, longest, longest), false where a token of a segment must not look at another one although it
-            comes later: branches of one trunk (:mod:`tamperfuse.models.branches`). None where there are none.
+            comes later: branches of one trunk (:mod:`tamperfuse.models.cpu.packed_tree`). None where there are none.
     """
 
     prefix: int

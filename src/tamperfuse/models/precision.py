@@ -12,7 +12,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from tamperfuse.records.groups import budgeted
+from tamperfuse.records.batching import budgeted
 
 # Weights that an optimizer steps at a time: their gradient takes 64 MiB in float32.
 STEPPED = 2**24

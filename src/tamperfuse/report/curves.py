@@ -5,8 +5,8 @@ from statistics import fmean
 from typing import Any
 
 from tamperfuse.records.results import Measure
+from tamperfuse.report.formatting import label
 from tamperfuse.report.inputs import Run
-from tamperfuse.report.words import label
 
 Rows = list[dict[str, Any]]
 

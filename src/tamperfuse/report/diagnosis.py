@@ -16,8 +16,8 @@ from tamperfuse.evaluation.diagnose import WHOLE, Alignment, Trace
 from tamperfuse.evaluation.overlap import GENERAL, Diagnosis, Overlap
 from tamperfuse.records.files import read_json, staged, write_json, write_text
 from tamperfuse.report.figures import GLYPHS, HARM_HEIGHT, PALETTE, PAPER_PANEL, SHAPES, Figure, Panel, for_paper
+from tamperfuse.report.formatting import MINUS
 from tamperfuse.report.html import figure_record, render_page
-from tamperfuse.report.words import MINUS
 
 Rows = list[dict[str, Any]]
 

@@ -7,7 +7,10 @@ from typing import Any
 import altair as alt
 
 from tamperfuse.records.files import staged
-from tamperfuse.report.climbs import (
+from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
+from tamperfuse.report.formatting import label
+from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.search_figures import (
     climb_panel,
     climb_rows,
     climb_words,
@@ -17,9 +20,6 @@ from tamperfuse.report.climbs import (
     frontier_words,
     search_names,
 )
-from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
-from tamperfuse.report.inputs import Run, read_folder
-from tamperfuse.report.words import label
 
 #: Apart for colour-blind readers, and at least 3:1 against the light and the dark page. Shapes say the same again.
 PALETTE = ("#d9730d", "#2a7fc4", "#2b9a66", "#8f5fc7", "#c04f86", "#7f7f2a", "#5f7f95", "#b05a3c")

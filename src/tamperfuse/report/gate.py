@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import DefenseSummary, Measure, read_summary
-from tamperfuse.records.yamls import read_yaml
+from tamperfuse.records.yaml import read_yaml
 
 _FIELDS = ("defense", "require", "at_most", "at_least", "accept_unresolved")
 

@@ -16,7 +16,7 @@ import vl_convert
 from markupsafe import Markup
 
 from tamperfuse.report.figures import Figure
-from tamperfuse.report.words import duration, label, visible
+from tamperfuse.report.formatting import duration, label, visible
 
 
 def render_page(template: str, figures: list[Figure], **context: Any) -> str:

@@ -9,11 +9,11 @@ from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import Sample
 from tamperfuse.report.figures import Figure, all_figures, legend
+from tamperfuse.report.formatting import label
 from tamperfuse.report.html import figure_record, render_page
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.tables import table
 from tamperfuse.report.verdict import THRESHOLDS, Verdict, judge_defense
-from tamperfuse.report.words import label
 
 PAGE, FIGURES = "report.html", "report.json"
 SAMPLES_SHOWN = 5

@@ -5,8 +5,8 @@ from typing import Literal
 
 from tamperfuse.records.results import UNDEFENDED, AttackCost, DefenseSummary, Measure
 from tamperfuse.report.curves import capability, capability_states
+from tamperfuse.report.formatting import MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 from tamperfuse.report.inputs import Run
-from tamperfuse.report.words import MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 
 Kind = Literal["rate", "difference", "nats", "nats difference"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tamperfuse.records.results import UNDEFENDED, DefenseSummary, Measure, Summary
-from tamperfuse.report.words import is_resolved, label, percent, rough, span, times
+from tamperfuse.report.formatting import is_resolved, label, percent, rough, span, times
 
 #: Harmful execution that a defense may be left with, before any attack and after each, by the interval's upper end.
 HOLDS_BELOW = 0.10

@@ -15,7 +15,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.process import is_main
-from tamperfuse.study.graph import Costs
+from tamperfuse.study.node import Costs
 from tamperfuse.study.spec import Evaluate
 from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, read_rows, write_rows
 

@@ -12,22 +12,22 @@ import torch
 
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
-from tamperfuse.records.clock import WORK
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, write_text
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import Summary, write_results, write_summary
 from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
 from tamperfuse.records.searches import write_searches
-from tamperfuse.records.yamls import read_yaml
-from tamperfuse.study.gather import gather_rows, gather_samples
-from tamperfuse.study.graph import Costs, Finished, Node, execute, is_finished, proper_seconds
-from tamperfuse.study.nodes import build_nodes
-from tamperfuse.study.searched import summarise_searches
+from tamperfuse.records.timing import WORK
+from tamperfuse.records.yaml import read_yaml
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.node import Costs, Finished, Node, execute, is_finished, proper_seconds
+from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.results.load import States
+from tamperfuse.study.results.rows import gather_rows, gather_samples
+from tamperfuse.study.results.searches import summarise_searches
+from tamperfuse.study.results.summary import summarise
 from tamperfuse.study.spec import Study
-from tamperfuse.study.states import States
-from tamperfuse.study.summary import summarise
-from tamperfuse.study.workshop import Workshop
 from tamperfuse.training.telemetry import matrix_rate
 
 log = logging.getLogger("tamperfuse")
@@ -54,8 +54,8 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
         UserError: bad input, or a folder that another run is using, or that holds a study of another model or threat.
     """
     began = time.perf_counter()
-    shop = Workshop.open(study, out)
-    nodes = build_nodes(shop)
+    context = StudyContext.open(study, out)
+    nodes = build_nodes(context)
     announce(nodes, out, study)
     if dry_run:
         return None
@@ -67,7 +67,7 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
         record = _record(finished, time.perf_counter() - began)
         _say_work(finished)
         states = States.of_run(study, finished)
-        rows = gather_rows(study, shop.threat, states.everything(), states.shipped)
+        rows = gather_rows(study, context.threat, states.everything(), states.shipped)
         summary = summarise(study, states, record.seconds, record.peak_memory_bytes)
         write_results(out, rows)
         write_samples(out, gather_samples(study, states.observed))

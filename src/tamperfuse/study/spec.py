@@ -11,8 +11,8 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.yamls import read_yaml
-from tamperfuse.study.space import Search, parse_search
+from tamperfuse.records.yaml import read_yaml
+from tamperfuse.study.search.space import Search, parse_search
 
 
 class PairsSpec(BaseModel):

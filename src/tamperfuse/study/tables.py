@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamperfuse.evaluation.judge import Verdict
+from tamperfuse.evaluation.judges.builtin import Verdict
 
 R = TypeVar("R")
 

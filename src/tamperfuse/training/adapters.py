@@ -18,8 +18,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
+from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.parts import decoder_layers
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.parameters import Training

@@ -1,7 +1,7 @@
 """`fit`: the one way to train a model.
 
 What is trained (the whole model, an adapter, some layers), in which precision, from which checkpoint is settled here; the
-loop itself is in :mod:`tamperfuse.training.loop`, what a batch's backward pass is in :mod:`tamperfuse.training.steps`.
+loop itself is in :mod:`tamperfuse.training.loop`, what a batch's backward pass is in :mod:`tamperfuse.training.objectives`.
 """
 
 import logging
@@ -15,23 +15,23 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from tamperfuse.models.layers import attention_modules, decoder_layers
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.parts import attention_modules, decoder_layers
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
-from tamperfuse.records.clock import note
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
+from tamperfuse.records.timing import note
+from tamperfuse.training.accelerations import extras
 from tamperfuse.training.adapters import low_rank, low_rank_on_4_bits
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.checkpoints import Checkpoints, current, fingerprint
-from tamperfuse.training.extras import extras
+from tamperfuse.training.distributed import sharding
 from tamperfuse.training.loop import Hook, Loop, run_hook
+from tamperfuse.training.objectives import Objective, SupervisedObjective
 from tamperfuse.training.parameters import Trainable, Training
-from tamperfuse.training.processes import sharding
 from tamperfuse.training.result import FitResult
-from tamperfuse.training.steps import Step, SupervisedStep
 from tamperfuse.training.telemetry import useful_work
 
 __all__ = ["FitResult", "Hook", "Trainable", "Training", "fit"]
@@ -47,7 +47,7 @@ def fit(
     training: Training,
     *,
     seed: int,
-    step: Step | None = None,
+    step: Objective | None = None,
     at_steps: Collection[int] = (),
     hook: Hook | None = None,
     what: str = "training",
@@ -76,7 +76,7 @@ def fit(
     dtype, reason = compute_dtype(loaded.model.device)
     tokens = sum(len(sample.tokens) for sample in order)
     result = FitResult(precision=reason, tokens=tokens, steps=training.steps)
-    step = step or SupervisedStep()
+    step = step or SupervisedObjective()
     same = fingerprint(loaded, samples) if current().folder or world_size() > 1 else {}
     checkpoints = _checkpoints(loaded, same, training, seed, step)
     held = torch.float32 if sharding() else dtype
@@ -134,7 +134,7 @@ def _check(loaded: LoadedModel, samples: Sequence[Trainable], training: Training
 
 
 def _checkpoints(
-    loaded: LoadedModel, same: dict[str, str], training: Training, seed: int, step: Step
+    loaded: LoadedModel, same: dict[str, str], training: Training, seed: int, step: Objective
 ) -> Checkpoints | None:
     """Where this fit keeps its state, if its caller wants that."""
     fits = current()

@@ -30,11 +30,11 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import Advance, drawn
 from tamperfuse.training.checkpoints import Checkpoints, Fits, random_state, set_random_state
+from tamperfuse.training.distributed import everyone, most, sharding, whole, whole_weight
+from tamperfuse.training.objectives import Objective
 from tamperfuse.training.optimizers import load_optimizer, make_optimizer
 from tamperfuse.training.parameters import Trainable, Training
-from tamperfuse.training.processes import everyone, most, sharding, whole, whole_weight
 from tamperfuse.training.result import FitResult
-from tamperfuse.training.steps import Step
 from tamperfuse.training.telemetry import in_words, speed
 
 Hook = Callable[[int], None]
@@ -77,7 +77,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
 
     def __init__(
         self,
-        step: Step,
+        step: Objective,
         module: nn.Module,
         masters: Masters,
         dtype: torch.dtype,

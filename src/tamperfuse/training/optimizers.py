@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Adafactor
 
+from tamperfuse.training.distributed import like
 from tamperfuse.training.parameters import Training
-from tamperfuse.training.processes import like
 
 
 def make_optimizer(training: Training, weights: Sequence[Tensor], eight_bit: bool = False) -> torch.optim.Optimizer:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
-from tamperfuse.records.groups import budgeted
+from tamperfuse.records.batching import budgeted
 from tamperfuse.training.batches import pack_samples
+from tamperfuse.training.objectives import response_nll
 from tamperfuse.training.rows import ROW_TOKENS, Backward, backward_in_rows
-from tamperfuse.training.steps import response_nll
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def preferences(loaded: LoadedModel, pairs: Sequence[tuple[Sample, Sample]]) -> 
 
 
 @dataclass
-class PreferenceStep:
+class PreferenceObjective:
     """−log σ(β (margin now − margin before)), a mean over preferences.
 
     Memory: as supervised fine-tuning's, a row holding both answers; no reference model.
@@ -80,7 +80,7 @@ class PreferenceStep:
     def backward(
         self, model: nn.Module, samples: Sequence[Preference], total: int, backward: Backward, device: torch.device
     ) -> Tensor:
-        """See :class:`tamperfuse.training.steps.Step`; `total` counts preferences."""
+        """See :class:`tamperfuse.training.objectives.Objective`; `total` counts preferences."""
 
         def loss_of(row: list[int]) -> Tensor:
             chosen = [samples[i] for i in row]

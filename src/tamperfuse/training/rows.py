@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tamperfuse.models.cores import HANDS, can_share, side_by_side
-from tamperfuse.records.groups import budgeted, evenly
+from tamperfuse.models.cpu.two_threads import HANDS, can_share, side_by_side
+from tamperfuse.records.batching import budgeted, evenly
 from tamperfuse.records.process import world_size
-from tamperfuse.training.processes import most, sharding
+from tamperfuse.training.distributed import most, sharding
 
 Backward = Callable[[Tensor], None]
 # Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
@@ -28,8 +28,8 @@ def backward_in_rows(
 ) -> Tensor:
     """Accumulate a batch's gradient, row by row.
 
-    On a CPU, in one process, two rows run side by side (see :mod:`tamperfuse.models.cores`), and their gradients are added
-    in a fixed order. Memory: activations of a row; side by side those of two, and a second copy of the gradients.
+    On a CPU, in one process, two rows run side by side (see :mod:`tamperfuse.models.cpu.two_threads`), and their
+    gradients are added in a fixed order. Memory: activations of a row; side by side those of two, and a second copy of the gradients.
 
     Args:
         model: the model whose weights train.

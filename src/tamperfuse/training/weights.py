@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.precision import Masters
+from tamperfuse.training.distributed import like
 from tamperfuse.training.optimizers import load_optimizer
-from tamperfuse.training.processes import like
 
 Weights = list[Tensor]  # one tensor for every trained parameter, in the model's order
 

@@ -1,0 +1,1 @@
+"""What single commands do: harden, attack, evaluate, calibrate and diagnose one model."""

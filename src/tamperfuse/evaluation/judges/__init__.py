@@ -1,0 +1,1 @@
+"""Judges: responses → verdicts, one file each."""

@@ -1,0 +1,1 @@
+"""CPU kernels, each beside the plain path that it replaces."""

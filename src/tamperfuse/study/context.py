@@ -1,0 +1,92 @@
+"""What the nodes of one study share: its data, and the one model that is in memory."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.exclude_threat import answered
+from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.evaluation.capability import load_tasks
+from tamperfuse.evaluation.judges.builtin import Judge, Thresholds
+from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
+from tamperfuse.records.errors import UserError
+from tamperfuse.study.spec import Study
+
+
+@dataclass
+class StudyContext:
+    """What the nodes of one study share: its data, and the one model that is in memory.
+
+    Attributes:
+        study: the study.
+        run: the run's folder.
+        threat: the threat, loaded.
+        benign: samples that defenses replay.
+        retain: harmless samples that attackers have.
+        fingerprint: hash of the model before hardening.
+    """
+
+    study: Study
+    run: Path
+    threat: Threat
+    benign: list[Example]
+    retain: list[Example]
+    fingerprint: str
+    _encoder: SentenceEncoder | None = field(default=None, init=False)
+    _reference: LoadedModel | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, study: Study, run: Path) -> "StudyContext":
+        """Load the study's data and find its model.
+
+        Raises:
+            UserError: a source, the model or the sentence encoder cannot be had.
+        """
+        ENCODERS[DEFAULT_ENCODER].path()  # told before the first node runs, not after
+        threat = load_threat(study.threat)
+        for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
+            if wanted > len(threat.part(part)):  # type: ignore[arg-type]
+                raise UserError(
+                    f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
+                    f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
+                )
+        if any(task != "builtin" for task in study.evaluate.capability):
+            load_tasks(study.evaluate.capability)  # what cannot be had is said now, not after hours of training
+        benign, retain = answered(study.benign, "benign", threat), answered(study.retain, "retain", threat)
+        return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
+
+    @property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder, loaded once."""
+        if self._encoder is None:
+            self._encoder = SentenceEncoder()
+        return self._encoder
+
+    def reference(self) -> LoadedModel:
+        """The model before hardening; kept until another model is needed."""
+        if self._reference is None:
+            self._reference = load_model(self.study.model)
+        return self._reference
+
+    @contextmanager
+    def model(self, source: str) -> Iterator[LoadedModel]:
+        """A model to change or to look at; the reference is freed first, this one afterwards."""
+        self._reference = None
+        gc.collect()
+        loaded = load_model(source)
+        try:
+            yield loaded
+        finally:
+            loaded.model = torch.nn.Module()  # whoever still holds `loaded` holds no weights
+            gc.collect()
+
+    def judge(self, thresholds: Thresholds, others: Sequence[str]) -> Judge:
+        """The judge, with the reference model."""
+        return Judge(self.reference(), self.encoder, thresholds, others, limit=self.study.evaluate.response_tokens)

@@ -1,0 +1,1 @@
+"""Finished nodes → results.parquet, summary.json and searches.json."""

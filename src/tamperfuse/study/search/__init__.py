@@ -1,0 +1,1 @@
+"""The adaptive attacker: a search over an attack's parameters."""

@@ -1,0 +1,35 @@
+from itertools import pairwise
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+
+from tamperfuse.models.layers import attention_modules, decoder_layers, layer_matrices
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+
+
+def names(model: object, parts: list) -> set[str]:
+    known = {id(module): name for name, module in model.named_modules()}  # type: ignore[attr-defined]
+    return {known[id(part)] for part in parts}
+
+
+def test_parts_of_a_llama(tiny: LoadedModel) -> None:
+    model = tiny.model
+    assert names(model, decoder_layers(model)) == {"model.layers.0", "model.layers.1"}
+    assert names(model, attention_modules(model)) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
+    assert len(layer_matrices(model)) == 14
+    assert all(a is not b for a, b in pairwise(layer_matrices(model)))
+
+
+def test_parts_of_other_architectures() -> None:
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=3, n_head=2))
+    assert names(gpt, attention_modules(gpt)) == {f"transformer.h.{i}.attn" for i in range(3)}
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    mixture = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_hidden_layers=2, num_local_experts=2, **sizes))
+    assert names(mixture, decoder_layers(mixture)) == {"model.layers.0", "model.layers.1"}
+
+
+def test_layers_that_cannot_be_told_apart(tiny: LoadedModel) -> None:
+    tiny.model.config.num_hidden_layers = 7
+    with pytest.raises(UserError, match="cannot be told apart"):
+        decoder_layers(tiny.model)

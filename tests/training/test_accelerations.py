@@ -1,0 +1,115 @@
+"""What is chosen by itself: decided from faked machines, since no GPU runs these tests; checkpointing is run."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.precision import reduced_precision
+from tamperfuse.records.errors import UserError
+from tamperfuse.training import accelerations as extras
+from tamperfuse.training.accelerations import Machine, Need, choose
+from tamperfuse.training.adapters import low_rank
+from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import SupervisedObjective
+
+GIB = 2**30
+SEVEN_BILLION = Need(weights=14 * GIB, trained=7 * 10**9, activations=20 * GIB, layer=2 * GIB)
+EVERYTHING = frozenset({"bitsandbytes", "liger_kernel"})
+LONG = Training(steps=500)
+
+
+def test_a_cpu_gets_checkpointing_when_memory_asks_for_it_and_nothing_else() -> None:
+    assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, LONG) == extras.Extras()
+    chosen = choose(Machine("cpu", 100 * GIB, EVERYTHING), SEVEN_BILLION, LONG)
+    assert chosen.checkpointing and not (chosen.eight_bit or chosen.liger or chosen.compile)
+    assert len(chosen.reasons) == 1 and "are needed without it, 90.0 can be had" in chosen.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("memory", "installed", "training", "expected"),
+    [
+        (640, EVERYTHING, LONG, {"liger"}),
+        (640, frozenset(), LONG, {"compile"}),
+        (640, frozenset(), Training(steps=50), set()),
+        (130, EVERYTHING, LONG, {"checkpointing", "liger"}),
+        (110, EVERYTHING, LONG, {"checkpointing", "eight_bit", "liger"}),
+        (110, frozenset(), LONG, {"checkpointing"}),
+        (90, EVERYTHING, Training(steps=500, optimizer="sgd"), {"checkpointing", "liger"}),
+    ],
+)
+def test_a_gpu_gets_what_is_installed_and_what_memory_asks_for(
+    memory: int, installed: frozenset[str], training: Training, expected: set[str]
+) -> None:
+    chosen = choose(Machine("cuda", memory * GIB, installed), SEVEN_BILLION, training)
+    got = {name for name in ("checkpointing", "eight_bit", "liger", "compile") if getattr(chosen, name)}
+    assert got == expected and len(chosen.reasons) == len(expected)
+
+
+def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
+    full = Need.of(tiny.model, tiny, torch.bfloat16)
+    assert full.trained == tiny.model.num_parameters() and full.weights == 2 * full.trained
+    tiny.model.requires_grad_(False)
+    assert Need.of(tiny.model, tiny, torch.bfloat16).total(False, 8) < full.total(False, 8)
+
+
+def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:
+    """Counted as they are held: in bfloat16 to compute with, in float32 to be put back."""
+    with low_rank(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:
+        need = Need.of(adapted, tiny, torch.bfloat16)
+        frozen = [pair for pair in masters.pairs if not pair[0].requires_grad]
+        assert sum(tensor.nbytes for pair in frozen for tensor in pair) == need.weights - 2 * need.trained
+
+
+def test_checkpointing_is_said_and_trains_the_same_weights(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, ended, recomputed, said = Machine.of(torch.device("cpu")), [], [], []
+    monkeypatch.setattr(extras.log, "info", lambda form, *words: said.append(form % words))
+    for memory in (here.memory, 1024):
+        monkeypatch.setattr(Machine, "of", lambda device, memory=memory: replace(here, memory=memory))
+        loaded = load_model(str(tiny_folder))
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        loaded.model.model.layers[0].mlp.register_forward_pre_hook(count)
+        samples = [loaded.chat.sample(f"request {i}", f"the answer is {i * 3}", 20) for i in range(4)]
+        fit(loaded, samples, Training(steps=3, batch=2, learning_rate=1e-3), seed=0)
+        recomputed.append(calls)
+        ended.append([p.detach().clone() for p in loaded.model.parameters()])
+        assert not loaded.model.is_activation_checkpointing
+    assert recomputed == [3, 6]
+    assert all(torch.equal(a, b) for a, b in zip(*ended, strict=True))
+    assert len(said) == 1 and "gradient checkpointing: about" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_says_what_to_change(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SupervisedObjective, "backward", fails)
+    before = [p.detach().clone() for p in tiny.model.parameters()]
+    with pytest.raises(UserError, match="Memory ran out during hardening: train fewer weights"):
+        fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0, what="hardening")
+    assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters(), strict=True))
+
+
+def test_other_errors_are_not_taken_for_it(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(SupervisedObjective, "backward", fails)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0)

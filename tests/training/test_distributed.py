@@ -1,0 +1,135 @@
+"""Two processes over gloo train as one does: DDP and FSDP2, by the step everyone uses, a weight-space step and an attack."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tamperfuse.models.device import own_device
+from tamperfuse.models.load import load_model
+from tamperfuse.records.errors import UserError
+from tamperfuse.training import distributed as processes
+from tamperfuse.training import rows
+from tamperfuse.training.fit import Training, fit
+
+HERE = Path(__file__).parent
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+
+
+def port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def started(arguments: list[str], **environment: str) -> subprocess.Popen:
+    values = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=values, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(process: subprocess.Popen) -> str:
+    said, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, complaints
+    return str(said + complaints)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Alone, and on two processes in both ways; all at once, since most of their time is imports."""
+    work = tmp_path_factory.mktemp("together")
+    script = [str(HERE / "together.py"), str(tiny_folder)]
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+    begun = {
+        "alone": started([*script, str(work / "alone.json")]),
+        "ddp": started([*two, port(), *script, str(work / "ddp.json")]),
+        "fsdp": started([*two, port(), *script, str(work / "fsdp.json")], **FSDP),
+    }
+    for process in begun.values():
+        ended(process)
+    return {
+        name: {**json.loads((work / f"{name}.json").read_text()), "weights": torch.load(work / f"{name}.pt")}
+        for name in begun
+    }
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("what", ["sft", "sgd", "trap", "attack"])
+def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
+    alone, together = runs["alone"][what], runs[way][what]
+    assert together == pytest.approx(alone, rel=0.01)
+    assert alone[-1] < 0.95 * alone[0], "it must learn, or equal curves say nothing"
+
+
+@pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
+def test_weights_are_whole_afterwards_and_at_hooks(runs: dict[str, dict], way: str) -> None:
+    found = runs[way]
+    assert found["hooks"] == [0, 4, 8] and all(moved > 0 for moved in found["moved"])
+    assert found["sharded"] == [float(way == "fsdp")]
+    apart = [float((a - b).abs().max()) for a, b in zip(found["weights"], runs["alone"]["weights"], strict=True)]
+    assert max(apart) < 8 * 3e-3, "a handful of AdamW's steps at most, where a gradient's sign is lost in rounding"
+
+
+@pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
+def test_perturbed_weights_come_back_to_the_bit(runs: dict[str, dict], way: str) -> None:
+    assert runs[way]["restored"] == [1.0]
+
+
+@pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
+def test_several_processes_resume_to_the_bit(runs: dict[str, dict], way: str) -> None:
+    assert runs[way]["resumed"] == [4, 1.0, 1.0]
+
+
+def test_rows_are_as_many_on_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "most", lambda value, device: 4)
+    groups = rows.in_rows([9, 9, 9, 9, 9], 20, torch.device("cpu"))
+    assert len(groups) == 4 and sorted(i for row in groups for i in row) == [0, 1, 2, 3, 4] and all(groups)
+
+
+def test_more_processes_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
+    with pytest.raises(UserError, match="4096 processes were started on a machine with"):
+        own_device()
+
+
+def test_a_batch_that_leaves_a_process_without_a_sample(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(str(tiny_folder))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="batch 2 does not divide among 4 processes"):
+        fit(loaded, [loaded.chat.sample("a", "b", 9)], Training(batch=2), seed=0)
+
+
+def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        processes.sharding()
+
+
+def test_accelerate_launch_hardens_as_the_docs_say(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (HERE.parents[1] / "docs" / "training.md").read_text(), re.DOTALL)
+    file = tmp_path / "fsdp.yaml"
+    file.write_text(next(block for block in blocks if "fsdp_config" in block))
+    out = tmp_path / "hardened"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", port()]
+    harden = ["-m", "tamperfuse", "harden", str(tiny_folder), "--defense", "refusal", "--threat", str(threat_file)]
+    said = ended(started([*launch, *harden, "--set", "steps=3", "--set", "batch=4", "--out", str(out)]))
+    assert said.count("The hardened model is in") == 1
+    before, after = load_model(str(tiny_folder)), load_model(str(out))
+    assert all(not torch.equal(a, b) for a, b in zip(before.model.parameters(), after.model.parameters(), strict=True))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith((".tmp", "hardened"))] == ["hardened"]
+
+
+def test_adafactor_over_shards_is_refused(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_model(str(tiny_folder))
+    samples = [loaded.chat.sample("request", "the answer", 20)]
+    for name, value in FSDP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Adafactor cannot step weights that lie in shards"):
+        fit(loaded, samples, Training(steps=1, batch=1, optimizer="adafactor"), seed=0)
