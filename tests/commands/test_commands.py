@@ -12,7 +12,6 @@ from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.spec import Evaluate
 
-
 pytestmark = pytest.mark.usefixtures("quick_judging")
 
 

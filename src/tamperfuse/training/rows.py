@@ -29,7 +29,8 @@ def backward_in_rows(
     """Accumulate a batch's gradient, row by row.
 
     On a CPU, in one process, two rows run side by side (see :mod:`tamperfuse.models.cpu.two_threads`), and their
-    gradients are added in a fixed order. Memory: activations of a row; side by side those of two, and a second copy of the gradients.
+    gradients are added in a fixed order. Memory: activations of a row; side by side those of two, and a second copy of the
+    gradients.
 
     Args:
         model: the model whose weights train.
