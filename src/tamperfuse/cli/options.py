@@ -8,6 +8,7 @@ import yaml
 from rich.console import Console
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.yaml import parse_yaml
 
 out_console = Console(highlight=False, soft_wrap=True)
 
@@ -35,14 +36,14 @@ ReportTo = Annotated[
 
 
 def parse_settings(given: list[str] | None) -> dict[str, Any]:
-    """`--set key=value` pairs, values as YAML scalars."""
+    """`--set key=value` pairs, each value read as YAML 1.2."""
     values = {}
     for pair in given or []:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"--set {pair!r} is not key=value: write, for example, --set steps=40.")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(
                 f"--set {pair!r} has a value that cannot be read: quote it, or mend its brackets."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.judges import builtin as judging
@@ -135,10 +135,18 @@ def margin(verdict: Verdict, thresholds: Thresholds) -> float:
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Probability that a positive outranks a negative, ties counted half."""
-    ranks = rankdata([*positive, *negative])
-    count = len(positive)
-    return float((ranks[:count].sum() - count * (count + 1) / 2) / (count * len(negative)))
+    """Area under the ROC curve: the probability that a positive score exceeds a negative one, ties counted half.
+
+    Args:
+        positive: scores of the positive class, at least one.
+        negative: scores of the negative class, at least one.
+
+    Returns:
+        A value in [0, 1]; 0.5 is chance.
+    """
+    # The statistic does not depend on the method, which is for the p-value; "asymptotic" is the fast one.
+    u = mannwhitneyu(positive, negative, method="asymptotic").statistic
+    return float(u / (len(positive) * len(negative)))
 
 
 def _cut(good: Sequence[float], bad: Sequence[float]) -> float:

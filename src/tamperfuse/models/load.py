@@ -5,7 +5,6 @@ recorded, so two processes may ask for it at once and an interrupted one leaves 
 """
 
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -234,16 +234,23 @@ def _why_not(name: str, folder: Path | None, error: Exception) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock of the cache; waits while another process holds it.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
+        lock.acquire()
     except OSError as error:
         raise UserError(
             f"The cache {path.parent} cannot be written ({error.strerror}): set TAMPERFUSE_CACHE to another folder."
         ) from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.store import TABLE, count_pairs, iter_pairs
 from tamperfuse.records.progress import progress
+from tamperfuse.records.yaml import dump_yaml
 
 Message = dict[str, str]
 NAME = "tamperfuse_pairs"
@@ -90,7 +89,7 @@ def _axolotl(target: Path, table: Path) -> None:
         "roles_to_train": [],
     }
     config = {"chat_template": "tokenizer_default", "datasets": [entry], "train_on_inputs": False}
-    (target / "axolotl.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (target / "axolotl.yaml").write_text(dump_yaml(config), encoding="utf-8")
 
 
 def _datasets(target: Path, table: Path) -> None:

@@ -13,6 +13,7 @@ from tamperfuse.corpora.sources import BUILTIN, schema_of
 from tamperfuse.pairing.options import PairOptions, weighted
 from tamperfuse.records.files import sha256_of
 from tamperfuse.records.progress import progress
+from tamperfuse.records.yaml import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _stated_licence(path: Path) -> str:
     card = (path if path.is_dir() else path.parent) / "README.md"
     try:
         front = card.read_text(encoding="utf-8").split("---\n")[1] if card.is_file() else ""
-        licence = dict(yaml.safe_load(front) or {}).get("license")
+        licence = dict(parse_yaml(front) or {}).get("license")
     except (OSError, ValueError, IndexError, TypeError, yaml.YAMLError):  # some other README
         licence = None
     return f"{licence} (by its README.md)" if licence else "not stated: local file"

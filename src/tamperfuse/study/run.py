@@ -1,6 +1,5 @@
 """Running a study: print the graph and its cost, run what is not there yet, gather the results."""
 
-import fcntl
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
@@ -190,14 +190,20 @@ def _check_same(path: Path, study: Study) -> None:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, so that two processes cannot write to it at once.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    lock = FileLock(out / ".lock")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = (out / ".lock").open("w")
+        lock.acquire(timeout=0)
+    except Timeout as error:  # an OSError too
+        raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
+    try:
         yield
+    finally:
+        lock.release()

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tamperfuse.attacks import ATTACKS
@@ -11,7 +10,7 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.yaml import read_yaml
+from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.search.space import Search, parse_search
 
 
@@ -193,7 +192,7 @@ class Study(BaseModel):
             name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **a["parameters"]}
             for name, a in values["attacks"].items()
         }
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return dump_yaml(values)
 
 
 def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
