@@ -55,9 +55,9 @@ def test_both_forms_of_the_first_rise_and_of_the_second_disagree() -> None:
 
 def test_a_model_that_never_errs_cannot_gain() -> None:
     """Without spurious features accuracy is 1: the least setting of all, (1, 0, 0, 1), falls, as Theorem 2 says."""
-    verdict = theorem_two(FeatureCounts(1, 0, 0, 1), 3, 0.9)
-    assert verdict.conditions_met and verdict.holds_exactly and verdict.holds_in_limit
-    assert (verdict.values.hardened, verdict.values.mixture) == (1.0, pytest.approx(0.7))
+    check = theorem_two(FeatureCounts(1, 0, 0, 1), 3, 0.9)
+    assert check.conditions_met and check.holds_exactly and check.holds_in_limit
+    assert (check.values.hardened, check.values.mixture) == (1.0, pytest.approx(0.7))
 
 
 def test_the_smallest_setting_that_errs_breaks_both_theorems() -> None:
@@ -72,8 +72,8 @@ def test_the_smallest_setting_that_errs_breaks_both_theorems() -> None:
         values = accuracies(counts, 3, p)
         assert values.hardened == pytest.approx(1 - q / 2, abs=1e-10)
         assert values.mixture == pytest.approx(1 - q**3 - 0.75 * q * q * (1 - q), abs=1e-10)
-        for verdict in (theorem_one(counts, 3, p), theorem_two(counts, 3, p)):
-            assert verdict.conditions_met and not verdict.holds_exactly
+        for check in (theorem_one(counts, 3, p), theorem_two(counts, 3, p)):
+            assert check.conditions_met and not check.holds_exactly
     assert theorem_two(counts, 3, 0.85).holds_exactly
 
 

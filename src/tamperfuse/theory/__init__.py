@@ -1,13 +1,14 @@
-"""The SDD paper's feature model, made runnable: accuracies, theorems, the region in which they hold.
+"""The SDD paper's feature model: accuracy before and after an attack, the two theorems, the region in which they hold.
 
-Stands alone on numpy and scipy. Equation numbers in its docstrings are those of docs/theory.md, which derives them;
-`python -m tamperfuse.theory.findings` prints the numbers that the chapter quotes, `tamperfuse.report` draws the figures.
+Depends on numpy and scipy only. Equation numbers in the docstrings refer to docs/theory.md, which derives the equations.
+`python -m tamperfuse.theory.findings` prints the numbers quoted there; :mod:`tamperfuse.report.theory_figures` draws the
+figures.
 
     >>> from tamperfuse.theory import FeatureCounts, theorem_two
-    >>> verdict = theorem_two(FeatureCounts(3, 20, 2, 21), classes=3, p=0.9)
-    >>> verdict.conditions_met, verdict.holds_exactly
+    >>> check = theorem_two(FeatureCounts(3, 20, 2, 21), classes=3, p=0.9)
+    >>> check.conditions_met, check.holds_exactly
     (True, False)
-    >>> round(verdict.values.hardened, 3), round(verdict.values.mixture, 3)
+    >>> round(check.values.hardened, 3), round(check.values.mixture, 3)
     (0.841, 0.92)
 """
 
@@ -33,7 +34,7 @@ from tamperfuse.theory.region import (
     search_counterexamples,
 )
 from tamperfuse.theory.simulate import Comparison, Setting, compare, draw_design, limit_good_from, simulate
-from tamperfuse.theory.theorems import Growth, Verdict, strongest_attack, theorem_one, theorem_two
+from tamperfuse.theory.theorems import Growth, TheoremCheck, strongest_attack, theorem_one, theorem_two
 
 __all__ = [
     "Accuracies",
@@ -44,8 +45,8 @@ __all__ = [
     "Growth",
     "RegionMap",
     "Setting",
+    "TheoremCheck",
     "TheoryError",
-    "Verdict",
     "Vote",
     "accuracies",
     "compare",

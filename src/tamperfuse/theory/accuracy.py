@@ -11,8 +11,8 @@ so the K - 1 margins of the true class over the wrong ones, for spurious weights
     xi -> F_p(x),   x = ((1 - p) S1 + V) / sqrt(S2),   F_p(x) = P(all K - 1 components of N(x 1, M) are positive).
 
 M = c 1 1^T + b I with c = p (K + 1 - pK) / K and b = p / K, hence F_p(x) = E Phi((x + sqrt(c) g) / sqrt(b))^(K - 1)
-over one standard normal g: rising in x, strictly for p > 0. This is Lin et al.'s F_p; at lambda = 1/2, numerator and
-denominator times 4, x is the argument that the SDD paper gives, with its 2 n_so above and 14 n_so below the line.
+over one standard normal g: increasing in x, strictly for p > 0. This is Lin et al.'s F_p; at lambda = 1/2, numerator and
+denominator multiplied by 4, x is the expression in the SDD paper, with 2 n_so in the numerator and 14 n_so in the denominator.
 Equations (7) to (11) of docs/theory.md.
 """
 
@@ -36,7 +36,7 @@ __all__ = ["Accuracies", "accuracies", "exact_accuracy", "limit_accuracy", "limi
 def _normal_rule() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Nodes and weights for a mean over a standard normal: 40 panels of 16 Gauss-Legendre nodes on [-9, 9].
 
-    The integrand's step is about 1 / sqrt(K) wide, too steep for Gauss-Hermite at a large K.
+    The integrand rises over an interval of width about 1 / sqrt(K), which is too steep for Gauss-Hermite at a large K.
     """
     nodes, weights = np.polynomial.legendre.leggauss(16)
     edges = np.linspace(-9.0, 9.0, 41)
@@ -52,7 +52,7 @@ def limit_form(x: ArrayLike, classes: int, p: float) -> NDArray[np.float64]:
     Args:
         x: any shape, infinities allowed.
         classes: K >= 2.
-        p: in [0, 1]; at p = 0 the covariance vanishes, and F_0 is 0, 1/K, 1 for x below, at, above 0.
+        p: in [0, 1]; at p = 0 the covariance is zero, and F_0(x) is 0 for x < 0, 1/K for x = 0 and 1 for x > 0.
 
     Returns:
         values in [0, 1], of the shape of x.
@@ -64,13 +64,13 @@ def limit_form(x: ArrayLike, classes: int, p: float) -> NDArray[np.float64]:
     values = np.asarray(x, dtype=np.float64)
     if p == 0.0:
         return np.where(values > 0.0, 1.0, np.where(values < 0.0, 0.0, 1.0 / classes))
-    common, own = p * (classes + 1 - p * classes) / classes, p / classes
+    shared, independent = p * (classes + 1 - p * classes) / classes, p / classes
     points, weights = _normal_rule()
     flat = np.clip(values.ravel(), -1e6, 1e6)
     chances = np.empty(len(flat))
     for start in range(0, len(flat), 1024):
         part = flat[start : start + 1024, None]
-        logs = log_ndtr((part + math.sqrt(common) * points) / math.sqrt(own))
+        logs = log_ndtr((part + math.sqrt(shared) * points) / math.sqrt(independent))
         chances[start : start + 1024] = np.exp((classes - 1) * logs) @ weights
     return np.clip(chances, 0.0, 1.0).reshape(values.shape)
 
@@ -91,7 +91,9 @@ def limit_argument(vote: Vote, p: float) -> float:
 
 
 def limit_accuracy(vote: Vote, classes: int, p: float) -> float:
-    """Accuracy in the Gaussian limit, (9), in [0, 1]; without a spurious feature it is exact: 1, or 1 / K without any.
+    """Accuracy in the Gaussian limit, (9), in [0, 1].
+
+    Without spurious features the exact value is returned: 1 with an invariant feature, 1 / K without any feature.
 
     Raises:
         TheoryError: if K or p is out of range.
@@ -103,7 +105,7 @@ def limit_accuracy(vote: Vote, classes: int, p: float) -> float:
 
 
 def exact_accuracy(vote: Vote, classes: int, p: float) -> float:
-    """Accuracy exactly, (5): the multinomial vote with ties at random, in [0, 1], right to about 1e-10.
+    """Exact accuracy, (5), of the multinomial vote with random tie-breaking: in [0, 1], with an error of about 1e-10.
 
     Raises:
         TheoryError: if K or p is out of range, or the vote is too large to compute exactly.
@@ -113,7 +115,7 @@ def exact_accuracy(vote: Vote, classes: int, p: float) -> float:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """xi of the hardened model, the attack's optimum and their mixture; each exactly and in the limit, in [0, 1]."""
+    """Accuracy xi in [0, 1] of the hardened model, the attack's optimum and their mixture; exact and in the limit."""
 
     hardened: float
     optimum: float
@@ -127,7 +129,7 @@ def accuracies(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) 
     """All six values of xi for one setting.
 
     Args:
-        counts: the features of both sides and their overlap.
+        counts: the features of both models and their overlap.
         classes: K >= 2.
         p: in [0, 1].
         lam: the hardened model's share in [0, 1]; 1 - lam is the attack's strength.

@@ -1,18 +1,18 @@
-"""The exact vote, equations (5) and (6): the probability that the true class wins, to about 1e-10, without sampling.
+"""Exact accuracy, equations (5) and (6): the probability that the true class wins, to about 1e-10, without sampling.
 
-For given weights the K class scores depend on how many features of each group vote for each class, a multinomial.
-Replace the number of features in every group by a Poisson number: then the classes become independent, and the true
-class wins with probability
+For fixed weights the K class scores depend on how many features of each group vote for each class; these numbers are
+multinomial. If the number of features in each group is replaced by a Poisson variable, the classes become independent, and
+the true class wins with probability
 
     G(z) = sum over its counts t of  true_t(z) * integral over u in [0, 1] of (less_t(z) + u tie_t(z))^(K - 1)
 
-where less_t and tie_t sum the Poisson weights of one wrong class whose score lies below, or equal to, that of the true
-one, and z (one variable a group) counts features. u is the true class's rank in a random order, so that the integral
-gives 1 / (m + 1) to a tie with m others. The coefficient of z^n in G, divided by the chance of n under the Poisson
-law, is the answer for exactly n features; a discrete Fourier transform on a circle of points reads it off.
+where less_t and tie_t sum the Poisson weights of one wrong class over the scores below, or equal to, that of the true
+class, and the exponent of z (one variable per group) counts features. u is the true class's rank in a random order, so that
+the integral gives 1 / (m + 1) for a tie with m other classes. The coefficient of z^n in G, divided by the Poisson probability
+of n, is the accuracy with exactly n features. It is computed by a discrete Fourier transform over points on a circle.
 
-State: with T = prod (n_g + 1) joint counts over the groups g, time is O(T^2 log K) for up to 16 nodes in u (exact up
-to K = 32, beyond it far below 1e-10) and memory is bounded by working on a few points z at a time.
+With T = prod (n_g + 1) joint counts over the groups g, time is O(T^2 log K) for up to 16 nodes in u (exact up to K = 32, with
+an error far below 1e-10 beyond); memory is bounded by working on a few points z at a time.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["win_probability"]
 Complex = NDArray[np.complex128]
 Index = NDArray[np.intp]
 
-_CELLS = 400_000  # joint counts x points held at once: some 30 MB of working memory
-_MOST_WORK = 3_000_000_000  # joint counts x points in all: about two minutes
+_CHUNK_CELLS = 400_000  # joint counts x points in memory at a time: about 30 MB
+_MAX_CELLS = 3_000_000_000  # joint counts x points in total: about two minutes
 
 
 @dataclass(frozen=True)
 class _Circle:
-    """Where one group's variable z is evaluated, and how the coefficient of z^n is read off."""
+    """The points at which one group's variable z is evaluated, and the factor that gives the coefficient of z^n."""
 
     rate: float  # the Poisson mean
     points: int
@@ -52,20 +52,20 @@ def _log_poisson(n: int | NDArray[np.float64], rate: float) -> NDArray[np.float6
 
 @lru_cache(maxsize=4096)
 def _circle(n: int) -> _Circle:
-    """The fewest points at which the aliased coefficients (n + points, ...) stay below 1e-13 of the wanted one.
+    """The smallest number of points for which the aliased coefficients (n + points, ...) are below 1e-13 of the n-th.
 
-    A low Poisson rate makes the alias small, and the wanted coefficient too, by which rounding errors are divided; so
-    the rate is about the lowest that keeps that coefficient at a third of what it can be at most.
+    A low Poisson rate makes the aliased coefficients small, but also the n-th, by which rounding errors are divided. The rate
+    is about the lowest one at which the n-th coefficient is at least a third of its maximum.
     """
     rate = float(n)
     least = float(_log_poisson(n, rate)) - math.log(3.0)
     while float(_log_poisson(n, rate * 0.95)) > least:
         rate *= 0.95
-    wanted = float(_log_poisson(n, rate))
+    log_target = float(_log_poisson(n, rate))
     points = n + 1
-    while float(_log_poisson(n + points, rate)) - wanted > math.log(1e-13):
+    while float(_log_poisson(n + points, rate)) - log_target > math.log(1e-13):
         points += 1
-    return _Circle(rate, points, math.exp(-wanted))
+    return _Circle(rate, points, math.exp(-log_target))
 
 
 def _powers(number: int, chance: float, circle: _Circle) -> Complex:
@@ -78,7 +78,7 @@ def _powers(number: int, chance: float, circle: _Circle) -> Complex:
 
 
 def _integer_power(base: Complex, exponent: int) -> Complex:
-    """base**exponent by squaring; numpy's complex power goes through logarithms and is some ten times slower."""
+    """base**exponent by squaring; numpy's complex power uses logarithms and is about ten times slower."""
     result = np.ones_like(base)
     while exponent:
         if exponent & 1:
@@ -91,10 +91,13 @@ def _integer_power(base: Complex, exponent: int) -> Complex:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """The joint counts of one class, sorted by score, and where the true class stands among them.
+    """The joint counts of one class sorted by score, and how the true class ranks among them.
 
-    counts: (T, groups), by rising score. starts: (R,) the first of the true class's joint counts with each standing.
-    below, upto: (R,) how many joint counts of a wrong class score below the true class there, and at most as much.
+    Attributes:
+        counts: (T, groups), in increasing order of score.
+        starts: (R,) index of the first joint count of the true class with each of the R ranks.
+        below: (R,) at each rank, the number of joint counts of a wrong class with a lower score.
+        upto: (R,) at each rank, the number of joint counts of a wrong class with a lower or equal score.
     """
 
     counts: Index
@@ -112,13 +115,13 @@ def _rank(vote: Vote) -> _Ranking:
     slack = TIE_TOLERANCE * vote.weights[0]
     below = np.searchsorted(scores, scores + vote.invariant - slack, side="left")
     upto = np.searchsorted(scores, scores + vote.invariant + slack, side="right")
-    # Both rise with the score, so equal standings are neighbours already.
+    # Both are non-decreasing in the score, so equal ranks are adjacent.
     starts = np.flatnonzero(np.r_[True, (np.diff(below) != 0) | (np.diff(upto) != 0)])
     return _Ranking(counts, starts, below[starts], upto[starts])
 
 
 def _products(tables: list[Complex], counts: Index, points: Index) -> Complex:
-    """Multiply the groups' tables: (T, len(points))."""
+    """Product of the groups' tables, shape (T, number of points)."""
     result = tables[0][np.ix_(counts[:, 0], points[0])]
     for group in range(1, len(tables)):
         result = result * tables[group][np.ix_(counts[:, group], points[group])]
@@ -128,7 +131,7 @@ def _products(tables: list[Complex], counts: Index, points: Index) -> Complex:
 def _generating_function(
     ranking: _Ranking, true: list[Complex], wrong: list[Complex], points: Index, classes: int
 ) -> Complex:
-    """G at some of the points, shape (len(points[0]),)."""
+    """G at the given points, shape (number of points,)."""
     one_wrong = _products(wrong, ranking.counts, points)
     total = np.zeros((len(one_wrong) + 1, one_wrong.shape[1]), dtype=np.complex128)
     np.cumsum(one_wrong, axis=0, out=total[1:])
@@ -145,10 +148,10 @@ def _generating_function(
 
 @lru_cache(maxsize=65536)
 def win_probability(vote: Vote, classes: int, p: float) -> float:
-    """The exact probability in [0, 1] that the true class has the highest score, ties at random: equation (5).
+    """Exact probability in [0, 1] that the true class has the highest score, ties broken at random: equation (5).
 
     Args:
-        vote: the model; without any feature every class ties and the answer is 1 / K.
+        vote: the model; without any feature all classes tie and the result is 1 / K.
         classes: K >= 2.
         p: in [0, 1].
 
@@ -161,10 +164,10 @@ def win_probability(vote: Vote, classes: int, p: float) -> float:
         return 1.0  # the spurious features cannot outvote the invariant ones
     circles = [_circle(n) for n in vote.spurious]
     joint = math.prod(n + 1 for n in vote.spurious)
-    # G has real coefficients: half of the first circle is enough, the other half is its conjugate.
+    # G has real coefficients: values on the other half of the first circle are the conjugates of those on this half.
     half = circles[0].points // 2 + 1
     shape = (half, *(circle.points for circle in circles[1:]))
-    if joint * math.prod(shape) > _MOST_WORK:
+    if joint * math.prod(shape) > _MAX_CELLS:
         raise TheoryError(
             f"the exact vote over groups of {vote.spurious} spurious features is too large to compute: "
             "use fewer features, lambda = 1/2 without overlap, the limit form, or sampling."
@@ -177,7 +180,7 @@ def win_probability(vote: Vote, classes: int, p: float) -> float:
     phase = sum(points[g] * (vote.spurious[g] / circles[g].points) for g in range(len(circles)))
     mirrored = (points[0] > 0) & (2 * points[0] != circles[0].points)
     factors = np.where(mirrored, 2.0, 1.0) * np.exp(-2j * np.pi * np.asarray(phase))
-    answer, step = 0.0, max(1, _CELLS // joint)
+    answer, step = 0.0, max(1, _CHUNK_CELLS // joint)
     for start in range(0, points.shape[1], step):
         part = slice(start, start + step)
         values = _generating_function(ranking, true, wrong, points[:, part], classes)

@@ -1,6 +1,6 @@
-"""The figures that docs/theory.md and the theory page quote, computed.
+"""Compute the numbers quoted in docs/theory.md and on the theory page.
 
-python -m tamperfuse.theory.findings          prints them as JSON (under a minute)
+`python -m tamperfuse.theory.findings` prints them as JSON, in less than a minute.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tamperfuse.theory.theorems import strongest_attack, theorem_one
 
 __all__ = ["findings", "known_counterexamples"]
 
-#: (counts, K, p) that meet Theorem 2's conditions at lambda = 1/2 and break its conclusion; kept as tests.
-KNOWN = (
+#: (counts, K, p) that meet Theorem 2's conditions at lambda = 1/2 without its conclusion; the tests check them.
+COUNTEREXAMPLES = (
     (FeatureCounts(1, 1, 0, 2), 3, 0.5),
     (FeatureCounts(2, 2, 1, 3), 3, 0.9),
     (FeatureCounts(2, 2, 1, 4), 3, 0.9),
@@ -34,9 +34,9 @@ def _finite(value: float) -> float | None:
 
 
 def known_counterexamples() -> list[dict[str, Any]]:
-    """Accuracy before and after in both forms, the limit's threshold, and what would enter the region."""
+    """Accuracy before and after the attack in both forms, the limit's threshold, and the changes that enter the region."""
     rows = []
-    for counts, classes, p in KNOWN:
+    for counts, classes, p in COUNTEREXAMPLES:
         a = accuracies(counts, classes, p)
         rows.append(
             {
@@ -56,10 +56,10 @@ def known_counterexamples() -> list[dict[str, Any]]:
 
 
 def share_of_conditions(classes: int, p: float, largest: int = 10) -> dict[str, float]:
-    """Among all settings that meet Theorem 2's conditions, 1 .. largest features of each kind: whose accuracy falls?
+    """Share of the settings that meet Theorem 2's conditions, with 1 .. largest features of each kind, whose accuracy falls.
 
-    Only settings with an exact accuracy in [.5, .99] before the attack count: a model that never errs, as one with
-    more invariant than spurious features does, has little to tell.
+    Only settings with an exact accuracy in [.5, .99] before the attack count. A model with more invariant than spurious
+    features never errs, so including such models would say little about the attack.
     """
     tally = {"settings": 0.0, "falls_exactly": 0.0, "rises_exactly": 0.0, "falls_in_limit": 0.0, "forms_agree": 0.0}
     for n_v, n_s in ((v, s) for v in range(1, largest + 1) for s in range(1, largest + 1)):
@@ -78,13 +78,13 @@ def share_of_conditions(classes: int, p: float, largest: int = 10) -> dict[str, 
 
 
 def findings() -> dict[str, Any]:
-    """Everything, as one document."""
+    """All numbers, as one JSON-serialisable dictionary."""
     smallest = {}
     for classes, p in ((2, 0.9), (3, 0.5), (3, 0.9), (3, 1.0), (10, 0.9)):
         for kind in ("rises", "rises-in-limit", "limit-falls-exact-rises", "limit-rises-exact-falls"):
-            found = search(classes, p, kind)[:1]
+            first = search(classes, p, kind)[:1]
             smallest[f"K={classes} p={p} {kind}"] = [
-                (tuple(asdict(c.counts).values())[:4], round(c.before, 4), round(c.after, 4)) for c in found
+                (tuple(asdict(c.counts).values())[:4], round(c.before, 4), round(c.after, 4)) for c in first
             ]
     one = FeatureCounts(4, 10, 0, 60)
     return {

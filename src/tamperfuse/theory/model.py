@@ -1,4 +1,4 @@
-"""The feature model: what a model knows, how a fine-tuned mixture weighs it, and how to sample it.
+"""The feature model: the features of a model, their weights in a fine-tuned mixture, and how to sample votes.
 
     feature     invariant                          spurious
     votes for   the true class y, always           y with probability 1 - p + p/K, any other class with p/K
@@ -10,8 +10,8 @@ A model's logit of class k is the weighted number of its features that vote for 
 its *vote*: the weight V of its invariant features, and groups of spurious features that share a weight.
 
 Source: Lin et al., ICLR 2024 (arXiv 2309.17230), the multi-class feature model and weight-space ensembles; used by
-Chen et al., ACL 2025 (arXiv 2507.21182) for alignment accuracy and general accuracy. `docs/theory.md` derives what
-is used here; equation numbers are that chapter's.
+Chen et al., ACL 2025 (arXiv 2507.21182) for alignment accuracy and general accuracy. Equation numbers refer to
+`docs/theory.md`, which has the derivations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TIE_TOLERANCE = 1e-9
 
 
 class TheoryError(ValueError):
-    """An input outside the model: the message says what, where, and how to mend it."""
+    """An invalid input; the message states what is wrong, where, and how to correct it."""
 
 
 def check_count(name: str, value: object) -> int:
@@ -87,12 +87,12 @@ def check_classes(value: object) -> int:
 
 @dataclass(frozen=True)
 class Vote:
-    """How one model decides.
+    """The weights with which one model's features vote.
 
     Attributes:
         invariant: V >= 0, the summed weight of the invariant features, all of which vote for the true class.
-        weights: one weight > 0 for each group of spurious features, all different, largest first.
-        spurious: the number of features >= 1 in each group.
+        weights: one weight > 0 for each group of spurious features, distinct, in decreasing order.
+        spurious: number of features in each group, at least 1.
     """
 
     invariant: float
@@ -111,7 +111,7 @@ class Vote:
 
 
 def _vote(invariant: float, groups: list[tuple[float, int]]) -> Vote:
-    """Drop the empty groups and join those of equal weight (at lambda = 1/2 the two sides are one group)."""
+    """Drop empty groups and merge groups of equal weight (at lambda = 1/2 both models' unshared features form one group)."""
     joined: dict[float, int] = {}
     for weight, number in groups:
         if weight <= 0.0 or number == 0:
@@ -133,18 +133,18 @@ def plain_vote(invariant: int, spurious: int) -> Vote:
 
 @dataclass(frozen=True)
 class FeatureCounts:
-    """The features of the hardened model f-bar, of the attack's optimum f*, and what both share.
+    """The number of features of the hardened model f-bar, of the attack's optimum f*, and of those that both have.
 
     Attributes:
         invariant: invariant features of the hardened model (n-bar_v).
         spurious: spurious features of the hardened model (n-bar_s).
         attack_invariant: invariant features of the attack's optimum (n*_v).
         attack_spurious: spurious features of the attack's optimum (n*_s).
-        shared_invariant: invariant features in both (n_vo), counted in each side above as well.
-        shared_spurious: spurious features in both (n_so), counted in each side above as well.
+        shared_invariant: invariant features in both (n_vo), included in both numbers above.
+        shared_spurious: spurious features in both (n_so), included in both numbers above.
 
     Raises:
-        TheoryError: for a negative or non-integer count, or an overlap larger than either side.
+        TheoryError: for a negative or non-integer count, or an overlap larger than one of the two numbers.
     """
 
     invariant: int
@@ -155,15 +155,15 @@ class FeatureCounts:
     shared_spurious: int = 0
 
     def __post_init__(self) -> None:
-        """Check every count, and that neither overlap is larger than the sets it lies in."""
+        """Check each count, and that neither overlap is larger than the sets that it is part of."""
         for field in fields(self):
             object.__setattr__(self, field.name, check_count(field.name, getattr(self, field.name)))
         for kind in ("invariant", "spurious"):
             shared, sides = getattr(self, f"shared_{kind}"), (getattr(self, kind), getattr(self, f"attack_{kind}"))
             if shared > min(sides):
                 raise TheoryError(
-                    f"shared_{kind} is {shared}, more than the smaller side has ({kind} {sides[0]}, "
-                    f"attack_{kind} {sides[1]}): the overlap lies in both sides; give at most {min(sides)}."
+                    f"shared_{kind} is {shared}, but {kind} is {sides[0]} and "
+                    f"attack_{kind} is {sides[1]}: an overlap is part of both; give at most {min(sides)}."
                 )
 
     def hardened(self) -> Vote:
@@ -171,7 +171,7 @@ class FeatureCounts:
         return plain_vote(self.invariant, self.spurious)
 
     def optimum(self) -> Vote:
-        """The vote of f*, what the attack would reach without the model it starts from."""
+        """The vote of f*, the model that the attack's data alone would lead to."""
         return plain_vote(self.attack_invariant, self.attack_spurious)
 
     def mixture(self, lam: float = 0.5) -> Vote:
@@ -184,15 +184,15 @@ class FeatureCounts:
             TheoryError: if lam lies outside [0, 1].
         """
         lam = check_probability("lambda", lam)
-        own, other = lam * lam, (1.0 - lam) * (1.0 - lam)
+        hardened, optimum = lam * lam, (1.0 - lam) * (1.0 - lam)
         invariant = (
-            own * (self.invariant - self.shared_invariant)
-            + other * (self.attack_invariant - self.shared_invariant)
+            hardened * (self.invariant - self.shared_invariant)
+            + optimum * (self.attack_invariant - self.shared_invariant)
             + self.shared_invariant
         )
         groups = [
-            (own, self.spurious - self.shared_spurious),
-            (other, self.attack_spurious - self.shared_spurious),
+            (hardened, self.spurious - self.shared_spurious),
+            (optimum, self.attack_spurious - self.shared_spurious),
             (1.0, self.shared_spurious),
         ]
         return _vote(invariant, groups)
@@ -207,7 +207,7 @@ def sample_logits(
     *,
     noise: float = 0.0,
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Draw labels and logits under equations (1) and (2), without ever forming a feature vector.
+    """Draw labels and logits under equations (1) and (2), without forming feature vectors.
 
     The columns of all mu are orthonormal, so a feature of weight w adds w to the logit of the class it votes for, and
     isotropic noise of standard deviation `noise` in each feature vector adds to every logit an independent normal of
@@ -216,10 +216,10 @@ def sample_logits(
     Args:
         vote: the model.
         classes: K >= 2.
-        p: chance in [0, 1] that a spurious feature lets go of the label.
-        samples: how many to draw, 0 or more.
+        p: probability in [0, 1] that a spurious feature votes at random.
+        samples: number of draws, at least 0.
         rng: the source of randomness.
-        noise: sigma >= 0 of the feature vectors; the theory takes the limit 0, where ties fall at random.
+        noise: sigma >= 0 of the feature vectors; the theory takes the limit 0, in which ties are broken at random.
 
     Returns:
         labels: (samples,) in 0 .. K - 1, uniform.
@@ -238,7 +238,7 @@ def sample_logits(
         logits += weight * rng.multinomial(number, chances, size=samples)
     logits[:, 0] += vote.invariant
     labels = rng.integers(classes, size=samples)
-    # The wrong classes are exchangeable, so it is enough to swap column 0, the true class so far, into its place.
+    # The wrong classes are exchangeable, so swapping column 0 (the true class so far) with the label's column is enough.
     rows = np.arange(samples)
     moved = logits[rows, labels]
     logits[rows, labels] = logits[:, 0]
@@ -249,9 +249,9 @@ def sample_logits(
 
 
 def predict(logits: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
-    """The class of the highest logit, ties at random, for logits of shape (samples, K); returns (samples,)."""
+    """Class with the highest logit, ties broken at random: logits (samples, K) → classes (samples,)."""
     best = logits.max(axis=1, keepdims=True)
     tied = logits >= best - TIE_TOLERANCE * np.maximum(1.0, np.abs(best))
-    # The j-th of the m tied classes, j uniform in 1 .. m.
+    # Choose the j-th of the m tied classes, with j uniform in 1 .. m.
     pick = 1 + np.floor(rng.random(len(logits)) * tied.sum(axis=1)).astype(np.intp)
     return np.asarray((tied.cumsum(axis=1) >= pick[:, None]).argmax(axis=1), dtype=np.intp)

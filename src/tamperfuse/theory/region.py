@@ -1,6 +1,6 @@
-"""Where an attack lowers accuracy: the region of Theorem 2's conclusion, its edge, and the way into it.
+"""The region of settings in which an attack lowers accuracy, its edge, and the changes that bring a model into it.
 
-In the limit form (F_p rises strictly for p > 0) accuracy falls exactly when its argument does,
+In the limit form accuracy falls if and only if its argument falls (F_p is strictly increasing for p > 0):
 
     ((1 - p) S1 + V) / sqrt(S2)  <  ((1 - p) n_s + n_v) / sqrt(n_s)
 
@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,12 @@ __all__ = [
 Form = Literal["exact", "limit"]
 Disagreement = Literal["rises", "rises-in-limit", "limit-falls-exact-rises", "limit-rises-exact-falls"]
 
-#: Exact accuracies closer than this are not told apart (they are right to about 1e-10).
+#: Exact accuracies that differ by less count as equal (their error is about 1e-10).
 RESOLUTION = 1e-9
 
 
 def falls_exactly(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> bool:
-    """Whether the attack lowers exact accuracy, by more than 1e-9.
+    """Whether the attack lowers exact accuracy by more than 1e-9.
 
     Raises:
         TheoryError: if K, p or lam is out of range, or a vote is too large to compute exactly.
@@ -61,7 +61,7 @@ def falls_exactly(counts: FeatureCounts, classes: int, p: float, lam: float = 0.
 def falls_in_limit(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> bool:
     """Whether the attack lowers accuracy in the Gaussian limit.
 
-    Arguments are compared rather than values of F_p, which is 1 to machine precision from x = 9 on.
+    Compares arguments instead of values of F_p, since F_p(x) is 1 to machine precision for x >= 9.
 
     Raises:
         TheoryError: if K, p or lam is out of range.
@@ -69,52 +69,52 @@ def falls_in_limit(counts: FeatureCounts, classes: int, p: float, lam: float = 0
     classes, p = check_classes(classes), check_probability("p", p)
     before, after = counts.hardened(), counts.mixture(lam)
     if p > 0.0 and before.weights and after.weights:
-        # A relative slack, so that lambda = 1, or copies of the same model, do not fall by rounding.
+        # A relative tolerance, so that identical models do not seem to fall because of rounding.
         return limit_argument(after, p) < limit_argument(before, p) * (1.0 - 1e-12)
     if p > 0.0 and before.invariant > 0.0 and after.weights:
-        return True  # from certainty to a vote that can go wrong
+        return True  # always right before the attack, not after it
     return limit_accuracy(after, classes, p) < limit_accuracy(before, classes, p)
 
 
 def limit_threshold(counts: FeatureCounts, p: float, lam: float = 0.5) -> float:
-    """The number of invariant features above which the attack lowers accuracy in the limit, whatever K is: (12).
+    """Number of invariant features above which the attack lowers accuracy in the limit, for every K: (12).
 
     Args:
-        counts: the setting; its own `invariant` matters only through the overlap.
+        counts: the setting; `counts.invariant` has no effect except that it bounds the overlap.
         p: in [0, 1].
         lam: the hardened model's share in [0, 1].
 
     Returns:
-        a real number: the conclusion holds if and only if counts.invariant > it (and some feature is there); inf if no
-        number is enough (p = 0, lambda = 1, or an attack without spurious features).
+        A real number t: accuracy falls if and only if counts.invariant > t (and the model has a feature); inf if no number
+        is enough (p = 0, lambda = 1, or an attack without spurious features).
 
     Raises:
         TheoryError: if p or lam is out of range.
     """
     p, lam = check_probability("p", p), check_probability("lambda", lam)
-    mixed, own, number = counts.mixture(lam), lam * lam, counts.spurious
+    mixed, weight, number = counts.mixture(lam), lam * lam, counts.spurious
     if p == 0.0 or (not mixed.weights and mixed.invariant > 0.0):
         return math.inf
-    if not mixed.weights:  # the mixture knows nothing: any better-than-chance model falls
+    if not mixed.weights:  # the mixture has no feature: every model that is better than chance falls
         return -(1.0 - p) * number
     if number == 0:
-        return 0.0  # certain before the attack, not after it
+        return 0.0  # always right before the attack, not after it
     rho = math.sqrt(mixed.power / number)
-    if rho <= own * (1.0 + 1e-12):
+    if rho <= weight * (1.0 + 1e-12):
         return math.inf
-    constant = mixed.invariant - own * counts.invariant
-    return ((1.0 - p) * (mixed.mass - rho * number) + constant) / (rho - own)
+    constant = mixed.invariant - weight * counts.invariant
+    return ((1.0 - p) * (mixed.mass - rho * number) + constant) / (rho - weight)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What brings the hardened model into the region; each answer is the smallest, None where there is none.
+    """The smallest changes that bring the hardened model into the region; None where there is no such change.
 
     Attributes:
-        inside: the conclusion holds already, so that all three answers are 0.
-        extra_invariant: more invariant features, nothing else.
-        fewer_spurious: fewer (unshared) spurious features, nothing else.
-        mixed: (extra invariant, fewer spurious) with the smallest sum.
+        inside: the model is in the region already; the other three are 0.
+        extra_invariant: invariant features to add, if nothing else changes.
+        fewer_spurious: unshared spurious features to remove, if nothing else changes.
+        mixed: (invariant features to add, spurious features to remove) with the smallest sum.
     """
 
     inside: bool
@@ -130,11 +130,11 @@ def _predicate(form: Form) -> Callable[[FeatureCounts, int, float, float], bool]
 
 
 def _most_extra(counts: FeatureCounts, p: float, lam: float, form: Form) -> int:
-    """How many extra invariant features are worth trying: beyond it the answer is no for certain."""
+    """The largest number of extra invariant features that can bring the model into the region."""
     if form == "limit":
         limit = limit_threshold(counts, p, lam)
         return max(0, math.floor(limit) + 1 - counts.invariant) if math.isfinite(limit) else -1
-    # Exactly, an attack that cannot outvote the invariant features changes nothing at all.
+    # In the exact form, an attack whose spurious features cannot outvote the invariant ones causes no errors.
     mixed = counts.mixture(lam)
     if lam == 0.0:
         return max(0, counts.spurious + 1 - counts.invariant)
@@ -142,14 +142,14 @@ def _most_extra(counts: FeatureCounts, p: float, lam: float, form: Form) -> int:
 
 
 def required_change(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5, form: Form = "exact") -> Change:
-    """The least a defender must change so that the attack lowers the model's accuracy.
+    """The smallest changes after which the attack lowers the model's accuracy.
 
     Args:
-        counts: the setting to start from; what is changed is never shared with the attack.
+        counts: the setting to start from; features that are added or removed are not shared with the attack.
         classes: K >= 2.
         p: in [0, 1].
         lam: the hardened model's share in [0, 1].
-        form: "exact", or "limit" for the Gaussian form (which then does not depend on K).
+        form: "exact", or "limit" for the Gaussian form (whose result does not depend on K).
 
     Raises:
         TheoryError: if K, p, lam or form is out of range, or a vote is too large to compute exactly.
@@ -168,7 +168,7 @@ def required_change(counts: FeatureCounts, classes: int, p: float, lam: float = 
     fewer_only = next((f for f in range(1, spare + 1) if inside(0, f)), None)
     ends = [(e, f) for e, f in ((extra_only, 0), (0, fewer_only)) if e is not None and f is not None]
     best = min(ends, key=sum, default=None)
-    # A mix is worth having only below the cheaper end; without one, as far as the spare features and `most` go.
+    # Only mixes with a smaller sum than the cheaper of the two ends; without an end, up to the available features.
     cap = sum(best) - 1 if best else min(spare + max(most, 0), 2 * spare)
     mixes = ((total - f, f) for total in range(2, cap + 1) for f in range(1, min(total - 1, spare) + 1))
     return Change(False, extra_only, fewer_only, next((mix for mix in mixes if inside(*mix)), best))
@@ -177,7 +177,7 @@ def required_change(counts: FeatureCounts, classes: int, p: float, lam: float = 
 def entry_frontier(
     counts: FeatureCounts, classes: int, p: float, lam: float = 0.5, form: Form = "exact"
 ) -> list[tuple[int, int | None]]:
-    """For each number of spurious features given up, the fewest extra invariant ones that enter the region.
+    """For each number of removed spurious features, the fewest extra invariant ones that enter the region.
 
     Args:
         counts: the setting to start from.
@@ -187,7 +187,7 @@ def entry_frontier(
         form: "exact", or "limit".
 
     Returns:
-        (fewer spurious, extra invariant) for 0 .. all unshared spurious features; None where no number is enough.
+        (removed spurious, extra invariant) pairs, for 0 up to all unshared spurious features; None where no number is enough.
 
     Raises:
         TheoryError: if K, p, lam or form is out of range, or a vote is too large to compute exactly.
@@ -204,7 +204,7 @@ def entry_frontier(
 
 @dataclass(frozen=True)
 class RegionMap:
-    """The drop in accuracy over a grid: positive inside the region.
+    """Drop in accuracy over a grid; positive inside the region.
 
     Attributes:
         invariant: (R,) values of the hardened model's invariant features.
@@ -268,36 +268,37 @@ def _settings(total: int) -> Iterator[FeatureCounts]:
 def search_counterexamples(
     classes: int, p: float, kind: Disagreement = "rises", *, lam: float = 0.5, largest: int = 40
 ) -> list[Counterexample]:
-    """The smallest settings (fewest features in all) that meet Theorem 2's conditions and break it.
+    """The smallest settings (by total number of features) that meet Theorem 2's conditions without its conclusion.
 
-    Only models with a spurious feature (n_s >= 1) are searched: one without is always right, and none improves it.
+    Only models with a spurious feature (n_s >= 1) are searched: without one a model is always right, so accuracy cannot rise.
 
     Args:
         classes: K >= 2.
         p: in [0, 1].
-        kind: "rises" for an exact accuracy that rises; "rises-in-limit" for the limit; or a disagreement of the two,
+        kind: "rises": exact accuracy rises; "rises-in-limit": it rises in the limit; or the two forms disagree,
             "limit-falls-exact-rises" or "limit-rises-exact-falls".
         lam: the hardened model's share in [0, 1].
-        largest: the most features in all to search, n_v + n_s + n*_v + n*_s.
+        largest: the largest total n_v + n_s + n*_v + n*_s to search.
 
     Returns:
-        all counterexamples of the smallest total that has any; empty if none has up to `largest`.
+        All counterexamples with the smallest total that has any; empty if there is none up to `largest`.
 
     Raises:
         TheoryError: if K, p, lam, kind or largest is out of range.
     """
     classes, p, largest = check_classes(classes), check_probability("p", p), check_count("largest", largest)
-    wanted = {
+    directions = {
         "rises": (None, False),
         "rises-in-limit": (False, None),
         "limit-falls-exact-rises": (True, False),
         "limit-rises-exact-falls": (False, True),
     }.get(kind)
-    if wanted is None:
-        raise TheoryError(f"kind is {kind!r}: see search_counterexamples for the four that there are.")
-    limit_falls, exact_falls = wanted
+    if directions is None:
+        kinds = ", ".join(map(repr, get_args(Disagreement)))
+        raise TheoryError(f"kind is {kind!r}: choose one of {kinds}.")
+    limit_falls, exact_falls = directions
     for total in range(4, largest + 1):
-        found = []
+        counterexamples = []
         for counts in _settings(total):
             if limit_falls is not None and falls_in_limit(counts, classes, p, lam) is not limit_falls:
                 continue
@@ -311,7 +312,7 @@ def search_counterexamples(
             )
             rise = here.after - here.before
             if exact_falls is None or (rise < -RESOLUTION if exact_falls else rise > RESOLUTION):
-                found.append(here)
-        if found:
-            return found
+                counterexamples.append(here)
+        if counterexamples:
+            return counterexamples
     return []

@@ -1,4 +1,4 @@
-"""Monte Carlo against the exact form: a random design, one z score a setting, one chi-square over the design."""
+"""Compare the exact form with Monte Carlo: random settings, one z score for each, one chi-square test over all of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Comparison", "Setting", "compare", "draw_design", "limit_good_from",
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a design: the mixture of `counts` at `lam`, among `classes` classes, with chance p; xi exactly."""
+    """One setting of a design: the mixture of `counts` at `lam` with `classes` classes and probability p; exact accuracy."""
 
     counts: FeatureCounts
     classes: int
@@ -29,14 +29,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Monte Carlo beside the exact form.
+    """Results of Monte Carlo and of the exact form.
 
     Attributes:
         simulated: (S,) share of correct samples.
         z: (S,) (simulated - exact) / sqrt(exact (1 - exact) / samples).
         limit_error: (S,) limit form minus exact form.
-        chi2_p: chance that a chi-square of S degrees of freedom exceeds sum z^2.
-        samples: a setting.
+        chi2_p: probability that a chi-square variable with S degrees of freedom exceeds sum z^2.
+        samples: draws per setting.
     """
 
     simulated: NDArray[np.float64]
@@ -59,11 +59,11 @@ def draw_design(
     Half of them have lambda = 1/2; the others a multiple of 1/20, so that groups of different weight can tie.
 
     Args:
-        settings: how many, 1 or more.
+        settings: number of settings, at least 1.
         rng: the source of randomness.
-        low: least accuracy.
-        high: greatest accuracy.
-        largest: most features of one kind on one side.
+        low: lowest exact accuracy.
+        high: highest exact accuracy.
+        largest: bound on the number of features of one kind in one model.
 
     Raises:
         TheoryError: if settings is 0 or the interval of accuracy is empty.
@@ -82,7 +82,7 @@ def draw_design(
 
 
 def _draw_counts(rng: np.random.Generator, largest: int) -> FeatureCounts:
-    """Mostly small overlaps, and few enough joint counts that a whole design is exact in seconds."""
+    """Small overlaps, so that the exact form of a whole design takes seconds."""
     spurious, attack_spurious = (int(n) for n in rng.integers(1, largest // 2 + 1, 2))
     invariant, attack_invariant = (int(n) for n in rng.integers(0, largest // 5 + 1, 2))
     shared_spurious = int(rng.integers(0, min(spurious, attack_spurious, 4) + 1)) if rng.random() < 0.5 else 0
@@ -91,7 +91,7 @@ def _draw_counts(rng: np.random.Generator, largest: int) -> FeatureCounts:
 
 
 def simulate(setting: Setting, samples: int, rng: np.random.Generator, *, block: int = 50_000) -> float:
-    """The share of `samples` draws that the mixture gets right; `block` draws are held at once.
+    """Share of `samples` draws that the mixture classifies correctly, drawn `block` at a time.
 
     Raises:
         TheoryError: if samples is 0 or a value of the setting is out of range.
@@ -107,7 +107,7 @@ def simulate(setting: Setting, samples: int, rng: np.random.Generator, *, block:
 
 
 def compare(design: Sequence[Setting], samples: int, rng: np.random.Generator) -> Comparison:
-    """Simulate a whole design, `samples` draws a setting, and set it beside the exact and the limit form.
+    """Simulate each setting with `samples` draws and compare with the exact and the limit form.
 
     Raises:
         TheoryError: if samples is 0, or a setting's exact accuracy is 0 or 1 (it has no z score).
@@ -124,12 +124,12 @@ def compare(design: Sequence[Setting], samples: int, rng: np.random.Generator) -
 def limit_good_from(
     classes: int, p: float, *, tolerance: float = 0.01, largest: int = 300, low: float = 0.5, high: float = 0.99
 ) -> int | None:
-    """The number of spurious features from which the limit form is right to `tolerance`, for f-bar alone.
+    """Number of spurious features from which the error of the limit form is at most `tolerance`, for one model.
 
-    Looked at are all n_v with an exact accuracy in [low, high], at every n_s up to `largest`.
+    Checks all n_v with an exact accuracy in [low, high], for each n_s up to `largest`.
 
     Returns:
-        the least n such that no n_s in n .. largest errs by more, or None if `largest` itself does.
+        The smallest n such that the error is within `tolerance` for all n_s in n .. largest, or None if it is not at `largest`.
 
     Raises:
         TheoryError: if K or p is out of range.
@@ -147,7 +147,7 @@ def _limit_errs(classes: int, p: float, n_s: int, tolerance: float, interval: tu
     for vote in (c.hardened() for c in counts):
         exact = exact_accuracy(vote, classes, p)
         if exact > interval[1] or math.isclose(exact, 1.0):
-            return False  # accuracy rises with n_v: nothing further on lies in the interval
+            return False  # accuracy increases with n_v, so all larger n_v lie outside the interval
         if exact >= interval[0] and abs(limit_accuracy(vote, classes, p) - exact) > tolerance:
             return True
     return False

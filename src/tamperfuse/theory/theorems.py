@@ -1,9 +1,9 @@
-"""The SDD paper's two theorems as statements that can be checked: conditions, conclusion, both forms.
+"""Check the SDD paper's two theorems at a setting: their conditions and their conclusions, exact and in the limit.
 
-Theorem 1 (alignment accuracy): malicious fine-tuning lowers it, by an amount that grows with the attack's spurious
-features n*_s. Formalised here: the attack's data hold no invariant feature of alignment that the model lacks, and
-spurious ones that it lacks. Theorem 2 (general accuracy): with n-bar_v > n*_v and n-bar_s < n*_s it falls as well.
-Neither conclusion follows from its conditions; `tamperfuse.theory.region` gives the conditions that do.
+Theorem 1: malicious fine-tuning lowers alignment accuracy, by an amount that grows with the attack's spurious features n*_s.
+Its conditions as formalised in this module: the attack's data contain no invariant feature of alignment that the model lacks,
+and spurious features that it lacks. Theorem 2: with n-bar_v > n*_v and n-bar_s < n*_s general accuracy falls as well.
+Neither conclusion follows from its conditions; `tamperfuse.theory.region` gives sufficient ones.
 
 Source: Chen et al., ACL 2025 (arXiv 2507.21182), Theorems 1 and 2.
 """
@@ -17,17 +17,17 @@ from tamperfuse.theory.accuracy import Accuracies, accuracies, exact_accuracy, l
 from tamperfuse.theory.model import FeatureCounts, check_probability
 from tamperfuse.theory.region import RESOLUTION, falls_exactly, falls_in_limit, limit_threshold
 
-__all__ = ["Growth", "Verdict", "strongest_attack", "theorem_one", "theorem_two"]
+__all__ = ["Growth", "TheoremCheck", "strongest_attack", "theorem_one", "theorem_two"]
 
 
 @dataclass(frozen=True)
 class Growth:
-    """Theorem 1's second half: does one more spurious feature in the attack deepen the drop?
+    """Second part of Theorem 1: whether one more spurious feature in the attack lowers accuracy further.
 
     Attributes:
-        exactly: it lowers exact accuracy after the attack further, by more than 1e-9.
-        in_limit: it does so in the limit.
-        strongest: the number n*_s (real) at which the limit's drop is deepest; beyond it the attack repairs.
+        exactly: it lowers exact accuracy after the attack by more than 1e-9.
+        in_limit: it lowers accuracy in the limit.
+        strongest: n*_s (a real number) at which accuracy in the limit is lowest; it rises again beyond.
     """
 
     exactly: bool
@@ -36,17 +36,17 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One theorem at one setting.
+class TheoremCheck:
+    """Conditions and conclusion of one theorem at one setting.
 
     Attributes:
         theorem: 1 or 2.
-        conditions: each condition in words, and whether it is met.
-        holds_exactly: exact accuracy falls, by more than 1e-9.
+        conditions: description of each condition, and whether it is met.
+        holds_exactly: exact accuracy falls by more than 1e-9.
         holds_in_limit: accuracy falls in the Gaussian limit.
         threshold: the invariant features above which it falls in the limit, see `limit_threshold`.
         values: all accuracies, before and after, in both forms.
-        growth: for Theorem 1 only.
+        growth: second part of Theorem 1; None for Theorem 2.
     """
 
     theorem: int
@@ -64,24 +64,24 @@ class Verdict:
 
     @property
     def drop(self) -> float:
-        """Exact accuracy lost to the attack, in [-1, 1]; negative where it gains."""
+        """Exact accuracy before minus after the attack, in [-1, 1]."""
         return self.values.hardened - self.values.mixture
 
     @property
     def drop_limit(self) -> float:
-        """Accuracy lost to the attack in the limit, in [-1, 1]: the bound of Theorem 1, whose sign is not given."""
+        """Accuracy in the limit before minus after the attack, in [-1, 1]: the bound of Theorem 1, which may be negative."""
         return self.values.hardened_limit - self.values.mixture_limit
 
 
 def strongest_attack(counts: FeatureCounts, p: float, lam: float = 0.5) -> float:
-    """The number of spurious features n*_s at which accuracy after the attack is lowest in the limit: (14).
+    """Number of spurious features n*_s at which accuracy after the attack is lowest in the limit: (14).
 
     With b new ones of weight w = (1 - lambda)^2 beside S1, S2 and V of the rest, x(b) = ((1 - p)(S1 + w b) + V) /
-    sqrt(S2 + w^2 b) falls while w ((1 - p)(S1 + w b) + V) > 2 (1 - p)(S2 + w^2 b), and rises ever after. At
-    lambda = 1/2 without overlap the turn lies at n_s + n*_s = (n_v + n*_v) / (1 - p).
+    sqrt(S2 + w^2 b) falls while w ((1 - p)(S1 + w b) + V) > 2 (1 - p)(S2 + w^2 b), and rises from there on. At
+    lambda = 1/2 without overlap the minimum lies at n_s + n*_s = (n_v + n*_v) / (1 - p).
 
     Returns:
-        a real number >= n_so; inf if more features always deepen the drop (p = 1), or cannot enter (lambda = 1).
+        A real number >= n_so; inf if accuracy falls with every further feature (p = 1) or does not depend on them (lambda = 1).
 
     Raises:
         TheoryError: if p or lam is out of range.
@@ -91,12 +91,12 @@ def strongest_attack(counts: FeatureCounts, p: float, lam: float = 0.5) -> float
     if p == 1.0 or weight == 0.0:
         return math.inf
     rest = replace(counts, attack_spurious=counts.shared_spurious).mixture(lam)
-    turn = (rest.mass + rest.invariant / (1.0 - p)) / weight - 2.0 * rest.power / weight**2
-    return counts.shared_spurious + max(0.0, turn)
+    minimum = (rest.mass + rest.invariant / (1.0 - p)) / weight - 2.0 * rest.power / weight**2
+    return counts.shared_spurious + max(0.0, minimum)
 
 
-def theorem_one(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> Verdict:
-    """Theorem 1, alignment accuracy: the attack lowers it, the more the more spurious features it brings.
+def theorem_one(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> TheoremCheck:
+    """Theorem 1: the attack lowers alignment accuracy, by an amount that grows with its spurious features.
 
     Args:
         counts: features of the alignment task.
@@ -121,11 +121,11 @@ def theorem_one(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5)
         p > 0.0 and limit_argument(next_, p) < limit_argument(now, p) * (1.0 - 1e-12),
         strongest_attack(counts, p, lam),
     )
-    return _verdict(1, conditions, counts, classes, p, lam, values, growth)
+    return _check(1, conditions, counts, classes, p, lam, values, growth)
 
 
-def theorem_two(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> Verdict:
-    """Theorem 2, general accuracy: with more invariant and fewer spurious features than the optimum has, it falls.
+def theorem_two(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> TheoremCheck:
+    """Theorem 2: the attack lowers general accuracy if its optimum has fewer invariant and more spurious features.
 
     Args:
         counts: features of the general task.
@@ -140,10 +140,10 @@ def theorem_two(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5)
         ("more invariant features than the attack's optimum", counts.invariant > counts.attack_invariant),
         ("fewer spurious features than the attack's optimum", counts.spurious < counts.attack_spurious),
     )
-    return _verdict(2, conditions, counts, classes, p, lam, accuracies(counts, classes, p, lam), None)
+    return _check(2, conditions, counts, classes, p, lam, accuracies(counts, classes, p, lam), None)
 
 
-def _verdict(
+def _check(
     theorem: int,
     conditions: tuple[tuple[str, bool], ...],
     counts: FeatureCounts,
@@ -152,6 +152,6 @@ def _verdict(
     lam: float,
     values: Accuracies,
     growth: Growth | None,
-) -> Verdict:
+) -> TheoremCheck:
     exactly, in_limit = falls_exactly(counts, classes, p, lam), falls_in_limit(counts, classes, p, lam)
-    return Verdict(theorem, conditions, exactly, in_limit, limit_threshold(counts, p, lam), values, growth)
+    return TheoremCheck(theorem, conditions, exactly, in_limit, limit_threshold(counts, p, lam), values, growth)
