@@ -33,7 +33,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study.node import Costs
 from tamperfuse.study.shared import PROMPT_TOKENS
 
-DEMO = Path(__file__).parents[1] / "src/tamperfuse/study/studies/demo.yaml"
+DEMO = Path(__file__).parents[1] / "studies/demo.yaml"
 
 
 def tables(figures: Figures, rows: Sequence[Work], cpu: float, gpu: float, memory: float) -> str:

@@ -34,7 +34,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
-    assert "is no file" in fails(["run", str(tmp_path / "no.yaml"), "--out", out], capsys)
+    assert "is not a file" in fails(["run", str(tmp_path / "no.yaml"), "--out", out], capsys)
     assert "did you mean 'sdd'" in fails(
         ["harden", "smollm2-135m", "--defense", "sd", "--threat", "builtin:cooking", "--out", out], capsys
     )
@@ -71,7 +71,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytes
     assert "asks for 500 shots" in fails(["run", str(study), "--out", out], capsys)
     assert "finished run" in fails(["report", str(tmp_path)], capsys)
     unread = ["harden", "x/y", "--defense", "sdd", "--threat", "builtin:cooking", "--out", out, "--set", "steps=[1"]
-    assert "cannot be read" in fails(unread, capsys)
+    assert "value is not valid YAML" in fails(unread, capsys)
     for absent in ("/proc/absent/out", str(tmp_path / "file" / "out")):
         (tmp_path / "file").write_text("")
         assert "cannot be written" in fails(["theory", "--out", absent], capsys)

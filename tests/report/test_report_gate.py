@@ -99,7 +99,7 @@ def test_unusable_policies(check: Check, text: str, hint: str) -> None:
 
 def test_missing_policy_and_bytes(make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run()
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         check_gate(run, tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"defense: s\xe9d")
     with pytest.raises(UserError, match="not UTF-8"):

@@ -1,1 +1,1 @@
-"""The command line: one file a command; parses, calls, prints."""
+"""The command line: one file a command. A command parses its options, calls another package, and prints the result."""

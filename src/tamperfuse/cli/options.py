@@ -1,64 +1,80 @@
-"""Options that several commands share, what becomes of their values, and where results are printed."""
+"""Options that several commands share, how their values are parsed, and the console for results."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.yaml import parse_yaml
 
 out_console = Console(highlight=False, soft_wrap=True)
 
-Model = Annotated[str, typer.Argument(help="A Hub id, a local directory, a .gguf, or smollm2-135m (bundled).")]
+Model = Annotated[
+    str,
+    typer.Argument(help="A Hub id, a model directory, a .gguf file, a peft adapter, or smollm2-135m (bundled)."),
+]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="DIR")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then stop.")]
 ThreatSource = Annotated[
     str,
     typer.Option(
-        help="builtin:cooking, builtin:gardening, a .jsonl with parts, or a data set to split.", metavar="SRC"
+        help="builtin:cooking, builtin:gardening, a .jsonl file with parts, or a data set to split.", metavar="SRC"
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots, adapter initialisation.")]
+Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots and adapter initialisation.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="A parameter, key=value; may be repeated.", metavar="KEY=VALUE")
+    list[str] | None,
+    typer.Option("--set", help="A parameter as key=value; repeat for several.", metavar="KEY=VALUE"),
 ]
 Reference = Annotated[
-    str | None, typer.Option(help="The model before hardening; by default the origin in its tamperfuse.json.")
+    str | None,
+    typer.Option(
+        help="The model before hardening; by default the origin in the model's tamperfuse.json.", metavar="MODEL"
+    ),
 ]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(
-        help="Tracker to follow trainings with: tensorboard, wandb, mlflow or trackio; may be repeated.", metavar="NAME"
+        help="Tracker to log trainings to: tensorboard, wandb, mlflow or trackio; repeat for several.", metavar="NAME"
     ),
 ]
 
 
-def parse_settings(given: list[str] | None) -> dict[str, Any]:
-    """`--set key=value` pairs, each value read as YAML 1.2."""
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    """Parse `--set key=value` options; values are YAML 1.2, as in study files.
+
+    Raises:
+        UserError: a setting without a key or an equals sign, or a value that is not valid YAML.
+    """
+    from yaml import YAMLError
+
+    from tamperfuse.records.yaml import parse_yaml
+
     values = {}
-    for pair in given or []:
-        key, equals, value = pair.partition("=")
+    for setting in settings or []:
+        key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise UserError(f"--set {pair!r} is not key=value: write, for example, --set steps=40.")
+            raise UserError(f"--set {setting!r} is not key=value: write, for example, --set steps=40.")
         try:
             values[key] = parse_yaml(value)
-        except yaml.YAMLError as error:
+        except YAMLError as error:
             raise UserError(
-                f"--set {pair!r} has a value that cannot be read: quote it, or mend its brackets."
+                f"--set {setting!r}: the value is not valid YAML; check its quotes and brackets."
             ) from error
     return values
 
 
-def parse_reporters(given: list[str] | None) -> list[str]:
-    """Names of trackers.
+def parse_reporters(names: list[str] | None) -> list[str]:
+    """Check the names of trackers.
 
     Raises:
         UserError: one is unknown or not installed.
     """
+    if not names:
+        return []
     from tamperfuse.training.telemetry import check_reporters
 
-    names = given or []
     check_reporters(names)
     return names

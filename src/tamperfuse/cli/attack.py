@@ -1,0 +1,61 @@
+"""The command `tamperfuse attack`."""
+
+from typing import Annotated
+
+import typer
+
+from tamperfuse.cli.options import (
+    Model,
+    Out,
+    Reference,
+    ReportTo,
+    Seed,
+    Settings,
+    ThreatSource,
+    out_console,
+    parse_reporters,
+    parse_settings,
+)
+
+
+def attack(
+    model: Model,
+    attack: Annotated[str, typer.Option(help="harmful_finetune, benign_finetune, … (see `tamperfuse list`).")],
+    threat: ThreatSource,
+    out: Out,
+    reference: Reference = None,
+    retain: Annotated[
+        str, typer.Option(help="The attacker's harmless samples, for attacks that use them.", metavar="SRC")
+    ] = "builtin:retain",
+    keep_attacked: Annotated[
+        bool, typer.Option("--keep-attacked", help="Keep the attacked weights; they are deleted by default.")
+    ] = False,
+    settings: Settings = None,
+    seed: Seed = 0,
+    report_to: ReportTo = None,
+) -> None:
+    """Attack a model and measure it before and after.
+
+    Example: `tamperfuse attack hardened --attack harmful_finetune --threat builtin:cooking --set shots=50 --out attacked`
+    """
+    from tamperfuse.commands.single import attack_model
+
+    lines = attack_model(
+        model,
+        attack,
+        threat,
+        out,
+        reference=reference,
+        retain=retain,
+        keep=keep_attacked,
+        settings=parse_settings(settings),
+        seed=seed,
+        report_to=parse_reporters(report_to),
+    )
+    for line in lines:
+        out_console.print(line, markup=False)
+    out_console.print(
+        f"Responses and scores are in {out}; compare defenses under several attacks with: tamperfuse run STUDY.yaml "
+        "--out DIR",
+        markup=False,
+    )

@@ -1,0 +1,38 @@
+"""The command `tamperfuse diagnose`."""
+
+from typing import Annotated
+
+import typer
+
+from tamperfuse.cli.options import Out, Reference, Seed, Settings, ThreatSource, out_console, parse_settings
+
+
+def diagnose(
+    models: Annotated[
+        list[str], typer.Argument(help="Models to compare, each as in `tamperfuse harden`.", metavar="MODEL...")
+    ],
+    threat: ThreatSource,
+    out: Out,
+    attack: Annotated[str, typer.Option(help="An attack that trains (see `tamperfuse list`).")] = "harmful_finetune",
+    reference: Reference = None,
+    items: Annotated[
+        int, typer.Option(help="Items of each capability task, before and after the attack; 0 to skip.", min=0)
+    ] = 200,
+    settings: Settings = None,
+    seed: Seed = 0,
+) -> None:
+    """Follow an attack step by step: does lowering a model's own answers lower its general ability, as SDD assumes?
+
+    Example: `tamperfuse diagnose refused hardened --threat builtin:cooking --out diagnosis`
+    """
+    from tamperfuse.commands.diagnose import diagnose_models
+    from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis
+
+    diagnoses = diagnose_models(
+        models, attack, threat, out, reference=reference, settings=parse_settings(settings), items=items, seed=seed
+    )
+    page = write_diagnosis(out, diagnoses)
+    for diagnosis in diagnoses:
+        out_console.print(finding(diagnosis), markup=False)
+        out_console.print(time_spent(diagnosis), markup=False)
+    out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.", markup=False)

@@ -1,0 +1,19 @@
+"""The command `tamperfuse evaluate`."""
+
+from tamperfuse.cli.options import Model, Out, Reference, ThreatSource, out_console
+
+
+def evaluate(model: Model, threat: ThreatSource, out: Out, reference: Reference = None) -> None:
+    """Measure a model: harmful execution, benign answers, capability, benign NLL.
+
+    Example: `tamperfuse evaluate hardened --threat builtin:cooking --out measured`
+    """
+    from tamperfuse.commands.single import evaluate_model
+
+    for line in evaluate_model(model, threat, out, reference=reference):
+        out_console.print(line, markup=False)
+    out_console.print(
+        f"Responses and scores are in {out}; attack the model with: tamperfuse attack {model} --attack harmful_finetune "
+        f"--threat {threat} --out DIR",
+        markup=False,
+    )

@@ -1,0 +1,32 @@
+"""The command `tamperfuse gate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tamperfuse.cli.options import RunFolder, out_console
+
+
+def gate(
+    folder: RunFolder,
+    policy: Annotated[Path, typer.Option(help="YAML file with the limits.", metavar="FILE")],
+) -> None:
+    """Check a finished run against a release policy.
+
+    Exit code 0: the policy is met; 1: it is not; 2: the run or the policy cannot be used.
+
+    Example: `tamperfuse gate runs/demo --policy studies/policy.yaml`
+    """
+    from tamperfuse.report.gate import check_gate
+
+    result = check_gate(folder, policy)
+    table = Table("measure", "rule", "value", "95% interval", "verdict", box=None, header_style="bold")
+    for check in result.checks:
+        interval = "–" if check.low is None or check.high is None else f"{check.low:.3f} to {check.high:.3f}"
+        value = "–" if check.value is None else f"{check.value:.3f}"
+        table.add_row(check.measure, check.rule, value, interval, "pass" if check.passed else f"FAIL: {check.why}")
+    out_console.print(table)
+    out_console.print("The release gate passes." if result.passed else "The release gate does not pass.")
+    raise typer.Exit(0 if result.passed else 1)

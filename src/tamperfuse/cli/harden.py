@@ -1,0 +1,52 @@
+"""The command `tamperfuse harden`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tamperfuse.cli.options import (
+    Model,
+    Out,
+    ReportTo,
+    Seed,
+    Settings,
+    ThreatSource,
+    out_console,
+    parse_reporters,
+    parse_settings,
+)
+
+
+def harden(
+    model: Model,
+    defense: Annotated[str, typer.Option(help="sdd, sdd_reject, refusal, … (see `tamperfuse list`).")],
+    threat: ThreatSource,
+    out: Out,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs that `tamperfuse pair` wrote.", metavar="DIR")] = None,
+    benign: Annotated[str, typer.Option(help="Benign samples to replay.", metavar="SRC")] = "builtin:replay",
+    settings: Settings = None,
+    seed: Seed = 0,
+    report_to: ReportTo = None,
+) -> None:
+    """Harden a model and save it as a checkpoint that transformers can load.
+
+    Example: `tamperfuse harden smollm2-135m --defense sdd --threat builtin:cooking --out hardened`
+    """
+    from tamperfuse.commands.single import harden_model
+
+    harden_model(
+        model,
+        defense,
+        threat,
+        out,
+        pairs=pairs,
+        benign=benign,
+        settings=parse_settings(settings),
+        seed=seed,
+        report_to=parse_reporters(report_to),
+    )
+    out_console.print(
+        f"The hardened model is in {out}; measure it with: tamperfuse evaluate {out} --threat {threat} --out DIR",
+        markup=False,
+    )

@@ -1,0 +1,34 @@
+"""The command `tamperfuse list`."""
+
+from rich.table import Table
+
+from tamperfuse.cli.options import out_console
+
+
+def list_components() -> None:
+    """List defenses, attacks, judges, built-in corpora and bundled models, one per line.
+
+    Example: `tamperfuse list`
+    """
+    from tamperfuse.attacks import ATTACKS
+    from tamperfuse.corpora.builtin import ABOUT
+    from tamperfuse.defenses import DEFENSES
+    from tamperfuse.evaluation.judges.builtin import NAME
+    from tamperfuse.models.bundled import ENCODERS, MODELS
+
+    groups: dict[str, list[tuple[str, str]]] = {
+        "Defenses": [(component.name, component.about) for component in DEFENSES.all()],
+        "Attacks": [(component.name, component.about) for component in ATTACKS.all()],
+        "Judges": [(NAME, "not a refusal, coherent, and about its own prompt by two signals")],
+        "Corpora": [(f"builtin:{name}", about) for name, about in ABOUT.items()],
+        "Models": [
+            (name, model.about if model.installed else f"{model.about}; not installed: {model.install}")
+            for name, model in (MODELS | ENCODERS).items()
+        ],
+    }
+    for title, rows in groups.items():
+        table = Table(title, "", box=None, header_style="bold", min_width=24)
+        for name, about in rows:
+            table.add_row(f"  {name}", about)
+        out_console.print(table)
+    out_console.print("Use them in a study file: tamperfuse run STUDY.yaml --out DIR")

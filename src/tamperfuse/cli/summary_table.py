@@ -1,0 +1,53 @@
+"""The table that `demo` and `run` print at their end: one column a defense, one row a measure."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from tamperfuse.cli.options import out_console
+
+if TYPE_CHECKING:
+    from tamperfuse.records.results import AttackCost, Measure, Summary
+
+
+def print_summary(summary: "Summary") -> None:
+    """Print a study's summary as a table."""
+    table = Table("", *summary.defenses, box=None, header_style="bold")
+    for label, cells in summary_rows(summary):
+        table.add_row(label, *cells)
+    out_console.print(table)
+
+
+def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
+    """The table's rows: a label, and one cell for each defense of the summary."""
+    defenses = list(summary.defenses.values())
+    rows = [("harmful execution before", [percent(d.harmful_execution.before_attack) for d in defenses])]
+    for attack in defenses[0].harmful_execution.after_attack:
+        rows.append((f"  after {attack}", [percent(d.harmful_execution.after_attack[attack]) for d in defenses]))
+        costs = [d.attack_cost.get(attack) for d in defenses]
+        if any(costs):
+            rows.append((f"  steps to reach half ({attack})", [_steps(cost) for cost in costs]))
+    rows += [
+        ("reduction, pooled", [percent(d.reduction_vs_undefended.pooled) for d in defenses]),
+        ("capability before", [percent(d.capability.before_attack) for d in defenses]),
+        ("  drop against undefended", [percent(d.capability.drop_vs_undefended) for d in defenses]),
+        ("  self-degradation", [percent(d.capability.self_degradation) for d in defenses]),
+        ("benign answer rate", [percent(d.benign_answer_rate) for d in defenses]),
+    ]
+    return rows
+
+
+def percent(measure: "Measure") -> str:
+    """A measure in percent, with its 95% interval and whether it is resolved."""
+    if measure.value is None:
+        return "–"
+    text = f"{measure.value:.1%}"
+    if measure.low is not None:
+        text += f" ({measure.low:.1%} to {measure.high:.1%})"
+    return text if measure.resolved else f"{text}, not resolved"
+
+
+def _steps(cost: "AttackCost | None") -> str:
+    if cost is None:
+        return "–"
+    return f"> {cost.steps}" if cost.censored else str(cost.steps)
