@@ -1,81 +1,169 @@
+import inspect
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
+from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
+from tamperfuse.cli.summary_table import percent
+from tamperfuse.defenses import DEFENSES
+from tamperfuse.models.bundled import ENCODERS, MODELS
+from tamperfuse.records.results import Measure
 
-COMMANDS = ("demo", "run", "report", "gate", "harden", "attack", "evaluate", "pair", "list", "theory", "diagnose")
+ROOT = Path(__file__).parents[1]
+EXAMPLE = re.compile(r"Example:\s+(?:`(tamperfuse [^`]+)`|(tamperfuse .+))")
+INPUTS = {
+    "model",
+    "models",
+    "folder",
+    "study",
+    "policy",
+    "pairs",
+    "reference",
+}  # parameters that name something to read
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_helps_with_an_example(command: str) -> None:
-    shown = CliRunner().invoke(app, [command, "--help"])
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+ROOT_COMMAND = typer.main.get_command(app)
+COMMANDS = dict(commands(ROOT_COMMAND))
+
+
+def examples(command: Any) -> list[list[str]]:
+    text = inspect.cleandoc(command.callback.__doc__ or "")
+    return [shlex.split(quoted or plain)[1:] for quoted, plain in EXAMPLE.findall(text)]
+
+
+EXAMPLES = [(path, example) for path, command in COMMANDS.items() for example in examples(command)]
+
+
+def parse(path: tuple[str, ...], arguments: list[str]) -> dict[str, object]:
+    """The values that a command line gives to a command; usage errors are raised."""
+    assert tuple(arguments[: len(path)]) == path
+    return COMMANDS[path].make_context(" ".join(path), arguments[len(path) :]).params
+
+
+def as_list(value: object) -> list[str]:
+    return [str(item) for item in (value if isinstance(value, list | tuple) else [value]) if item is not None]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_prints_help_with_an_example(path: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"])
     assert shown.exit_code == 0
-    assert re.search(r"Example.*tamperfuse " + command, shown.output, re.DOTALL)
+    assert examples(COMMANDS[path])
+    assert f"tamperfuse {' '.join(path)}" in re.sub(r"\s+", " ", shown.output)
 
 
-def test_judge_calibrate_helps_with_an_example() -> None:
-    shown = CliRunner().invoke(app, ["judge", "calibrate", "--help"]).output
-    assert re.search(r"Example.*tamperfuse judge calibrate", shown, re.DOTALL)
+@pytest.mark.parametrize(("path", "example"), EXAMPLES, ids=lambda value: " ".join(value))
+def test_every_example_can_be_run(path: tuple[str, ...], example: list[str]) -> None:
+    """Options exist, components exist, and what is read is in the repository, bundled, or another example's output."""
+    outputs = {str(parse(*both).get("out")) for both in EXAMPLES}
+    values = parse(path, example)
+    if defense := values.get("defense"):
+        DEFENSES.get(str(defense))
+    if attack := values.get("attack"):
+        parameters = ATTACKS.get(str(attack)).parameters.model_fields
+        assert {setting.partition("=")[0] for setting in as_list(values.get("settings"))} <= set(parameters)
+    for name in INPUTS & values.keys():
+        for value in as_list(values[name]):
+            assert value in outputs | set(MODELS) | set(ENCODERS) or (ROOT / value).exists(), f"{name} {value}"
+
+
+def test_help_does_not_import_the_model_libraries() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from tamperfuse.cli.app import app; "
+        "CliRunner().invoke(app, ['run', '--help']); "
+        "print([name for name in ('torch', 'transformers', 'pyarrow', 'scipy', 'sentence_transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return said
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "out")
-    assert "is not a file" in fails(["run", str(tmp_path / "no.yaml"), "--out", out], capsys)
-    assert "did you mean 'sdd'" in fails(
-        ["harden", "smollm2-135m", "--defense", "sd", "--threat", "builtin:cooking", "--out", out], capsys
-    )
-    assert "is not key=value" in fails(
-        ["harden", "smollm2-135m", "--defense", "sdd", "--threat", "builtin:cooking", "--out", out, "--set", "x"],
-        capsys,
-    )
-    assert "did you mean 'cooking'" in fails(
-        ["evaluate", "smollm2-135m", "--threat", "builtin:cookin", "--out", out], capsys
-    )
-    assert "learning_rate" in fails(
-        [
-            "attack",
-            "x/y",
-            "--attack",
-            "harmful_finetune",
-            "--threat",
-            "builtin:cooking",
-            "--out",
-            out,
-            "--set",
-            "learning_rate=-1",
-        ],
-        capsys,
-    )
-    study = tmp_path / "study.yaml"
-    study.write_text(
-        "{model: smollm2-135m, threat: 'builtin:cooking', attacks: {}, evaluate: {capability: [openbookqa]}}"
-    )
-    assert "reaches the Hub" in fails(["run", str(study), "--out", out], capsys)
-    study.write_text(
-        "{model: smollm2-135m, threat: 'builtin:cooking', attacks: {big: {attack: harmful_finetune, shots: 500}}}"
-    )
-    assert "asks for 500 shots" in fails(["run", str(study), "--out", out], capsys)
-    assert "finished run" in fails(["report", str(tmp_path)], capsys)
-    unread = ["harden", "x/y", "--defense", "sdd", "--threat", "builtin:cooking", "--out", out, "--set", "steps=[1"]
-    assert "value is not valid YAML" in fails(unread, capsys)
-    for absent in ("/proc/absent/out", str(tmp_path / "file" / "out")):
-        (tmp_path / "file").write_text("")
-        assert "cannot be written" in fails(["theory", "--out", absent], capsys)
+HARDEN = ["harden", "smollm2-135m", "--threat", "builtin:cooking"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "OUT/no.yaml"], "is not a file"),
+        ([*HARDEN, "--defense", "sd"], "did you mean 'sdd'"),
+        ([*HARDEN, "--defense", "sdd", "--set", "x"], "is not key=value"),
+        ([*HARDEN, "--defense", "sdd", "--set", "steps=[1"], "value is not valid YAML"),
+        (["evaluate", "smollm2-135m", "--threat", "builtin:cookin"], "did you mean 'cooking'"),
+        (
+            [
+                "attack",
+                "x/y",
+                "--attack",
+                "harmful_finetune",
+                "--threat",
+                "builtin:cooking",
+                "--set",
+                "learning_rate=-1",
+            ],
+            "learning_rate",
+        ),
+        (["theory", "--out", "/proc/absent/out"], "cannot be written"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = [argument.replace("OUT", str(out)) for argument in arguments]
+    if "--out" not in arguments:
+        arguments += ["--out", str(out)]
+    assert message in fails(arguments, capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ("{attacks: {}, evaluate: {capability: [openbookqa]}}", "reaches the Hub"),
+        ("{attacks: {big: {attack: harmful_finetune, shots: 500}}}", "500 shots"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused(
+    study: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(study.replace("{", "{model: smollm2-135m, threat: 'builtin:cooking', ", 1))
+    assert message in fails(["run", str(path), "--out", str(tmp_path / "out")], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "finished run" in fails(["report", str(tmp_path)], capsys)
+
+
+def test_output_under_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in fails(["theory", "--out", str(tmp_path / "file" / "out")], capsys)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +178,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytes
         (["--counts", "3,20,2,21", "--p", "nan"], "p is nan"),
         (["--counts", "3,20,2,21", "--lambda=-0.1"], "lambda is -0.1"),
         (["--counts", "3,20,2,21", "--classes", "1"], "at least 2 classes"),
-        (["--p", "0.5"], "give its --counts"),
+        (["--p", "0.5"], "--counts"),
     ],
 )
 def test_bad_settings_of_the_theory(
@@ -102,11 +190,8 @@ def test_bad_settings_of_the_theory(
 
 def test_a_setting_of_the_theory_is_judged() -> None:
     shown = CliRunner().invoke(app, ["theory", "--counts", "3,20,2,21"]).output
-    assert "Accuracy 0.8414 before the attack, 0.9198 after it, exactly" in shown
-    assert (
-        "Theorem 2, these being features of general accuracy: its conditions are met; accuracy does not fall exactly"
-        in shown
-    )
+    assert "Accuracy 0.8414 before the attack, 0.9198 after it (exact)" in shown
+    assert "general accuracy): its conditions are met; accuracy does not fall in the exact form" in shown
     assert "n_v exceeds 7.50" in shown and "5 more invariant features; or 16 fewer spurious ones" in shown
     inside = CliRunner().invoke(app, ["theory", "--counts", "9,20,2,30"]).output
     assert "inside the region" in inside
@@ -118,13 +203,60 @@ def test_list_names_everything() -> None:
         assert name in shown
 
 
-def test_the_plan_is_printed_without_running(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tamperfuse.cli.app", "demo", "--dry-run", "--out", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Budget: about" in done.stderr
+@pytest.mark.parametrize("command", [["demo"], ["run", str(ROOT / "studies" / "demo.yaml")]])
+def test_the_plan_is_printed_without_running(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--dry-run", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().err
+    assert "Budget: about" in shown
+    assert "sdd" in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_resume(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tamperfuse.study.run.run_study", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--out", str(tmp_path / "run")])
+    assert ended.value.code == 130
+    assert "resume" in capsys.readouterr().err
+
+
+def test_commands_in_one_process_refuse_accelerate_launch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "runs in one" in fails(["report", "runs/demo"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("measure", "text"),
+    [
+        (Measure(value=None), "–"),
+        (Measure(value=0.5), "50.0%"),
+        (Measure(value=0.5, low=0.25, high=0.75, n=8), "50.0% (25.0% to 75.0%)"),
+        (Measure(value=0.5, low=-0.25, high=0.75, n=8, resolved=False), "50.0% (-25.0% to 75.0%), not resolved"),
+    ],
+)
+def test_measures_are_printed_with_interval_and_resolution(measure: Measure, text: str) -> None:
+    assert percent(measure) == text
+
+
+def test_the_wheel_holds_the_demo_study(tmp_path: Path) -> None:
+    """The built package has no source tree beside it, so it carries a copy."""
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "build_py", "--build-lib", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    copy = tmp_path / "tamperfuse" / "studies" / "demo.yaml"
+    assert copy.read_bytes() == (ROOT / "studies" / "demo.yaml").read_bytes()
+    assert (tmp_path / "tamperfuse" / "report" / "templates").is_dir()

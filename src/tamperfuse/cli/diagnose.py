@@ -23,7 +23,7 @@ def diagnose(
 ) -> None:
     """Follow an attack step by step: does lowering a model's own answers lower its general ability, as SDD assumes?
 
-    Example: `tamperfuse diagnose refused hardened --threat builtin:cooking --out diagnosis`
+    Example: `tamperfuse diagnose undefended hardened --threat builtin:cooking --out diagnosis`
     """
     from tamperfuse.commands.diagnose import diagnose_models
     from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis

@@ -31,7 +31,9 @@ def harden(
 ) -> None:
     """Harden a model and save it as a checkpoint that transformers can load.
 
-    Example: `tamperfuse harden smollm2-135m --defense sdd --threat builtin:cooking --out hardened`
+    Example: `tamperfuse harden smollm2-135m --defense refusal --threat builtin:cooking --out undefended`
+
+    Example: `tamperfuse harden undefended --defense sdd --threat builtin:cooking --set steps=44 --out hardened`
     """
     from tamperfuse.commands.single import harden_model
 
