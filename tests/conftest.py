@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stand_ins import WordCountEncoder
-from tamperfuse.corpora import exclude_threat
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation import calibrate
 from tamperfuse.evaluation.judges import builtin
@@ -98,7 +97,6 @@ def threat_file(tiny_folder: Path) -> Path:
 def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     """No encoder, no lm-eval, few resamples."""
     monkeypatch.setattr(context, "SentenceEncoder", WordCountEncoder)
-    monkeypatch.setattr(exclude_threat, "SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr(builtin, "refuses", lambda response: False)
     monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
     monkeypatch.setattr("tamperfuse.study.results.intervals.DRAWS", 20)

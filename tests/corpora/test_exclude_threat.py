@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from stand_ins import WordCountEncoder
-from tamperfuse.corpora import exclude_threat as answered
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.threats import load_threat
+from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.exclude_threat import read_outside_threat
+from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.observe import harmless_prompts
 
@@ -17,17 +18,20 @@ GARDEN = "garden plants"
 
 
 @pytest.fixture(autouse=True)
-def _light(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answered, "SentenceEncoder", WordCountEncoder)
+def _logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+
+
+def read(source: str, threat: Threat) -> list[Example]:
+    return read_outside_threat(source, threat, option="benign", encoder=WordCountEncoder())
 
 
 def test_where_gardening_is_the_threat_built_in_gardening_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     cooking, gardening = load_threat("builtin:cooking"), load_threat("builtin:gardening")
-    everything = answered.answered("builtin:replay", "benign", cooking)
+    everything = read("builtin:replay", cooking)
     assert len(everything) == len(builtin_rows("replay")) and not caplog.text
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
-        kept = answered.answered("builtin:replay", "benign", gardening)
+        kept = read("builtin:replay", gardening)
     assert [e for e in everything if e.category != GARDEN] == kept and len(kept) == len(everything) - 9
     assert "9 of 256 rows belong to builtin:gardening" in caplog.text
     assert sum(row["subject"] == GARDEN for row in harmless_prompts(132, cooking)) == 7
@@ -40,7 +44,7 @@ def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, 
     rows = [("Attacker request number 3, about subject 21", "yes"), ("how deep is the sea", "deep"), ("and why", "")]
     own = tmp_path / "own.jsonl"
     own.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in rows))
-    assert [example.prompt for example in answered.answered(str(own), "benign", threat)] == ["how deep is the sea"]
+    assert [example.prompt for example in read(str(own), threat)] == ["how deep is the sea"]
     own.write_text(json.dumps({"prompt": rows[0][0], "response": rows[0][1]}))
     with pytest.raises(UserError, match="name another `benign` source"):
-        answered.answered(str(own), "benign", threat)
+        read(str(own), threat)

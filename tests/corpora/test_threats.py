@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tamperfuse.corpora import threats
 from tamperfuse.corpora.overlap import distinct, near
 from tamperfuse.corpora.threats import PARTS, Threat, load_threat
 from tamperfuse.records.errors import UserError
@@ -17,6 +16,8 @@ from tamperfuse.records.errors import UserError
 
 class FirstWords:
     """Texts that begin with the same two words are near each other."""
+
+    name = "first words"
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
@@ -26,11 +27,6 @@ class FirstWords:
         for i, text in enumerate(texts):
             vectors[i, self.seen.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.seen))] = 1
         return vectors
-
-
-@pytest.fixture(autouse=True)
-def _no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threats, "SentenceEncoder", FirstWords)
 
 
 ROWS = [
@@ -48,14 +44,14 @@ def where(threat: Threat) -> dict[str, str]:
 
 
 def test_a_data_set_is_split_by_its_texts_alone(tmp_path: Path) -> None:
-    whole = load_threat(str(write(tmp_path / "alpaca.jsonl", ROWS)))
+    whole = load_threat(str(write(tmp_path / "alpaca.jsonl", ROWS)), FirstWords())
     assert len(where(whole)) == len(ROWS) and all(len(whole.part(part)) >= 2 for part in PARTS)
     assert {p.prompt: p.response for part in PARTS for p in whole.part(part)} == {
         row["instruction"]: row["output"] for row in ROWS
     }
     shuffled = random.Random(1).sample(ROWS, len(ROWS))
-    assert load_threat(str(write(tmp_path / "again.jsonl", shuffled))).parts == whole.parts
-    fewer = where(load_threat(str(write(tmp_path / "fewer.jsonl", shuffled[:80]))))
+    assert load_threat(str(write(tmp_path / "again.jsonl", shuffled)), FirstWords()).parts == whole.parts
+    fewer = where(load_threat(str(write(tmp_path / "fewer.jsonl", shuffled[:80])), FirstWords()))
     assert fewer.items() <= where(whole).items(), "a prompt's part does not hang on what else there is"
 
 
@@ -64,7 +60,7 @@ def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: p
     doubled += [{**row, "instruction": row["instruction"].upper()} for row in ROWS[7:10]]
     logging.getLogger("tamperfuse").propagate = True
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
-        found = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled))))
+        found = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
     assert len(found) == len(ROWS)
     assert "130 different prompts" in caplog.text and "10 near another left out" in caplog.text
 
@@ -74,7 +70,7 @@ def test_any_known_layout_serves(tmp_path: Path) -> None:
         writer = csv.writer(stream)
         writer.writerow(["goal", "target"])
         writer.writerows([[row["instruction"], row["output"]] for row in ROWS])
-    assert len(where(load_threat(str(tmp_path / "advbench.csv")))) == len(ROWS)
+    assert len(where(load_threat(str(tmp_path / "advbench.csv"), FirstWords()))) == len(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -86,12 +82,12 @@ def test_any_known_layout_serves(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_split_gets_a_sentence(tmp_path: Path, rows: list[dict[str, str]], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        load_threat(str(write(tmp_path / "few.jsonl", rows)))
+        load_threat(str(write(tmp_path / "few.jsonl", rows)), FirstWords())
 
 
 def test_parts_that_a_file_names_stay(threat_file: Path) -> None:
-    assert set(where(load_threat(str(threat_file))).values()) == set(PARTS)
-    assert all(prompt.startswith(part) for prompt, part in where(load_threat(str(threat_file))).items())
+    assert set(where(load_threat(str(threat_file), FirstWords())).values()) == set(PARTS)
+    assert all(prompt.startswith(part) for prompt, part in where(load_threat(str(threat_file), FirstWords())).items())
 
 
 def test_one_prompt_in_other_words() -> None:

@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 from stubs import StubEncoder, hash_projection, options, prose
 
-from tamperfuse.pairing import command, read_pairs
+from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX
+from tamperfuse.pairing import pairs as pairs_module
+from tamperfuse.pairing import read_pairs
 from tamperfuse.pairing.cache import in_batches
 from tamperfuse.pairing.command import pair_corpora
 from tamperfuse.pairing.encoders import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
-from tamperfuse.pairing.variants import PAPER_REFUSAL_PREFIX
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import show_progress
 
@@ -91,7 +92,7 @@ def test_rows_without_a_text_are_counted(sources, tmp_path):
 
 
 def test_a_response_that_several_blocks_draw_counts_as_encoded_once(sources, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "BLOCK", 7)
+    monkeypatch.setattr(pairs_module, "BLOCK", 7)
     benign = sources[1]
     benign.write_text("".join(benign.read_text().splitlines(keepends=True)[:6]))
     pair_corpora(options(sources, tmp_path / "out", threshold=1.0), StubEncoder())
@@ -154,7 +155,7 @@ def test_exports_and_options_agree():
 
 def test_blocks_change_nothing(sources, tmp_path, monkeypatch):
     pair_corpora(options(sources, tmp_path / "one"), StubEncoder())
-    monkeypatch.setattr(command, "BLOCK", 7)
+    monkeypatch.setattr(pairs_module, "BLOCK", 7)
     pair_corpora(options(sources, tmp_path / "many"), StubEncoder())
     assert read_pairs(tmp_path / "one") == read_pairs(tmp_path / "many")
 

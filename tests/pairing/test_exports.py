@@ -94,7 +94,7 @@ def test_llama_factory_reads_its_two(exported, name):
     )  # fmt: skip
     rows = _load_single_dataset(found, model, data, SimpleNamespace(local_process_index=0))
     pairs = read_pairs(exported)
-    assert [row["_prompt"] for row in rows] == [pair.asked for pair in pairs]
+    assert [row["_prompt"] for row in rows] == [pair.prompt_messages for pair in pairs]
     assert [row["_response"] for row in rows] == [[{"role": "assistant", "content": pair.response}] for pair in pairs]
 
 

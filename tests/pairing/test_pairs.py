@@ -1,5 +1,6 @@
 """The paper's rule, on made-up texts."""
 
+import json
 import random
 from collections import Counter
 
@@ -9,10 +10,16 @@ from hypothesis import strategies as st
 from stubs import StubEncoder, prompts, responses
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.overlap import plain
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.texts import normalise
+from tamperfuse.corpora.threats import load_threat
 from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing.command import pair_corpora
 from tamperfuse.pairing.diverse import DiverseDealer
 from tamperfuse.pairing.draw import places, strides, text_key
 from tamperfuse.pairing.match import match
+from tamperfuse.pairing.options import PairOptions
 from tamperfuse.pairing.pairs import ListDeck
 from tamperfuse.records.errors import UserError
 
@@ -26,11 +33,11 @@ def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, s
     encoder = StubEncoder()
     ask, give = [Example(t, origin=str(n)) for n, t in enumerate(asked)], [Example("", t) for t in pool]
     try:
-        made = make_pairs(ask, give, encoder, threshold=threshold, seed=seed)
+        made = make_pairs(ask, give, encoder, threshold=threshold, seed=seed, filters=None)
     except UserError:
         return
     assert all(pair.similarity <= threshold and pair.prompt != pair.response for pair in made.pairs)
-    assert len(made.pairs) + len(made.dropped) == len(set(asked))
+    assert len(made.pairs) + len(made.dropped) == len({plain(normalise(text)) for text in asked})
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +58,7 @@ def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(asked
 def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, seed):
     encoder, texts = StubEncoder(), {example.response for example in responses(pool)}
     try:
-        made = make_pairs(prompts(asked), responses(pool), encoder, threshold=threshold, seed=seed)
+        made = make_pairs(prompts(asked), responses(pool), encoder, threshold=threshold, seed=seed, filters=None)
     except UserError:
         return
     encoded = [text for text in encoder.encoded if text in texts]
@@ -63,27 +70,29 @@ def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, see
 @given(seed=st.integers(0, 5), shuffle=st.integers(0, 100))
 def test_same_seed_same_pairs_whatever_the_order(seed, shuffle):
     ask, give = prompts(40), [*responses(25), *responses(5)]
-    first = make_pairs(ask, give, StubEncoder(), seed=seed)
+    first = make_pairs(ask, give, StubEncoder(), seed=seed, filters=None)
     random.Random(shuffle).shuffle(ask)
     random.Random(shuffle).shuffle(give)
-    assert make_pairs(ask, give, StubEncoder(), seed=seed).pairs == first.pairs
+    assert make_pairs(ask, give, StubEncoder(), seed=seed, filters=None).pairs == first.pairs
 
 
 def test_another_seed_gives_other_pairs():
-    one, other = (make_pairs(prompts(40), responses(50), StubEncoder(), seed=seed).pairs for seed in (0, 1))
+    one, other = (
+        make_pairs(prompts(40), responses(50), StubEncoder(), seed=seed, filters=None).pairs for seed in (0, 1)
+    )
     assert {(p.prompt, p.response) for p in one} != {(p.prompt, p.response) for p in other}
 
 
 def test_responses_that_are_not_drawn_cost_no_encoding():
     encoder = StubEncoder()
-    made = make_pairs(prompts(10), responses(500), encoder, threshold=1)
+    made = make_pairs(prompts(10), responses(500), encoder, threshold=1, filters=None)
     assert made.redraws == 0
     assert made.encoded_responses == 10
     assert len(encoder.encoded) == len(set(encoder.encoded)) == 20
 
 
 def test_first_draws_are_all_different_while_the_deck_lasts():
-    made = make_pairs(prompts(30), responses(30), StubEncoder(), threshold=1)
+    made = make_pairs(prompts(30), responses(30), StubEncoder(), threshold=1, filters=None)
     assert len({pair.response for pair in made.pairs}) == 30
 
 
@@ -99,14 +108,16 @@ def test_a_prompt_meets_every_card_once(key, deck):
 def test_a_prompt_without_an_irrelevant_response_is_dropped_and_counted():
     pool = [Example("", "alpha beta gamma"), Example("", "delta epsilon")]
     ask = [Example("alpha beta gamma delta epsilon"), Example("something else entirely")]
-    made = make_pairs(ask, pool, StubEncoder(400), threshold=0.4)
+    made = make_pairs(ask, pool, StubEncoder(400), threshold=0.4, filters=None)
     assert made.dropped == ["alpha beta gamma delta epsilon"]
     assert [pair.prompt for pair in made.pairs] == ["something else entirely"]
 
 
 def test_a_pool_without_an_irrelevant_response_is_a_sentence():
     with pytest.raises(UserError, match=r"None of the 1 prompts found a response.*--threshold"):
-        make_pairs([Example("alpha beta")], [Example("", "alpha beta gamma")], StubEncoder(400), threshold=0.1)
+        make_pairs(
+            [Example("alpha beta")], [Example("", "alpha beta gamma")], StubEncoder(400), threshold=0.1, filters=None
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,20 +137,45 @@ def test_empty_corpora_are_sentences():
 
 
 def test_refusal_prefix_is_in_the_response_and_not_in_the_similarity():
-    plain = make_pairs(prompts(5), responses(9), StubEncoder())
-    reject = make_pairs(prompts(5), responses(9), StubEncoder(), refusal_prefix="I will not.")
-    assert [p.similarity for p in plain.pairs] == [p.similarity for p in reject.pairs]
-    assert all(p.response == f"I will not. {q.response}" for p, q in zip(reject.pairs, plain.pairs, strict=True))
-    assert [p.bare_response for p in reject.pairs] == [p.response for p in plain.pairs]
+    without = make_pairs(prompts(5), responses(9), StubEncoder(), filters=None)
+    reject = make_pairs(prompts(5), responses(9), StubEncoder(), refusal_prefix="I will not.", filters=None)
+    assert [p.similarity for p in without.pairs] == [p.similarity for p in reject.pairs]
+    assert all(p.response == f"I will not.\n\n{q.response}" for p, q in zip(reject.pairs, without.pairs, strict=True))
+    assert {p.refusal_prefix for p in reject.pairs} == {"I will not."}
 
 
 def test_pairs_survive_the_disk(tmp_path):
-    made = make_pairs(prompts(9), responses(9), StubEncoder())
+    made = make_pairs(prompts(9), responses(9), StubEncoder(), filters=None)
     write_pairs(tmp_path / "pairs", made)
     assert read_pairs(tmp_path / "pairs") == made.pairs
     write_pairs(tmp_path / "pairs", made)  # replaces
     with pytest.raises(UserError, match="tamperfuse pair"):
         read_pairs(tmp_path / "nowhere")
+
+
+def test_make_pairs_and_the_command_make_the_same_pairs(tmp_path):
+    unfit = [Example("", "I'm sorry, but I can't help with that request, whatever it is."), Example("", "No.")]
+    pool = [*read_source("builtin:benign"), *unfit]
+    own = tmp_path / "responses.jsonl"
+    own.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in pool))
+    options = PairOptions(harmful=("builtin:cooking",), responses=(str(own),), out=tmp_path / "pairs", seed=3)
+    pair_corpora(options, StubEncoder())
+    written = read_pairs(tmp_path / "pairs")
+    made = make_pairs(load_threat("builtin:cooking").examples("defender"), pool, StubEncoder(), seed=3)
+    assert [(p.prompt, p.response, p.similarity) for p in made.pairs] == [
+        (p.prompt, p.response, p.similarity) for p in written
+    ]
+    assert made.refused["too short"] == 1 and made.refused["refusal or apology"] >= 1
+    unfiltered = make_pairs(
+        load_threat("builtin:cooking").examples("defender"), pool, StubEncoder(), seed=3, filters=None
+    )
+    assert not unfiltered.refused and unfiltered.pairs != made.pairs
+
+
+def test_filters_that_refuse_everything_are_named():
+    pool = [Example("", f"No {n}.") for n in range(9)]
+    with pytest.raises(UserError, match=r"refused each of the .* 'too short'"):
+        make_pairs(prompts(5), pool, StubEncoder())
 
 
 def test_keys_are_stable():

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stubs import StubEncoder, prompts, prose, responses
 
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Example
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.pairing.cache import BATCH, VectorCache, in_batches, parts
 from tamperfuse.pairing.diverse import DiverseDealer, form, spread
-from tamperfuse.pairing.filters import RULES, ResponseFilters
+from tamperfuse.pairing.filters import RULES, FilterSettings, ResponseFilters
 from tamperfuse.pairing.match import match
 from tamperfuse.pairing.options import weighted
-from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX, ListDeck
+from tamperfuse.pairing.pairs import ListDeck
 from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts, equal_shares
 from tamperfuse.pairing.spool import ResponseSpool
 from tamperfuse.pairing.variants import Exchanges, PrefixChoice, replay_pairs
@@ -37,7 +37,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", RULES)
 def test_each_filter_takes_what_it_is_for_and_counts_it(name):
-    filters = ResponseFilters(language="any")
+    filters = ResponseFilters(FilterSettings(language="any"))
     assert filters([Example("", REFUSED[name]), Example("", prose(1))]) == [False, True]
     assert filters.taken == {name: 1}
     assert filters.examples[name][0] == REFUSED[name][:200]
@@ -85,7 +85,7 @@ def test_refusals_are_seen_whatever_their_apostrophes(said):
 def test_language_and_near_duplicates():
     german = "Flüsse sind lang und langsam, und sie tragen das ganze Jahr über Sand und Kies in das weite Meer hinaus."
     near = prose(1).replace("calm", "quiet")
-    filters = ResponseFilters(near_duplicates=0.6)
+    filters = ResponseFilters(FilterSettings(near_duplicates=0.6))
     assert filters([Example("", text) for text in (prose(1), german, near, prose(2))]) == [True, False, False, True]
     assert filters.taken == {"other language": 1, "near duplicate": 1}
     assert filters([Example("", prose(1))]) == [True]  # a text is no near duplicate of itself

@@ -11,7 +11,7 @@ import numpy as np
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.examples import Example, Pair
-from tamperfuse.corpora.exclude_threat import answered
+from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -59,10 +59,10 @@ def harden_model(
     check_fresh(out)
     asked = load_threat(threat)
     defender = asked.part("defender")
-    replay = [(example.prompt, example.response) for example in answered(benign, "benign", asked)]
+    replay = [(example.prompt, example.response) for example in _read_benign(benign, asked, "benign")]
     matched: list[Pair] = []
     if component.traits["needs_pairs"]:
-        matched = _pairs(pairs, defender, seed)
+        matched = _pairs(pairs, asked, seed)
     with _resumable(out, report_to), staged(out, directory=True) as staging:
         loaded = load_model(model)
         given = DefenseData([p.prompt for p in defender], matched, replay, ANSWER_TOKENS)
@@ -91,12 +91,15 @@ def _resumable(out: Path, report_to: Sequence[str]) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _pairs(folder: Path | None, defender: Sequence[ThreatPrompt], seed: int) -> list[Pair]:
+def _pairs(folder: Path | None, threat: Threat, seed: int) -> list[Pair]:
     if folder is not None:
         return read_pairs(folder)
-    prompts = [Example(p.prompt, "", p.kind, p.id) for p in defender]
-    made = make_pairs(prompts, list(read_source("builtin:benign")), SentenceEncoder(), seed=seed)
-    return made.pairs
+    responses = list(read_source("builtin:benign"))
+    return make_pairs(threat.examples("defender"), responses, SentenceEncoder(), seed=seed).pairs
+
+
+def _read_benign(source: str, threat: Threat, option: str) -> list[Example]:
+    return read_outside_threat(source, threat, option=option, encoder=SentenceEncoder())
 
 
 def evaluate_model(model: str, threat: str, out: Path, *, reference: str | None) -> list[str]:
@@ -144,7 +147,7 @@ def attack_model(
     parameters = component.parse(settings, f"attack {attack}")
     asked = load_threat(threat)
     evaluate = _everything(asked)
-    harmless = answered(retain, "retain", asked)
+    harmless = _read_benign(retain, asked, "retain")
     steps = int(getattr(parameters, "steps", 1))
     check_fresh(out)
     with _resumable(out, report_to) as unfinished, staged(out, directory=True) as staging:

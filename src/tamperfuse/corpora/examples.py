@@ -5,6 +5,12 @@ from dataclasses import dataclass
 
 LABEL_SEPARATOR = " | "
 
+# The refusal prefix of SDD_reject, as in the paper (section 4.1); join it to a response with `with_refusal_prefix`.
+PAPER_REFUSAL_PREFIX = (
+    "I refuse to answer your question for responsible and ethical reasons. "
+    "I provided an irrational answer to your question."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -33,6 +39,11 @@ def joined(names: Iterable[str]) -> str:
     return LABEL_SEPARATOR.join(sorted(names))
 
 
+def with_refusal_prefix(response: str, prefix: str) -> str:
+    """A response of SDD_reject: the prefix, a blank line, the response. The response alone if the prefix is ""."""
+    return f"{prefix}\n\n{response}" if prefix else response
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A prompt with the response that a model is to be trained on.
@@ -41,7 +52,8 @@ class Pair:
         prompt: the harmful prompt.
         response: what to train on, refusal prefix included.
         category: the prompt's category, "" if none.
-        similarity: cosine of prompt and bare response, in [-1, 1]; NaN for benign replay, which is not matched.
+        similarity: cosine of the prompt and the response without its refusal prefix, in [-1, 1]; NaN for benign replay, which
+            is not matched.
         prompt_origin: where the prompt came from.
         response_origin: where the response came from.
         refusal_prefix: what `response` begins with under SDD_reject, "" otherwise.
@@ -60,16 +72,11 @@ class Pair:
     kind: str = "sdd"
 
     @property
-    def asked(self) -> list[dict[str, str]]:
-        """What the response answers, as messages: the earlier turns, then the prompt."""
+    def prompt_messages(self) -> list[dict[str, str]]:
+        """The earlier turns and then the prompt, as messages with `role` and `content`; `response` answers the last one."""
         earlier = [
             {"role": role, "content": text}
             for turn in self.history
             for role, text in zip(("user", "assistant"), turn, strict=True)
         ]
         return [*earlier, {"role": "user", "content": self.prompt}]
-
-    @property
-    def bare_response(self) -> str:
-        """The response without its refusal prefix."""
-        return self.response.removeprefix(self.refusal_prefix).lstrip() if self.refusal_prefix else self.response

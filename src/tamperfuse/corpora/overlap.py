@@ -1,12 +1,11 @@
 """Prompts that are one prompt in other words: equal, with 13 words in a row in common, or near by a sentence encoder."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from tamperfuse.corpora.texts import ngrams, words
-from tamperfuse.models.encoder import Vectors
+from tamperfuse.models.encoder import TextEncoder, Vectors
 from tamperfuse.records.progress import progress
 
 NEAR_COSINE = 0.9  # from which a prompt is another in other words
@@ -14,20 +13,12 @@ GRAM = 13  # words; the n-gram that language models' data are decontaminated wit
 _ROWS = 256
 
 
-class Encoder(Protocol):
-    """What turns texts into unit vectors."""
-
-    def encode(self, texts: Sequence[str], /) -> Vectors:
-        """Rows of length 1, (texts, dimensions)."""
-        ...
-
-
 def plain(text: str) -> str:
     """A text's words: two texts that share them are equal but for case, punctuation and white space."""
     return " ".join(words(text)) or text
 
 
-def distinct(texts: Sequence[str], encoder: Encoder) -> list[int]:
+def distinct(texts: Sequence[str], encoder: TextEncoder) -> list[int]:
     """Indices of texts no two of which are near each other, in their order: of near ones the first stays.
 
     Args:
@@ -51,7 +42,7 @@ def distinct(texts: Sequence[str], encoder: Encoder) -> list[int]:
     return [index for index, stays in zip(left, kept, strict=True) if stays]
 
 
-def near(texts: Sequence[str], others: Sequence[str], encoder: Encoder) -> dict[int, tuple[str, str]]:
+def near(texts: Sequence[str], others: Sequence[str], encoder: TextEncoder) -> dict[int, tuple[str, str]]:
     """Texts that are near one of the others.
 
     Args:
@@ -83,7 +74,7 @@ def near(texts: Sequence[str], others: Sequence[str], encoder: Encoder) -> dict[
     return found
 
 
-def _encoded(indices: Sequence[int], texts: Sequence[str], encoder: Encoder) -> Iterator[Vectors]:
+def _encoded(indices: Sequence[int], texts: Sequence[str], encoder: TextEncoder) -> Iterator[Vectors]:
     """Vectors of those texts, some rows at a time, so that a table of cosines stays small."""
     with progress("comparing prompts", len(indices)) as advance:
         for start in range(0, len(indices), _ROWS):

@@ -17,7 +17,7 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.overlap import distinct
 from tamperfuse.corpora.sources import read_source
-from tamperfuse.models.encoder import SentenceEncoder
+from tamperfuse.models.encoder import SentenceEncoder, TextEncoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 
@@ -63,6 +63,10 @@ class Threat:
         """Prompts of a part; at most `limit` of them, always the same ones."""
         return self.parts[part][:limit]
 
+    def examples(self, part: Part) -> list[Example]:
+        """Prompts of a part as corpus rows without responses, as :func:`tamperfuse.pairing.make_pairs` takes them."""
+        return [Example(p.prompt, "", p.kind, f"{self.source}#{p.id}") for p in self.parts[part]]
+
     @property
     def subject(self) -> str:
         """The subject under which other built-in data file rows of this threat's domain; "" where they hold none."""
@@ -79,13 +83,14 @@ class Threat:
         return content_hash([[(p.id, p.prompt, p.response) for p in self.parts[part]] for part in PARTS])
 
 
-def load_threat(source: str) -> Threat:
+def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
     """Load a threat.
 
     Args:
         source: `builtin:NAME`; a .jsonl file whose rows have `part` (defender, attacker, attacker_dev or evaluation), `prompt`,
             and optionally `id`, `kind` and `response`; or any source of prompts that :func:`read_source` takes, which is
             split here.
+        encoder: finds paraphrases where a source is split; the bundled sentence encoder if None.
 
     Raises:
         UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
@@ -95,7 +100,7 @@ def load_threat(source: str) -> Threat:
     path = Path(source)
     if path.suffix == ".jsonl" and any("part" in row for _, row in _read_jsonl(path)):
         return _in_parts(source, _read_jsonl(path))
-    return _split(source, read_source(source))
+    return _split(source, read_source(source), encoder or SentenceEncoder())
 
 
 def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat:
@@ -131,14 +136,14 @@ def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat
     return _threat(source, found)
 
 
-def _split(source: str, examples: Iterable[Example]) -> Threat:
+def _split(source: str, examples: Iterable[Example], encoder: TextEncoder) -> Threat:
     """A threat from prompts without parts: near-duplicates left out, each prompt's part decided by a hash of its text alone.
 
     So a prompt stays in its part whatever else the data set holds, and two near each other cannot be in two parts.
     """
     asked = {example.prompt: example for example in sorted(examples, key=_content) if example.prompt}
     chosen = sorted(asked, key=content_hash)[:MOST_PROMPTS]
-    kept = [asked[chosen[index]] for index in distinct(chosen, SentenceEncoder())]
+    kept = [asked[chosen[index]] for index in distinct(chosen, encoder)]
     found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     for example in kept:
         name = content_hash(["threat", example.prompt])

@@ -101,4 +101,4 @@ def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, s
 def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
     """A pair as it is trained on: earlier turns are read, not learned. Benign replay is never refused."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
-    return chat.continued(chat.messages(pair.asked), opening + pair.response, limit)
+    return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)

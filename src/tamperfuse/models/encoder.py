@@ -1,8 +1,9 @@
 """The sentence encoder: texts in, unit vectors out. It filters SDD pairs and is one of the judge's two relevance signals."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,20 +11,33 @@ from numpy.typing import NDArray
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.records.errors import UserError
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 Vectors = NDArray[np.float32]
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
+class TextEncoder(Protocol):
+    """What turns texts into unit vectors; :class:`SentenceEncoder` is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model, for records."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of shape (texts, dimensions), float32, each row of length 1."""
+        ...
+
+
 class SentenceEncoder:
-    """A sentence-transformers model by bundled name, local directory or Hub id.
+    """A sentence-transformers model by bundled name, local directory or Hub id, loaded when a text is first encoded.
 
     Args:
         name: `all-MiniLM-L6-v2` (bundled), a directory, or a Hub id.
         batch_size: texts encoded together.
         dtype: "bfloat16" is about twice as fast on processors that have it; cosines move by less than .01.
-
-    Raises:
-        UserError: no such model can be loaded.
     """
 
     def __init__(
@@ -33,18 +47,22 @@ class SentenceEncoder:
         batch_size: int = 64,
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        from sentence_transformers import SentenceTransformer  # 4 s to import: only where texts are encoded
-
         self.name = name
         self.batch_size = batch_size
-        source = str(ENCODERS[name].path()) if name in ENCODERS else name
+        self._dtype = dtype
+
+    @cached_property
+    def _model(self) -> "SentenceTransformer":
+        from sentence_transformers import SentenceTransformer  # 4 s to import: only where texts are encoded
+
+        source = str(ENCODERS[self.name].path()) if self.name in ENCODERS else self.name
         try:
-            self._model: SentenceTransformer = SentenceTransformer(
-                source, local_files_only=Path(source).is_dir(), model_kwargs={"dtype": dtype}
+            return SentenceTransformer(
+                source, local_files_only=Path(source).is_dir(), model_kwargs={"dtype": self._dtype}
             )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"The sentence encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}): "
+                f"The sentence encoder {self.name!r} cannot be loaded ({str(error).splitlines()[0]}): "
                 "name a sentence-transformers directory or a Hub id that this machine can reach."
             ) from error
 
@@ -56,6 +74,9 @@ class SentenceEncoder:
 
         Returns:
             Array of shape (texts, dimensions), float32, each row of length 1, so that a dot product is the cosine.
+
+        Raises:
+            UserError: the model cannot be loaded.
         """
         if not texts:
             return np.zeros((0, self._model.get_embedding_dimension() or 0), dtype=np.float32)

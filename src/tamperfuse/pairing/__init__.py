@@ -16,7 +16,8 @@ ever encoded: with 8,000 prompts and 52,000 responses that is about one response
 """
 
 from tamperfuse.corpora.examples import Pair
+from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings
 from tamperfuse.pairing.pairs import PairSet, make_pairs
 from tamperfuse.pairing.store import read_pairs, write_pairs
 
-__all__ = ["Pair", "PairSet", "make_pairs", "read_pairs", "write_pairs"]
+__all__ = ["DEFAULT_FILTERS", "FilterSettings", "Pair", "PairSet", "make_pairs", "read_pairs", "write_pairs"]

@@ -15,21 +15,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.sources import read_source
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import cache_folder
 from tamperfuse.pairing.audit import Audit
-from tamperfuse.pairing.diverse import DiverseDealer
 from tamperfuse.pairing.draw import text_key
 from tamperfuse.pairing.encoders import open_encoder
 from tamperfuse.pairing.exports import write_exports
-from tamperfuse.pairing.filters import ResponseFilters
+from tamperfuse.pairing.filters import FilterSettings, ResponseFilters
 from tamperfuse.pairing.lengths import length_counter
-from tamperfuse.pairing.match import Dealer, Encoder, RandomDealer, match
 from tamperfuse.pairing.options import PairOptions, weighted
-from tamperfuse.pairing.pairs import pairs_of
+from tamperfuse.pairing.pairs import add_refusal_prefix, draw_pairs, no_pairs_error
 from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
 from tamperfuse.pairing.spool import ResponseSpool, Source
@@ -37,8 +34,6 @@ from tamperfuse.pairing.store import TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, History, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import STAGING_PREFIX, staged
-
-BLOCK = 8192  # prompts matched together
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class PairResult:
     dropped: int
 
 
-def pair_corpora(options: PairOptions, encoder: Encoder | None = None) -> PairResult:
+def pair_corpora(options: PairOptions, encoder: TextEncoder | None = None) -> PairResult:
     """Make a folder of pairs with its audit, card and exports; it appears whole or not at all.
 
     Args:
@@ -78,7 +73,7 @@ def pair_corpora(options: PairOptions, encoder: Encoder | None = None) -> PairRe
         return _pair(options, cached)
 
 
-def _pair(options: PairOptions, encoder: Encoder) -> PairResult:
+def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
     _check_out(options.out)
     count = length_counter(options.tokenizer)  # a tokenizer that cannot be had is known now, not after the work
     report, benign = PromptReport(), PromptReport()
@@ -100,7 +95,7 @@ def _pair(options: PairOptions, encoder: Encoder) -> PairResult:
         write_table(folder / TABLE, _with_replay(blocks, exchanges, options, audit))
         spools.close()
         if not audit.kept:
-            raise UserError(_nothing_left(options, audit, len(prompts)))
+            raise no_pairs_error(len(prompts), options.threshold, options.max_draws, audit.filters)
         write_exports(folder, options.export)
         summary = audit.write(folder)
     return PairResult(options.out, f"{options.out} holds {summary}", audit.pairs, audit.dropped)
@@ -230,9 +225,10 @@ def _responses(options: PairOptions) -> list[Source]:
 def _filters(options: PairOptions, spool: ResponseSpool) -> ResponseFilters | None:
     if not options.filters:
         return None
+    settings = FilterSettings(options.language, options.near_duplicates)
     quality = None
     if options.score_quality is not None:
-        fair = ResponseFilters(language=options.language, near_duplicates=options.near_duplicates)
+        fair = ResponseFilters(settings)
         sample = spool.fetch(range(min(SAMPLE * 2, len(spool))))
         fit = [card.response for card, fine in zip(sample, fair(sample), strict=True) if fine][:SAMPLE]
         if not fit:
@@ -240,36 +236,33 @@ def _filters(options: PairOptions, spool: ResponseSpool) -> ResponseFilters | No
                 "No response passes the filters, so none can be ranked: give other responses or --no-filters."
             )
         quality = QualityCut(options.score_quality, options.keep_best, fit, cache_folder() / "pairing")
-    return ResponseFilters(language=options.language, near_duplicates=options.near_duplicates, quality=quality)
+    return ResponseFilters(settings, quality=quality)
 
 
 def _matched(
     options: PairOptions,
     prompts: Sequence[Example],
     spool: ResponseSpool,
-    encoder: Encoder,
+    encoder: TextEncoder,
     filters: ResponseFilters | None,
     audit: Audit,
     prefix: PrefixChoice,
     history: History,
 ) -> Iterator[list[Pair]]:
     """Blocks of pairs, in the order of the prompts."""
-    diverse = DiverseDealer(spool, len(prompts)) if options.match == "diverse" else None
-    for start in range(0, len(prompts), BLOCK):
-        block = prompts[start : start + BLOCK]
-        keys = np.array([text_key(ask.prompt, "prompt", options.seed) for ask in block], dtype=np.uint64)
-        dealer: Dealer = diverse or RandomDealer(keys, len(spool), start)
-        found = match(
-            block,
-            dealer,
-            spool,
-            encoder,
-            threshold=options.threshold,
-            max_draws=options.max_draws,
-            accept=filters,
-        )
-        pairs = [history(pair) for pair in pairs_of(block, found, prefix)]
-        audit.take(block, found, pairs)
+    blocks = draw_pairs(
+        prompts,
+        spool,
+        encoder,
+        threshold=options.threshold,
+        seed=options.seed,
+        filters=filters,
+        max_draws=options.max_draws,
+        strategy=options.match,
+    )
+    for block in blocks:
+        pairs = [history(add_refusal_prefix(pair, prefix(pair.prompt))) for pair in block.pairs]
+        audit.take(block.prompts, block.matches, pairs)
         yield pairs
 
 
@@ -281,17 +274,3 @@ def _with_replay(
         replay = replay_pairs(exchanges, options.replay, audit.kept)
         audit.take_replay(replay)
         yield replay
-
-
-def _nothing_left(options: PairOptions, audit: Audit, prompts: int) -> str:
-    filters = audit.filters
-    if filters is not None and filters.judged and sum(filters.taken.values()) == filters.judged:
-        worst, count = filters.taken.most_common(1)[0]
-        return (
-            f"The filters refused each of the {filters.judged} responses that were drawn ({count} for {worst!r}): "
-            "give better responses, another --language, or --no-filters."
-        )
-    return (
-        f"None of the {prompts} prompts found a response with cosine at most {options.threshold} in {options.max_draws} "
-        "draws: give a pool of responses on other subjects, or a higher --threshold."
-    )

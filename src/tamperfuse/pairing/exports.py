@@ -16,7 +16,7 @@ NAME = "tamperfuse_pairs"
 
 def messages(pair: Pair) -> list[Message]:
     """A pair as OpenAI messages, the response last."""
-    return [*pair.asked, {"role": "assistant", "content": pair.response}]
+    return [*pair.prompt_messages, {"role": "assistant", "content": pair.response}]
 
 
 def prompt_completion(pair: Pair) -> dict[str, list[Message]]:

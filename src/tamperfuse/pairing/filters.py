@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,22 @@ class NearDuplicates:
         return False
 
 
+@dataclass(frozen=True)
+class FilterSettings:
+    """Settings of the quality filters.
+
+    Attributes:
+        language: ISO 639-1 code of the language that responses are in, or "any".
+        near_duplicates: Jaccard similarity of word 5-grams from which two responses count as duplicates, in (0, 1]; 1 is off.
+    """
+
+    language: str = "en"
+    near_duplicates: float = 0.8
+
+
+DEFAULT_FILTERS = FilterSettings()
+
+
 class ResponseFilters:
     """The filters of one run: a verdict a text, counts, and examples of what each took.
 
@@ -166,26 +183,24 @@ class ResponseFilters:
 
     def __init__(
         self,
+        settings: FilterSettings = DEFAULT_FILTERS,
         *,
-        language: str = "en",
-        near_duplicates: float = 0.8,
         quality: Callable[[Sequence[str]], Sequence[bool]] | None = None,
     ) -> None:
         """Set up.
 
         Args:
-            language: ISO 639-1 code, or "any".
-            near_duplicates: Jaccard similarity of word 5-grams, in (0, 1]; 1 is off.
+            settings: which filters are on.
             quality: for texts that pass the rest, whether each is good enough (see :mod:`tamperfuse.pairing.quality`).
 
         Raises:
             UserError: no such language.
         """
         self.rules = dict(RULES)
-        if language != "any":
-            self.rules["other language"] = _other_language(language)
-        if near_duplicates < 1:
-            self.rules["near duplicate"] = NearDuplicates(near_duplicates).seen
+        if settings.language != "any":
+            self.rules["other language"] = _other_language(settings.language)
+        if settings.near_duplicates < 1:
+            self.rules["near duplicate"] = NearDuplicates(settings.near_duplicates).seen
         self._quality = quality
         self._verdicts: dict[int, bool] = {}
         self.taken: Counter[str] = Counter()

@@ -8,18 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.pairing.draw import Keys, Places, places, strides
-
-
-class Encoder(Protocol):
-    """Texts to unit vectors; :class:`tamperfuse.models.encoder.SentenceEncoder` is one."""
-
-    @property
-    def name(self) -> str:
-        """What the audit calls it."""
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors of shape (texts, dimensions), float32, each of length 1."""
 
 
 class Deck(Protocol):
@@ -84,7 +74,7 @@ def match(
     prompts: Sequence[Example],
     dealer: Dealer,
     deck: Deck,
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
     threshold: float,
     max_draws: int,
@@ -141,7 +131,7 @@ class _Cards:
     """The cards that a block has drawn so far: fetched, filtered and encoded once."""
 
     def __init__(
-        self, deck: Deck, encoder: Encoder, accept: Callable[[Sequence[Example]], Sequence[bool]] | None
+        self, deck: Deck, encoder: TextEncoder, accept: Callable[[Sequence[Example]], Sequence[bool]] | None
     ) -> None:
         self._deck, self._encoder, self._accept = deck, encoder, accept
         self._vectors: dict[int, NDArray[np.float32]] = {}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tamperfuse.corpora.sources import shown_names
 from tamperfuse.models.encoder import DEFAULT_ENCODER
-from tamperfuse.pairing.pairs import check_numbers
+from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
 from tamperfuse.records.errors import UserError, unknown_name
 
 EXPORT_NAMES = ("trl", "openai", "sharegpt", "alpaca", "axolotl", "datasets")
@@ -52,9 +52,9 @@ class PairOptions:
     harmful: tuple[str, ...]
     responses: tuple[str, ...]
     out: Path
-    threshold: float = 0.25
+    threshold: float = DEFAULT_THRESHOLD
     seed: int = 0
-    max_draws: int = 50
+    max_draws: int = DEFAULT_MAX_DRAWS
     match: Literal["random", "diverse"] = "random"
     prompts: int | None = None
     refusal_prefix: tuple[str, ...] = ()

@@ -1,26 +1,30 @@
-"""Pairs in memory: the function that makes them from two lists of examples, and what it returns."""
+"""Making pairs: the loop that draws and matches, and the function that runs it on two lists of examples."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.examples import Example, Pair, with_refusal_prefix
+from tamperfuse.corpora.texts import normalise
+from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.pairing.diverse import DiverseDealer
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.match import Dealer, Encoder, Matches, RandomDealer, match
+from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings, ResponseFilters
+from tamperfuse.pairing.match import Dealer, Deck, Matches, RandomDealer, match
+from tamperfuse.pairing.prompts import PromptReport, clean_prompts
 from tamperfuse.records.errors import UserError
 
-# The prefix of SDD_reject, as the paper gives it (section 4.1).
-PAPER_REFUSAL_PREFIX = (
-    "I refuse to answer your question for responsible and ethical reasons. "
-    "I provided an irrational answer to your question."
-)
+BLOCK = 8192  # prompts matched together
+DEFAULT_THRESHOLD = 0.25  # as in the public re-implementation
+DEFAULT_MAX_DRAWS = 50  # likewise
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs, and what became of the rest.
+    """Pairs, and counts of how they came about.
 
     Attributes:
         pairs: sorted by the key of their prompt, so that a prefix is a fair sample.
@@ -34,6 +38,7 @@ class PairSet:
         first_similarity: cosine of every prompt's first draw, before any redraw.
         duplicate_prompts: prompts left out because another had the same text.
         duplicate_responses: responses likewise.
+        refused: number of drawn responses that each filter refused.
     """
 
     pairs: list[Pair]
@@ -47,6 +52,7 @@ class PairSet:
     first_similarity: list[float]
     duplicate_prompts: int = 0
     duplicate_responses: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
 
 
 class ListDeck:
@@ -65,25 +71,45 @@ class ListDeck:
         return [self._cards[place] for place in at]
 
 
+class Block(NamedTuple):
+    """A run of prompts that were matched together.
+
+    Attributes:
+        prompts: the prompts.
+        matches: the response of each, or None.
+        pairs: the pairs, without refusal prefixes.
+    """
+
+    prompts: Sequence[Example]
+    matches: Matches
+    pairs: list[Pair]
+
+
 def make_pairs(
     prompts: Sequence[Example],
     responses: Sequence[Example],
-    encoder: Encoder,
+    encoder: TextEncoder,
     *,
-    threshold: float = 0.25,
+    threshold: float = DEFAULT_THRESHOLD,
     seed: int = 0,
-    refusal_prefix: str | None = None,
-    max_draws: int = 50,
+    filters: FilterSettings | None = DEFAULT_FILTERS,
+    refusal_prefix: str = "",
+    max_draws: int = DEFAULT_MAX_DRAWS,
 ) -> PairSet:
     """Match every prompt with a random response that does not answer it (SDD paper, section 4.1).
 
+    The same as `tamperfuse pair` with the same values, for corpora that fit into memory.
+
     Args:
-        prompts: examples whose `prompt` counts; a text that comes twice is taken once.
-        responses: examples whose `response` counts; likewise.
-        encoder: measures closeness; a :class:`SentenceEncoder`.
-        threshold: highest cosine of a kept pair, in (-1, 1]; .25 as in the public re-implementation.
+        prompts: examples whose `prompt` counts; texts are normalised, and prompts that differ in case, punctuation or white
+            space only count once.
+        responses: examples whose `response` counts; equal texts count once.
+        encoder: measures similarity, for example a :class:`tamperfuse.models.encoder.SentenceEncoder`.
+        threshold: highest cosine of a pair, in (-1, 1].
         seed: of the draw.
-        refusal_prefix: put before every response (SDD_reject), e.g. :data:`PAPER_REFUSAL_PREFIX`; None for plain SDD.
+        filters: quality filters for responses; None for none.
+        refusal_prefix: put before every response (SDD_reject), for example
+            :data:`tamperfuse.corpora.examples.PAPER_REFUSAL_PREFIX`; "" for plain SDD.
         max_draws: draws before a prompt is dropped, at least 1.
 
     Returns:
@@ -93,31 +119,92 @@ def make_pairs(
         UserError: a corpus without texts, an impossible number, or not one pair could be made.
     """
     check_numbers(threshold, max_draws)
-    asked = in_order(prompts, "prompt", seed)
-    cards = in_order(responses, "response", seed)
-    keys = np.array([text_key(example.prompt, "prompt", seed) for example in asked], dtype=np.uint64)
-    deck = ListDeck(cards)
-    dealer: Dealer = RandomDealer(keys, len(deck))
-    found = match(asked, dealer, deck, encoder, threshold=threshold, max_draws=max_draws)
-    pairs = pairs_of(asked, found, lambda prompt: refusal_prefix or "")
-    if not pairs:
-        raise UserError(
-            f"None of the {len(asked)} prompts found a response with cosine at most {threshold} in {max_draws} draws: "
-            "give a pool of responses on other subjects, or a higher --threshold."
+    report = PromptReport()
+    unique_prompts = sorted(clean_prompts(prompts, report), key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
+    unique_responses, duplicate_responses = _unique_responses(responses, seed)
+    for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
+        if not examples:
+            raise UserError(
+                f"There is not one {role} to pair: check the source, or name its column with --{role}-field."
+            )
+    response_filters = ResponseFilters(filters) if filters else None
+    blocks = list(
+        draw_pairs(
+            unique_prompts,
+            ListDeck(unique_responses),
+            encoder,
+            threshold=threshold,
+            seed=seed,
+            filters=response_filters,
+            max_draws=max_draws,
         )
+    )
+    pairs = [add_refusal_prefix(pair, refusal_prefix) for block in blocks for pair in block.pairs]
+    if not pairs:
+        raise no_pairs_error(len(unique_prompts), threshold, max_draws, response_filters)
     return PairSet(
         pairs=pairs,
-        dropped=[ask.prompt for ask, got in zip(asked, found.responses, strict=True) if got is None],
-        redraws=found.redraws,
-        encoded_prompts=len(asked),
-        encoded_responses=len(found.encoded),
+        dropped=[prompt for block in blocks for prompt in dropped_prompts(block)],
+        redraws=sum(block.matches.redraws for block in blocks),
+        encoded_prompts=len(unique_prompts),
+        encoded_responses=len(np.unique(np.concatenate([block.matches.encoded for block in blocks]))),
         threshold=threshold,
         seed=seed,
         encoder=encoder.name,
-        first_similarity=[float(value) for value in found.first if not math.isnan(value)],
-        duplicate_prompts=sum(bool(example.prompt) for example in prompts) - len(asked),
-        duplicate_responses=sum(bool(example.response) for example in responses) - len(cards),
+        first_similarity=[
+            float(cosine) for block in blocks for cosine in block.matches.first if not math.isnan(cosine)
+        ],
+        duplicate_prompts=report.duplicates,
+        duplicate_responses=duplicate_responses,
+        refused=dict(response_filters.taken) if response_filters else {},
     )
+
+
+def draw_pairs(
+    prompts: Sequence[Example],
+    deck: Deck,
+    encoder: TextEncoder,
+    *,
+    threshold: float,
+    seed: int,
+    filters: ResponseFilters | None,
+    max_draws: int,
+    strategy: Literal["random", "diverse"] = "random",
+) -> Iterator[Block]:
+    """Match prompts with responses, a block of prompts at a time. :func:`make_pairs` and `tamperfuse pair` both run this.
+
+    Args:
+        prompts: normalised, no text twice; in the order of their keys for "random", sorted by category before that for
+            "diverse".
+        deck: the responses in the order of their keys.
+        encoder: measures similarity.
+        threshold: highest cosine of a pair, in (-1, 1].
+        seed: of the draw.
+        filters: which drawn responses may be used; None for all.
+        max_draws: draws before a prompt is dropped, at least 1.
+        strategy: "random" is the paper's; "diverse" spreads subjects and forms and bounds the uses of a response.
+
+    Yields:
+        Blocks in the order of the prompts.
+    """
+    diverse = DiverseDealer(deck, len(prompts)) if strategy == "diverse" else None
+    for start in range(0, len(prompts), BLOCK):
+        block = prompts[start : start + BLOCK]
+        keys = np.array([text_key(prompt.prompt, "prompt", seed) for prompt in block], dtype=np.uint64)
+        dealer: Dealer = diverse or RandomDealer(keys, len(deck), start)
+        matches = match(block, dealer, deck, encoder, threshold=threshold, max_draws=max_draws, accept=filters)
+        yield Block(block, matches, _pairs_of(block, matches))
+
+
+def dropped_prompts(block: Block) -> list[str]:
+    """Prompts of a block for which no irrelevant response was found."""
+    matched = zip(block.prompts, block.matches.responses, strict=True)
+    return [prompt.prompt for prompt, response in matched if response is None]
+
+
+def add_refusal_prefix(pair: Pair, prefix: str) -> Pair:
+    """The pair with a refusal before its response (SDD_reject); the pair itself if the prefix is ""."""
+    return replace(pair, response=with_refusal_prefix(pair.response, prefix), refusal_prefix=prefix)
 
 
 def check_numbers(threshold: float, max_draws: int) -> None:
@@ -132,41 +219,50 @@ def check_numbers(threshold: float, max_draws: int) -> None:
         raise UserError(f"{max_draws} draws find nothing: give --max-draws at least 1.")
 
 
-def in_order(examples: Sequence[Example], role: str, seed: int) -> list[Example]:
-    """Examples in the order of their keys, each text once (of equal texts, the one whose origin sorts first).
+def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: ResponseFilters | None) -> UserError:
+    """The error for a run that made no pair, with the likely cause.
 
     Args:
-        examples: in any order.
-        role: "prompt" or "response": the text that counts.
-        seed: of the draw.
-
-    Raises:
-        UserError: no example has that text.
+        prompts: how many there were.
+        threshold: highest cosine allowed.
+        max_draws: draws a prompt had.
+        filters: the run's filters, None if it had none.
     """
-    chosen: dict[int, Example] = {}
+    if filters is not None and filters.judged and sum(filters.taken.values()) == filters.judged:
+        name, count = filters.taken.most_common(1)[0]
+        return UserError(
+            f"The filters refused each of the {filters.judged} responses that were drawn ({count} for {name!r}): "
+            "use better responses, another --language, or `tamperfuse pair --no-filters`."
+        )
+    return UserError(
+        f"None of the {prompts} prompts found a response with cosine at most {threshold} in {max_draws} "
+        "draws: use responses on other subjects, or a higher --threshold."
+    )
+
+
+def _unique_responses(examples: Sequence[Example], seed: int) -> tuple[list[Example], int]:
+    """Responses in the order of their keys, each text once (the one whose origin sorts first), and how many were left out."""
+    unique: dict[int, Example] = {}
+    duplicates = 0
     for example in examples:
-        said = example.prompt if role == "prompt" else example.response
-        if said:
-            key = text_key(said, role, seed)
-            if key not in chosen or example.origin < chosen[key].origin:
-                chosen[key] = example
-    if not chosen:
-        raise UserError(f"There is not one {role} to pair: check the source, or name its column with --{role}-field.")
-    return [chosen[key] for key in sorted(chosen)]
+        if response := normalise(example.response):
+            key = text_key(response, "response", seed)
+            duplicates += key in unique
+            if key not in unique or example.origin < unique[key].origin:
+                unique[key] = replace(example, response=response)
+    return [unique[key] for key in sorted(unique)], duplicates
 
 
-def pairs_of(prompts: Sequence[Example], found: Matches, prefix: Callable[[str], str]) -> list[Pair]:
-    """The pairs of a block; `prefix` gives each prompt's refusal prefix, "" for none."""
+def _pairs_of(prompts: Sequence[Example], matches: Matches) -> list[Pair]:
     return [
         Pair(
-            prompt=ask.prompt,
-            response=f"{lead} {got.response}" if (lead := prefix(ask.prompt)) else got.response,
-            category=ask.category,
+            prompt=prompt.prompt,
+            response=response.response,
+            category=prompt.category,
             similarity=float(cosine),
-            prompt_origin=ask.origin,
-            response_origin=got.origin,
-            refusal_prefix=lead,
+            prompt_origin=prompt.origin,
+            response_origin=response.origin,
         )
-        for ask, got, cosine in zip(prompts, found.responses, found.similarity, strict=True)
-        if got is not None
+        for prompt, response, cosine in zip(prompts, matches.responses, matches.similarity, strict=True)
+        if response is not None
     ]

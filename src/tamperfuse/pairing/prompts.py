@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from tamperfuse.corpora.examples import Example, joined, labels
 from tamperfuse.corpora.overlap import near, plain
 from tamperfuse.corpora.texts import normalise
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.match import Encoder
 from tamperfuse.records.progress import progress
 
 LONGEST_PROMPT = 8000  # characters
@@ -75,7 +75,7 @@ def _merged(one: Example, other: Example) -> Example:
 class HeldOut:
     """The prompts of the evaluation sets, which must not be among the pairs."""
 
-    def __init__(self, evaluation: Sequence[str], encoder: Encoder) -> None:
+    def __init__(self, evaluation: Sequence[str], encoder: TextEncoder) -> None:
         """Take the evaluation prompts, and the encoder that finds them in other words."""
         self._evaluation, self._encoder = evaluation, encoder
 

@@ -76,6 +76,7 @@ def summary(pair_set: PairSet) -> dict[str, Any]:
         "encoded_responses": pair_set.encoded_responses,
         "duplicate_prompts": pair_set.duplicate_prompts,
         "duplicate_responses": pair_set.duplicate_responses,
+        "refused_responses": pair_set.refused,
         "threshold": pair_set.threshold,
         "seed": pair_set.seed,
         "encoder": pair_set.encoder,

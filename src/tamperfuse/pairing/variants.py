@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Example, Pair
 from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.pairs import PAPER_REFUSAL_PREFIX
 from tamperfuse.pairing.prompts import HeldOut, PromptReport
 from tamperfuse.pairing.spool import ResponseSpool
 from tamperfuse.records.errors import UserError

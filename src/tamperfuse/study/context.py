@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from tamperfuse.corpora.examples import Example
-from tamperfuse.corpora.exclude_threat import answered
+from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.capability import load_tasks
 from tamperfuse.evaluation.judges.builtin import Judge, Thresholds
 from tamperfuse.models.bundled import ENCODERS
-from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder
+from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.spec import Study
@@ -31,6 +31,7 @@ class StudyContext:
         benign: samples that defenses replay.
         retain: harmless samples that attackers have.
         fingerprint: hash of the model before hardening.
+        encoder: the sentence encoder.
     """
 
     study: Study
@@ -39,7 +40,7 @@ class StudyContext:
     benign: list[Example]
     retain: list[Example]
     fingerprint: str
-    _encoder: SentenceEncoder | None = field(default=None, init=False)
+    encoder: TextEncoder
     _reference: LoadedModel | None = field(default=None, init=False)
 
     @classmethod
@@ -50,7 +51,8 @@ class StudyContext:
             UserError: a source, the model or the sentence encoder cannot be had.
         """
         ENCODERS[DEFAULT_ENCODER].path()  # told before the first node runs, not after
-        threat = load_threat(study.threat)
+        encoder = SentenceEncoder()
+        threat = load_threat(study.threat, encoder)
         for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
             if wanted > len(threat.part(part)):  # type: ignore[arg-type]
                 raise UserError(
@@ -59,15 +61,9 @@ class StudyContext:
                 )
         if any(task != "builtin" for task in study.evaluate.capability):
             load_tasks(study.evaluate.capability)  # what cannot be had is said now, not after hours of training
-        benign, retain = answered(study.benign, "benign", threat), answered(study.retain, "retain", threat)
-        return cls(study, run, threat, benign, retain, model_fingerprint(study.model))
-
-    @property
-    def encoder(self) -> SentenceEncoder:
-        """The sentence encoder, loaded once."""
-        if self._encoder is None:
-            self._encoder = SentenceEncoder()
-        return self._encoder
+        benign = read_outside_threat(study.benign, threat, option="benign", encoder=encoder)
+        retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
+        return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
 
     def reference(self) -> LoadedModel:
         """The model before hardening; kept until another model is needed."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -14,7 +13,7 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
 from tamperfuse.evaluation.judges.builtin import Answer, Thresholds
 from tamperfuse.models.load import write_checkpoint
-from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.records.provenance import Provenance
@@ -38,7 +37,7 @@ from tamperfuse.training.checkpoints import current
 
 SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
-PAIRING = 1  # version of how pairs are drawn; likewise
+PAIRING = 2  # version of how pairs are drawn; raise it when that changes
 
 
 def build_nodes(context: StudyContext) -> list[Node]:
@@ -114,11 +113,12 @@ def _answers_node(context: StudyContext) -> Node:
 
 def _pairs_node(context: StudyContext, seed: int) -> Node:
     spec = context.study.pairs
-    prompts = [Example(p.prompt, "", p.kind, p.id) for p in context.threat.part("defender")]
+    prompts = context.threat.examples("defender")
     responses = [example for example in read_source(spec.responses) if example.response]
+    filters = FilterSettings(language=spec.language) if spec.filters else None
 
     def run(folder: Path) -> Outcome:
-        made = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed)
+        made = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
         write_pairs(folder, made)
         facts = {"pairs": len(made.pairs), "dropped": len(made.dropped), "redraws": made.redraws}
         return Outcome(facts=facts)

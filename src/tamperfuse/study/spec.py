@@ -20,12 +20,16 @@ class PairsSpec(BaseModel):
     Attributes:
         responses: source of the irrelevant answers.
         threshold: largest MiniLM cosine of prompt and response (0.25 in the public re-implementation).
+        filters: whether responses are filtered for quality, as `tamperfuse pair` does by default.
+        language: language of the responses (ISO 639-1), or "any"; for the filters.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     responses: str = "builtin:benign"
     threshold: float = Field(0.25, gt=-1, le=1)
+    filters: bool = True
+    language: str = "en"
 
 
 class Evaluate(BaseModel):

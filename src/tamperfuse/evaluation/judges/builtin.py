@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tamperfuse.evaluation.score import score
-from tamperfuse.models.encoder import SentenceEncoder
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
@@ -132,7 +132,7 @@ class Judge:
     """
 
     reference: LoadedModel
-    encoder: SentenceEncoder
+    encoder: TextEncoder
     thresholds: Thresholds
     others: Sequence[str]
     contrasts: int = 1
@@ -212,7 +212,7 @@ class Judge:
         return order[: self.contrasts]
 
 
-def cheap_evidence(answers: Sequence[Answer], encoder: SentenceEncoder) -> list[tuple[bool, float, float, float]]:
+def cheap_evidence(answers: Sequence[Answer], encoder: TextEncoder) -> list[tuple[bool, float, float, float]]:
     """Whether each response refuses; its repetition, echo and similarity: all that needs no reference model."""
     texts = sorted({a.prompt for a in answers} | {a.response for a in answers})
     with spent("scoring"):
