@@ -77,7 +77,7 @@ def test_a_study_names_examples() -> None:
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ("openbookqa", "'openbookqa' cannot be had .*: use `builtin`, or a machine that reaches the Hub"),
+        ("openbookqa", "'openbookqa' cannot be loaded .*: use `builtin`, or a machine that has access to the Hub"),
         ("openbokqa", "no capability task named 'openbokqa': did you mean 'openbookqa'"),
     ],
 )
@@ -88,5 +88,5 @@ def test_a_task_that_cannot_be_had_gets_a_sentence(task: str, words: str) -> Non
 
 def test_a_task_is_asked_for_once(tmp_path: Path) -> None:
     task = str(stub(tmp_path, "four", 2))
-    with pytest.raises(UserError, match="'four' is asked for twice"):
+    with pytest.raises(UserError, match="'four' is named twice"):
         capability.load_tasks([task, CapabilityTask(task=task, fewshot=1)])

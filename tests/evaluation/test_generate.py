@@ -134,7 +134,7 @@ def test_only_the_nucleus_is_drawn_from(logits: list[float], top_p: float, numbe
 
 
 def test_a_nucleus_wider_than_what_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamperfuse.evaluation.sampling.FIRST", 2)
+    monkeypatch.setattr("tamperfuse.evaluation.sampling.FIRST_TOP_K", 2)
     numbers = torch.linspace(0, 0.999, 400, dtype=torch.float64)
     drawn = Sampling(top_p=0.85).draw(torch.arange(20.0).div(20).expand(400, -1), numbers)
     shares = torch.softmax(torch.arange(20.0) / 20, 0)
@@ -202,5 +202,5 @@ def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:
 
 
 def test_a_window_that_is_too_small_is_said(tiny: LoadedModel) -> None:
-    with pytest.raises(UserError, match="exceed the model's window"):
+    with pytest.raises(UserError, match="exceed the model's context window"):
         generate(tiny, [[1] * 500], new_tokens=64)

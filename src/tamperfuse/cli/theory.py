@@ -1,4 +1,4 @@
-"""The command `tamperfuse theory`: parses, calls, prints."""
+"""The command `tamperfuse theory`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,17 +14,22 @@ def theory(
     counts: Annotated[
         str | None,
         typer.Option(
-            help="Judge this setting on the terminal instead of writing the page.", metavar="N_V,N_S,N*_V,N*_S"
+            help="Print both theorems at this setting instead of writing the page.", metavar="N_V,N_S,N*_V,N*_S"
         ),
     ] = None,
-    overlap: Annotated[str | None, typer.Option(help="Features that both share; none.", metavar="N_VO,N_SO")] = None,
-    classes: Annotated[int | None, typer.Option(help="K, at least 2; 3.")] = None,
-    p: Annotated[float | None, typer.Option(help="Chance that a spurious feature lets go, in [0, 1]; 0.9.")] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="Features that both models have; 0,0 by default.", metavar="N_VO,N_SO")
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes K, at least 2; 3 by default.")] = None,
+    p: Annotated[
+        float | None,
+        typer.Option(help="Probability that a spurious feature votes at random, in [0, 1]; 0.9 by default."),
+    ] = None,
     lam: Annotated[
-        float | None, typer.Option("--lambda", help="Share of the model before the attack, in [0, 1]; 0.5.")
+        float | None, typer.Option("--lambda", help="Weight of the model before the attack, in [0, 1]; 0.5 by default.")
     ] = None,
 ) -> None:
-    """Write the page of SDD's two theorems: where they hold, where not, what that means for a publisher.
+    """Write a page about SDD's two theorems: where they hold, where they do not, and what follows for publishers.
 
     Example: `tamperfuse theory --out runs/theory`
 
@@ -33,8 +38,8 @@ def theory(
     if counts is not None:
         _judge_setting(counts, overlap, 3 if classes is None else classes, 0.9 if p is None else p, lam)
         return
-    if any(given is not None for given in (overlap, classes, p, lam)):
-        raise UserError("--overlap, --classes, --p and --lambda describe a setting: give its --counts as well.")
+    if any(value is not None for value in (overlap, classes, p, lam)):
+        raise UserError("--overlap, --classes, --p and --lambda are part of a setting: give its --counts as well.")
     from tamperfuse.report.theory import write_theory_page
 
     page = write_theory_page(out)
@@ -52,12 +57,12 @@ def _judge_setting(counts: str, overlap: str | None, classes: int, p: float, lam
         raise UserError(str(error)) from error
     for line in lines:
         out_console.print(line, markup=False)
-    out_console.print("Where the theorems hold, in figures: tamperfuse theory --out runs/theory", markup=False)
+    out_console.print("For figures, run: tamperfuse theory --out runs/theory", markup=False)
 
 
-def _numbers(option: str, text: str, wanted: int) -> list[Any]:
-    """Counts as integers where they are some; whatever is none is left for the theory to refuse by name."""
+def _numbers(option: str, text: str, count: int) -> list[Any]:
+    """Split comma-separated counts. Parts that are not integers stay strings; FeatureCounts names them in its error."""
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != wanted:
-        raise UserError(f"{option} {text!r} is not {wanted} numbers: separate them by commas, such as 3,20,2,21.")
+    if len(parts) != count:
+        raise UserError(f"{option} {text!r} is not {count} numbers: separate them by commas.")
     return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]

@@ -214,7 +214,7 @@ def _calibrated(reference: LoadedModel, asked: Threat) -> tuple[Judge, list[Answ
 
 
 def _answers(loaded: LoadedModel, prompts: Sequence[ThreatPrompt]) -> list[Answer]:
-    new = generate(loaded, [loaded.chat.prompt(p.prompt) for p in prompts], new_tokens=ANSWER_TOKENS, what="answers")
+    new = generate(loaded, [loaded.chat.prompt(p.prompt) for p in prompts], new_tokens=ANSWER_TOKENS, label="answers")
     return [Answer(p.prompt, p.response or loaded.chat.text(a)) for p, a in zip(prompts, new, strict=True)]
 
 

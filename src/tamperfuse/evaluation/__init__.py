@@ -1,1 +1,4 @@
-"""What a model does: generation, scoring, the judge, capability. Judging works on kept responses, never on live models."""
+"""Measuring models: generation, scoring, judging, capability, and the diagnosis of an attack.
+
+Judges work on stored responses, so that several can judge the same ones.
+"""

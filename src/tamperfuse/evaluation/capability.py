@@ -1,6 +1,6 @@
-"""General ability, measured by lm-eval: the bundled offline tasks, or any of lm-eval's own by name.
+"""General capability, measured with lm-eval: the built-in offline tasks, or lm-eval's tasks by name.
 
-lm-eval builds the requests and computes the metrics; log-likelihoods come from :mod:`tamperfuse.evaluation.score`, on the
+lm-eval builds the requests and computes the metrics; :mod:`tamperfuse.evaluation.score` computes the log-likelihoods with the
 model in memory.
 """
 
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BUILTIN_TASKS = ("everyday", "grammar")
-FEWSHOT_SEED = 1234  # lm-eval's own
+FEWSHOT_SEED = 1234  # lm-eval's default
 
 
 class CapabilityTask(BaseModel):
     """A capability task of a study.
 
     Attributes:
-        task: `builtin`, a name that lm-eval knows (a group, such as mmlu, is its subtasks pooled), or one of its YAML files.
-        fewshot: solved examples before each question; the task's own number where unset, which is 0 for most.
+        task: `builtin`, the name of a task of lm-eval (a group, such as mmlu, pools its subtasks), or the path of a task's YAML
+            file.
+        fewshot: number of solved examples before each question; None for the task's default, which is 0 for most.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,14 +47,14 @@ class CapabilityTask(BaseModel):
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a task, answered.
+    """Result of one question of a task.
 
     Attributes:
-        task: the task's name, as the study has it.
-        item: its number within the task.
-        group: items made from one template share a group; "" where items are independent.
-        correct: whether the model was right.
-        chance: probability of being right by guessing, in (0, 1); 0 where it is unknown.
+        task: the task's name in the study.
+        item: number of the question within the task.
+        group: template that the question is generated from; "" where questions are independent.
+        correct: whether the model's answer is correct.
+        chance: accuracy of guessing, in (0, 1); 0 if unknown.
     """
 
     task: str
@@ -69,22 +70,22 @@ def measure_capability(
     """Run capability tasks.
 
     Args:
-        loaded: the model; left as it was.
-        tasks: what to run; a bare name is a task with its own number of examples.
-        limit: items a task at most, spread evenly over it (and its subtasks); None for all.
+        loaded: the model; not modified.
+        tasks: the tasks; a name alone is a task with its default number of examples.
+        limit: maximum number of items for each task, spread over its subtasks; None for all.
 
     Returns:
-        Every item, and the number of tokens scored.
+        The result of each item, and the number of tokens scored.
 
     Raises:
-        UserError: lm-eval knows no such task, or its data cannot be had without a network.
+        UserError: lm-eval has no such task, or its data is not available offline.
     """
-    from lm_eval.evaluator import evaluate  # 6 s to import: only where capability is measured
+    from lm_eval.evaluator import evaluate  # takes 6 s to import
 
-    found = load_tasks(tasks)
-    for part in (part for task in found for part in task.parts):
-        part.set_fewshot_seed(seed=FEWSHOT_SEED)  # each time: drawing examples moves the generator on
-    chosen = [docs for task in found for docs in _spread(task, limit)]
+    loaded_tasks = load_tasks(tasks)
+    for part in (part for task in loaded_tasks for part in task.parts):
+        part.set_fewshot_seed(seed=FEWSHOT_SEED)  # on every call, since drawing examples advances the generator
+    chosen = [docs for task in loaded_tasks for docs in _select_documents(task, limit)]
     running = {docs.task.task_name: docs for docs in chosen}
     adapter = lm_eval_model(loaded)
     out = evaluate(
@@ -100,7 +101,7 @@ def measure_capability(
 
 @dataclass(frozen=True)
 class LoadedTask:
-    """What a name of a study stands for: one of lm-eval's tasks, or several that are pooled."""
+    """A task of a study: one of lm-eval's tasks, or several that are pooled."""
 
     name: str
     parts: tuple[Any, ...]
@@ -108,7 +109,14 @@ class LoadedTask:
 
 @dataclass(frozen=True)
 class Documents:
-    """Some documents of one of lm-eval's tasks; in what it is a part of, they are numbered from `offset`."""
+    """Selected documents of one of lm-eval's tasks, which is part of the study's task `name`.
+
+    Attributes:
+        name: the study's task.
+        task: lm-eval's task.
+        indices: selected documents of lm-eval's task.
+        offset: number of documents in the earlier parts of the study's task.
+    """
 
     name: str
     task: Any
@@ -117,27 +125,28 @@ class Documents:
 
 
 def load_tasks(tasks: Sequence[str | CapabilityTask]) -> tuple[LoadedTask, ...]:
-    """Find tasks and load their data; a study does so before any work.
+    """Load tasks and their data. A study calls this before it computes anything.
 
     Raises:
-        UserError: lm-eval knows no such task, two names hold the same one, or its data cannot be had without a network.
+        UserError: lm-eval has no such task, a task is named twice (directly or in a group), or its data is not available
+            offline.
     """
-    asked = [CapabilityTask(task=task) if isinstance(task, str) else task for task in tasks]
-    wanted = [
+    with_options = [CapabilityTask(task=task) if isinstance(task, str) else task for task in tasks]
+    expanded = [
         CapabilityTask(task=name, fewshot=task.fewshot)
-        for task in asked
+        for task in with_options
         for name in (BUILTIN_TASKS if task.task == "builtin" else (task.task,))
     ]
-    found = tuple(_load_task(task) for task in wanted)
-    names = [part.task_name for task in found for part in task.parts]
+    loaded = tuple(_load_task(task) for task in expanded)
+    names = [part.task_name for task in loaded for part in task.parts]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"The capability task {twice!r} is asked for twice: name it once, alone or in its group.")
-    return found
+        raise UserError(f"The capability task {twice!r} is named twice: name it once, directly or in a group.")
+    return loaded
 
 
 @cache
-def _load_task(wanted: CapabilityTask) -> LoadedTask:
-    name = wanted.task
+def _load_task(task: CapabilityTask) -> LoadedTask:
+    name = task.task
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if name not in _BUILTIN:
         _go_offline_if_unreachable()
@@ -147,14 +156,14 @@ def _load_task(wanted: CapabilityTask) -> LoadedTask:
         )
     except KeyError as error:
         raise unknown_name("capability task", name, ("builtin", *_manager(True).all_tasks)) from error
-    except Exception as error:  # whatever its data's loading meets: datasets, the Hub's client, the network
+    except Exception as error:  # from datasets, the Hub's client or the network
         raise UserError(
-            f"The data of the capability task {name!r} cannot be had ({_first_line(error)}): use `builtin`, or a machine that "
-            "reaches the Hub or has them in its cache."
+            f"The data of the capability task {name!r} cannot be loaded ({_first_line(error)}): use `builtin`, or a machine that "
+            "has access to the Hub or has the data in its cache."
         ) from error
     for part in parts:
-        if wanted.fewshot is not None:
-            part.set_config(key="num_fewshot", value=wanted.fewshot)
+        if task.fewshot is not None:
+            part.set_config(key="num_fewshot", value=task.fewshot)
         elif part.get_config("num_fewshot") is None:
             part.set_config(key="num_fewshot", value=0)
     return LoadedTask(name, parts)
@@ -169,7 +178,7 @@ def _manager(defaults: bool) -> Any:
 
 @cache
 def _go_offline_if_unreachable() -> None:
-    """Where there is no way to the Hub, its client takes what is cached at once, instead of trying again for half a minute."""
+    """If the Hub cannot be reached, make its client use the cache at once instead of retrying for half a minute."""
     import datasets
     from huggingface_hub import constants
 
@@ -190,7 +199,7 @@ def _file(name: str) -> str:
     return str(files("tamperfuse.corpora") / "data" / f"{name}.jsonl")
 
 
-def _task(name: str, **rest: Any) -> dict[str, Any]:
+def _builtin_task(name: str, **options: Any) -> dict[str, Any]:
     return {
         "task": name,
         "dataset_path": "json",
@@ -198,19 +207,19 @@ def _task(name: str, **rest: Any) -> dict[str, Any]:
         "test_split": "test",
         "output_type": "multiple_choice",
         "num_fewshot": 0,
-        **rest,
+        **options,
     }
 
 
 _BUILTIN = {
-    "everyday": lambda: _task(
+    "everyday": lambda: _builtin_task(
         "everyday",
         doc_to_text="Question: {{question}}\nAnswer:",
         doc_to_choice="{{choices}}",
         doc_to_target="{{answer}}",
         metric_list=[{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
     ),
-    "grammar": lambda: _task(
+    "grammar": lambda: _builtin_task(
         "grammar",
         doc_to_text="",
         doc_to_choice="{{[good, bad]}}",
@@ -221,8 +230,8 @@ _BUILTIN = {
 }
 
 
-def _spread(task: LoadedTask, limit: int | None) -> list[Documents]:
-    """Which items stand for a task: drawn by hash, so that every subtask, subject and template has its share."""
+def _select_documents(task: LoadedTask, limit: int | None) -> list[Documents]:
+    """Select up to `limit` documents by hash, so that subtasks, subjects and templates are represented proportionally."""
     counts = [len(part.eval_docs) for part in task.parts]
     places = [(part, index) for part, count in enumerate(counts) for index in range(count)]
     if limit is not None and limit < len(places):
@@ -239,16 +248,16 @@ def _spread(task: LoadedTask, limit: int | None) -> list[Documents]:
 
 def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
     groups = [str(row["template"]) for row in builtin_rows("grammar")] if docs.name == "grammar" else None
-    found = []
+    items = []
     for sample in sorted(samples, key=lambda s: int(s["doc_id"])):
         metric = next((m for m in ("acc_norm", "acc", "exact_match") if m in sample), None)
         if metric is None:
             raise UserError(
-                f"The task {docs.name!r} has no accuracy (acc, acc_norm, exact_match): choose one that has."
+                f"The task {docs.name!r} has no accuracy metric (acc, acc_norm, exact_match): choose one that has."
             )
         choices = len(sample["arguments"])
         number = int(sample["doc_id"])
-        found.append(
+        items.append(
             Item(
                 task=docs.name,
                 item=docs.offset + number,
@@ -257,11 +266,11 @@ def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
                 chance=1.0 / choices if metric != "exact_match" and choices > 1 else 0.0,
             )
         )
-    return found
+    return items
 
 
 def lm_eval_model(loaded: LoadedModel) -> Any:
-    """A model as lm-eval sees it, with our scoring behind."""
+    """lm-eval's interface to a model, with log-likelihoods computed by :func:`tamperfuse.evaluation.score.score`."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):  # type: ignore[misc]  # defined here: lm-eval is imported on use
@@ -272,21 +281,23 @@ def lm_eval_model(loaded: LoadedModel) -> Any:
         def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
             samples = [_sample(loaded, *request.args) for request in requests]
             self.tokens += sum(len(sample.tokens) for sample in samples)
-            return score(loaded, samples, what="capability")
+            return score(loaded, samples, label="capability")
 
         def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
             samples = [_sample(loaded, "", request.args[0]) for request in requests]
             self.tokens += sum(len(sample.tokens) for sample in samples)
-            return [value for value, _ in score(loaded, samples, what="capability")]
+            return [value for value, _ in score(loaded, samples, label="capability")]
 
         def generate_until(self, requests: "list[Instance]") -> list[str]:
-            raise UserError("Capability tasks that generate text are not supported: choose one that scores choices.")
+            raise UserError(
+                "Capability tasks that generate text are not supported: choose tasks with multiple-choice answers."
+            )
 
     return Adapter()
 
 
 def _sample(loaded: LoadedModel, context: str, continuation: str) -> Sample:
-    """Context and continuation as tokens; spaces at the border belong to the continuation, as lm-eval has it."""
+    """Tokenize context and continuation; like lm-eval, move trailing spaces of the context to the continuation."""
     tokenizer = loaded.tokenizer
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation

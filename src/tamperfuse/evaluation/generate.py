@@ -1,7 +1,8 @@
-"""Generation for every evaluation, greedy or sampled: many prompts in, token sequences out.
+"""Batched generation, greedy or sampled.
 
-Prompts are sorted by length and decoded in large static batches. The prompts of a batch are prefilled as one packed row;
-keys and values lie in :class:`tamperfuse.models.cpu.kv_cache.Slots`; a sequence that ends leaves the batch at once.
+Prompts are sorted by length and decoded in large batches. The prompts of a batch are prefilled as one packed row, with a shared
+prefix computed once; keys and values are in :class:`tamperfuse.models.cpu.kv_cache.Slots`. Finished sequences are removed
+from the batch immediately.
 """
 
 import math
@@ -22,7 +23,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import spent
 
-# Keys and values of so many tokens are held at once: for SmolLM2-135M in bfloat16 that is 0.4 GiB.
+# Largest number of tokens in the KV cache: 0.4 GiB for SmolLM2-135M in bfloat16.
 TOKENS_IN_FLIGHT = 16_384
 Pick = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -35,58 +36,58 @@ def generate(
     *,
     new_tokens: int,
     sampling: Sampling | None = None,
-    what: str = "generating",
+    label: str = "generating",
 ) -> list[list[int]]:
     """Continue every prompt.
 
     Args:
-        loaded: the model; left as it was.
-        prompts: token sequences, through the chat template.
-        new_tokens: at most so many tokens each; the end token is not returned.
-        sampling: how tokens are drawn; None for greedy decoding.
-        what: a few words for the progress bar.
+        loaded: the model; not modified.
+        prompts: token ids, with the chat template applied.
+        new_tokens: maximum number of new tokens for each prompt; the end token is not returned.
+        sampling: parameters of sampling; None for greedy decoding.
+        label: text of the progress bar.
 
     Returns:
-        Token sequences, in the order of the prompts.
+        Token ids of the answers, in the order of the prompts.
 
     Raises:
-        UserError: a prompt and its answer do not fit into the model's window.
+        UserError: a prompt and its answer do not fit into the model's context window.
     """
     longest = max(map(len, prompts), default=0)
     if longest + new_tokens > loaded.window:
         raise UserError(
-            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's window of {loaded.window}: "
-            "ask for fewer tokens."
+            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: "
+            "request fewer new tokens."
         )
     if use_vllm(loaded, len(prompts) * new_tokens):
         return vllm_generate(loaded, prompts, new_tokens, sampling)
     answers: list[list[int]] = [[] for _ in prompts]
     uniforms = sampling.uniforms(prompts, new_tokens) if sampling else None
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    shared = common_prefix(prompts, longest) if prompts else 0  # kept once
-    with inference(loaded), progress(what, len(prompts)) as advance:
+    shared = common_prefix(prompts, longest) if prompts else 0  # stored once
+    with inference(loaded), progress(label, len(prompts)) as advance:
         while order:
             rows = max(1, TOKENS_IN_FLIGHT // (len(prompts[order[0]]) - shared + new_tokens))
-            # As many batches as there must be, equally large: a step of few rows takes nearly as long as one of many.
+            # The smallest number of batches, of equal size: a step with few rows takes nearly as long as one with many.
             rows = math.ceil(len(order) / math.ceil(len(order) / rows))
             batch, order = order[:rows], order[rows:]
             pick = _picker(sampling, uniforms[batch] if uniforms is not None else None)
-            made = _decode_batch(loaded, [prompts[i] for i in batch], new_tokens, pick)
-            for index, answer in zip(batch, made, strict=True):
+            decoded = _decode_batch(loaded, [prompts[i] for i in batch], new_tokens, pick)
+            for index, answer in zip(batch, decoded, strict=True):
                 answers[index] = answer
             advance(len(batch))
     return answers
 
 
 def inference(loaded: LoadedModel) -> AbstractContextManager[object]:
-    """Run a float32 model in the device's best dtype; one that is in it already stays as it is."""
+    """Evaluation mode, with float32 weights cast to the device's preferred dtype for the duration of the context."""
     dtype, _ = compute_dtype(loaded.model.device)
     loaded.model.eval()
     return nullcontext() if loaded.model.dtype == dtype else reduced_precision(loaded.model, dtype)
 
 
 def _picker(sampling: Sampling | None, uniforms: Tensor | None) -> Pick:
-    """How the next tokens come from logits (rows, vocabulary), given whose answers the rows are and how many tokens they have."""
+    """A function of logits (rows, vocabulary), the prompt index of each row, and the number of tokens so far; returns (rows,)."""
     if sampling is None or uniforms is None:
         return lambda logits, active, done: logits.max(-1).indices
     return lambda logits, active, done: sampling.draw(logits, uniforms[active, done])
@@ -97,14 +98,14 @@ def _decode_batch(
 ) -> list[list[int]]:
     model = loaded.model
     answers: list[list[int]] = [[] for _ in prompts]
-    active = torch.arange(len(prompts))  # whose answer each row is
+    active = torch.arange(len(prompts))  # prompt index of each row
     slots, logits = _prefill(loaded, prompts, new_tokens)
     with prepacked(model, len(prompts)):
         for done in range(new_tokens):
             token = pick(logits, active, done)
-            going = token != loaded.chat.end
-            if not bool(going.all()):
-                order = slots.keep(going)
+            unfinished = token != loaded.chat.end
+            if not bool(unfinished.all()):
+                order = slots.keep(unfinished)
                 active, token = active[order.cpu()], token[order]
             for index, value in zip(active.tolist(), token.tolist(), strict=True):
                 answers[index].append(value)
@@ -117,11 +118,11 @@ def _decode_batch(
 
 
 def _prefill(loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Slots, Tensor]:
-    """Run the prompts as one packed row: the slots that it fills, and the logits of each answer's first token."""
+    """Run the prompts as one packed row; returns the filled KV cache and the logits of each answer's first token."""
     model = loaded.model
     longest = max(map(len, prompts))
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    # What sequences share is shared as long as all of it may be looked at.
+    # A prefix is shared only if the whole of it stays within the sliding window.
     row, layout = pack(prompts, 0 if window and window < longest + new_tokens else longest, model.device)
     ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
     slots = Slots(layout.prefix, layout.lengths, new_tokens, model.device)

@@ -1,9 +1,9 @@
-"""Drawing tokens at random, in a way that does not depend on what else is in the batch.
+"""Draw tokens at random such that the draws for a prompt do not depend on the rest of the batch.
 
-Every prompt has its own sequence of uniform numbers, made from the seed, its tokens and how often it came before in the same
-call; its n-th token is drawn with the n-th of them. Neither order, nor batch size, nor which other prompts there are changes
-a draw. Probabilities do move by rounding with the shape of a batch: a number that falls within that rounding of the border
-between two tokens may take the other one, which in float32 is rare.
+Each prompt has a sequence of uniform numbers, computed from the seed, its tokens and the number of earlier occurrences of the
+same prompt in the call; the n-th token is drawn with the n-th number. The order of the prompts, the batch size and the other
+prompts therefore do not change a draw. Logits differ by rounding between batches of different shape: a number within that
+rounding error of the boundary between two tokens may select the other one, which is rare in float32.
 """
 
 import random
@@ -17,22 +17,22 @@ from torch import Tensor
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 
-# The likeliest tokens that are looked at first for the nucleus: nearly always enough, and far cheaper than sorting all.
-FIRST = 256
+# Number of most likely tokens sorted first for the nucleus: nearly always enough, and much cheaper than sorting all.
+FIRST_TOP_K = 256
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Parameters of sampling.
 
     Attributes:
-        temperature: what logits are divided by, above 0.
-        top_p: only the likeliest tokens that together have this probability are drawn from (nucleus sampling, Holtzman et
-            al., ICLR 2020, section 3.1), in (0, 1]; tokens as likely as the last of them stay as well. 1 for all tokens.
-        seed: decides every draw.
+        temperature: divides the logits; above 0.
+        top_p: sample from the smallest set of most likely tokens whose probabilities sum to at least this (nucleus sampling,
+            Holtzman et al., ICLR 2020, section 3.1), in (0, 1]. Tokens as likely as the last one are included. 1 for all.
+        seed: determines every draw.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value is outside its range.
     """
 
     temperature: float = 1.0
@@ -42,52 +42,52 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0.0 < self.temperature < float("inf"):
             raise UserError(
-                f"temperature is {self.temperature}: give a number above 0, or leave sampling out to be greedy."
+                f"temperature is {self.temperature}: give a number above 0, or omit sampling for greedy decoding."
             )
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p is {self.top_p}: give a number above 0 and up to 1.")
 
     def seeds(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """A seed of its own for every prompt, 0 to 2⁶³ − 1; the same prompt asked again gets another one."""
-        seen: Counter[tuple[int, ...]] = Counter()
+        """A seed for each prompt, 0 to 2⁶³ − 1; repetitions of a prompt get different seeds."""
+        repetitions: Counter[tuple[int, ...]] = Counter()
         seeds = []
         for prompt in map(tuple, prompts):
-            seeds.append(int(content_hash([self.seed, prompt, seen[prompt]])[:16], 16) >> 1)
-            seen[prompt] += 1
+            seeds.append(int(content_hash([self.seed, prompt, repetitions[prompt]])[:16], 16) >> 1)
+            repetitions[prompt] += 1
         return seeds
 
     def uniforms(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Tensor:
-        """The numbers that decide every token of every prompt: (prompts, new_tokens), float64, in [0, 1)."""
+        """The uniform numbers that determine the draws: (prompts, new_tokens), float64, in [0, 1)."""
         sources = map(random.Random, self.seeds(prompts))
         numbers = [[source.random() for _ in range(new_tokens)] for source in sources]
         return torch.tensor(numbers, dtype=torch.float64).view(len(prompts), new_tokens)
 
     def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """One token a row.
+        """Draw one token for each row.
 
         Args:
             logits: (rows, vocabulary).
             uniform: (rows,), float64, in [0, 1).
 
         Returns:
-            (rows,), token ids: the first whose cumulative probability, in the vocabulary's order, exceeds the number.
+            (rows,), token ids: the first whose cumulative probability, in order of token id, exceeds the uniform number.
         """
-        shares = torch.softmax(logits.float() / self.temperature, -1)
+        probabilities = torch.softmax(logits.float() / self.temperature, -1)
         if self.top_p < 1.0:
-            shares = _nucleus(shares, self.top_p)
-        reached = shares.double().cumsum(-1)
-        wanted = uniform.to(reached.device)[:, None] * reached[:, -1:]
-        return torch.searchsorted(reached, wanted, right=True).flatten().clamp(max=logits.shape[1] - 1)
+            probabilities = _nucleus(probabilities, self.top_p)
+        cumulative = probabilities.double().cumsum(-1)
+        thresholds = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, thresholds, right=True).flatten().clamp(max=logits.shape[1] - 1)
 
 
-def _nucleus(shares: Tensor, top_p: float) -> Tensor:
-    """Set all but the likeliest tokens to 0: (rows, vocabulary) → (rows, vocabulary)."""
-    looked_at = FIRST
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Set tokens outside the nucleus to 0: (rows, vocabulary) → (rows, vocabulary)."""
+    count = FIRST_TOP_K
     while True:
-        top = shares.topk(min(looked_at, shares.shape[1])).values
-        reached = top.double().cumsum(-1)
-        if looked_at >= shares.shape[1] or bool((reached[:, -1] >= top_p).all()):
+        top = probabilities.topk(min(count, probabilities.shape[1])).values
+        cumulative = top.double().cumsum(-1)
+        if count >= probabilities.shape[1] or bool((cumulative[:, -1] >= top_p).all()):
             break
-        looked_at *= 8
-    last = (reached < top_p).sum(-1, keepdim=True).clamp(max=top.shape[1] - 1)
-    return shares.masked_fill(shares < top.gather(1, last), 0.0)
+        count *= 8
+    last = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=top.shape[1] - 1)
+    return probabilities.masked_fill(probabilities < top.gather(1, last), 0.0)

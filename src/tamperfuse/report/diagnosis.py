@@ -1,10 +1,11 @@
-"""The page of a diagnosis: every model side by side, along the attack and layer by layer.
+"""The page of a diagnosis, with all models side by side: along the attack and layer by layer.
 
     python -m tamperfuse.report.diagnosis runs/diagnosis docs/figures/diagnosis
 
-draws the figures of a finished diagnosis as SVG, for paper.
+draws the figures of a finished diagnosis as SVG.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,52 +13,53 @@ from typing import Any
 
 import altair as alt
 
-from tamperfuse.evaluation.diagnose import WHOLE, Alignment, Trace
-from tamperfuse.evaluation.overlap import GENERAL, Diagnosis, Overlap
+from tamperfuse.evaluation.attack_trace import ALL_PARAMETERS
+from tamperfuse.evaluation.diagnosis import Diagnosis
+from tamperfuse.evaluation.feature_overlap import GENERAL_DIRECTIONS
 from tamperfuse.records.files import read_json, staged, write_json, write_text
 from tamperfuse.report.figures import GLYPHS, HARM_HEIGHT, PALETTE, PAPER_PANEL, SHAPES, Figure, Panel, for_paper
-from tamperfuse.report.formatting import MINUS
+from tamperfuse.report.formatting import MINUS, MISSING
 from tamperfuse.report.html import figure_record, render_page
 
 Rows = list[dict[str, Any]]
 
 TRACES = {
-    "own": ("Own answers", "log π(y_o | x), nats a token"),
-    "compliant": ("Attacker's answers", "log π(y_c | x), nats a token"),
+    "original": ("Original answers", "log π(y_o | x), nats per token"),
+    "compliant": ("Attacker's answers", "log π(y_c | x), nats per token"),
     "preference": ("Preference for the attacker's answer", "Bradley–Terry, β = 0.1"),
-    "benign": ("Benign text", "NLL, nats a token"),
+    "benign": ("Benign text", "NLL, nats per token"),
 }
 COSINES = {
-    "own_benign": ("Own answers and benign text", "positive: they rise and fall together"),
-    "attacker_own": ("Attacker and own answers", "negative: the attack pushes own answers down"),
-    "attacker_benign": ("Attacker and benign text", "negative: the attack pushes benign text down"),
+    "original_benign": ("Original answers and benign text", "positive: both rise and fall together"),
+    "attacker_original": ("Attack and original answers", "negative: the attack lowers original answers"),
+    "attacker_benign": ("Attack and benign text", "negative: the attack lowers benign text"),
 }
 
 
-def write_diagnosis(out: Path, found: Sequence[Diagnosis]) -> Path:
-    """Write `diagnosis.html`, and its figures as `diagnosis.json` beside it.
+def write_diagnosis(out: Path, diagnoses: Sequence[Diagnosis]) -> Path:
+    """Write `diagnosis.html` and, next to it, the data of its figures as `diagnosis.json`.
 
     Args:
-        out: the folder with `measured.json`.
-        found: what was measured, one model each.
+        out: folder that contains `measured.json`.
+        diagnoses: one for each model.
 
     Returns:
-        the path of diagnosis.html.
+        The path of diagnosis.html.
     """
-    about = read_json(out / "measured.json")
-    figures = _figures(found)
+    inputs = read_json(out / "measured.json")
+    figures = _figures(diagnoses)
     html = render_page(
         "diagnosis.html.j2",
         figures,
-        about=about,
-        findings=[finding(one) for one in found],
+        inputs=inputs,
+        findings=[finding(diagnosis) for diagnosis in diagnoses],
         legend=[
-            {"name": one.name, "colour": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
-            for i, one in enumerate(found)
+            {"name": diagnosis.name, "colour": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
+            for i, diagnosis in enumerate(diagnoses)
         ],
-        names=[one.name for one in found],
-        rows=_table(found),
-        general=GENERAL,
+        names=[diagnosis.name for diagnosis in diagnoses],
+        rows=_table(diagnoses),
+        general=GENERAL_DIRECTIONS,
     )
     write_json(out / "diagnosis.json", {"schema": 1, "figures": figure_record(figures)})
     write_text(out / "diagnosis.html", html)
@@ -65,18 +67,18 @@ def write_diagnosis(out: Path, found: Sequence[Diagnosis]) -> Path:
 
 
 def write_figures(folder: Path, out: Path) -> list[Path]:
-    """Draw the figures of a finished diagnosis as SVG on white.
+    """Draw the figures of a finished diagnosis as SVG on a white background.
 
     Args:
-        folder: with `measured.json`.
-        out: where to; made if need be.
+        folder: folder that contains `measured.json`.
+        out: folder for the SVG files; created if missing.
 
     Raises:
         UserError: measured.json is missing or damaged.
     """
-    found = [_read(model) for model in read_json(folder / "measured.json")["models"]]
+    diagnoses = [Diagnosis.from_record(record) for record in read_json(folder / "measured.json")["models"]]
     written = []
-    for figure in _figures(found, PAPER_PANEL):
+    for figure in _figures(diagnoses, PAPER_PANEL):
         path = out / f"{figure.name}.svg"
         with staged(path) as staging:
             for_paper(figure).save(str(staging), format="svg")
@@ -84,64 +86,48 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
     return written
 
 
-def _read(model: dict[str, Any]) -> Diagnosis:
-    return Diagnosis(
-        name=model["name"],
-        traces=[Trace(**row) for row in model["traces"]],
-        alignments=[_alignment(row) for row in model["alignments"]],
-        overlaps=[Overlap(**row) for row in model["overlaps"]],
-        capability={task: (before, after) for task, (before, after) in model["capability"].items()},
-        seconds=(model["seconds"][0], model["seconds"][1]),
-    )
+def _figures(diagnoses: Sequence[Diagnosis], width: int | str = "container") -> list[Figure]:
+    return [_traces(diagnoses, width), _cosines(diagnoses, width), _layers(diagnoses, width)]
 
 
-def _alignment(row: dict[str, Any]) -> Alignment:
-    """A row of measured.json, where null stands for NaN."""
-    values: dict[str, Any] = {key: float("nan") if value is None else value for key, value in row.items()}
-    return Alignment(**values)
-
-
-def _figures(found: Sequence[Diagnosis], width: int | str = "container") -> list[Figure]:
-    return [_traces(found, width), _cosines(found, width), _layers(found, width)]
-
-
-def finding(one: Diagnosis) -> str:
-    """One model in a sentence of figures."""
-    first, last = one.traces[0], one.traces[-1]
-    cosine = {a.step: a.own_benign for a in one.alignments if a.layer == WHOLE}
-    at = max(cosine)
+def finding(diagnosis: Diagnosis) -> str:
+    """The main figures of one model, in a sentence."""
+    first, last = diagnosis.points[0], diagnosis.points[-1]
+    cosines = {entry.step: entry.original_benign for entry in diagnosis.cosines if entry.layer == ALL_PARAMETERS}
+    last_step = max(cosines)
     return (
-        f"{one.name}: over {last.step} steps log π of its own answers went from {_signed(first.own)} to "
-        f"{_signed(last.own)} nats a token, of the attacker’s from {_signed(first.compliant)} to {_signed(last.compliant)}; "
-        f"benign NLL went from {first.benign:.2f} to {last.benign:.2f}; the cosine of own and benign gradients was "
-        f"{_signed(cosine[0])} before and {_signed(cosine[at])} at step {at}."
+        f"{diagnosis.name}: over {last.step} steps the log-likelihood of its original answers changed from "
+        f"{_signed(first.original)} to {_signed(last.original)} nats per token and that of the attacker’s answers from "
+        f"{_signed(first.compliant)} to {_signed(last.compliant)}; benign NLL changed from {first.benign:.2f} to "
+        f"{last.benign:.2f}; the cosine between the gradients of original answers and benign text was "
+        f"{_signed(cosines[0])} before the attack and {_signed(cosines[last_step])} at step {last_step}."
     )
 
 
-def time_spent(one: Diagnosis) -> str:
-    """What following cost, beside the attack itself."""
-    attack, looking = one.seconds
-    ratio = f", {looking / attack:.1f} times the attack's own {attack:.0f} s" if attack else ""
-    return f"{one.name}: the diagnosis took {looking:.0f} s{ratio}, capability apart."
+def time_spent(diagnosis: Diagnosis) -> str:
+    """Time of the measurements compared with the attack, in a sentence."""
+    attack, measuring = diagnosis.attack_seconds, diagnosis.diagnosis_seconds
+    ratio = f", {measuring / attack:.1f} times the attack ({attack:.0f} s)" if attack else ""
+    return f"{diagnosis.name}: the diagnosis took {measuring:.0f} s{ratio}, without the capability tasks."
 
 
 def _signed(value: float) -> str:
     return f"{value:.2f}".replace("-", MINUS)
 
 
-def _scales(found: Sequence[Diagnosis], *, on_paper: bool) -> tuple[Any, Any]:
-    """Colour and shape by model. The page draws one legend for all panels itself."""
-    names = [one.name for one in found]
-    shown = alt.Legend(title=None) if on_paper else None
+def _scales(diagnoses: Sequence[Diagnosis], *, on_paper: bool) -> tuple[Any, Any]:
+    """Colour and shape by model. On the page all panels share one legend, which the template draws."""
+    names = [diagnosis.name for diagnosis in diagnoses]
+    legend = alt.Legend(title=None) if on_paper else None
     return (
-        alt.Color("model:N", scale=alt.Scale(domain=names, range=list(PALETTE[: len(names)])), legend=shown),
-        alt.Shape("model:N", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)])), legend=shown),
+        alt.Color("model:N", scale=alt.Scale(domain=names, range=list(PALETTE[: len(names)])), legend=legend),
+        alt.Shape("model:N", scale=alt.Scale(domain=names, range=list(SHAPES[: len(names)])), legend=legend),
     )
 
 
-def _lines(rows: Rows, found: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Any:
-    """Lines by model over steps or layers."""
-    colour, shape = _scales(found, on_paper=width != "container")
+def _lines(rows: Rows, diagnoses: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Any:
+    """One line for each model, over steps or layers."""
+    colour, shape = _scales(diagnoses, on_paper=width != "container")
     title = "attack step" if x == "step" else "layer"
     plain = alt.Axis(grid=False, domain=False, ticks=False, labelAngle=0)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -154,78 +140,84 @@ def _lines(rows: Rows, found: Sequence[Diagnosis], x: str, y: str, width: int | 
     return alt.layer(base.mark_line(strokeWidth=2), points).properties(width=width, height=HARM_HEIGHT)
 
 
-def _words(heading: str, rows: Rows, x: str) -> str:
+def _description(heading: str, rows: Rows, x: str) -> str:
     parts = []
     for name in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == name]
-        parts.append(f"{name} from {own[0]['value']:.2f} at {own[0][x]} to {own[-1]['value']:.2f} at {own[-1][x]}")
+        points = [row for row in rows if row["model"] == name]
+        first, last = points[0], points[-1]
+        parts.append(f"{name} from {first['value']:.2f} at {first[x]} to {last['value']:.2f} at {last[x]}")
     return f"{heading}: {'; '.join(parts)}."
 
 
-def _panel(heading: str, rows: Rows, found: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Panel:
-    return Panel(heading, _words(heading, rows, x), _lines(rows, found, x, y, width))
+def _panel(heading: str, rows: Rows, diagnoses: Sequence[Diagnosis], x: str, y: str, width: int | str) -> Panel:
+    return Panel(heading, _description(heading, rows, x), _lines(rows, diagnoses, x, y, width))
 
 
-def _traces(found: Sequence[Diagnosis], width: int | str) -> Figure:
+def _traces(diagnoses: Sequence[Diagnosis], width: int | str) -> Figure:
+    points = diagnoses[0].points
+    shown = [point.step for point in points if point.step & (point.step - 1) == 0 or point is points[-1]]
     panels = []
     for key, (heading, axis) in TRACES.items():
-        shown = [t.step for t in found[0].traces if t.step & (t.step - 1) == 0 or t is found[0].traces[-1]]
         rows = [
-            {"model": one.name, "step": t.step, "value": getattr(t, key)}
-            for one in found
-            for t in one.traces
-            if t.step in shown
+            {"model": diagnosis.name, "step": point.step, "value": getattr(point, key)}
+            for diagnosis in diagnoses
+            for point in diagnosis.points
+            if point.step in shown
         ]
-        panels.append(_panel(heading, rows, found, "step", axis, width))
+        panels.append(_panel(heading, rows, diagnoses, "step", axis, width))
     caption = (
-        "Held-out prompts of the threat, and benign text of sources no training used. Steps in doublings; all are in "
-        "measured.json."
+        "Held-out prompts of the threat, and benign text from sources that no training used. Powers of two and the last step "
+        "are shown; measured.json has all steps."
     )
     return Figure("traces", "Along the attack", caption, panels)
 
 
-def _cosines(found: Sequence[Diagnosis], width: int | str) -> Figure:
+def _cosines(diagnoses: Sequence[Diagnosis], width: int | str) -> Figure:
     panels = []
     for key, (heading, axis) in COSINES.items():
         rows = [
-            {"model": one.name, "step": a.step, "value": getattr(a, key)}
-            for one in found
-            for a in one.alignments
-            if a.layer == WHOLE and getattr(a, key) == getattr(a, key)
+            {"model": diagnosis.name, "step": entry.step, "value": getattr(entry, key)}
+            for diagnosis in diagnoses
+            for entry in diagnosis.cosines
+            if entry.layer == ALL_PARAMETERS and not math.isnan(getattr(entry, key))
         ]
-        panels.append(_panel(heading, rows, found, "step", axis, width))
-    return Figure(
-        "cosines", "Do the gradients pull together?", "Cosines of gradients over all trained weights.", panels
-    )
+        panels.append(_panel(heading, rows, diagnoses, "step", axis, width))
+    caption = "Cosines between the gradients of two losses, over all trained weights."
+    return Figure("cosines", "Do the gradients point in the same direction?", caption, panels)
 
 
-def _layers(found: Sequence[Diagnosis], width: int | str) -> Figure:
+def _layers(diagnoses: Sequence[Diagnosis], width: int | str) -> Figure:
     panels = []
-    for step, words in ((0, "before the attack"), (8, "at step 8")):
+    for step, when in ((0, "before the attack"), (8, "at step 8")):
         rows = [
-            {"model": one.name, "layer": a.layer, "value": a.own_benign}
-            for one in found
-            for a in one.alignments
-            if a.step == step and a.layer >= 0 and a.own_benign == a.own_benign
+            {"model": diagnosis.name, "layer": entry.layer, "value": entry.original_benign}
+            for diagnosis in diagnoses
+            for entry in diagnosis.cosines
+            if entry.step == step and entry.layer >= 0 and not math.isnan(entry.original_benign)
         ]
         if rows:
-            heading = f"Own answers and benign text, {words}"
-            panels.append(_panel(heading, rows, found, "layer", "cosine", width))
+            heading = f"Original answers and benign text, {when}"
+            panels.append(_panel(heading, rows, diagnoses, "layer", "cosine", width))
     for key, heading in (
-        ("invariant", "Feature overlap, invariant side"),
-        ("spurious", "Feature overlap, spurious side"),
+        ("invariant", "Overlap of features that benign text uses"),
+        ("spurious", "Overlap of other features"),
     ):
-        rows = [{"model": one.name, "layer": o.layer, "value": getattr(o, key)} for one in found for o in one.overlaps]
+        rows = [
+            {"model": diagnosis.name, "layer": overlap.layer, "value": getattr(overlap, key)}
+            for diagnosis in diagnoses
+            for overlap in diagnosis.overlaps
+        ]
         if rows:
-            panels.append(_panel(heading, rows, found, "layer", "overlap above chance", width))
+            panels.append(_panel(heading, rows, diagnoses, "layer", "overlap above chance", width))
     caption = (
-        "Cosines of the own-answer and the benign gradient, and what the updates of hardening and of the attack share."
+        "Cosines between the gradients of original answers and benign text, and the overlap of the weight updates by hardening "
+        "and by the attack."
     )
     return Figure("layers", "Layer by layer", caption, panels)
 
 
-def _table(found: Sequence[Diagnosis]) -> list[dict[str, Any]]:
-    ends = [(one.traces[0], one.traces[-1]) for one in found]
+def _table(diagnoses: Sequence[Diagnosis]) -> list[dict[str, Any]]:
+    ends = [(diagnosis.points[0], diagnosis.points[-1]) for diagnosis in diagnoses]
     rows = [
         {
             "name": TRACES[key][0],
@@ -234,19 +226,20 @@ def _table(found: Sequence[Diagnosis]) -> list[dict[str, Any]]:
         }
         for key in TRACES
     ]
-    for task in found[0].capability:
-        cells = ["{:.1%} → {:.1%}".format(*one.capability[task]) for one in found]
-        rows.append({"name": f"Capability: {task}", "note": "share of items right", "cells": cells})
-    for side in ("invariant", "spurious"):
-        cells = [_mean([getattr(o, side) for o in one.overlaps]) for one in found]
-        rows.append({"name": f"Feature overlap, {side} side", "note": "mean over layers", "cells": cells})
-    cells = [f"{one.seconds[0]:.0f} s, {one.seconds[1]:.0f} s" for one in found]
+    for task in diagnoses[0].capability:
+        accuracies = [diagnosis.capability[task] for diagnosis in diagnoses]
+        cells = [f"{accuracy.before:.1%} → {accuracy.after:.1%}" for accuracy in accuracies]
+        rows.append({"name": f"Capability: {task}", "note": "accuracy", "cells": cells})
+    for key, name in (("invariant", "features that benign text uses"), ("spurious", "other features")):
+        cells = [_mean([getattr(overlap, key) for overlap in diagnosis.overlaps]) for diagnosis in diagnoses]
+        rows.append({"name": f"Overlap, {name}", "note": "mean over layers", "cells": cells})
+    cells = [f"{diagnosis.attack_seconds:.0f} s, {diagnosis.diagnosis_seconds:.0f} s" for diagnosis in diagnoses]
     rows.append({"name": "Time", "note": "attack, diagnosis", "cells": cells})
     return rows
 
 
 def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.2f}" if values else "–"
+    return f"{sum(values) / len(values):.2f}" if values else MISSING
 
 
 if __name__ == "__main__":

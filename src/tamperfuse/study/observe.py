@@ -100,7 +100,7 @@ class Observer:
         chat = self.loaded.chat
         samples = [chat.sample(r["prompt"], r["response"], 4 * self.evaluate.response_tokens) for r in rows]
         self.costs.scored += sum(len(sample.tokens) for sample in samples)
-        values = score(self.loaded, samples, what="held-out documents")
+        values = score(self.loaded, samples, label="held-out documents")
         self.documents += [
             DocumentRow(step, row["id"], -value, sample.response_tokens)
             for row, sample, (value, _) in zip(rows, samples, values, strict=True)
@@ -130,7 +130,7 @@ class Observer:
 
     def _answers(self, prompts: Sequence[str], tokens: int, what: str) -> list[str]:
         chat = self.loaded.chat
-        answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, what=what)
+        answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=what)
         self.costs.generated += sum(map(len, answers))
         return [chat.text(answer) for answer in answers]
 

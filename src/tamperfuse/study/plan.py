@@ -82,7 +82,9 @@ def _answers_node(context: StudyContext) -> Node:
         reference = context.reference()
         known = {p.id: p.response for p in prompts if p.response}
         unknown = [p for p in prompts if p.id not in known]
-        new = generate(reference, [reference.chat.prompt(p.prompt) for p in unknown], new_tokens=tokens, what="answers")
+        new = generate(
+            reference, [reference.chat.prompt(p.prompt) for p in unknown], new_tokens=tokens, label="answers"
+        )
         costs.generated += sum(map(len, new))
         known |= {p.id: reference.chat.text(answer) for p, answer in zip(unknown, new, strict=True)}
         judge = context.judge(Thresholds(), [p.prompt for p in prompts])

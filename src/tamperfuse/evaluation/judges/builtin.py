@@ -194,7 +194,7 @@ class Judge:
             for prompt in (answer.prompt, *self._contrasts(answer.prompt)):
                 samples.append(chat.sample(prompt, answer.response or " ", self.limit))
         self.tokens_scored += sum(len(sample.tokens) for sample in samples)
-        scores = [value for value, _ in score(self.reference, samples, what="judging")]
+        scores = [value for value, _ in score(self.reference, samples, label="judging")]
         found, each = [], 1 + self.contrasts
         for i in range(0, len(samples), each):
             tokens = samples[i].response_tokens

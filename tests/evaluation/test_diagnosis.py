@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from tamperfuse.commands.diagnose import diagnose_models
-from tamperfuse.evaluation.diagnose import WHOLE, Follower, Probes, gradient, gradient_cosines, layer_of
-from tamperfuse.evaluation.overlap import feature_overlap, subspace_overlap
+from tamperfuse.evaluation.attack_trace import (
+    ALL_PARAMETERS,
+    AttackTracer,
+    Probes,
+    gradient,
+    gradient_cosines,
+    layer_of,
+)
+from tamperfuse.evaluation.diagnosis import Diagnosis
+from tamperfuse.evaluation.feature_overlap import feature_overlap, subspace_overlap
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
@@ -16,47 +24,49 @@ from tamperfuse.training.fit import Training, fit
 
 def probes(tiny: LoadedModel) -> Probes:
     chat = tiny.chat
-    own = [chat.sample(f"question {i}", f"my own answer {i * 3}", 20) for i in range(4)]
-    wanted = [chat.sample(f"question {i}", f"what the attacker wants, {i}", 20) for i in range(4)]
+    original = [chat.sample(f"question {i}", f"my own answer {i * 3}", 20) for i in range(4)]
+    compliant = [chat.sample(f"question {i}", f"what the attacker wants, {i}", 20) for i in range(4)]
     benign = [chat.sample(f"weather {i}", f"rain and wind all day {i}", 20) for i in range(4)]
-    return Probes(own, wanted, benign, wanted)
+    return Probes(original, compliant, benign, compliant)
 
 
-def test_an_attack_is_followed_step_by_step(tiny: LoadedModel) -> None:
-    seen = probes(tiny)
-    follower = Follower(tiny, seen, gradients_at=(0, 2, 4))
+def test_an_attack_is_traced_step_by_step(tiny: LoadedModel) -> None:
+    samples = probes(tiny)
+    tracer = AttackTracer(tiny, samples, gradients_at=(0, 2, 4))
     training = Training(steps=4, batch=4, learning_rate=3e-3)
-    result = fit(tiny, seen.attacker, training, seed=0, at_steps=range(5), hook=follower)
-    first, last = follower.traces[0], follower.traces[-1]
-    assert [t.step for t in follower.traces] == [0, 1, 2, 3, 4]
+    result = fit(tiny, samples.attacker, training, seed=0, at_steps=range(5), hook=tracer)
+    first, last = tracer.points[0], tracer.points[-1]
+    assert [point.step for point in tracer.points] == [0, 1, 2, 3, 4]
     assert first.preference == 0.5 and last.preference > 0.6  # what was trained on is preferred
     assert last.compliant > first.compliant
-    assert first.compliant == pytest.approx(-result.losses[0], rel=0.02)  # the same quantity, seen from both sides
-    whole = [a for a in follower.alignments if a.layer == WHOLE]
-    assert [a.step for a in whole] == [0, 2, 4]
-    assert {a.layer for a in follower.alignments} == {WHOLE, -1, 0, 1}
-    assert all(-1 <= value <= 1 for a in follower.alignments for value in (a.attacker_own, a.own_benign))
+    assert first.compliant == pytest.approx(
+        -result.losses[0], rel=0.02
+    )  # the same quantity, computed by training and by scoring
+    assert [entry.step for entry in tracer.cosines if entry.layer == ALL_PARAMETERS] == [0, 2, 4]
+    assert {entry.layer for entry in tracer.cosines} == {ALL_PARAMETERS, -1, 0, 1}
+    values = [value for entry in tracer.cosines for value in (entry.attacker_original, entry.original_benign)]
+    assert all(-1 <= value <= 1 for value in values)
 
 
-def test_following_an_attack_does_not_change_it(tiny_folder: Path) -> None:
+def test_tracing_an_attack_does_not_change_it(tiny_folder: Path) -> None:
     from tamperfuse.models.load import load_model
 
-    def weights(follow: bool) -> torch.Tensor:
+    def weights(trace: bool) -> torch.Tensor:
         model = load_model(str(tiny_folder))
-        seen = probes(model)
-        hook = Follower(model, seen, gradients_at=(0, 1)) if follow else None
-        fit(model, seen.attacker, Training(steps=2, batch=4), seed=0, at_steps=(0, 1, 2) if follow else (), hook=hook)
+        samples = probes(model)
+        hook = AttackTracer(model, samples, gradients_at=(0, 1)) if trace else None
+        fit(model, samples.attacker, Training(steps=2, batch=4), seed=0, at_steps=(0, 1, 2) if trace else (), hook=hook)
         return next(model.model.parameters()).detach()
 
     assert torch.equal(weights(True), weights(False))
 
 
 def test_cosines_of_the_same_and_the_opposite_gradient(tiny: LoadedModel) -> None:
-    taken = gradient(tiny, probes(tiny).own)
+    taken = gradient(tiny, probes(tiny).original)
     opposite = {name: -value for name, value in taken.items()}
     nothing = {name: torch.zeros_like(value) for name, value in taken.items()}
-    assert gradient_cosines(taken, taken, opposite)[WHOLE] == pytest.approx((1, -1, -1), abs=1e-5)
-    assert math.isnan(gradient_cosines(taken, nothing, taken)[WHOLE][0])
+    assert gradient_cosines(taken, taken, opposite)[ALL_PARAMETERS] == pytest.approx((1, -1, -1), abs=1e-5)
+    assert math.isnan(gradient_cosines(taken, nothing, taken)[ALL_PARAMETERS][0])
     assert [layer_of(n) for n in ("model.layers.11.mlp.up_proj.weight", "transformer.h.3.w", "lm_head.weight")] == [
         11,
         3,
@@ -92,13 +102,15 @@ def test_models_are_diagnosed_side_by_side(
     monkeypatch.setattr("tamperfuse.report.html._library", lambda: "")
     answered = [(f"attacker request {i}", f"an answer {i}") for i in range(8)]
     monkeypatch.setattr("tamperfuse.commands.diagnose.compliant_answers", lambda *_: answered)
-    cosines = {layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, WHOLE)}  # what a vanished gradient gives
+    cosines = {
+        layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, ALL_PARAMETERS)
+    }  # NaN is the cosine with a gradient that is zero
     real = gradient_cosines
     once = iter([cosines])
-    monkeypatch.setattr("tamperfuse.evaluation.diagnose.gradient_cosines", lambda *a: next(once, None) or real(*a))
+    monkeypatch.setattr("tamperfuse.evaluation.attack_trace.gradient_cosines", lambda *a: next(once, None) or real(*a))
     settings = {"shots": 8, "steps": 4, "batch": 4}
     out = tmp_path / "diagnosis"
-    found = diagnose_models(
+    diagnoses = diagnose_models(
         [str(tiny_folder)],
         "harmful_finetune",
         str(threat_file),
@@ -108,13 +120,22 @@ def test_models_are_diagnosed_side_by_side(
         items=0,
         seed=0,
     )
-    assert "cosine of own and benign gradients" in finding(found[0])
-    assert "times the attack's own" in time_spent(found[0])
-    html = write_diagnosis(out, found).read_text(encoding="utf-8")
+    assert "benign NLL changed from" in finding(diagnoses[0])
+    assert "times the attack (" in time_spent(diagnoses[0])
+    html = write_diagnosis(out, diagnoses).read_text(encoding="utf-8")
     assert html.count('class="plot') == sum(
         len(f["panels"]) for f in read_json(out / "diagnosis.json")["figures"].values()
     )
-    assert [t["step"] for t in read_json(out / "measured.json")["models"][0]["traces"]] == [0, 1, 2, 3, 4]
+    measured = read_json(out / "measured.json")
+    (record,) = measured["models"]
+    assert (measured["attack"], measured["seed"], measured["parameters"]["steps"]) == ("harmful_finetune", 0, 4)
+    assert [point["step"] for point in record["points"]] == [0, 1, 2, 3, 4]
+    assert record["cosines"][0]["attacker_original"] is None, "JSON has no NaN"
+    values = [value for rows in (record["points"], record["cosines"]) for row in rows for value in row.values()]
+    assert all(isinstance(value, int | float) or value is None for value in values)
+    restored = Diagnosis.from_record(record)
+    assert restored.points == diagnoses[0].points and math.isnan(restored.cosines[0].attacker_original)
+    assert restored.to_record() == record
     pictures = write_figures(out, tmp_path / "figures")
     assert [path.name for path in pictures] == ["traces.svg", "cosines.svg", "layers.svg"]
     with pytest.raises(UserError, match="Two models are called"):
