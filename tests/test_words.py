@@ -49,7 +49,7 @@ UNREVISED = frozenset(
         "training",
     ]
 )
-SHARED_CLASS_NAMES = frozenset(["Encoder", "Row", "Sample", "Verdict"])
+SHARED_CLASS_NAMES = frozenset(["Row", "Sample", "Verdict"])
 
 
 def directory(path: Path) -> str:

@@ -3,16 +3,21 @@
 import io
 import json
 import random
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
+import typer
 from rich.console import Console
 from stubs import StubEncoder, hash_projection, options, prose
+from typer.testing import CliRunner
 
+from tamperfuse.cli.pair import pair
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX
+from tamperfuse.pairing import command, read_pairs
 from tamperfuse.pairing import pairs as pairs_module
-from tamperfuse.pairing import read_pairs
 from tamperfuse.pairing.cache import in_batches
-from tamperfuse.pairing.command import pair_corpora
+from tamperfuse.pairing.command import PairResult, pair_corpora
 from tamperfuse.pairing.encoders import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
@@ -59,20 +64,62 @@ def test_model_text_is_escaped_in_the_page(sources, tmp_path):
     assert "&lt;script&gt;" in page
 
 
-def test_the_command_line(sources, tmp_path):
-    import typer
-    from typer.testing import CliRunner
+REQUIRED = {"harmful": ("h.jsonl",), "responses": ("r.jsonl",), "out": Path("out")}
+OTHER_VALUES = {
+    "prompt_field": "a",
+    "response_field": "b",
+    "category_field": "c",
+    "revision": "main",
+    "split": "test",
+    "prompts": 7,
+    "decontaminate": ("d.jsonl", "e.jsonl"),
+    "threshold": 0.5,
+    "seed": 3,
+    "max_draws": 9,
+    "match": "diverse",
+    "filters": False,
+    "language": "de",
+    "near_duplicates": 0.7,
+    "score_quality": "model",
+    "keep_best": 0.9,
+    "refusal_prefix": ("paper", "No."),
+    "multi_turn": 0.1,
+    "replay": 0.2,
+    "replay_source": "builtin:retain",
+    "encoder": "encoder",
+    "dtype": "bfloat16",
+    "workers": 2,
+    "executor": "ray",
+    "tokenizer": "tokenizer",
+    "export": ("trl", "openai"),
+}
 
-    from tamperfuse.cli.pair import pair
 
+def command_line(values: dict) -> list[str]:
+    arguments = []
+    for name, value in values.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            arguments += [
+                part for item in (value if isinstance(value, tuple) else (value,)) for part in (option, str(item))
+            ]
+    return arguments
+
+
+@pytest.mark.parametrize("values", [REQUIRED, REQUIRED | OTHER_VALUES])
+def test_every_field_of_the_options_is_an_option_of_the_command(monkeypatch, values):
+    received = []
+    monkeypatch.setattr(
+        command, "pair_corpora", lambda options: received.append(options) or PairResult(Path(), "", 0, 0)
+    )
     app = typer.Typer()
     app.command()(pair)
-    said = CliRunner().invoke(app, ["--help"])
-    assert said.exit_code == 0
-    assert "SDD pairs" in said.output
-    harmful, benign = map(str, sources)
-    wrong = ["--harmful", harmful, "--responses", benign, "--out", str(tmp_path / "out"), "--threshold", "2"]
-    assert isinstance(CliRunner().invoke(app, wrong).exception, UserError)
+    done = CliRunner().invoke(app, command_line(values))
+    assert done.exit_code == 0, done.output
+    assert received == [PairOptions(**values)]
+    assert {field.name for field in fields(PairOptions)} == REQUIRED.keys() | OTHER_VALUES.keys()
 
 
 def test_diverse_match_through_the_command(sources, tmp_path):

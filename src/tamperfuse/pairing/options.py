@@ -1,83 +1,124 @@
-"""What `tamperfuse pair` can be told, with the defaults and the checks of numbers."""
+"""Options of `tamperfuse pair`: their types, defaults, help and checks."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from tamperfuse.corpora.sources import shown_names
 from tamperfuse.models.encoder import DEFAULT_ENCODER
+from tamperfuse.pairing.filters import DEFAULT_FILTERS
 from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
 from tamperfuse.records.errors import UserError, unknown_name
 
 EXPORT_NAMES = ("trl", "openai", "sharegpt", "alpaca", "axolotl", "datasets")
+INPUT, MATCHING, FILTERS, VARIANTS, ENCODING, OUTPUT = "Input", "Matching", "Filters", "Variants", "Encoding", "Output"
 
 
 @dataclass(frozen=True)
-class PairOptions:
-    """Everything that decides which pairs come out.
+class Help:
+    """What the command line shows about an option.
 
     Attributes:
-        harmful: sources of prompts, each `SRC` or `SRC=WEIGHT`; of a threat, the defender part is taken.
-        responses: sources of responses, likewise.
-        out: the folder to write.
-        threshold: highest cosine of a kept pair, in (-1, 1].
-        seed: decides draw, samples and variants.
-        max_draws: draws before a prompt is dropped.
-        match: "random" (the paper's) or "diverse" (no response used more than its share, subjects spread).
-        prompts: how many prompts to keep, balanced over categories as in the paper; all if None.
-        refusal_prefix: prefixes of SDD_reject, one sampled a pair; `paper` stands for the paper's.
-        prompt_field: the prompts' column, where the layout is not a known one.
-        response_field: the responses' column, likewise.
-        category_field: the categories' column, likewise.
-        revision: of Hub sources that name none.
-        split: of Hub sources that name none.
-        decontaminate: evaluation sets whose prompts must not be among the pairs.
-        filters: whether responses are filtered for quality.
-        language: ISO 639-1 code that responses are in; "any" for no such filter.
-        near_duplicates: Jaccard similarity of word 5-grams from which two responses are the same, in (0, 1]; 1: off.
-        score_quality: a model whose NLL ranks responses; None for no ranking.
-        keep_best: the share of responses with the lowest NLL that is kept, in (0, 1].
-        multi_turn: share of pairs that follow a benign exchange, in [0, 1].
-        replay: share of benign replay pairs among all, in [0, 1).
-        replay_source: where benign exchanges come from.
-        encoder: a sentence-transformers model.
-        dtype: "bfloat16" encodes twice as fast where the processor has it, with about 1 pair in 200 differing.
-        workers: processes that encode on this machine.
-        executor: "ray" encodes over a Ray cluster instead.
-        tokenizer: a model whose tokenizer measures lengths in the audit; words are counted if None.
-        export: layouts for training libraries, written beside the pairs.
+        text: one or two sentences.
+        group: heading that the option is listed under.
+        metavar: name of the value; None for the name of its type.
     """
 
-    harmful: tuple[str, ...]
-    responses: tuple[str, ...]
-    out: Path
-    threshold: float = DEFAULT_THRESHOLD
-    seed: int = 0
-    max_draws: int = DEFAULT_MAX_DRAWS
-    match: Literal["random", "diverse"] = "random"
-    prompts: int | None = None
-    refusal_prefix: tuple[str, ...] = ()
-    prompt_field: str | None = None
-    response_field: str | None = None
-    category_field: str | None = None
-    revision: str | None = None
-    split: str | None = None
-    decontaminate: tuple[str, ...] = ()
-    filters: bool = True
-    language: str = "en"
-    near_duplicates: float = 0.8
-    score_quality: str | None = None
-    keep_best: float = 0.5
-    multi_turn: float = 0.0
-    replay: float = 0.0
-    replay_source: str = "builtin:replay"
-    encoder: str = DEFAULT_ENCODER
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    workers: int = 1
-    executor: Literal["local", "ray"] = "local"
-    tokenizer: str | None = None
-    export: tuple[str, ...] = ()
+    text: str
+    group: str
+    metavar: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """Options of `tamperfuse pair`: everything that decides which pairs are made and what is written.
+
+    The command line is built from these fields: a field `max_draws` is the option `--max-draws`.
+
+    SRC is `builtin:NAME`, a local file or directory, or a Hub data set (see :func:`tamperfuse.corpora.sources.read_source`).
+    """
+
+    harmful: Annotated[
+        tuple[str, ...],
+        Help("Harmful prompts; repeat to mix, with weights as SRC=2. Of a threat, the defender part.", INPUT, "SRC"),
+    ]
+    responses: Annotated[tuple[str, ...], Help("Benign responses; repeat to mix, with weights as SRC=2.", INPUT, "SRC")]
+    prompt_field: Annotated[str | None, Help("Column of the prompts, if the layout is unknown.", INPUT)] = None
+    response_field: Annotated[str | None, Help("Column of the responses, if the layout is unknown.", INPUT)] = None
+    category_field: Annotated[str | None, Help("Column of the categories; needs --prompt-field.", INPUT)] = None
+    revision: Annotated[str | None, Help("Revision of Hub sources that name none.", INPUT)] = None
+    split: Annotated[
+        str | None, Help("Split of Hub sources that name none; train or the nearest to it by default.", INPUT)
+    ] = None
+    prompts: Annotated[
+        int | None, Help("Prompts to use, in equal shares of the categories; all by default.", INPUT)
+    ] = None
+    decontaminate: Annotated[
+        tuple[str, ...],
+        Help("Evaluation set whose prompts must not be in the pairs; repeat for several.", INPUT, "SRC"),
+    ] = ()
+
+    threshold: Annotated[float, Help("Highest cosine of a pair, in (-1, 1].", MATCHING)] = DEFAULT_THRESHOLD
+    seed: Annotated[
+        int, Help("Seed of draw, samples and variants; the order of the files changes nothing.", MATCHING)
+    ] = 0
+    max_draws: Annotated[int, Help("Draws before a prompt is dropped.", MATCHING)] = DEFAULT_MAX_DRAWS
+    match: Annotated[
+        Literal["random", "diverse"],
+        Help(
+            "random: as in the paper; diverse: no response is used more than its share, and subjects and forms are spread "
+            "evenly.",
+            MATCHING,
+        ),
+    ] = "random"
+
+    filters: Annotated[bool, Help("Filter responses for quality.", FILTERS)] = True
+    language: Annotated[str, Help("Language of the responses (ISO 639-1), or any.", FILTERS)] = DEFAULT_FILTERS.language
+    near_duplicates: Annotated[
+        float, Help("Jaccard similarity from which two responses are duplicates, in (0, 1]; 1 is off.", FILTERS)
+    ] = DEFAULT_FILTERS.near_duplicates
+    score_quality: Annotated[
+        str | None, Help("Model whose likelihood ranks the responses; no ranking by default.", FILTERS, "MODEL")
+    ] = None
+    keep_best: Annotated[float, Help("Share of responses that --score-quality keeps, in (0, 1].", FILTERS)] = 0.5
+
+    refusal_prefix: Annotated[
+        tuple[str, ...],
+        Help(
+            "Text before every response (SDD_reject); `paper` is the paper's. Repeated, each prompt gets one of them.",
+            VARIANTS,
+        ),
+    ] = ()
+    multi_turn: Annotated[float, Help("Share of pairs that follow a benign exchange, in [0, 1].", VARIANTS)] = 0.0
+    replay: Annotated[
+        float, Help("Share of benign prompts with their own answers among all pairs, in [0, 1).", VARIANTS)
+    ] = 0.0
+    replay_source: Annotated[str, Help("Benign exchanges, for --multi-turn and --replay.", VARIANTS, "SRC")] = (
+        "builtin:replay"
+    )
+
+    encoder: Annotated[str, Help("Sentence-transformers model.", ENCODING)] = DEFAULT_ENCODER
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Help(
+            "Precision of the encoder; bfloat16 is about twice as fast where the processor has it and changes few pairs.",
+            ENCODING,
+        ),
+    ] = "float32"
+    workers: Annotated[int, Help("Processes, or Ray tasks, that encode.", ENCODING)] = 1
+    executor: Annotated[
+        Literal["local", "ray"], Help("local: encode on this machine; ray: over Ray Data.", ENCODING)
+    ] = "local"
+
+    out: Annotated[Path, Help("Folder to write; an earlier folder of pairs is replaced.", OUTPUT, "DIR")]
+    tokenizer: Annotated[
+        str | None, Help("Model whose tokens measure lengths in the audit; words by default.", OUTPUT, "MODEL")
+    ] = None
+    export: Annotated[
+        tuple[str, ...],
+        Help(f"Layout for a training library, written as well: {', '.join(EXPORT_NAMES)}; repeat for several.", OUTPUT),
+    ] = ()
 
     def check(self) -> None:
         """Refuse impossible numbers.
