@@ -36,7 +36,6 @@ SAYS_NOTHING = frozenset(
 UNREVISED = frozenset(
     [
         "attacks",
-        "cli",
         "commands",
         "corpora",
         "defenses",

@@ -22,7 +22,7 @@ def two_figures() -> list[Figure]:
     ]
     chart = figures._phase_layers(alt.InlineData(values=rows)).properties(width="container")
     phase = Figure(
-        "phase", "A </script><b>title</b>", "A & caption", [Panel("", figures._phase_words(rows, (0.1,)), chart)]
+        "phase", "A </script><b>title</b>", "A & caption", [Panel("", figures._phase_description(rows, (0.1,)), chart)]
     )
     return [phase, figures._frontier("container")]
 

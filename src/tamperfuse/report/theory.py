@@ -1,4 +1,4 @@
-"""The theory page: phase diagram with the attack's strength on a slider, theorems, counterexamples, what follows."""
+"""The theory page: the theorems, a phase diagram with a slider for the attack's strength, counterexamples, consequences."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from tamperfuse.theory.findings import known_counterexamples
 
 
 def write_theory_page(out: Path, figures: Sequence[Figure] | None = None) -> Path:
-    """Write `theory.html` and `theory.json` into `out`, which is made if need be.
+    """Write `theory.html` and `theory.json` into `out`, which is created if missing.
 
     Args:
         out: the folder.
-        figures: those of `theory_figures()` if they are at hand already; computing them takes about 15 seconds.
+        figures: the result of `theory_figures()`; None to compute them, which takes about 15 seconds.
 
     Returns:
-        the path of theory.html.
+        The path of theory.html.
 
     Raises:
         UserError: `out` cannot be written.
     """
-    with staged(out / "theory.html") as staging:  # before the figures: a folder that cannot be written is told at once
+    with staged(out / "theory.html") as staging:  # first, so that an unwritable folder fails before the computation
         drawn = list(theory_figures() if figures is None else figures)
         counterexamples = known_counterexamples()
         html = render_page("theory.html.j2", drawn, counterexamples=counterexamples)

@@ -1,8 +1,8 @@
-"""The figures of docs/theory.md and of the theory page: the same charts, drawn for paper or for the browser.
+"""The figures of docs/theory.md and of the theory page.
 
     python -m tamperfuse.report.theory_figures docs/figures/theory
 
-draws all of them as SVG (altair and vl-convert; no browser). Takes about half a minute.
+draws all of them as SVG in about half a minute.
 """
 
 import math
@@ -32,10 +32,10 @@ from tamperfuse.theory.region import Form
 
 Rows = list[dict[str, Any]]
 
-#: Blue, orange, green and purple that stay apart for colour-blind readers, on light and on dark.
+#: Blue, orange, green and purple that colour-blind readers can distinguish, on light and dark backgrounds.
 PALETTE = ("#2a78b8", "#d9730d", "#2b9a66", "#8f5fc7")
 CLASSES, CHANCE = 3, 0.9
-PHASE = FeatureCounts(2, 10, 1, 11)  # the corner of the phase diagram; n_v and n*_s vary over it
+PHASE = FeatureCounts(2, 10, 1, 11)  # lower left corner of the phase diagram, which varies n_v and n*_s
 STRENGTHS = tuple(round(0.1 * step, 1) for step in range(1, 11))
 PAPER_STRENGTHS = (0.3, 0.5, 0.8)
 _INVARIANT, _ATTACK_SPURIOUS = tuple(range(2, 14)), tuple(range(11, 40, 2))
@@ -57,13 +57,13 @@ def _percent(field: str, title: str, **scale: Any) -> Any:
     return alt.Y(f"{field}:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(**scale))
 
 
-def _alone(words: str, chart: Any, width: int | str, height: int = 320) -> list[Panel]:
-    """The one panel of a figure that has no others."""
-    return [Panel("", words, chart.properties(width=width, height=height))]
+def _single_panel(description: str, chart: Any, width: int | str, height: int = 320) -> list[Panel]:
+    """The panels of a figure that has only one."""
+    return [Panel("", description, chart.properties(width=width, height=height))]
 
 
 def _phase_rows() -> Rows:
-    """One cell for each strength, n_v and n*_s: exact drop, limit drop, and the limit's edge at that n*_s."""
+    """One row for each strength, n_v and n*_s: drop in both forms, and the limit's threshold at that n*_s."""
     rows: Rows = []
     for strength in STRENGTHS:
         grid = map_region(PHASE, _INVARIANT, _ATTACK_SPURIOUS, CLASSES, CHANCE, round(1.0 - strength, 10))
@@ -88,7 +88,7 @@ def _phase_rows() -> Rows:
 
 
 def _phase_layers(data: Any) -> Any:
-    # The colour goes with the root of the drop, so that its sign shows where it is small.
+    # The colour scale is linear in the square root of the drop, so that the sign is visible where the drop is small.
     colours = ["#2a78b8", "#f3f3f1", "#c2410c"]
     scheme = alt.Scale(domain=[-0.45, 0.0, 0.45], range=colours, clamp=True, interpolate="lab")
     labels = "format(datum.value * abs(datum.value), '+.0%')"
@@ -138,30 +138,30 @@ def _phase(width: int | str) -> Figure:
         slider = alt.param(name="strength", value=0.5, bind=binding)
         chart = _phase_layers(alt.InlineData(values=rows)).add_params(slider)
         chart = chart.transform_filter("abs(datum.strength - strength) < 0.01")
-        panels = _alone(_phase_words(rows, STRENGTHS), chart, width, 360)
+        panels = _single_panel(_phase_description(rows, STRENGTHS), chart, width, 360)
     else:
         panels = []
         for strength in PAPER_STRENGTHS:
             shown = [row for row in rows if row["strength"] == strength]
             chart = _phase_layers(alt.InlineData(values=shown)).properties(width=PAPER_PANEL, height=260)
-            panels.append(Panel(f"attack strength 1 - λ = {strength}", _phase_words(shown, (strength,)), chart))
+            panels.append(Panel(f"attack strength 1 - λ = {strength}", _phase_description(shown, (strength,)), chart))
     return Figure(
         "phase",
         "Where Theorem 2's conclusion holds",
-        "Orange: the attack lowers accuracy, as Theorem 2 says. Blue: it raises it. Every cell meets the theorem's "
-        "conditions (n_s = 10, n*_v = 1, K = 3, p = 0.9, no overlap). Above the dashed line the Gaussian limit falls; "
-        "where there is none in the plot, it falls everywhere (strong attacks) or nowhere (weak ones).",
+        "Orange: the attack lowers accuracy, as Theorem 2 says. Blue: it raises accuracy. Every cell meets the theorem's "
+        "conditions (n_s = 10, n*_v = 1, K = 3, p = 0.9, no overlap). In the Gaussian limit accuracy falls above the dashed "
+        "line; without a line in the plot, it falls everywhere (strong attacks) or nowhere (weak attacks).",
         panels,
     )
 
 
-def _phase_words(rows: Rows, strengths: Sequence[float]) -> str:
-    """Share of cells in which the exact accuracy falls, strength by strength."""
+def _phase_description(rows: Rows, strengths: Sequence[float]) -> str:
+    """Share of cells in which exact accuracy falls, for each strength."""
     parts = []
     for strength in strengths:
         drops = [row["drop"] > 0 for row in rows if row["strength"] == strength]
         parts.append(f"{sum(drops) / len(drops):.0%} at strength {strength}")
-    return f"Share of settings whose accuracy the attack lowers: {', '.join(parts)}."
+    return f"Share of settings in which the attack lowers accuracy: {', '.join(parts)}."
 
 
 def _strength(width: int | str) -> Figure:
@@ -172,14 +172,14 @@ def _strength(width: int | str) -> Figure:
         "(9, 20, 2, 30), inside": (FeatureCounts(9, 20, 2, 30), CHANCE),
     }
     rows: Rows = []
-    words = []
+    descriptions = []
     for name, (counts, p) in cases.items():
         for step in range(21):
-            found = accuracies(counts, CLASSES, p, 1.0 - step / 20)
-            for form, value in (("exact", found.mixture), ("limit", found.mixture_limit)):
+            at_strength = accuracies(counts, CLASSES, p, 1.0 - step / 20)
+            for form, value in (("exact", at_strength.mixture), ("limit", at_strength.mixture_limit)):
                 rows.append({"series": name, "form": form, "strength": step / 20, "accuracy": round(value, 6)})
         ends = [accuracies(counts, CLASSES, p, lam).mixture for lam in (1.0, 0.5, 0.0)]
-        words.append(f"{name} from {ends[0]:.1%} by {ends[1]:.1%} half way to {ends[2]:.1%}")
+        descriptions.append(f"{name}: {ends[0]:.1%} at strength 0, {ends[1]:.1%} at 0.5, {ends[2]:.1%} at 1")
     chart = (
         alt.Chart(alt.InlineData(values=rows))
         .mark_line(strokeWidth=2)
@@ -193,16 +193,16 @@ def _strength(width: int | str) -> Figure:
     return Figure(
         "strength",
         "From the hardened model to the attack's optimum",
-        "Three settings that meet Theorem 2's conditions, and along the way to a worse optimum gain first: mixing two "
-        "models averages their errors. The fourth lies inside the region at λ = ½. K = 3, p = 0.9 unless named. "
-        "The exact vote is a step function of λ, drawn at multiples of 0.05: the faintest attack breaks its ties.",
-        _alone(f"Exact accuracy along the attack: {'; '.join(words)}.", chart, width),
+        "Three settings that meet Theorem 2's conditions and in which accuracy rises at first, since mixing two models averages "
+        "their errors. The fourth is inside the region at λ = ½. K = 3, p = 0.9 unless stated. The exact accuracy is a step "
+        "function of λ, drawn at multiples of 0.05: the weakest attack breaks the ties of the model.",
+        _single_panel(f"Exact accuracy along the attack. {'; '.join(descriptions)}.", chart, width),
     )
 
 
 def _theorem_one(width: int | str) -> Figure:
     rows: Rows = []
-    turns: Rows = []
+    minima: Rows = []
     chances = (0.8, 0.9, 0.95, 1.0)
     base = FeatureCounts(4, 10, 0, 0)
     for p in chances:
@@ -211,24 +211,24 @@ def _theorem_one(width: int | str) -> Figure:
             vote = replace(base, attack_spurious=n_s).mixture(0.5)
             forms = {"exact": exact_accuracy(vote, CLASSES, p), "limit": limit_accuracy(vote, CLASSES, p)}
             rows += [{"series": name, "form": f, "n_s": n_s, "accuracy": round(a, 6)} for f, a in forms.items()]
-        turn = strongest_attack(base, p)
-        if turn <= 120:
-            there = limit_accuracy(replace(base, attack_spurious=round(turn)).mixture(0.5), CLASSES, p)
-            turns.append({"series": name, "n_s": round(turn, 3), "accuracy": round(there, 6)})
-    colour = _colour("chance p that a spurious feature lets go", [f"p = {p}" for p in chances])
+        minimum = strongest_attack(base, p)
+        if minimum <= 120:
+            accuracy = limit_accuracy(replace(base, attack_spurious=round(minimum)).mixture(0.5), CLASSES, p)
+            minima.append({"series": name, "n_s": round(minimum, 3), "accuracy": round(accuracy, 6)})
+    colour = _colour("probability p that a spurious feature votes at random", [f"p = {p}" for p in chances])
     x = alt.X("n_s:Q", title="spurious features that the attack brings n*_s")
     y = _percent("accuracy", "alignment accuracy after the attack", zero=False)
     lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=2)
-    points = alt.Chart(alt.InlineData(values=turns)).mark_point(size=90, filled=True, opacity=1)
+    points = alt.Chart(alt.InlineData(values=minima)).mark_point(size=90, filled=True, opacity=1)
     chart = lines.encode(x=x, y=y, color=colour, strokeDash=_dash()) + points.encode(x=x, y=y, color=colour)
-    lowest = "; ".join(f"{turn['series']} at n*_s = {turn['n_s']:.0f}, {turn['accuracy']:.1%}" for turn in turns)
+    lowest = "; ".join(f"{row['series']} at n*_s = {row['n_s']:.0f}, {row['accuracy']:.1%}" for row in minima)
     return Figure(
         "theorem_one",
-        "Theorem 1: the drop does not keep growing",
+        "Theorem 1: the drop does not grow without bound",
         "A model with 4 invariant and 10 spurious features of alignment; the attack brings n*_s spurious ones and no "
-        "invariant one (λ = ½, K = 3). The dot marks the limit's lowest point, n_s + n*_s = n_v / (1 - p): beyond it "
-        "more spurious features repair the vote. Only at p = 1 does the drop grow for ever.",
-        _alone(f"Lowest accuracy after the attack, in the limit: {lowest}.", chart, width),
+        "invariant one (λ = ½, K = 3). The dot marks the lowest accuracy in the limit, at n_s + n*_s = n_v / (1 - p); with "
+        "more spurious features accuracy rises again. Only at p = 1 does the drop keep growing.",
+        _single_panel(f"Lowest accuracy after the attack, in the limit: {lowest}.", chart, width),
     )
 
 
@@ -243,26 +243,26 @@ def _frontier(width: int | str) -> Figure:
         alt.Chart(alt.InlineData(values=[row for row in rows if row["extra"] is not None]))
         .mark_line(point=True, strokeWidth=2, interpolate="step-after")
         .encode(
-            x=alt.X("fewer:Q", title="spurious features given up"),
-            y=alt.Y("extra:Q", title="invariant features gained", axis=alt.Axis(tickMinStep=1)),
+            x=alt.X("fewer:Q", title="spurious features removed"),
+            y=alt.Y("extra:Q", title="invariant features added", axis=alt.Axis(tickMinStep=1)),
             color=_colour("series", ["exact", "limit"]),
             strokeDash=_dash(),
             tooltip=["form:N", "fewer:Q", "extra:Q"],
         )
     )
     exact = {row["fewer"]: row["extra"] for row in rows if row["form"] == "exact"}
-    words = "; ".join(f"{exact[fewer]} gained for {fewer} given up" for fewer in (0, 4, 8, 12, 16))
+    description = "; ".join(f"{exact[fewer]} added with {fewer} removed" for fewer in (0, 4, 8, 12, 16))
     return Figure(
         "frontier",
-        "What a defender must change",
+        "Changes that bring a model into the region",
         "From (n_v, n_s, n*_v, n*_s) = (3, 20, 2, 21), K = 3, p = 0.9, λ = ½, where the attack improves the model: the "
-        "fewest invariant features to gain for each number of spurious ones given up, so that the attack harms it.",
-        _alone(f"Invariant features to gain, exactly: {words}.", chart, width),
+        "fewest invariant features to add, for each number of removed spurious features, such that the attack lowers accuracy.",
+        _single_panel(f"Invariant features to add (exact form): {description}.", chart, width),
     )
 
 
 def limit_errors(sizes: Sequence[int], settings: Sequence[tuple[int, float]]) -> Rows:
-    """The largest |limit - exact| over all n_v with exact accuracy in [.5, .99], at each n_s, (K, p)."""
+    """Largest |limit - exact| over all n_v with exact accuracy in [.5, .99], for each n_s and each (K, p)."""
     rows: Rows = []
     for classes, p in settings:
         for n_s in sizes:
@@ -287,23 +287,27 @@ def _limit_error(width: int | str) -> Figure:
         .encode(
             x=alt.X("n_s:Q", title="spurious features n_s", scale=alt.Scale(type="log", nice=False)),
             y=alt.Y("error:Q", title="largest error of the limit form", axis=alt.Axis(format="%")),
-            color=_colour("classes and chance", [f"K = {k}, p = {p}" for k, p in settings]),
+            color=_colour("number of classes, p", [f"K = {k}, p = {p}" for k, p in settings]),
         )
     )
     rule = alt.Chart(alt.InlineData(values=[{"error": 0.01}])).mark_rule(strokeDash=[4, 4], color="#888888")
-    largest = {row["series"]: row for row in rows}  # the last of each
-    words = "; ".join(f"{name}: {row['error']:.2%} at n_s = {row['n_s']}" for name, row in largest.items())
+    last = {row["series"]: row for row in rows}
+    description = "; ".join(f"{name}: {row['error']:.2%} at n_s = {row['n_s']}" for name, row in last.items())
     return Figure(
         "limit_error",
-        "How far the Gaussian limit can be trusted",
-        "The largest distance between limit form and exact vote over every n_v with an accuracy in [.5, .99]. The "
-        "dashed line is 1%. Many classes make the limit slow: each wrong class has few votes, and a skewed count.",
-        _alone(f"Error of the limit form, {words}.", lines + rule.encode(y="error:Q"), width),
+        "Error of the Gaussian limit",
+        "The largest difference between the limit and the exact form over every n_v with an exact accuracy in [.5, .99]. The "
+        "dashed line is 1%. Convergence is slow with many classes: each wrong class has few votes, with a skewed distribution.",
+        _single_panel(f"Error of the limit form, {description}.", lines + rule.encode(y="error:Q"), width),
     )
 
 
 def theory_figures(width: int | str = "container") -> list[Figure]:
-    """Compute and draw every figure, in the order of the page: as wide as its container, or so many pixels."""
+    """Compute and draw all figures, in the order of the page.
+
+    Args:
+        width: of each chart: "container" for the page, or pixels.
+    """
     drawn = []
     with progress("figures", len(_ALL)) as advance:
         for draw in _ALL:
@@ -316,7 +320,7 @@ _ALL: tuple[Callable[[int | str], Figure], ...] = (_phase, _strength, _theorem_o
 
 
 def write_figures(out: Path, figures: Sequence[Figure] | None = None) -> list[Path]:
-    """Write each figure as SVG on white into `out`, which is made if need be; returns the paths.
+    """Write each figure as SVG on a white background into `out`, which is created if missing; returns the paths.
 
     Raises:
         UserError: `out` cannot be written.
