@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tamperfuse.corpora import builtin
 from tamperfuse.corpora.builtin import ABOUT, builtin_rows
 from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.threats import PARTS, load_threat
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_grammar.py"
+SCRIPT = Path(builtin.__file__).parent / "data" / "make_grammar.py"
 
 
 def test_every_data_set_has_unique_ids_and_a_line_in_the_list() -> None:

@@ -1,4 +1,4 @@
-"""Write the built-in minimal pairs of grammar: ``src/tamperfuse/corpora/data/grammar.jsonl``.
+"""Write the built-in minimal pairs of grammar, `grammar.jsonl` beside this script, which is not part of the wheel.
 
 Each row is a pair of sentences which differ in one point of English grammar: ``good`` obeys it, ``bad`` breaks it. A
 language model that knows the point gives the good sentence the higher likelihood.
@@ -6,8 +6,8 @@ language model that knows the point gives the good sentence the higher likelihoo
 A template has one or more frames (a good and a bad pattern) whose fields are filled from small word tables. Every
 choice is made by hashing names and positions, so that the same source always writes the same file:
 
-    python scripts/make_grammar.py            # write the file
-    python scripts/make_grammar.py --check    # only compare it with what would be written
+    python src/tamperfuse/corpora/data/make_grammar.py          # write the file
+    python src/tamperfuse/corpora/data/make_grammar.py --check  # only compare it with what would be written
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from string import Formatter
 PAIRS_PER_TEMPLATE = 80
 MIN_WORDS, MAX_WORDS = 4, 12
 ATTEMPTS_PER_PAIR = 60
-DEFAULT_OUT = Path(__file__).resolve().parents[1] / "src" / "tamperfuse" / "corpora" / "data" / "grammar.jsonl"
+DEFAULT_OUT = Path(__file__).resolve().parent / "grammar.jsonl"
 
 Entry = str | tuple[str, ...]
 Table = tuple[Entry, ...]
@@ -108,7 +108,7 @@ LEXICON: dict[str, Table] = {
         "call/calls/called/calling/the office, move/moves/moved/moving/the table,"
         "watch/watches/watched/watching/the game, paint/paints/painted/painting/the wall,"
         "visit/visits/visited/visiting/the museum, finish/finishes/finished/finishing/the work,"
-        "close/closes/closed/closing/the context, carry/carries/carried/carrying/the box,"
+        "close/closes/closed/closing/the shop, carry/carries/carried/carrying/the box,"
         "wash/washes/washed/washing/the car, check/checks/checked/checking/the list"
     ),
     # past / base / -ing form / participle; verbs that take any small thing as their object
@@ -846,7 +846,7 @@ TEMPLATES: tuple[Template, ...] = (
             "manner": table("carefully, quickly, slowly, quietly, easily, calmly"),
             "act": table(
                 "opened/the door, cleaned/the room, moved/the table, painted/the wall, washed/the car,"
-                "carried/the box, closed/the context, checked/the list"
+                "carried/the box, closed/the shop, checked/the list"
             ),
         },
     ),
