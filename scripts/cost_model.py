@@ -4,7 +4,7 @@ Hours on the measured machine are tokens × parameters over what size_scaling me
 size. Hours on accelerators are estimates: operations over peak rate × utilisation. A training's operations are
 `telemetry.useful_work`, a third more with gradient checkpointing; generating and scoring take 2 a parameter and token.
 
-Memory is `extras.Need`: 16 bytes a trained parameter, 6 a frozen one (under QLoRA 4.5 in the layers: 4 bits beside float32)
+Memory is `MemoryEstimate`: 16 bytes a trained parameter, 6 a frozen one (under QLoRA 4.5 in the layers: 4 bits beside float32)
 and the activations of a row. A CPU trains on two rows at once: twice their activations and gradients. An evaluation takes
 8 a parameter (float32, bfloat16, the layout for decoding) and the cache of keys and values. An accelerator holds a row's
 activations and its share of the rest, in nine tenths of its memory; it trains with gradient checkpointing where a row would
@@ -29,7 +29,7 @@ from tamperfuse.commands.single import ANSWER_TOKENS
 from tamperfuse.defenses.sdd import PAPER
 from tamperfuse.evaluation.generate import TOKENS_IN_FLIGHT
 from tamperfuse.models.chat import Chat, Sample
-from tamperfuse.models.cpu.two_threads import HANDS
+from tamperfuse.models.cpu.two_threads import WORKERS
 from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
@@ -38,8 +38,8 @@ from tamperfuse.study.node import Costs
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.shared import PROMPT_TOKENS
 from tamperfuse.study.spec import load_study
-from tamperfuse.training.accelerations import MOMENTS, SPARE, Need
-from tamperfuse.training.adapters import low_rank
+from tamperfuse.training.accelerations import MOMENTS, USABLE_MEMORY, MemoryEstimate
+from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.parameters import Training
 from tamperfuse.training.telemetry import useful_work
 
@@ -102,7 +102,7 @@ class Model:
 
     parameters: int
     operations: dict[str, float]
-    needs: dict[str, Need]
+    needs: dict[str, MemoryEstimate]
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> "Model":
@@ -113,14 +113,16 @@ class Model:
             loaded = LoadedModel("", module, cast(Chat, None), "")  # nobody talks to it
             size, layers = int(module.num_parameters()), sum(weight.numel() for weight in layer_matrices(module))
             operations = {"full": useful_work(module, [SAMPLE]) / EACH}
-            needs = {"full": Need.of(module, loaded, torch.bfloat16)}
-            with low_rank(loaded, Training(method="lora")) as adapted:
+            needs = {"full": MemoryEstimate.of(module, loaded, torch.bfloat16)}
+            with lora_adapter(loaded, Training(method="lora")) as adapted:
                 operations["lora"] = useful_work(adapted, [SAMPLE]) / EACH
-                needs["lora"] = Need.of(adapted, loaded, torch.bfloat16)
+                needs["lora"] = MemoryEstimate.of(adapted, loaded, torch.bfloat16)
         needs["qlora"] = replace(needs["lora"], weights=needs["lora"].weights - layers * 3 // 2)
-        head, layer = config.hidden_size // config.num_attention_heads, needs["full"].layer
+        head, layer = config.hidden_size // config.num_attention_heads, needs["full"].checkpointed
         cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * TOKENS_IN_FLIGHT * 2
-        needs["evaluation"] = Need(weights=6 * size + 2 * layers + cache, trained=0, activations=layer, layer=layer)
+        needs["evaluation"] = MemoryEstimate(
+            weights=6 * size + 2 * layers + cache, trained=0, activations=layer, checkpointed=layer
+        )
         return cls(size, operations, needs)
 
 
@@ -132,7 +134,7 @@ class Work:
     method: str
     costs: Costs
 
-    def needs(self, model: Model) -> list[Need]:
+    def needs(self, model: Model) -> list[MemoryEstimate]:
         """What has to fit into memory, one after the other."""
         return [model.needs[how] for how in (self.method, "evaluation") if how != "evaluation" or self.costs.scored]
 
@@ -146,10 +148,10 @@ class Work:
 
     def accelerators(self, model: Model) -> tuple[int, bool]:
         """How many memory asks for, and whether they train with gradient checkpointing."""
-        room, count, again = SPARE * MEMORY, 1, False
+        room, count, again = USABLE_MEMORY * MEMORY, 1, False
         for need in self.needs(model):
             again |= (recomputed := need.activations >= room)
-            row = need.layer if recomputed else need.activations
+            row = need.checkpointed if recomputed else need.activations
             count = max(count, math.ceil((need.total(recomputed, MOMENTS) - row) / (room - row)))
         return count, again
 
@@ -161,9 +163,9 @@ class Work:
         return (training + 2 * model.parameters * rest) / PEAK / 3600
 
 
-def gibibytes(need: Need) -> float:
+def gibibytes(need: MemoryEstimate) -> float:
     """Main memory, without gradient checkpointing."""
-    at_once = HANDS if need.trained else 1
+    at_once = WORKERS if need.trained else 1
     return (replace(need, rows=at_once).total(False, MOMENTS) + LIBRARIES) / 2**30
 
 

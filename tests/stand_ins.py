@@ -1,9 +1,18 @@
 """What tests use in place of the sentence encoder and other slow parts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.precision import Masters
+from tamperfuse.training.objectives import Accumulate, Objective, SupervisedObjective
+from tamperfuse.training.weights import SimulatedAttacker, gradients, project_out
 
 
 @dataclass
@@ -18,6 +27,42 @@ class WordCountEncoder:
             for word in text.casefold().split():
                 vectors[i, sum(map(ord, word)) % 64] += 1
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class Trap(Objective[Sample]):
+    """An objective on weights: the loss is lowered at the weights and raised where a persistent simulated attacker stands.
+
+    It draws a random number in every step, so a resumed run shows whether random number generators were restored.
+    """
+
+    weight = 0.2
+    attacker: SimulatedAttacker
+    masters: Masters
+
+    def begin(self, masters: Masters) -> None:
+        self.masters, self.attacker = masters, SimulatedAttacker(masters, learning_rate=1e-3)
+
+    def loss(self, model: nn.Module, samples: Sequence[Sample], total: int, device: torch.device) -> Tensor:
+        return SupervisedObjective().loss(model, samples, total, device)
+
+    def backward(self, accumulate: Accumulate) -> Tensor:
+        parameters = [parameter for parameter, _ in self.masters.trainable()]
+        with self.attacker.applied():
+            attack_gradient = gradients(parameters, lambda: accumulate(self.loss))
+        self.attacker.step(attack_gradient)
+        loss = accumulate(self.loss)
+        rest = project_out(attack_gradient, [p.grad.float() for p in parameters if p.grad is not None])
+        share = self.weight * (0.5 + float(torch.rand(())))
+        for parameter, change in zip(parameters, rest, strict=True):
+            assert parameter.grad is not None
+            parameter.grad -= (share * change).to(parameter.grad.dtype)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.attacker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.attacker.load_state_dict(state)
 
 
 class Killed(BaseException):

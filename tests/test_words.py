@@ -45,7 +45,6 @@ UNREVISED = frozenset(
         "records",
         "report",
         "study",
-        "training",
     ]
 )
 SHARED_CLASS_NAMES = frozenset(["Row", "Sample", "Verdict"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tamperfuse.models.cpu.two_threads import HANDS, side_by_side
+from tamperfuse.models.cpu.two_threads import WORKERS, run_in_parallel
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def four_threads() -> Iterator[int]:
 
 
 def test_tasks_run_at_once_with_their_share_of_threads_and_the_callers_gradient_mode(four_threads: int) -> None:
-    meeting = threading.Barrier(HANDS, timeout=20)  # passed only if all are there
+    meeting = threading.Barrier(WORKERS, timeout=20)  # passed only if all are there
 
     def task(number: int) -> tuple[int, int, bool]:
         meeting.wait()
@@ -27,13 +27,13 @@ def test_tasks_run_at_once_with_their_share_of_threads_and_the_callers_gradient_
 
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            found = side_by_side([lambda n=n: task(n) for n in range(HANDS)])
-        assert found == [(n, four_threads // HANDS, gradients) for n in range(HANDS)]
+            found = run_in_parallel([lambda n=n: task(n) for n in range(WORKERS)])
+        assert found == [(n, four_threads // WORKERS, gradients) for n in range(WORKERS)]
     assert torch.get_num_threads() == four_threads
 
 
 def test_an_error_comes_through_when_nothing_runs_any_more(four_threads: int) -> None:
-    ended, meeting = [], threading.Barrier(HANDS, timeout=20)
+    ended, meeting = [], threading.Barrier(WORKERS, timeout=20)
 
     def fails() -> None:
         meeting.wait()
@@ -45,9 +45,9 @@ def test_an_error_comes_through_when_nothing_runs_any_more(four_threads: int) ->
         ended.append(1)
 
     with pytest.raises(ValueError, match="no"):
-        side_by_side([fails, works])
+        run_in_parallel([fails, works])
     assert ended == [1] and torch.get_num_threads() == four_threads
 
 
 def test_one_task_runs_where_it_is() -> None:
-    assert side_by_side([threading.get_ident]) == [threading.get_ident()]
+    assert run_in_parallel([threading.get_ident]) == [threading.get_ident()]

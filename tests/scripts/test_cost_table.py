@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tamperfuse.study.node import Costs
-from tamperfuse.training.accelerations import Need
+from tamperfuse.training.accelerations import MemoryEstimate
 
 ROOT = Path(__file__).parents[2]
 GB = 10**9
@@ -52,13 +52,13 @@ def test_accelerator_hours_are_operations_over_what_is_used_of_the_peak(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "PEAK", 1e15)
-    small = Need(weights=2 * GB, trained=GB, activations=GB, layer=GB)
+    small = MemoryEstimate(weights=2 * GB, trained=GB, activations=GB, checkpointed=GB)
     one = model.Model(GB, {"full": 6e9}, {"full": small, "evaluation": small})
     tuning = model.Work("tuning", "full", Costs(3_600_000))
     assert tuning.accelerator_hours(one) == pytest.approx(3.6e6 * 6e9 / 0.4e15 / 3600)
     asking = model.Work("asking", "evaluation", Costs(0, 3_600, 7_200))
     assert asking.accelerator_hours(one) == pytest.approx(2e9 * (3_600 / 0.1e15 + 7_200 / 0.4e15) / 3600)
-    large = Need(weights=2 * GB, trained=GB, activations=90 * GB, layer=2 * GB)
+    large = MemoryEstimate(weights=2 * GB, trained=GB, activations=90 * GB, checkpointed=2 * GB)
     again = model.Model(GB, {"full": 6e9}, {"full": large})
     assert tuning.accelerator_hours(again) == pytest.approx(tuning.accelerator_hours(one) * 4 / 3)
 
@@ -66,13 +66,15 @@ def test_accelerator_hours_are_operations_over_what_is_used_of_the_peak(
 @pytest.mark.parametrize(
     ("need", "expected"),
     [
-        (Need(weights=14 * GB, trained=7 * GB, activations=20 * GB, layer=2 * GB), (3, False)),  # 112 / (72 − 20)
-        (Need(weights=140 * GB, trained=70 * GB, activations=80 * GB, layer=2 * GB), (16, True)),  # 1,120 / (72 − 2)
-        (Need(weights=60 * GB, trained=0, activations=12 * GB, layer=2 * GB), (1, False)),
-        (Need(weights=61 * GB, trained=0, activations=12 * GB, layer=2 * GB), (2, False)),
+        (MemoryEstimate(weights=14 * GB, trained=7 * GB, activations=20 * GB, checkpointed=2 * GB), (3, False)),
+        (MemoryEstimate(weights=140 * GB, trained=70 * GB, activations=80 * GB, checkpointed=2 * GB), (16, True)),
+        (MemoryEstimate(weights=60 * GB, trained=0, activations=12 * GB, checkpointed=2 * GB), (1, False)),
+        (MemoryEstimate(weights=61 * GB, trained=0, activations=12 * GB, checkpointed=2 * GB), (2, False)),
     ],
 )
-def test_how_many_accelerators_follows_from_memory(model: Any, need: Need, expected: tuple[int, bool]) -> None:
+def test_how_many_accelerators_follows_from_memory(
+    model: Any, need: MemoryEstimate, expected: tuple[int, bool]
+) -> None:
     assert model.Work("", "full", Costs()).accelerators(model.Model(1, {}, {"full": need})) == expected
 
 

@@ -32,19 +32,19 @@ def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
     """Training run number `run` dies right after step `step`, its hook and its checkpoint."""
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     begun: list[Loop] = []
-    begin, keep = Loop.begin, Loop.keep
+    begin, checkpoint = Loop.begin, Loop.checkpoint
 
     def count(self: Loop) -> None:
         begun.append(self)
         begin(self)
 
     def die(self: Loop) -> None:
-        keep(self)
+        checkpoint(self)
         if len(begun) == run and self.state.global_step == step:
             raise Killed
 
     monkeypatch.setattr(Loop, "begin", count)
-    monkeypatch.setattr(Loop, "keep", die)
+    monkeypatch.setattr(Loop, "checkpoint", die)
 
 
 def test_a_study_killed_while_it_trains_ends_with_the_same_results(

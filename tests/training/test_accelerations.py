@@ -8,23 +8,23 @@ import torch
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import reduced_precision
 from tamperfuse.records.errors import UserError
-from tamperfuse.training import accelerations as extras
-from tamperfuse.training.accelerations import Machine, Need, choose
-from tamperfuse.training.adapters import low_rank
+from tamperfuse.training import accelerations
+from tamperfuse.training.accelerations import Acceleration, Machine, MemoryEstimate, choose
+from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import SupervisedObjective
 
 GIB = 2**30
-SEVEN_BILLION = Need(weights=14 * GIB, trained=7 * 10**9, activations=20 * GIB, layer=2 * GIB)
+SEVEN_BILLION = MemoryEstimate(weights=14 * GIB, trained=7 * 10**9, activations=20 * GIB, checkpointed=2 * GIB)
 EVERYTHING = frozenset({"bitsandbytes", "liger_kernel"})
 LONG = Training(steps=500)
 
 
 def test_a_cpu_gets_checkpointing_when_memory_asks_for_it_and_nothing_else() -> None:
-    assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, LONG) == extras.Extras()
+    assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, LONG) == Acceleration()
     chosen = choose(Machine("cpu", 100 * GIB, EVERYTHING), SEVEN_BILLION, LONG)
     assert chosen.checkpointing and not (chosen.eight_bit or chosen.liger or chosen.compile)
-    assert len(chosen.reasons) == 1 and "are needed without it, 90.0 can be had" in chosen.reasons[0]
+    assert len(chosen.reasons) == 1 and "are needed without it, 90.0 GiB are usable" in chosen.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -48,23 +48,23 @@ def test_a_gpu_gets_what_is_installed_and_what_memory_asks_for(
 
 
 def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
-    full = Need.of(tiny.model, tiny, torch.bfloat16)
+    full = MemoryEstimate.of(tiny.model, tiny, torch.bfloat16)
     assert full.trained == tiny.model.num_parameters() and full.weights == 2 * full.trained
     tiny.model.requires_grad_(False)
-    assert Need.of(tiny.model, tiny, torch.bfloat16).total(False, 8) < full.total(False, 8)
+    assert MemoryEstimate.of(tiny.model, tiny, torch.bfloat16).total(False, 8) < full.total(False, 8)
 
 
 def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:
     """Counted as they are held: in bfloat16 to compute with, in float32 to be put back."""
-    with low_rank(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:
-        need = Need.of(adapted, tiny, torch.bfloat16)
+    with lora_adapter(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:
+        need = MemoryEstimate.of(adapted, tiny, torch.bfloat16)
         frozen = [pair for pair in masters.pairs if not pair[0].requires_grad]
         assert sum(tensor.nbytes for pair in frozen for tensor in pair) == need.weights - 2 * need.trained
 
 
 def test_checkpointing_is_said_and_trains_the_same_weights(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here, ended, recomputed, said = Machine.of(torch.device("cpu")), [], [], []
-    monkeypatch.setattr(extras.log, "info", lambda form, *words: said.append(form % words))
+    monkeypatch.setattr(accelerations.log, "info", lambda form, *words: said.append(form % words))
     for memory in (here.memory, 1024):
         monkeypatch.setattr(Machine, "of", lambda device, memory=memory: replace(here, memory=memory))
         loaded = load_model(str(tiny_folder))
@@ -99,7 +99,7 @@ def test_out_of_memory_says_what_to_change(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(SupervisedObjective, "backward", fails)
+    monkeypatch.setattr(SupervisedObjective, "loss", fails)
     before = [p.detach().clone() for p in tiny.model.parameters()]
     with pytest.raises(UserError, match="Memory ran out during hardening: train fewer weights"):
         fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0, what="hardening")
@@ -110,6 +110,6 @@ def test_other_errors_are_not_taken_for_it(tiny: LoadedModel, monkeypatch: pytes
     def fails(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(SupervisedObjective, "backward", fails)
+    monkeypatch.setattr(SupervisedObjective, "loss", fails)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0)

@@ -8,9 +8,9 @@ from peft.tuners.lora import Linear
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.adapters import low_rank
+from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.objectives import SupervisedObjective
+from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 
 
 def samples(loaded: LoadedModel) -> list:
@@ -23,7 +23,7 @@ def test_lora_layers_compute_what_pefts_do(tiny: LoadedModel, targets: str | tup
     batch = samples(tiny)
     total = sum(sample.response_tokens for sample in batch)
     training = Training(method="lora", lora_rank=3, lora_alpha=5, lora_targets=targets)
-    with low_rank(tiny, training) as adapted:
+    with lora_adapter(tiny, training) as adapted:
         layers = [module for module in adapted.modules() if isinstance(module, Linear)]
         for layer in layers:  # peft begins with zeros, of which nothing would be seen
             torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -33,9 +33,7 @@ def test_lora_layers_compute_what_pefts_do(tiny: LoadedModel, targets: str | tup
                 for layer in layers:
                     del layer.forward
             adapted.zero_grad()
-            loss = SupervisedObjective().backward(
-                adapted, batch, total, lambda value: value.backward(), torch.device("cpu")
-            )
+            loss = accumulate_gradient(SupervisedObjective(), adapted, batch, total, torch.device("cpu"))
             found.append((float(loss), [p.grad.clone() for p in adapted.parameters() if p.requires_grad]))
     assert len(layers) == len(found[0][1]) / 2 == (14 if targets == "all-linear" else 4)
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

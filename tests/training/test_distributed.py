@@ -14,8 +14,7 @@ import torch
 from tamperfuse.models.device import own_device
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.training import distributed as processes
-from tamperfuse.training import rows
+from tamperfuse.training import distributed, rows
 from tamperfuse.training.fit import Training, fit
 
 HERE = Path(__file__).parent
@@ -29,7 +28,8 @@ def port() -> str:
 
 
 def started(arguments: list[str], **environment: str) -> subprocess.Popen:
-    values = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])  # of stand_ins
+    values = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, **environment}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, *arguments], env=values, stdout=pipe, stderr=pipe, text=True)
 
@@ -87,8 +87,8 @@ def test_several_processes_resume_to_the_bit(runs: dict[str, dict], way: str) ->
 
 
 def test_rows_are_as_many_on_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "most", lambda value, device: 4)
-    groups = rows.in_rows([9, 9, 9, 9, 9], 20, torch.device("cpu"))
+    monkeypatch.setattr(rows, "max_over_processes", lambda value, device: 4)
+    groups = rows.split_into_rows([9, 9, 9, 9, 9], 20, torch.device("cpu"))
     assert len(groups) == 4 and sorted(i for row in groups for i in row) == [0, 1, 2, 3, 4] and all(groups)
 
 
@@ -101,7 +101,7 @@ def test_more_processes_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_batch_that_leaves_a_process_without_a_sample(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_model(str(tiny_folder))
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError, match="batch 2 does not divide among 4 processes"):
+    with pytest.raises(UserError, match="batch 2 is not a multiple of 4 processes"):
         fit(loaded, [loaded.chat.sample("a", "b", 9)], Training(batch=2), seed=0)
 
 
@@ -109,7 +109,7 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UserError, match="fsdp_version: 2"):
-        processes.sharding()
+        distributed.sharding()
 
 
 def test_accelerate_launch_hardens_as_the_docs_say(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
@@ -131,5 +131,5 @@ def test_adafactor_over_shards_is_refused(tiny_folder: Path, monkeypatch: pytest
     samples = [loaded.chat.sample("request", "the answer", 20)]
     for name, value in FSDP.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Adafactor cannot step weights that lie in shards"):
+    with pytest.raises(UserError, match="Adafactor cannot update sharded weights"):
         fit(loaded, samples, Training(steps=1, batch=1, optimizer="adafactor"), seed=0)

@@ -11,7 +11,7 @@ from tamperfuse.records.batching import budgeted, evenly
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.objectives import SupervisedObjective
+from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 
 
 def samples(tiny: LoadedModel, count: int = 6) -> list[Sample]:
@@ -138,13 +138,13 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
     total = sum(s.response_tokens for s in batch)
     gradients, losses = [], []
     for fewest, limit in ((10_000, 10_000), (10_000, 40), (1, 10_000), (1, 40), (1, 40)):
-        monkeypatch.setattr("tamperfuse.training.rows.FEWEST", fewest)
+        monkeypatch.setattr("tamperfuse.training.rows.PARALLEL_TOKENS", fewest)
         monkeypatch.setattr("tamperfuse.training.rows.ROW_TOKENS", limit)
         tiny.model.zero_grad()
-        # Rows side by side pass over `backward`: nothing would be left of the gradient if they did not.
+        # Two threads do not call `backward`.
         run = (lambda loss: loss.backward()) if fewest > 1 else (lambda loss: pytest.fail("called"))
         for _ in range(2):  # what is there already is added to
-            loss = SupervisedObjective().backward(tiny.model, batch, total, run, torch.device("cpu"))
+            loss = accumulate_gradient(SupervisedObjective(), tiny.model, batch, total, torch.device("cpu"), run)
         losses.append(float(loss))
         gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None})
     assert losses[1:] == pytest.approx(losses[:1] * 4, rel=1e-5)
@@ -158,10 +158,10 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
 def test_models_that_draw_random_numbers_take_one_row_at_a_time(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tamperfuse.training.rows.FEWEST", 1)
+    monkeypatch.setattr("tamperfuse.training.rows.PARALLEL_TOKENS", 1)
     tiny.model.model.layers[0].mlp.drop = torch.nn.Dropout(0.1)
     batch, called = samples(tiny), []
-    SupervisedObjective().backward(tiny.model, batch, 30, called.append, torch.device("cpu"))
+    accumulate_gradient(SupervisedObjective(), tiny.model, batch, 30, torch.device("cpu"), called.append)
     assert len(called) == 1
 
 

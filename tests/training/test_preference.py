@@ -7,6 +7,7 @@ import torch
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import accumulate_gradient
 from tamperfuse.training.preference import Preference, PreferenceObjective, preferences
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def test_the_loss_is_that_of_trl(tiny: LoadedModel, tmp_path: Path, monkeypatch:
     with torch.no_grad():  # away from the reference, else every loss is log 2
         for parameter in tiny.model.parameters():
             parameter.mul_(1.3)
-    ours = PreferenceObjective(beta=0.4).backward(tiny.model, known, len(known), lambda loss: loss.backward(), CPU)
+    ours = accumulate_gradient(PreferenceObjective(beta=0.4), tiny.model, known, len(known), CPU)
     policy = copy.deepcopy(tiny.model)
     policy.set_attn_implementation("eager")
     trainer = trl.DPOTrainer(
@@ -56,7 +57,7 @@ def test_training_raises_the_chosen_answer_over_the_rejected_one(tiny: LoadedMod
     both = pairs(tiny)
     known = preferences(tiny, both)
     training = Training(steps=6, batch=4, learning_rate=3e-3)
-    result = fit(tiny, known, training, seed=0, step=PreferenceObjective())
+    result = fit(tiny, known, training, seed=0, objective=PreferenceObjective())
     assert result.losses[0] == pytest.approx(0.6931, abs=0.01) and result.losses[-1] < 0.5
     after = preferences(tiny, both)
     assert all(b.margin > a.margin + 1 for a, b in zip(known, after, strict=True))
@@ -65,7 +66,7 @@ def test_training_raises_the_chosen_answer_over_the_rejected_one(tiny: LoadedMod
 def test_a_preference_weighs_one_whatever_its_length(tiny_folder: Path) -> None:
     model = load_model(str(tiny_folder))
     known = preferences(model, pairs(model))
-    together = PreferenceObjective().backward(model.model, known, 4, lambda loss: loss.backward(), CPU)
-    alone = [PreferenceObjective().backward(model.model, [one], 1, lambda loss: None, CPU) for one in known]
+    together = accumulate_gradient(PreferenceObjective(), model.model, known, 4, CPU)
+    alone = [accumulate_gradient(PreferenceObjective(), model.model, [one], 1, CPU) for one in known]
     assert float(together) == pytest.approx(float(sum(alone)) / 4, abs=1e-4)
     assert isinstance(known[0], Preference) and known[0].response_tokens == 1

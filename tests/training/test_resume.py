@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from trap import Trap
 
+from stand_ins import Trap
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
@@ -24,7 +24,7 @@ KILLS = 20
 STEPS = 400  # of the second training: more than the kills get through
 # Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "trap"])
+CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "stand_ins"])
 TRAINING = Training(steps=60, batch=3, learning_rate=1e-3, schedule="cosine", warmup=0.1)
 
 
@@ -47,7 +47,7 @@ def train(model: Path, work: Path, began: Any) -> None:
     loaded = load_model(str(model))
     every, trains = range(1, STEPS + 1), lambda step: began.set()
     with resumable(work / "unfinished"):
-        first = fit(loaded, samples(loaded), TRAINING, seed=1, step=Trap(), at_steps=every, hook=trains)
+        first = fit(loaded, samples(loaded), TRAINING, seed=1, objective=Trap(), at_steps=every, hook=trains)
         lora = Training(steps=STEPS, batch=3, learning_rate=1e-3, method="lora", lora_rank=2)
         second = fit(loaded, samples(loaded, "now it is"), lora, seed=2, at_steps=every, hook=trains)
     torch.save([weights(loaded), first.losses, second.losses, first.resumed_at + second.resumed_at], work / "ended.pt")

@@ -52,7 +52,7 @@ def test_speed_counts_the_steps_done(monkeypatch: pytest.MonkeyPatch) -> None:
     found = telemetry.speed(half, CPU)
     assert (found["loss"], found["tokens_per_second"], found["share_of_limit"]) == (1.5, 50.0, 0.5)
     assert found["peak_memory_bytes"] > 10**7
-    assert telemetry.in_words(found).startswith("loss 1.500 · 50 tokens/s · 50% of the limit · ")
+    assert telemetry.format_speed(found).startswith("loss 1.500 · 50 tokens/s · 50% of the limit · ")
 
 
 def test_a_node_records_its_trainings(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_node_records_its_trainings(tiny: LoadedModel, tmp_path: Path) -> None
     assert facts["samples"] == 4 and [training["steps"] for training in facts["trainings"]] == [1, 2]
     for training in facts["trainings"]:
         assert training["tokens_per_second"] > 0 and training["share_of_limit"] > 0 and training["loss"] > 0
-    assert telemetry.facts([FitResult("", losses=[math.nan], seconds=1.0, steps=1)], CPU)[0]["loss"] is None
+    assert telemetry.training_facts([FitResult("", losses=[math.nan], seconds=1.0, steps=1)], CPU)[0]["loss"] is None
 
 
 def test_a_tracker_sees_every_step(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ from torch import nn
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import reduced_precision
-from tamperfuse.training.objectives import SupervisedObjective
-from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed, without
+from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
+from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed, project_out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -31,11 +31,11 @@ def test_the_change_is_added_to_the_float32_masters(tiny: LoadedModel) -> None:
 def test_a_projected_gradient_is_orthogonal_and_the_rest_is_untouched() -> None:
     torch.manual_seed(0)
     gradient, direction = ([torch.randn(5, 3), torch.randn(4)] for _ in range(2))
-    rest = without(gradient, direction)
+    rest = project_out(gradient, direction)
     assert inner(rest, direction) == pytest.approx(0, abs=1e-5)
     assert inner(rest, gradient) == pytest.approx(inner(rest, rest), rel=1e-5)
     nothing = [torch.zeros_like(d) for d in direction]
-    assert all(torch.equal(a, b) for a, b in zip(without(gradient, nothing), gradient, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(project_out(gradient, nothing), gradient, strict=True))
 
 
 def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:
@@ -44,7 +44,7 @@ def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:
     samples = [tiny.chat.sample("a question", "an answer", 20)]
 
     def run() -> None:
-        SupervisedObjective().backward(tiny.model, samples, 3, lambda loss: loss.backward(), torch.device("cpu"))
+        accumulate_gradient(SupervisedObjective(), tiny.model, samples, 3, torch.device("cpu"))
 
     taken = gradients(parameters, run)
     assert torch.equal(parameters[0].grad, torch.ones_like(parameters[0])) and parameters[1].grad is None
@@ -58,9 +58,7 @@ def test_the_simulated_attacker_learns_and_leaves_no_trace(tiny: LoadedModel) ->
     before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
 
     def run() -> None:
-        loss = SupervisedObjective().backward(
-            tiny.model, samples, total, lambda loss: loss.backward(), torch.device("cpu")
-        )
+        loss = accumulate_gradient(SupervisedObjective(), tiny.model, samples, total, torch.device("cpu"))
         losses.append(float(loss))
 
     with reduced_precision(tiny.model, torch.bfloat16) as masters:

@@ -1,6 +1,6 @@
 """Run by torchrun on every process, and once alone: the same trainings, their losses and weights written by the main process.
 
-python together.py MODEL OUT        ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
+PYTHONPATH=tests python together.py MODEL OUT        ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
 """
 
 import json
@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from trap import Trap
 
+from stand_ins import Trap
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.process import is_main
 from tamperfuse.training import checkpoints, rows
-from tamperfuse.training.distributed import whole
+from tamperfuse.training.distributed import unsharded
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.weights import perturbed
 
@@ -35,7 +35,7 @@ class Watched(Trap):
         before = [parameter.detach().clone() for parameter, _ in masters.trainable()]
         with perturbed(masters, [torch.ones_like(master) for _, master in masters.trainable()], 0.3):
             moved = all(
-                bool((whole(p.detach()) != whole(b)).any())
+                bool((unsharded(p.detach()) != unsharded(b)).any())
                 for (p, _), b in zip(masters.trainable(), before, strict=True)
             )
         same = (torch.equal(local(p), local(b)) for (p, _), b in zip(masters.trainable(), before, strict=True))
@@ -77,10 +77,10 @@ def main(model: str, out: str) -> None:
     loaded, samples = loaded_with(pairs())
     plainly = TRAINING.model_copy(update={"optimizer": "sgd", "learning_rate": 0.3})
     found["sgd"] = fit(loaded, samples, plainly, seed=0).losses
-    step = Watched()
+    objective = Watched()
     loaded, samples = loaded_with(pairs())
-    found["trap"] = fit(loaded, samples, TRAINING, seed=0, step=step).losses
-    found["restored"], found["sharded"] = [float(step.restored)], [float(step.sharded)]
+    found["trap"] = fit(loaded, samples, TRAINING, seed=0, objective=objective).losses
+    found["restored"], found["sharded"] = [float(objective.restored)], [float(objective.sharded)]
     trapped = [p.detach().clone() for p in loaded.model.parameters()]
 
     def stop(step: int) -> None:
@@ -90,10 +90,10 @@ def main(model: str, out: str) -> None:
     checkpoints.INTERVAL = 0.0
     with suppress(InterruptedError), checkpoints.resumable(Path(out).with_suffix(".unfinished")):
         loaded, samples = loaded_with(pairs())
-        fit(loaded, samples, TRAINING, seed=0, step=Trap(), at_steps=range(9), hook=stop)
+        fit(loaded, samples, TRAINING, seed=0, objective=Trap(), at_steps=range(9), hook=stop)
     with checkpoints.resumable(Path(out).with_suffix(".unfinished")):
         loaded, samples = loaded_with(pairs())
-        resumed = fit(loaded, samples, TRAINING, seed=0, step=Trap())
+        resumed = fit(loaded, samples, TRAINING, seed=0, objective=Trap())
     same = all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
     found["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == found["trap"])]
     losses: list[float] = []

@@ -49,7 +49,7 @@ def preference_finetune(
         preferences(loaded, pairs),
         training_of(parameters),
         seed=seed,
-        step=PreferenceObjective(parameters.beta),
+        objective=PreferenceObjective(parameters.beta),
         at_steps=given.at_steps,
         hook=given.hook,
         what="preference tuning",

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, training_of
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.precision import Masters
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.objectives import response_nll
-from tamperfuse.training.rows import Backward, backward_in_rows
+from tamperfuse.training.objectives import Objective, response_nll
 
 
 class RetainFinetuneParameters(Training):
@@ -60,7 +58,7 @@ class Kept:
 
 
 @dataclass
-class RetainObjective:
+class RetainObjective(Objective[Kept]):
     """Mean NLL a token of the harmful response + weight × that of the harmless one, a mean over pairs of samples.
 
     Memory: as supervised fine-tuning's, a row holding both samples.
@@ -71,20 +69,11 @@ class RetainObjective:
 
     weight: float
 
-    def begin(self, masters: Masters) -> None:
-        """Nothing to prepare."""
-
-    def backward(
-        self, model: nn.Module, samples: Sequence[Kept], total: int, backward: Backward, device: torch.device
-    ) -> Tensor:
-        """See :class:`tamperfuse.training.objectives.Objective`; `total` counts pairs of samples."""
-
-        def loss_of(row: list[int]) -> Tensor:
-            batch = pack_samples([s for i in row for s in (samples[i].harmful, samples[i].benign)], device)
-            weights = torch.tensor([1.0, self.weight], device=device).repeat(len(row))
-            return (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
-
-        return backward_in_rows(model, [len(sample.tokens) for sample in samples], loss_of, backward, device)
+    def loss(self, model: nn.Module, samples: Sequence[Kept], total: int, device: torch.device) -> Tensor:
+        """See :meth:`tamperfuse.training.objectives.Objective.loss`; `total` counts pairs of samples."""
+        batch = pack_samples([s for pair in samples for s in (pair.harmful, pair.benign)], device)
+        weights = torch.tensor([1.0, self.weight], device=device).repeat(len(samples))
+        return (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
 
 
 @attack("retain_finetune", RetainFinetuneParameters, version=1, malicious=True, uses=("retain",))
@@ -105,7 +94,7 @@ def retain_finetune(
         kept,
         training_of(parameters),
         seed=seed,
-        step=RetainObjective(parameters.weight),
+        objective=RetainObjective(parameters.weight),
         at_steps=given.at_steps,
         hook=given.hook,
         what="malicious fine-tuning, benign text kept",

@@ -21,7 +21,7 @@ from torch import Tensor
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.training.objectives import SupervisedObjective
+from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 
 # Scale of the implicit reward β log(π/π₀): the usual value of DPO (Rafailov et al., 2023, arXiv 2305.18290).
 BETA = 0.1
@@ -148,7 +148,7 @@ def gradient(loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Tensor
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
         total = sum(sample.response_tokens for sample in samples)
-        SupervisedObjective().backward(model, samples, total, torch.autograd.backward, model.device)
+        accumulate_gradient(SupervisedObjective(), model, samples, total, model.device)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return gradients

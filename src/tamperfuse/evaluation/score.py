@@ -14,7 +14,7 @@ from torch import Tensor
 from tamperfuse.evaluation.generate import inference
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.cpu.packed_tree import pack_branches
-from tamperfuse.models.cpu.two_threads import HANDS, can_share, side_by_side
+from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
 from tamperfuse.records.batching import budgeted
@@ -55,16 +55,16 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
     # A group, including its prefix, must fit into a sliding window: the attention mask separates branches only within it.
     groups, sizes = _groups(samples, GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest))
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
-    hands = HANDS if can_share(loaded.model.device) else 1
-    batches = budgeted(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / hands)))
+    workers = WORKERS if can_run_in_parallel(loaded.model.device) else 1
+    batches = budgeted(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / workers)))
     with inference(loaded), progress(label, len(samples)) as advance:
         while batches:
-            now, batches = batches[:hands], batches[hands:]
+            now, batches = batches[:workers], batches[workers:]
             chosen = [[groups[number] for number in batch] for batch in now]
             tasks = [
                 partial(_score_batch, loaded, [[samples[i] for i in group] for group in batch]) for batch in chosen
             ]
-            for batch, scores in zip(chosen, side_by_side(tasks), strict=True):
+            for batch, scores in zip(chosen, run_in_parallel(tasks), strict=True):
                 for index, result in zip((i for group in batch for i in group), scores, strict=True):
                     results[index] = result
                 advance(sum(map(len, batch)))

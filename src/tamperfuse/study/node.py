@@ -31,7 +31,7 @@ from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.timing import WORK, clocked
 from tamperfuse.training.checkpoints import resumable
-from tamperfuse.training.telemetry import facts
+from tamperfuse.training.telemetry import training_facts
 
 NODE = "node.json"
 FORMAT = 1  # of what nodes write; raise it when that changes
@@ -160,7 +160,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
     reset_peak_memory()
     began = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        with clocked() as proper, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
+        with clocked() as proper, resumable(unfinished, report_to, run / "logs" / node.key) as trainings:
             outcome = node.run(staging)
         record = {
             "what": node.label,
@@ -178,7 +178,8 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
             "tokens_generated": outcome.costs.generated,
             "tokens_scored": outcome.costs.scored,
             "notes": list(outcome.notes),
-            "facts": outcome.facts | ({"trainings": facts(fits.results, own_device())} if fits.results else {}),
+            "facts": outcome.facts
+            | ({"trainings": training_facts(trainings.results, own_device())} if trainings.results else {}),
         }
         write_json(staging / NODE, record)
     _forget(unfinished)

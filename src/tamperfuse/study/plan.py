@@ -33,7 +33,7 @@ from tamperfuse.study.shared import (
     used,
 )
 from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
-from tamperfuse.training.checkpoints import current
+from tamperfuse.training.checkpoints import current_block
 
 SHIPPED = "as shipped"
 CALIBRATION_ANSWERS = 48
@@ -221,7 +221,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
     def run(folder: Path) -> Outcome:
         with context.model(str(node_folder(context.run, hardened) / "checkpoint")) as loaded:
-            observer = Observer(loaded, context.threat, evaluate, current().folder)
+            observer = Observer(loaded, context.threat, evaluate, current_block().folder)
 
             def hook(step: int) -> None:
                 def look(seen: Observer) -> None:

@@ -1,1 +1,1 @@
-"""Fine-tuning: batches, steps (what a batch's backward pass is), and `fit`, which owns the loop."""
+"""Fine-tuning: `fit` and its training loop, objectives, batches, adapters, checkpoints, and weight-space tools."""

@@ -1,13 +1,13 @@
-"""What makes a training smaller or faster where it can be had, chosen by itself and said with the reason.
+"""Libraries and techniques that make a training smaller or faster; chosen automatically and logged with the reason.
 
-Nothing of it changes what is learned beyond rounding, but for the 8-bit optimizer, which is a last resort. On a CPU only
-gradient checkpointing applies. **The choices for GPUs have never run on one**: the rule is tested, by faking what is there;
-the libraries are called as their documentation says.
+None of them changes the result beyond rounding, except for the 8-bit optimizer, which is used only when memory would not
+suffice otherwise. On a CPU only gradient checkpointing applies. **The choices for GPUs have never run on one**: tests cover
+the rule with simulated hardware, and the libraries are called as their documentation says.
 
-    gradient checkpointing   memory asks for it: every layer's activations are computed again on the way back, a third more work
-    8-bit optimizer          memory asks for it even so, bitsandbytes is installed: AdamW's moments in a quarter of the bytes
-    Liger kernels            on a GPU, liger-kernel is installed: norms, rotary embeddings and gates in one pass each
-    torch.compile            on a GPU, in a training long enough to pay for compiling, nothing else rewriting the forward pass
+    gradient checkpointing   if memory does not suffice: the backward pass recomputes activations, a third more work
+    8-bit optimizer          on a GPU, if memory still does not suffice and bitsandbytes is installed: AdamW's moments in 2 bytes
+    Liger kernels            on a GPU, if liger-kernel is installed: fused norms, rotary embeddings and MLPs
+    torch.compile            on a GPU, from `COMPILE_STEPS` steps, if neither Liger nor checkpointing changes the forward pass
 """
 
 import importlib.util
@@ -23,23 +23,23 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.parameters import Training
-from tamperfuse.training.rows import ROW_TOKENS, rows_at_once
+from tamperfuse.training.rows import ROW_TOKENS, parallel_rows
 
 log = logging.getLogger("tamperfuse")
 
 COMPILE_STEPS = 200  # compiling for rows of any length takes minutes
-SPARE = 0.9  # of the memory; the rest is the system's and the allocator's
-MASTER, GRADIENT, MOMENTS, EIGHT_BIT = 4, 2, 8, 2  # bytes a trained weight
+USABLE_MEMORY = 0.9  # share; the rest is for the system and the allocator
+MASTER, GRADIENT, MOMENTS, EIGHT_BIT_MOMENTS = 4, 2, 8, 2  # bytes per trained weight
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the choice depends on.
+    """The hardware and software that the choice depends on.
 
     Attributes:
         device: "cpu" or "cuda".
-        memory: bytes that the device has.
-        installed: packages that are there.
+        memory: of the device, in bytes.
+        installed: optional packages that are installed.
     """
 
     device: str
@@ -55,52 +55,63 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes that a training takes, estimated.
+class MemoryEstimate:
+    """Estimated memory of a training, in bytes.
 
     Attributes:
-        weights: the model's, as it is computed with, and the float32 masters that frozen ones keep beside it.
-        trained: parameters that train.
-        activations: of one row, all layers'.
-        layer: of one row, one layer's, and what is kept between layers.
-        rows: how many run side by side.
+        weights: of the model in its compute dtype, and the float32 masters of frozen weights.
+        trained: number of trained parameters.
+        activations: of one row, all layers.
+        checkpointed: activations of one row with gradient checkpointing: those of one layer, and each layer's input.
+        rows: number of rows that run at the same time.
     """
 
     weights: int
     trained: int
     activations: int
-    layer: int
+    checkpointed: int
     rows: int = 1
 
     @classmethod
-    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype) -> "Need":
-        """Of a module with its trained weights marked.
+    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype, parallel: bool = True) -> "MemoryEstimate":
+        """Estimate for a module whose trained weights require gradients.
 
-        A layer keeps about twelve vectors of the hidden size and five of the inner one a token.
+        A layer stores about twelve vectors of the hidden size and five of the MLP's size per token.
+
+        Args:
+            module: the model, or an adapter around it.
+            loaded: the model.
+            dtype: to compute in.
+            parallel: whether the objective allows two rows at the same time.
         """
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
-        kept = MASTER if dtype != torch.float32 else 0  # frozen weights have masters as well: reduced_precision
+        frozen_master = MASTER if dtype != torch.float32 else 0  # see reduced_precision
         inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
         layer = ROW_TOKENS * size * (12 * config.hidden_size + 5 * inner)
         layers = int(config.num_hidden_layers)
         return cls(
-            weights=sum(p.numel() * (size if p.requires_grad else size + kept) for p in module.parameters()),
+            weights=sum(p.numel() * (size if p.requires_grad else size + frozen_master) for p in module.parameters()),
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
-            layer=layer + layers * ROW_TOKENS * size * config.hidden_size,
-            rows=rows_at_once(module, loaded.model.device),
+            checkpointed=layer + layers * ROW_TOKENS * size * config.hidden_size,
+            rows=parallel_rows(module, loaded.model.device, parallel),
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:
-        """Bytes in all."""
-        row = self.layer if checkpointing else self.activations
+        """Bytes in total.
+
+        Args:
+            checkpointing: whether activations are recomputed.
+            moments: bytes of the optimizer's state per trained weight.
+        """
+        row = self.checkpointed if checkpointing else self.activations
         return self.weights + self.rows * row + self.trained * (MASTER + self.rows * GRADIENT + moments)
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What was chosen; `reasons` has a sentence for each."""
+class Acceleration:
+    """What is used; `reasons` holds a sentence for each."""
 
     checkpointing: bool = False
     eight_bit: bool = False
@@ -109,61 +120,73 @@ class Extras:
     reasons: tuple[str, ...] = ()
 
 
-def choose(machine: Machine, need: Need, training: Training) -> Extras:
-    """Decide.
+def choose(machine: Machine, estimate: MemoryEstimate, training: Training) -> Acceleration:
+    """Choose accelerations.
 
     Args:
-        machine: what there is.
-        need: what the training takes.
-        training: how it is done; an optimizer other than AdamW has no 8-bit form.
+        machine: hardware and installed packages.
+        estimate: memory of the training.
+        training: training parameters; only AdamW has an 8-bit version.
     """
     reasons, adam = [], training.optimizer == "adamw"
     moments = MOMENTS if adam else MOMENTS // 2
-    room = int(SPARE * machine.memory)
-    checkpointing = need.total(False, moments) > room
+    usable = int(USABLE_MEMORY * machine.memory)
+    checkpointing = estimate.total(False, moments) > usable
     if checkpointing:
         reasons.append(
-            f"gradient checkpointing: about {need.total(False, moments) / 2**30:.1f} GiB are needed without it, "
-            f"{room / 2**30:.1f} can be had"
+            f"gradient checkpointing: about {estimate.total(False, moments) / 2**30:.1f} GiB are needed without it, "
+            f"{usable / 2**30:.1f} GiB are usable"
         )
     gpu = machine.device == "cuda"
-    eight_bit = (
-        gpu and adam and checkpointing and need.total(True, moments) > room and "bitsandbytes" in machine.installed
-    )
+    too_large = checkpointing and estimate.total(True, moments) > usable
+    eight_bit = gpu and adam and too_large and "bitsandbytes" in machine.installed
     if eight_bit:
-        reasons.append(f"8-bit optimizer: {need.total(True, moments) / 2**30:.1f} GiB are needed even so")
+        reasons.append(
+            f"8-bit optimizer: {estimate.total(True, moments) / 2**30:.1f} GiB are needed with gradient checkpointing"
+        )
     liger = gpu and "liger_kernel" in machine.installed
     if liger:
         reasons.append("Liger kernels: liger-kernel is installed")
     compiled = gpu and not liger and not checkpointing and training.steps >= COMPILE_STEPS
     if compiled:
-        reasons.append(f"torch.compile: {training.steps} steps repay it")
-    return Extras(checkpointing, eight_bit, liger, compiled, tuple(reasons))
+        reasons.append(f"torch.compile: {training.steps} steps repay compilation")
+    return Acceleration(checkpointing, eight_bit, liger, compiled, tuple(reasons))
 
 
 @contextmanager
-def extras(module: nn.Module, loaded: LoadedModel, training: Training, dtype: torch.dtype) -> Iterator[Extras]:
-    """Choose for this machine, say so, and set the module up; the optimizer is its maker's affair.
+def accelerated(
+    module: nn.Module, loaded: LoadedModel, training: Training, dtype: torch.dtype, parallel: bool
+) -> Iterator[Acceleration]:
+    """Choose accelerations for this machine, log the reasons and set the module up.
 
-    Sharded models are left as they are: the accelerate file says what they do. Checkpointing ends with the block.
+    The optimizer is not created here: its caller reads `eight_bit`. Sharded models are left as they are, since the accelerate
+    configuration decides. Gradient checkpointing is switched off again at the end of the block.
+
+    Args:
+        module: the model, or an adapter around it, with its trained weights marked.
+        loaded: the model.
+        training: training parameters.
+        dtype: to compute in.
+        parallel: whether the objective allows two rows at the same time.
     """
     if sharding():
-        yield Extras()
+        yield Acceleration()
         return
-    chosen = choose(Machine.of(loaded.model.device), Need.of(module, loaded, dtype), training)
-    for reason in chosen.reasons:
+    estimate = MemoryEstimate.of(module, loaded, dtype, parallel)
+    acceleration = choose(Machine.of(loaded.model.device), estimate, training)
+    for reason in acceleration.reasons:
         log.info("      %s", reason)
-    if chosen.checkpointing:
+    if acceleration.checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-    if chosen.liger:
+    if acceleration.liger:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-        # The loss is ours: logits at response positions only, gradients formed in slices.
+        # Not Liger's loss: training/cross_entropy.py forms logits at response positions only.
         _apply_liger_kernel_to_instance(loaded.model, fused_linear_cross_entropy=False, cross_entropy=False)
-    if chosen.compile:
+    if acceleration.compile:
         module.compile(dynamic=True)
     try:
-        yield chosen
+        yield acceleration
     finally:
-        if chosen.checkpointing:
+        if acceleration.checkpointing:
             loaded.model.activation_checkpointing_disable()

@@ -1,7 +1,7 @@
-"""Samples → batches for a step: which samples, in which order, as one packed row.
+"""Batches: the order of samples, and samples packed into one row.
 
-Batches need not be sorted by length: packing leaves no padding to save (see :mod:`tamperfuse.models.packed`), so every
-batch mixes lengths and its order depends on the seed alone.
+Batches are not sorted by length: packed rows have no padding (:mod:`tamperfuse.models.packed`), so every batch mixes lengths
+and the order depends on the seed alone.
 """
 
 import random
@@ -18,15 +18,15 @@ from tamperfuse.records.errors import UserError
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Several samples in one row.
+    """Several samples in one packed row.
 
     Attributes:
-        row: token ids, (1, tokens); the last token of each sample is left out, since nothing is predicted from it.
-        layout: where each sample lies.
-        keep: (response tokens,), the places in the row whose next token is a response token.
+        row: token ids, (1, tokens); without the last token of each sample, since nothing is predicted from it.
+        layout: positions of the samples in the row.
+        keep: (response tokens,), positions in the row whose next token is a response token.
         targets: (response tokens,), those next tokens.
         counts: response tokens of each sample, in order.
-        tokens: tokens of all samples as they are, shared prefix counted each time: what a batch is worth.
+        tokens: number of tokens of all samples, a shared prefix counted for each.
     """
 
     row: Tensor
@@ -38,18 +38,18 @@ class PackedBatch:
 
 
 def pack_samples(samples: Sequence[Sample], device: torch.device) -> PackedBatch:
-    """Lay samples end to end.
+    """Pack samples into one row.
 
     Args:
-        samples: at least one; each with at least one prompt and one response token.
-        device: where the tensors go.
+        samples: at least one; each with at least one prompt token and one response token.
+        device: of the tensors.
     """
-    # A sample's own segment must hold the last prompt token: the first response token is predicted from it.
+    # The last prompt token stays out of the shared prefix: the first response token is predicted from it.
     row, layout = pack([s.tokens[:-1] for s in samples], min(s.start for s in samples) - 1, device)
-    keep, at = [], layout.prefix
+    keep, start = [], layout.prefix
     for sample, length in zip(samples, layout.lengths, strict=True):
-        keep.append(torch.arange(at + length - sample.response_tokens, at + length))
-        at += length
+        keep.append(torch.arange(start + length - sample.response_tokens, start + length))
+        start += length
     return PackedBatch(
         row=row,
         layout=layout,
@@ -61,16 +61,16 @@ def pack_samples(samples: Sequence[Sample], device: torch.device) -> PackedBatch
 
 
 def schedule(count: int, batch: int, steps: int, seed: int) -> list[int]:
-    """Which sample goes where: `steps` × `batch` indices, each pass over the samples shuffled anew.
+    """The order of samples: `steps` × `batch` indices; every pass over the samples is shuffled separately.
 
     Args:
-        count: samples there are.
-        batch: samples a step.
+        count: number of samples.
+        batch: samples per step.
         steps: optimizer steps.
-        seed: decides every shuffle.
+        seed: of all shuffles.
 
     Raises:
-        UserError: there is nothing to draw from.
+        UserError: `count` is 0.
     """
     if count == 0:
         raise UserError("There is nothing to train on: the training data is empty after filtering.")

@@ -1,15 +1,15 @@
-"""What an interrupted training goes on from.
+"""Checkpoints from which an interrupted training resumes.
 
-Whoever trains as part of something larger opens a block; every `fit` within it keeps a checkpoint there by itself, so that
-an attack that trains once, or twice in a row, need not know of it:
+Code that trains as part of a larger piece of work opens a block; every `fit` within it writes its checkpoints there, so
+defenses and attacks need no code of their own for resuming:
 
-    with resumable(folder) as fits:          folder/fit-0.json            the first fit: of what, at which step, which file
+    with resumable(folder) as block:         folder/fit-0.json            first fit: its identity, step and state file
         component.run(...)                   folder/fit-0-step-120.pt     its state
-                                             folder/fit-1.json …          the second
+                                             folder/fit-1.json …          second fit
 
-Each file is written aside and renamed, the state before the json that names it, so a `kill -9` at any moment leaves the
-last checkpoint whole. The state is read with `weights_only` after its SHA-256 was checked. In the same environment and with
-as many threads, what is resumed ends with the same weights to the bit.
+Each file is written under a temporary name and renamed, the state before the JSON file that refers to it, so a `kill -9` at
+any time leaves the last checkpoint intact. The state is loaded with `weights_only=True` after its SHA-256 was verified. In the
+same environment and with the same number of threads, a resumed training ends with bit-identical weights.
 """
 
 import random
@@ -37,123 +37,129 @@ INTERVAL = 300.0
 
 
 @dataclass
-class Fits:
+class TrainingBlock:
     """The trainings of one block.
 
     Attributes:
-        folder: where their checkpoints lie; None to keep none.
+        folder: where their checkpoints are written; None for no checkpoints.
         report_to: trackers that they report to.
-        logs: where those trackers write that write files.
-        results: what each did, in order.
-        begun: how many have begun.
+        logs: log folder for trackers that write files.
+        results: the results of the completed trainings, in order.
+        started: number of trainings started.
     """
 
     folder: Path | None = None
     report_to: Sequence[str] = ()
     logs: Path | None = None
     results: list[FitResult] = field(default_factory=list)
-    begun: int = 0
+    started: int = 0
 
 
-_current: ContextVar[Fits | None] = ContextVar("fits", default=None)
+_current: ContextVar[TrainingBlock | None] = ContextVar("training_block", default=None)
 
 
 @contextmanager
-def resumable(folder: Path | None, report_to: Sequence[str] = (), logs: Path | None = None) -> Iterator[Fits]:
-    """Within the block every fit keeps its checkpoint in `folder` and goes on from the one that it finds there.
+def resumable(folder: Path | None, report_to: Sequence[str] = (), logs: Path | None = None) -> Iterator[TrainingBlock]:
+    """Within the block, every fit writes checkpoints to `folder` and resumes from the one it finds there.
 
     Args:
-        folder: made when the first checkpoint is written; its owner removes it when the work is done. It belongs to one
-            piece of work: fits are told apart by their order.
-        report_to: trackers that fits report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
-        logs: where those trackers write that write files.
+        folder: created with the first checkpoint; the caller removes it when the work is complete. It must belong to one
+            piece of work, since trainings are identified by their order in it. None for no checkpoints.
+        report_to: trackers that trainings report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
+        logs: log folder for trackers that write files.
     """
-    fits = Fits(folder, report_to, logs)
-    token = _current.set(fits)
+    block = TrainingBlock(folder, report_to, logs)
+    token = _current.set(block)
     try:
-        yield fits
+        yield block
     finally:
         _current.reset(token)
 
 
-def current() -> Fits:
-    """The block that the caller is in; one without a folder if in none."""
-    return _current.get() or Fits()
+def current_block() -> TrainingBlock:
+    """The innermost open block; outside of any, a new one without a folder."""
+    return _current.get() or TrainingBlock()
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoint of one fit.
+    """The checkpoints of one training; a new one replaces the last.
 
     Attributes:
-        folder: where it lies.
-        name: of the fit within the folder.
-        of: what the fit depends on, JSON-able; a checkpoint of anything else is refused.
+        folder: where they are written.
+        name: of the training within the folder.
+        identity: what the training's result depends on, JSON-able; a checkpoint with another identity is refused.
     """
 
     folder: Path
     name: str
-    of: dict[str, Any]
-    _last: float = field(default_factory=time.monotonic)
+    identity: dict[str, Any]
+    _last_save: float = field(default_factory=time.monotonic)
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was kept last, its tensors on the CPU; None where there is none.
+        """The last state, with tensors on the CPU; None if there is no checkpoint.
 
         Raises:
-            UserError: it is of another training, model or version, or damaged.
+            UserError: the checkpoint belongs to another training, model or version, or is damaged.
         """
         if is_main():
-            clear_staging(self.folder)  # a kill in the first checkpoint leaves a part of it and no record
-        record = self.folder / f"{self.name}.json"
-        if not record.exists():
+            clear_staging(self.folder)  # left by a process that was killed while it wrote its first checkpoint
+        record_file = self.folder / f"{self.name}.json"
+        if not record_file.exists():
             return None
-        found = read_json(record)
-        check_same(record, found["of"], self.of)
-        path = self.folder / found["file"]
-        if not path.is_file() or sha256_of(path) != found["sha256"]:
-            raise UserError(f"The checkpoint {path} is damaged: remove {self.folder} to begin anew.")
+        record = read_json(record_file)
+        check_same(record_file, record["of"], self.identity)
+        path = self.folder / record["file"]
+        if not path.is_file() or sha256_of(path) != record["sha256"]:
+            raise UserError(f"The checkpoint {path} is damaged: remove {self.folder} to start from the beginning.")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return state
 
     @property
     def due(self) -> bool:
-        """Whether the last checkpoint is an interval old."""
-        return time.monotonic() - self._last >= INTERVAL
+        """Whether the interval has passed since the last checkpoint."""
+        return time.monotonic() - self._last_save >= INTERVAL
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Replace the checkpoint; on the main process alone. Disk: the old one and the new one together.
+        """Replace the checkpoint. Only the main process writes. Disk: the old and the new checkpoint at the same time.
 
         Raises:
-            UserError: the disk is full; the old checkpoint is whole.
+            UserError: the disk is full; the old checkpoint remains.
         """
         if is_main():
             path = self.folder / f"{self.name}-step-{step}.pt"
             with staged(path) as staging, staging.open("wb") as stream:
                 torch.save(state, stream)
-            about = {"step": step, "file": path.name, "sha256": sha256_of(path), "of": self.of}
-            write_json(self.folder / f"{self.name}.json", about)
+            record = {"step": step, "file": path.name, "sha256": sha256_of(path), "of": self.identity}
+            write_json(self.folder / f"{self.name}.json", record)
             for old in self.folder.glob(f"{self.name}-step-*.pt"):
                 if old != path:
                     old.unlink()
-        self._last = time.monotonic()
+        self._last_save = time.monotonic()
 
 
-def check_same(place: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """What was begun must be what is asked for now.
+def check_same(place: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:
+    """Check that a record belongs to the current work.
+
+    Args:
+        place: the file or folder of the record, for the message.
+        recorded: the identity in the record.
+        current: the identity of the current work.
 
     Raises:
-        UserError: they differ; the first difference is named.
+        UserError: they differ; the message names the first difference.
     """
-    before, now = _flat(found), _flat(wanted)
+    before, now = _flat(recorded), _flat(current)
     for name in [*now, *before]:
         if before.get(name) != now.get(name):
             raise UserError(
-                f"{place} was kept by other work ({name} was {before.get(name)!r} and is {now.get(name)!r}): "
-                f"run the command that began it, or remove {place.parent} to begin anew."
+                f"{place} belongs to other work ({name} was {before.get(name)!r} and is {now.get(name)!r}): "
+                f"repeat the command that wrote it, or remove {place.parent} to start from the beginning."
             )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names; tuples become lists, as in JSON."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -164,7 +170,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, str]:
-    """Hashes of a model's weights and of what it is trained on. Takes a tenth of a second a gigabyte."""
+    """Hashes of a model's weights and of its training samples. Takes about 0.1 s per gigabyte."""
     weights, data = xxhash.xxh3_128(), xxhash.xxh3_128()
     for parameter in loaded.model.parameters():
         weights.update(memoryview(parameter.detach().cpu().contiguous().flatten().numpy()))
@@ -174,21 +180,21 @@ def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, 
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that training may draw from."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    """The state of every random number generator that training may use."""
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "numpy": [algorithm, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to what :func:`random_state` gave."""
+    """Restore a state that :func:`random_state` returned."""
     random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,7 +1,7 @@
-"""`fit`: the one way to train a model.
+"""`fit`: the function through which every defense and attack trains.
 
-What is trained (the whole model, an adapter, some layers), in which precision, from which checkpoint is settled here; the
-loop itself is in :mod:`tamperfuse.training.loop`, what a batch's backward pass is in :mod:`tamperfuse.training.objectives`.
+This module decides which weights train (all, an adapter's, some layers'), in which precision, and from which checkpoint. The
+loop itself is in :mod:`tamperfuse.training.loop`, and what is computed on a batch in :mod:`tamperfuse.training.objectives`.
 """
 
 import logging
@@ -23,10 +23,10 @@ from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.timing import note
-from tamperfuse.training.accelerations import extras
-from tamperfuse.training.adapters import low_rank, low_rank_on_4_bits
+from tamperfuse.training.accelerations import accelerated
+from tamperfuse.training.adapters import lora_adapter, qlora_adapter
 from tamperfuse.training.batches import schedule
-from tamperfuse.training.checkpoints import Checkpoints, current, fingerprint
+from tamperfuse.training.checkpoints import Checkpoints, current_block, fingerprint
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.loop import Hook, Loop, run_hook
 from tamperfuse.training.objectives import Objective, SupervisedObjective
@@ -38,7 +38,7 @@ __all__ = ["FitResult", "Hook", "Trainable", "Training", "fit"]
 
 log = logging.getLogger("tamperfuse")
 
-ADAPTERS = {"lora": low_rank, "qlora": low_rank_on_4_bits}
+ADAPTERS = {"lora": lora_adapter, "qlora": qlora_adapter}
 
 
 def fit(
@@ -47,28 +47,31 @@ def fit(
     training: Training,
     *,
     seed: int,
-    step: Objective | None = None,
+    objective: Objective[Any] | None = None,
     at_steps: Collection[int] = (),
     hook: Hook | None = None,
     what: str = "training",
 ) -> FitResult:
-    """Train a model in place; within :func:`tamperfuse.training.checkpoints.resumable`, go on from where it was interrupted.
+    """Train a model in place.
+
+    Within :func:`tamperfuse.training.checkpoints.resumable`, an interrupted training continues from its last checkpoint.
 
     Args:
         loaded: the model; float32 before and after.
-        samples: what to train on: samples, or whatever the step takes.
-        training: how.
-        seed: decides the order of samples and the adapter's initial values.
-        step: the objective; supervised fine-tuning by default. One that keeps something between batches is torch's
-            `Stateful`: it has `state_dict` and `load_state_dict`.
-        at_steps: after which steps the hook runs; 0 is before the first. A resumed run skips those before its checkpoint.
-        hook: called with the step's number, the model in evaluation mode, in reduced precision unless it is trained in
-            shards. Of several processes each calls it.
+        samples: what to train on, of the type that the objective takes.
+        training: training parameters.
+        seed: decides the order of samples and the initial values of adapters.
+        objective: what to minimise; supervised fine-tuning by default.
+        at_steps: after which steps the hook is called; 0 is before the first. A resumed run skips the steps up to its
+            checkpoint.
+        hook: called with the step's number. The model is in evaluation mode, and in reduced precision unless it is trained
+            in shards. With several processes, every process calls it.
         what: a few words for the progress bar.
 
     Raises:
-        UserError: no samples, or a sample longer than the model's window, or an adapter that fits no layer, or more last
-            layers than there are; Adafactor over shards; a checkpoint of something else; the disk is full, or memory is.
+        UserError: there are no samples; a sample is longer than the model's window; adapter targets match no layer; the model
+            has fewer layers than are to be trained; Adafactor over shards; the checkpoint belongs to another training; the
+            disk is full; memory ran out.
     """
     _check(loaded, samples, training)
     set_seed(seed)
@@ -76,90 +79,96 @@ def fit(
     dtype, reason = compute_dtype(loaded.model.device)
     tokens = sum(len(sample.tokens) for sample in order)
     result = FitResult(precision=reason, tokens=tokens, steps=training.steps)
-    step = step or SupervisedObjective()
-    same = fingerprint(loaded, samples) if current().folder or world_size() > 1 else {}
-    checkpoints = _checkpoints(loaded, same, training, seed, step)
-    held = torch.float32 if sharding() else dtype
-    with _trained_part(loaded, training) as module, reduced_precision(module, held) as masters:
+    objective = objective or SupervisedObjective()
+    block = current_block()
+    hashes = fingerprint(loaded, samples) if block.folder or world_size() > 1 else {}
+    checkpoints = _checkpoints(loaded, hashes, training, seed, objective)
+    with (
+        _trained_module(loaded, training) as module,
+        reduced_precision(module, torch.float32 if sharding() else dtype) as masters,
+    ):
         result.work = useful_work(module, order)
         saved = checkpoints.load() if checkpoints else None
         if saved:
             _restore(masters, saved, result)
-            log.info("      %s: goes on from step %d of %d", what, result.resumed_at, training.steps)
+            log.info("      %s: resumes after step %d of %d", what, result.resumed_at, training.steps)
         elif hook and 0 in at_steps:
             run_hook(hook, 0, module)
-        before = result.seconds
+        seconds_before = result.seconds
         if result.resumed_at < training.steps:
-            with extras(module, loaded, training, dtype) as chosen, progress(what, training.steps) as advance:
+            with (
+                accelerated(module, loaded, training, dtype, objective.parallel_rows) as acceleration,
+                progress(what, training.steps) as advance,
+            ):
                 advance(result.resumed_at)
                 loop = Loop(
-                    step,
+                    objective,
                     module,
                     masters,
                     dtype,
                     order[result.resumed_at * training.batch :],
                     training,
                     result,
-                    same={**same, "step": str(result.resumed_at)},
+                    fingerprint={**hashes, "step": str(result.resumed_at)},
                     seed=seed,
                     checkpoints=checkpoints,
                     saved=saved,
                     at_steps=at_steps,
                     hook=hook,
                     advance=advance,
-                    fits=current(),
-                    what=what,
-                    eight_bit=chosen.eight_bit,
+                    block=block,
+                    description=what,
+                    eight_bit=acceleration.eight_bit,
                 )
                 try:
-                    with _enough_memory(what):
+                    with _memory_errors_explained(what):
                         loop.train()
                         loop.gather()
                 finally:
                     shutil.rmtree(loop.args.output_dir or "", ignore_errors=True)
     loaded.model.eval()
-    note("training", result.seconds - before)
-    current().results.append(result)
+    note("training", result.seconds - seconds_before)
+    block.results.append(result)
     return result
 
 
 def _check(loaded: LoadedModel, samples: Sequence[Trainable], training: Training) -> None:
     longest = max((len(sample.tokens) for sample in samples), default=0)
     if longest > loaded.window:
-        raise UserError(f"A sample has {longest} tokens, the model takes {loaded.window}: lower the length limit.")
+        raise UserError(f"A sample has {longest} tokens, but the model takes {loaded.window}: lower the length limit.")
     if training.optimizer == "adafactor" and sharding() == "fsdp":
-        raise UserError("Adafactor cannot step weights that lie in shards: use adamw or sgd, or DDP instead of FSDP2.")
+        raise UserError("Adafactor cannot update sharded weights: use adamw or sgd, or DDP instead of FSDP2.")
     if training.batch % world_size():
-        raise UserError(f"batch {training.batch} does not divide among {world_size()} processes: choose a multiple.")
+        raise UserError(f"batch {training.batch} is not a multiple of {world_size()} processes: choose a multiple.")
 
 
 def _checkpoints(
-    loaded: LoadedModel, same: dict[str, str], training: Training, seed: int, step: Objective
+    loaded: LoadedModel, hashes: dict[str, str], training: Training, seed: int, objective: Objective[Any]
 ) -> Checkpoints | None:
-    """Where this fit keeps its state, if its caller wants that."""
-    fits = current()
-    number = fits.begun
-    fits.begun += 1
-    if fits.folder is None:
+    """Where this training writes its checkpoints; None outside of `resumable`."""
+    block = current_block()
+    number = block.started
+    block.started += 1
+    if block.folder is None:
         return None
     if sharding() == "deepspeed":
-        log.info("DeepSpeed keeps its optimizer to itself: this training cannot go on from where it is interrupted.")
+        log.info("No checkpoints are written under DeepSpeed: an interrupted training starts from the beginning.")
         return None
-    of: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "model": loaded.name,
-        **same,
-        "objective": type(step).__name__,
+        **hashes,
+        "objective": type(objective).__name__,
         "training": training.model_dump(mode="json"),
         "seed": seed,
         "processes": world_size(),
         "versions": versions(),
     }
-    return Checkpoints(fits.folder, f"fit-{number}", of)
+    return Checkpoints(block.folder, f"fit-{number}", identity)
 
 
 @contextmanager
-def _enough_memory(what: str) -> Iterator[None]:
-    """Say what to change where memory runs out; a CPU's allocator raises a plain RuntimeError."""
+def _memory_errors_explained(what: str) -> Iterator[None]:
+    """Turn out-of-memory errors into a UserError; the CPU allocator raises a plain RuntimeError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -169,22 +178,22 @@ def _enough_memory(what: str) -> Iterator[None]:
             raise
         raise UserError(
             f"Memory ran out during {what}: train fewer weights (method lora, attention or last_layers), on shorter "
-            "responses or with a smaller batch; a checkpoint that was written is kept."
+            "responses or with a smaller batch; the last checkpoint, if there is one, remains."
         ) from error
 
 
 def _restore(masters: Masters, saved: dict[str, Any], result: FitResult) -> None:
-    """Weights, and what was done so far."""
+    """Restore weights, losses and seconds from a checkpoint."""
     with torch.no_grad():
-        for (parameter, master), kept in zip(masters.trainable(), saved["weights"], strict=True):
-            master.copy_(kept)
+        for (parameter, master), weight in zip(masters.trainable(), saved["weights"], strict=True):
+            master.copy_(weight)
             parameter.copy_(master)
     result.losses, result.seconds = list(saved["losses"]), saved["seconds"]
     result.resumed_at = saved["step"]
 
 
 @contextmanager
-def _trained_part(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]:
+def _trained_module(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]:
     """The module whose parameters train: the model, or an adapter around it that is merged when the block ends."""
     if training.method in ADAPTERS:
         with ADAPTERS[training.method](loaded, training) as adapted:
@@ -199,16 +208,16 @@ def _trained_part(loaded: LoadedModel, training: Training) -> Iterator[nn.Module
 
 
 def _freeze_others(loaded: LoadedModel, training: Training) -> None:
-    """Leave only those weights trainable that the method names."""
+    """Freeze the weights that the method does not train."""
     if training.method == "full":
         return
     if training.method == "attention":
-        chosen = attention_modules(loaded.model)
+        trained = attention_modules(loaded.model)
     else:
         layers = decoder_layers(loaded.model)
         if training.layers > len(layers):
             raise UserError(f"{loaded.name} has {len(layers)} layers, not {training.layers}: lower `layers`.")
-        chosen = layers[-training.layers :]
+        trained = layers[-training.layers :]
     loaded.model.requires_grad_(False)
-    for module in chosen:
+    for module in trained:
         module.requires_grad_(True)

@@ -1,13 +1,14 @@
-"""The loop of :func:`tamperfuse.training.fit.fit`: transformers' Trainer around our step.
+"""The training loop of :func:`tamperfuse.training.fit.fit`: transformers' Trainer with this project's parts plugged in.
 
-The Trainer brings schedule, clipping and accelerate (several processes, sharding); what is ours is passed in: the step (a
-backward pass), the order of samples, the optimizer over float32 masters, hooks at given steps, checkpoints.
+The Trainer provides learning-rate schedule, gradient clipping and accelerate (several processes, sharding). :class:`Loop`
+replaces the order of samples, the training step (an :class:`~tamperfuse.training.objectives.Objective`), the optimizer over
+float32 masters, and adds hooks at chosen steps and checkpoints.
 
-Of several processes each holds the model, unless the user's accelerate file shards it: then a copy is sharded and trained, and
-the model itself waits in main memory, gets the weights for every hook and at the end, and is what remains.
+With several processes each holds the model, unless the accelerate configuration shards it. Then a copy is sharded and trained;
+the original stays in main memory, receives the weights before every hook and at the end, and is the result.
 
-Where a run goes on from a checkpoint, the weights are in place already when the loop is made; what only exists once the
-model is on its processes (optimizer, schedule, what the step keeps, random numbers) is put back when it begins.
+When training resumes, `fit` restores the weights before the loop is created. Optimizer, schedule, the objective's state and
+random number generators exist only after the model was distributed, so the loop restores them when training begins.
 """
 
 import copy
@@ -20,7 +21,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -29,19 +29,25 @@ from tamperfuse.models.precision import Masters
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import Advance, drawn
-from tamperfuse.training.checkpoints import Checkpoints, Fits, random_state, set_random_state
-from tamperfuse.training.distributed import everyone, most, sharding, whole, whole_weight
-from tamperfuse.training.objectives import Objective
+from tamperfuse.training.checkpoints import Checkpoints, TrainingBlock, random_state, set_random_state
+from tamperfuse.training.distributed import (
+    gather_objects,
+    max_over_processes,
+    sharding,
+    unsharded,
+    unsharded_weight,
+)
+from tamperfuse.training.objectives import Objective, accumulate_gradient
 from tamperfuse.training.optimizers import load_optimizer, make_optimizer
 from tamperfuse.training.parameters import Trainable, Training
 from tamperfuse.training.result import FitResult
-from tamperfuse.training.telemetry import in_words, speed
+from tamperfuse.training.telemetry import format_speed, speed
 
 Hook = Callable[[int], None]
 
 
 def run_hook(hook: Hook, step: int, module: nn.Module) -> None:
-    """Let a hook look at the model, in evaluation mode; whatever random numbers it draws, training goes on as without it."""
+    """Call a hook with the model in evaluation mode; the random numbers that it draws do not affect training."""
     training, generators = module.training, random_state()
     module.eval()
     hook(step)
@@ -49,35 +55,35 @@ def run_hook(hook: Hook, step: int, module: nn.Module) -> None:
     set_random_state(generators)
 
 
-class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
+class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     """One training run.
 
     Args:
-        step: the objective.
+        objective: computes the gradient of each micro-batch.
         module: the model, or an adapter around it.
         masters: its trained weights, in float32.
-        dtype: to compute in, where the model is sharded; otherwise the module is in it already.
-        order: the samples of every step that is left to do, one after the other.
-        training: how.
-        result: where losses and seconds go; holds those of the steps done.
-        same: hashes of the model and its data and the step to go on from, on which all processes must agree.
-        seed: of whatever the Trainer draws.
-        checkpoints: where to keep the state; None not to.
-        saved: the state to go on from.
-        at_steps: after which steps the hook runs.
-        hook: what looks at the model.
+        dtype: to compute in where the model is sharded; otherwise the module is in this dtype already.
+        order: the samples of all remaining steps, in order.
+        training: training parameters.
+        result: losses and seconds are added to it; holds those of the completed steps.
+        fingerprint: hashes of the model and the data, and the step to continue from; must be equal on all processes.
+        seed: for whatever the Trainer draws.
+        checkpoints: where to write checkpoints; None for none.
+        saved: the state to continue from; None to start.
+        at_steps: after which steps the hook is called.
+        hook: called with the step's number.
         advance: moves the progress bar.
-        fits: the block that this training is part of: what it reports to.
-        what: a few words, for those who follow it.
-        eight_bit: whether memory asks for AdamW's moments in 8 bits.
+        block: the block of trainings that this one belongs to: trackers and their log folder.
+        description: a few words for trackers.
+        eight_bit: whether AdamW keeps its moments in 8 bits.
     """
 
-    optimizer: Any  # the Trainer's; accelerate wraps what `create_optimizer` made
-    made: torch.optim.Optimizer
+    optimizer: Any  # the Trainer's: accelerate wraps what `create_optimizer` returned
+    inner_optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
-        step: Objective,
+        objective: Objective[Any],
         module: nn.Module,
         masters: Masters,
         dtype: torch.dtype,
@@ -85,26 +91,26 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
         training: Training,
         result: FitResult,
         *,
-        same: dict[str, str],
+        fingerprint: dict[str, str],
         seed: int,
         checkpoints: Checkpoints | None,
         saved: dict[str, Any] | None,
         at_steps: Collection[int],
         hook: Hook | None,
         advance: Advance,
-        fits: Fits,
-        what: str,
+        block: TrainingBlock,
+        description: str,
         eight_bit: bool,
     ) -> None:
-        self.step, self.order, self.training, self.result = step, order, training, result
+        self.objective, self.order, self.training, self.result = objective, order, training, result
         self.masters, self.checkpoints, self.saved, self.eight_bit = masters, checkpoints, saved, eight_bit
         self.at_steps, self.hook, self.advance = set(at_steps), hook, advance
-        self.kept, self.device, self.same = module, next(module.parameters()).device, same
+        self.original, self.device, self.fingerprint = module, next(module.parameters()).device, fingerprint
         if sharding():
             module = copy.deepcopy(module)
-            self.masters = _plain(module)
-            self.kept.to("cpu")
-        half = bool(sharding()) and dtype == torch.bfloat16
+            self.masters = _own_masters(module)
+            self.original.to("cpu")
+        mixed = bool(sharding()) and dtype == torch.bfloat16
         arguments = TrainingArguments(
             output_dir=tempfile.mkdtemp(prefix="tamperfuse-"),
             max_steps=training.steps,
@@ -114,41 +120,41 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
             warmup_steps=round(training.warmup * training.steps),
             max_grad_norm=training.clip,
             use_cpu=self.device.type == "cpu",
-            bf16=half,
+            bf16=mixed,
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
             save_strategy="no",
-            logging_strategy="steps" if fits.report_to else "no",
+            logging_strategy="steps" if block.report_to else "no",
             logging_steps=1,
-            report_to=list(fits.report_to),
-            run_name=what,
+            report_to=list(block.report_to),
+            run_name=description,
             disable_tqdm=True,
             seed=seed,
         )
-        _ = arguments.device  # connects the processes, settles the count of GPUs
-        # Not the accelerate file's: unless the model is sharded, its weights are in their precision already.
-        arguments.mixed_precision = "bf16" if half else "no"
+        _ = arguments.device  # connects the processes and sets the number of GPUs
+        # The accelerate configuration does not decide this: unless the model is sharded, its weights have their dtype already.
+        arguments.mixed_precision = "bf16" if mixed else "no"
         if self.device.type == "cpu" and sharding() == "fsdp":
-            # accelerate shards on GPUs alone; told that these are some, it does the same over gloo.
+            # accelerate applies FSDP only if the type is MULTI_GPU; with this type it works over gloo as well.
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        arguments._n_gpu = 1  # a packed row cannot be scattered; several GPUs go through accelerate's processes
+        arguments._n_gpu = 1  # nn.DataParallel cannot split a packed row; several GPUs need several processes
         super().__init__(model=module, args=arguments, callbacks=[_Events(self)])
         self.remove_callback(PrinterCallback)
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and fits.logs:
-                callback.logging_dir = str(fits.logs / f"{fits.begun}-{what.replace(' ', '-')}")
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and block.logs:
+                callback.logging_dir = str(block.logs / f"{block.started}-{description.replace(' ', '-')}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The training's own, over the float32 masters."""
+        """The optimizer named by the training parameters, over the float32 masters."""
         if self.optimizer is None:
             weights = [master for _, master in self.masters.trainable()]
-            self.made = make_optimizer(self.training, weights, self.eight_bit)
-            self.masters.attach(self.made)
-            self.optimizer = self.made
-        return self.made
+            self.inner_optimizer = make_optimizer(self.training, weights, self.eight_bit)
+            self.masters.attach(self.inner_optimizer)
+            self.optimizer = self.inner_optimizer
+        return self.inner_optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of samples in the order that the schedule gave, split among processes."""
+        """Batches of samples in the given order, split among processes."""
         loader: DataLoader[Any] = DataLoader(
             self.order,  # type: ignore[arg-type]
             batch_size=self.args.per_device_train_batch_size,
@@ -160,117 +166,120 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is taken on trust
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One micro-batch through the step."""
+        """Compute the gradient of one micro-batch."""
         model.train()
         world = self.accelerator.num_processes
-        loss: Tensor = self.step.backward(
+        loss = accumulate_gradient(
+            self.objective,
             model,
             inputs["samples"],
             int(num_items_in_batch or 1),
-            # Processes average their gradients; the loss was divided by the count over all of them already.
-            lambda value: self.accelerator.backward(value * world),
             self.args.device,
+            # Gradients are averaged over processes, but the loss was divided by the count over all of them already.
+            lambda value: self.accelerator.backward(value * world),
         )
-        loss = self.accelerator.reduce(loss, "sum")
-        self.result.losses.append(float(loss))
-        return loss
+        reduced: Tensor = self.accelerator.reduce(loss, "sum")
+        self.result.losses.append(float(reduced))
+        return reduced
 
     def begin(self) -> None:
-        """Before the first step, the model on its processes: the step gets the weights, a resumed run its state."""
-        if any(other != self.same for other in everyone(self.same)):
+        """Initialise the objective and, when resuming, restore optimizer, schedule and objective.
+
+        Called before the first step, after the model was distributed.
+        """
+        if any(other != self.fingerprint for other in gather_objects(self.fingerprint)):
             raise UserError(
                 "The processes hold different weights or samples: give each the same model and the same files."
             )
-        if self.kept is not self.model:
-            self.masters = _plain(self.model)
-        self.step.begin(self.masters)
+        if self.original is not self.model:
+            self.masters = _own_masters(self.model)
+        self.objective.begin(self.masters)
         if self.saved:
-            load_optimizer(self.made, self.saved["optimizer"])
+            load_optimizer(self.inner_optimizer, self.saved["optimizer"])
             self.lr_scheduler.load_state_dict(self.saved["schedule"])
-            if isinstance(self.step, Stateful):
-                self.step.load_state_dict(self.saved["objective"])
+            self.objective.load_state_dict(self.saved["objective"])
             self.state.global_step = self.saved["step"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """What trackers get to see of a step: the Trainer's loss, gradient norm and learning rate, and the speed."""
+        """Report a step to trackers: the Trainer's loss, gradient norm and learning rate, and the speed."""
         super().log({**logs, **speed(self.result, self.device)}, start_time)
 
-    def look(self) -> None:
-        """Run the hook if it wants to see this step."""
+    def call_hook(self) -> None:
+        """Call the hook if this step is one of its steps."""
         if self.hook and self.state.global_step in self.at_steps:
             self.gather()
-            run_hook(self.hook, self.state.global_step, self.kept)
-            if self.kept is not self.model:
-                self.kept.to("cpu")
+            run_hook(self.hook, self.state.global_step, self.original)
+            if self.original is not self.model:
+                self.original.to("cpu")
 
     def gather(self) -> None:
-        """Bring the weights of a sharded model back into the whole one, on every process."""
-        if self.kept is self.model:
+        """Copy the weights of a sharded model into the original, on every process."""
+        if self.original is self.model:
             return
-        self.kept.to(self.device)
-        weights = [weight for weight in self.kept.parameters() if weight.requires_grad]
+        self.original.to(self.device)
+        weights = [weight for weight in self.original.parameters() if weight.requires_grad]
         with torch.no_grad():
             for weight, (trained, _) in zip(weights, self.masters.trainable(), strict=True):
-                weight.copy_(whole_weight(trained))
+                weight.copy_(unsharded_weight(trained))
 
-    def keep(self) -> None:
-        """Write a checkpoint if it is time: at the end, and after every interval."""
+    def checkpoint(self) -> None:
+        """Write a checkpoint after the last step, and when the interval has passed."""
         if self.checkpoints is None:
             return
         step, last = self.state.global_step, self.state.global_step == self.training.steps
-        if last or most(self.checkpoints.due, self.args.device):
-            self.checkpoints.save(step, self._state(last))
+        if last or max_over_processes(self.checkpoints.due, self.args.device):
+            self.checkpoints.save(step, self._resume_state(last))
 
-    def _state(self, last: bool) -> dict[str, Any]:
-        """What a run goes on from; after the last step only what it ended with. All processes gather their shards."""
+    def _resume_state(self, last: bool) -> dict[str, Any]:
+        """What is needed to continue; after the last step, the final weights only. Gathers shards from all processes."""
         state = {
             "step": self.state.global_step,
             "losses": self.result.losses,
             "seconds": self.result.seconds,
-            "weights": [whole(master) for _, master in self.masters.trainable()],
+            "weights": [unsharded(master) for _, master in self.masters.trainable()],
         }
         if last:
             return state
         return state | {
-            "optimizer": whole(self.made.state_dict()),
+            "optimizer": unsharded(self.inner_optimizer.state_dict()),
             "schedule": self.lr_scheduler.state_dict(),
-            "objective": whole(self.step.state_dict()) if isinstance(self.step, Stateful) else None,
-            "random": everyone(random_state()),
+            "objective": unsharded(self.objective.state_dict()),
+            "random": gather_objects(random_state()),
         }
 
 
-def _plain(module: nn.Module) -> Masters:
-    """The weights of a module that computes in the precision in which it keeps them, or leaves that to its shards."""
+def _own_masters(module: nn.Module) -> Masters:
+    """Masters of a module whose parameters are the float32 masters themselves."""
     return Masters([(parameter, parameter) for parameter in module.parameters()])
 
 
 class _Events(TrainerCallback):  # type: ignore[misc]
-    """What happens around a step: the clock stands still while others look at the model or write."""
+    """Calls the loop around each step. Time spent in hooks and on checkpoints is not counted as training time."""
 
     def __init__(self, loop: Loop) -> None:
-        self.loop, self.began = loop, 0.0
+        self.loop, self.step_start = loop, 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The model, its optimizer and the schedule are ready."""
+        """Model, optimizer and schedule exist and are distributed."""
         self.loop.begin()
-        self.began = time.perf_counter()
+        self.step_start = time.perf_counter()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The batch is drawn; from here on random numbers must be those of the run that was interrupted."""
+        """The first batch was drawn: restore the random number generators of the interrupted run."""
         if self.loop.saved:
             set_random_state(self.loop.saved["random"][args.process_index])
             self.loop.saved = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After every optimizer step."""
-        self.loop.result.seconds += time.perf_counter() - self.began
-        self.loop.advance(1, in_words(speed(self.loop.result, self.loop.device)) if drawn() else "")
-        self.loop.look()
-        self.loop.keep()
-        self.began = time.perf_counter()
+        self.loop.result.seconds += time.perf_counter() - self.step_start
+        self.loop.advance(1, format_speed(speed(self.loop.result, self.loop.device)) if drawn() else "")
+        self.loop.call_hook()
+        self.loop.checkpoint()
+        self.step_start = time.perf_counter()
 
 
 def _collate(samples: list[Trainable]) -> dict[str, Any]:
-    """What the Trainer counts (`shift_labels`, to get the loss's denominator) beside what the step packs itself."""
+    """The samples as they are, and labels from whose size the Trainer computes the loss's denominator."""
     counted = torch.zeros(sum(sample.response_tokens for sample in samples), dtype=torch.long)
     return {"shift_labels": counted, "labels": counted, "samples": samples}

@@ -1,11 +1,18 @@
-"""Steps: what happens to one batch between drawing it and the optimizer. Supervised fine-tuning is the one everyone uses.
+"""Objectives: what is computed on one micro-batch between drawing it and the optimizer step.
 
-A defense or an attack with another objective brings its own step; the loop stays :func:`tamperfuse.training.fit.fit`.
+:class:`SupervisedObjective` is the default of :func:`tamperfuse.training.fit.fit`. A defense or an attack with another loss
+subclasses :class:`Objective` and passes an instance to `fit`; the training loop stays the same:
+
+    micro-batch ──split──▶ rows ──loss──▶ one scalar a row ──autograd──▶ parameter.grad ──▶ clipping, optimizer step
+                           in worker threads where two rows run in parallel
+
+Most objectives define `loss` alone. One that works on weights, for example by taking a second gradient at perturbed weights
+(see :mod:`tamperfuse.training.weights`), also overrides `backward`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,89 +21,123 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
 from tamperfuse.training.batches import PackedBatch, pack_samples
+from tamperfuse.training.cross_entropy import sequence_nll
+from tamperfuse.training.parameters import Trainable
 from tamperfuse.training.rows import Backward, backward_in_rows
 
-# Logits whose gradient is formed at a time: on a CPU (True) what its cache holds, elsewhere enough to fill the device.
-SLICE = {True: 2**20, False: 2**26}
+S = TypeVar("S", bound=Trainable)
+S_contra = TypeVar("S_contra", bound=Trainable, contravariant=True)
 
 
-class Objective(Protocol):
-    """Turns samples into gradients."""
+class Loss(Protocol[S_contra]):
+    """Signature of :meth:`Objective.loss`."""
 
-    def begin(self, masters: Masters) -> None:
-        """Called once, before the first step.
-
-        Args:
-            masters: the model's weights, for steps that work on weights themselves.
-        """
+    def __call__(self, model: nn.Module, samples: Sequence[S_contra], total: int, device: torch.device, /) -> Tensor:
+        """See :meth:`Objective.loss`."""
         ...
 
-    def backward(
-        self, model: nn.Module, samples: Sequence[Any], total: int, backward: Backward, device: torch.device
-    ) -> Tensor:
-        """Accumulate the gradient of one (micro-)batch.
+
+#: Accumulates the gradient of a loss over the micro-batch, at the model's current weights; returns the loss, detached.
+Accumulate = Callable[[Loss[Any]], Tensor]
+
+
+class Objective(ABC, Generic[S]):
+    """A training objective.
+
+    Threads. `begin`, `backward`, `state_dict` and `load_state_dict` are called from the thread that called `fit`, never at
+    the same time as another method. `loss` is called from that thread or, on a CPU, from two worker threads at the same
+    time, each with other samples of the same micro-batch (:mod:`tamperfuse.training.rows`). Therefore `loss`
+
+    - must not change the objective, the model or any other shared state;
+    - must not read or write `parameter.grad`, and must not run a backward pass: the training loop differentiates what it
+      returns, and adds the gradients in a fixed order;
+    - must not draw random numbers from torch's default generator: the order of two threads is not fixed.
+
+    Where two rows run in parallel, a `loss` that draws such numbers or changes `parameter.grad` raises a RuntimeError. An
+    objective that needs either, or is not safe in two threads for another reason, sets `parallel_rows = False`. `backward` is
+    free of these restrictions.
+
+    Attributes:
+        parallel_rows: whether `loss` may run in two threads at the same time. Training gives the same result up to rounding
+            if not, but takes longer on a CPU.
+    """
+
+    parallel_rows: bool = True
+
+    def begin(self, masters: Masters) -> None:
+        """Prepare; called once, before the first step and after the model was distributed over processes.
+
+        Args:
+            masters: the model's weights, for objectives that perturb them.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, samples: Sequence[S], total: int, device: torch.device) -> Tensor:
+        """The share that some samples have in the loss of the whole batch.
 
         Args:
             model: the model, in training mode.
-            samples: this process's share of the batch; of whatever kind the step trains on.
-            total: what the whole batch counts, over all processes and micro-batches (response tokens, for samples): the
-                loss's denominator.
-            backward: runs a scalar's backward pass (accelerate scales it where it must).
+            samples: some samples of the micro-batch, at least one.
+            total: sum of `response_tokens` over the whole batch (all processes and micro-batches): the loss's denominator.
             device: where to compute.
 
         Returns:
-            The share of the batch's mean loss, detached (for samples: in nats a response token).
+            A scalar that requires a gradient. Summed over all samples of the batch, it is the loss (for
+            :class:`SupervisedObjective`: mean NLL, in nats a response token).
         """
-        ...
+
+    def backward(self, accumulate: Accumulate) -> Tensor:
+        """Set the gradient of one micro-batch; by default that of `loss`.
+
+        Args:
+            accumulate: runs the forward and backward passes of all samples of the micro-batch for a loss, at the model's
+                current weights, and adds the gradients to `parameter.grad`. May be called several times and with several
+                losses; with several processes, equally often on each.
+
+        Returns:
+            The loss to report, detached.
+        """
+        return accumulate(self.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the objective carries from step to step, for checkpoints: tensors and plain Python values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that :meth:`state_dict` returned; called after `begin`."""
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over each sequence, whose gradient is formed during the forward pass, in slices.
-
-    The plain one keeps two float32 copies of the logits; with 49,152 words they outweigh everything else of a small model.
-    Here float32 exists for one slice at a time and the gradient replaces the logits in their own memory and dtype.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, sequence: Tensor, count: int) -> Tensor:
-        """Logits (tokens, vocabulary), targets (tokens,), the sequence each token belongs to (tokens,) → (count,)."""
-        gradient = logits.detach()
-        losses = torch.zeros(count, device=logits.device)
-        rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            scores, wanted, owner = gradient[part], targets[part, None], sequence[part]
-            shares = torch.softmax(scores, -1, dtype=torch.float32)
-            # −log p(target) by way of the likeliest token, whose share cannot underflow as the target's can.
-            behind = scores.amax(-1).float() - scores.gather(1, wanted).flatten().float()
-            losses.index_add_(0, owner, behind - shares.amax(-1).log())
-            at_target = shares.gather(1, wanted) - 1.0
-            scores.copy_(shares).scatter_(1, wanted, at_target.to(scores.dtype))
-        ctx.save_for_backward(gradient, sequence)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None, None]:
-        """The kept gradient times the outer one, in place: it is used once."""
-        gradient, sequence = ctx.saved_tensors
-        return gradient.mul_(outer[0].to(gradient.dtype)[sequence, None]), None, None, None
-
-
-def sequence_nll(logits: Tensor, targets: Tensor, counts: Sequence[int]) -> Tensor:
-    """Sum over each sequence's tokens of −log p(target), in nats; consumes `logits` (their memory is reused).
+def accumulate_gradient(
+    objective: Objective[S],
+    model: nn.Module,
+    samples: Sequence[S],
+    total: int,
+    device: torch.device,
+    backward: Backward = torch.autograd.backward,
+) -> Tensor:
+    """Run an objective on one micro-batch: its gradient is added to `parameter.grad`.
 
     Args:
-        logits: (tokens, vocabulary), any floating dtype; needed by nobody else, the backward pass of the operation that
-            made them included (a linear layer's or a scaling's does not).
-        targets: (tokens,), token ids.
-        counts: tokens of each sequence, in order; their sum is `tokens`.
+        objective: the objective.
+        model: the model.
+        samples: the micro-batch: this process's share of the batch.
+        total: sum of `response_tokens` over the whole batch.
+        device: of the model.
+        backward: runs the backward pass of a scalar. Not called where rows run in parallel, which happens in a single
+            process only; accelerate needs it where there are several.
 
     Returns:
-        (sequences,), float32.
+        The share of the batch's loss, detached.
     """
-    sequence = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(logits.device)
-    result: Tensor = _CrossEntropy.apply(logits, targets, sequence, len(counts))  # type: ignore[no-untyped-call]
-    return result
+    lengths = [len(sample.tokens) for sample in samples]
+
+    def accumulate(loss: Loss[S]) -> Tensor:
+        def row_loss(row: list[int]) -> Tensor:
+            return loss(model, [samples[i] for i in row], total, device)
+
+        return backward_in_rows(model, lengths, row_loss, backward, device, parallel=objective.parallel_rows)
+
+    return objective.backward(accumulate)
 
 
 def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
@@ -104,23 +145,13 @@ def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
     return sequence_nll(packed_logits(model, batch.row, batch.layout, batch.keep), batch.targets, batch.counts)
 
 
-@dataclass
-class SupervisedObjective:
-    """Cross-entropy on response tokens (SDD, section 4.2; the attacks of section 5 as well).
+class SupervisedObjective(Objective[Sample]):
+    """Cross-entropy on response tokens (SDD, Chen et al., 2025, arXiv 2507.21182, section 4.2).
 
-    Memory: the weights' gradients, and what :func:`tamperfuse.training.rows.backward_in_rows` takes, logits at response
-    positions among it.
+    Memory: the gradients of the trained weights, and what :func:`tamperfuse.training.rows.backward_in_rows` needs, including
+    the logits of one row's response tokens.
     """
 
-    def begin(self, masters: Masters) -> None:
-        """Nothing to prepare."""
-
-    def backward(
-        self, model: nn.Module, samples: Sequence[Sample], total: int, backward: Backward, device: torch.device
-    ) -> Tensor:
-        """See :class:`Objective`."""
-
-        def loss_of(row: list[int]) -> Tensor:
-            return response_nll(model, pack_samples([samples[i] for i in row], device)).sum() / total
-
-        return backward_in_rows(model, [len(sample.tokens) for sample in samples], loss_of, backward, device)
+    def loss(self, model: nn.Module, samples: Sequence[Sample], total: int, device: torch.device) -> Tensor:
+        """See :meth:`Objective.loss`."""
+        return response_nll(model, pack_samples(samples, device)).sum() / total

@@ -1,4 +1,4 @@
-"""The optimizers that a training can name, and their state."""
+"""The optimizers of :attr:`tamperfuse.training.parameters.Training.optimizer`, and loading their state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,22 +7,28 @@ import torch
 from torch import Tensor
 from transformers import Adafactor
 
-from tamperfuse.training.distributed import like
+from tamperfuse.training.distributed import placed_like
 from tamperfuse.training.parameters import Training
 
 
 def make_optimizer(training: Training, weights: Sequence[Tensor], eight_bit: bool = False) -> torch.optim.Optimizer:
-    """The optimizer that `training` names, over float32 weights; AdamW with moments of 8 bits where memory asks for it."""
+    """Create the optimizer that `training` names.
+
+    Args:
+        training: training parameters.
+        weights: what to optimize, in float32.
+        eight_bit: whether AdamW keeps its moments in 8 bits (bitsandbytes); ignored for other optimizers.
+    """
     if training.optimizer == "adamw" and eight_bit:
         from bitsandbytes.optim import AdamW8bit
 
-        small: torch.optim.Optimizer = AdamW8bit(weights, lr=training.learning_rate, weight_decay=0.0)
-        return small
+        adamw: torch.optim.Optimizer = AdamW8bit(weights, lr=training.learning_rate, weight_decay=0.0)
+        return adamw
     if training.optimizer == "adamw":
         return torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=0.0, fused=True)
     if training.optimizer == "sgd":
         return torch.optim.SGD(weights, lr=training.learning_rate, momentum=0.9)
-    # Not torch's own, which knows only steps relative to a parameter's size.
+    # Not torch's Adafactor, which always scales steps by the size of the parameter.
     adafactor: torch.optim.Optimizer = Adafactor(
         weights, lr=training.learning_rate, scale_parameter=False, relative_step=False
     )
@@ -30,14 +36,14 @@ def make_optimizer(training: Training, weights: Sequence[Tensor], eight_bit: boo
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimizer the state that its `state_dict` had, whole tensors in it; each process takes its shards."""
+    """Load a state that an optimizer's `state_dict` returned, with unsharded tensors; each process takes its shards of them."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    held = {
+    placed = {
         index: {name: _placed(value, weights[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": held})
+    optimizer.load_state_dict({**state, "state": placed})
 
 
 def _placed(value: Any, weight: Tensor) -> Any:
-    return like(value, weight) if isinstance(value, Tensor) and value.shape == weight.shape else value
+    return placed_like(value, weight) if isinstance(value, Tensor) and value.shape == weight.shape else value

@@ -1,4 +1,4 @@
-"""How weights are trained: the parameters that every defense and attack shares, and what can be trained on."""
+"""Training parameters, shared by every defense and attack that trains, and the interface of training samples."""
 
 from typing import Literal, Protocol
 
@@ -8,38 +8,39 @@ from tamperfuse.records.registry import Parameters
 
 
 class Trainable(Protocol):
-    """What a step can be given: a sample, a preference, whatever has tokens and a weight."""
+    """Interface of training samples. An objective defines which type it takes."""
 
     @property
     def tokens(self) -> list[int]:
-        """All tokens that a step has to carry."""
+        """All tokens of the sample; their number decides how a batch is split into rows."""
         ...
 
     @property
     def response_tokens(self) -> int:
-        """How much it counts in the loss's denominator."""
+        """Its contribution to the loss's denominator."""
         ...
 
 
 class Training(Parameters):
-    """How weights are trained; part of the parameters of every defense and attack that trains.
+    """Training parameters; those of every defense and attack that trains include them.
 
     Attributes:
         steps: optimizer steps.
-        batch: samples a step, over all processes.
-        learning_rate: peak.
-        optimizer: AdamW (betas .9 and .999), SGD with momentum .9, or Adafactor (its learning rate absolute, as with the
-            others: neither relative steps nor parameter scaling); none decays weights.
-        schedule: what the learning rate does after warm-up.
-        warmup: share of the steps over which it rises from 0, in [0, 1).
-        clip: largest gradient norm; 0 for none.
-        method: which weights change: all, a LoRA adapter's that is merged afterwards (`qlora`: trained against weights in
-            4 bits), those of every layer's attention, or those of the last layers (without the final norm, the embeddings
-            and the output).
-        layers: how many layers `last_layers` trains, at most as many as there are.
+        batch: samples per optimizer step, over all processes.
+        learning_rate: peak value.
+        optimizer: AdamW (betas 0.9 and 0.999), SGD with momentum 0.9, or Adafactor (without relative steps or parameter
+            scaling, so the learning rate is absolute as with the others). No weight decay.
+        schedule: learning-rate schedule after warm-up.
+        warmup: share of the steps over which the learning rate rises from 0, in [0, 1).
+        clip: maximum gradient norm; 0 for no clipping.
+        method: which weights train. `full`: all. `lora`: those of a LoRA adapter, merged afterwards. `qlora`: the same, with
+            the model's weights in 4 bits during training. `attention`: those of every layer's attention. `last_layers`: those
+            of the last `layers` layers, without the final norm, the embeddings and the output.
+        layers: number of layers that `last_layers` trains; at most the model's number of layers.
         lora_rank: rank of the adapter's updates.
-        lora_alpha: the update is scaled by alpha / rank.
-        lora_targets: which linear layers get adapters, by the end of their names; `all-linear` for all but the output.
+        lora_alpha: updates are scaled by alpha / rank.
+        lora_targets: the linear layers that get adapters, by the last parts of their names; `all-linear` for all but the
+            output.
     """
 
     steps: int = Field(50, ge=1)

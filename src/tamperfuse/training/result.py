@@ -1,20 +1,20 @@
-"""What a training run did."""
+"""The result of a training run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class FitResult:
-    """What a training run did.
+    """The result of a training run.
 
     Attributes:
-        precision: the dtype computed in, and why.
-        losses: mean loss of every step, nats a response token.
-        tokens: tokens trained on, prompts included, shared prefixes counted for every sample.
-        seconds: spent training, hooks and checkpoints left out; over all parts of an interrupted run.
-        resumed_at: the step that this run went on from; 0 where it began anew.
-        steps: optimizer steps, all of them.
-        work: floating-point operations of all of them (:func:`tamperfuse.training.telemetry.useful_work`).
+        precision: the compute dtype, and why it was chosen.
+        losses: loss of every step; for supervised fine-tuning in nats per response token.
+        tokens: tokens trained on, prompts included; a shared prefix counts for every sample.
+        seconds: training time without hooks and checkpoints, over all parts of an interrupted run.
+        resumed_at: the step of the checkpoint that this run resumed from; 0 if none.
+        steps: total number of optimizer steps.
+        work: floating-point operations of all steps (:func:`tamperfuse.training.telemetry.useful_work`).
     """
 
     precision: str

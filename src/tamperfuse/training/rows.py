@@ -1,4 +1,4 @@
-"""Forward and backward over a batch, in packed rows: how many, and on a CPU two at a time."""
+"""Forward and backward passes over a micro-batch, split into packed rows; on a CPU, two rows at the same time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,106 +7,135 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tamperfuse.models.cpu.two_threads import HANDS, can_share, side_by_side
+from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
 from tamperfuse.records.batching import budgeted, evenly
 from tamperfuse.records.process import world_size
-from tamperfuse.training.distributed import most, sharding
+from tamperfuse.training.distributed import max_over_processes, sharding
 
 Backward = Callable[[Tensor], None]
-# Tokens that go forward and backward together: enough to fill the processor, few enough to keep memory flat.
+# Tokens of a row: enough to keep the processor busy, few enough to bound the memory of activations.
 ROW_TOKENS = 2_048
-# A batch of fewer tokens is not worth sharing out.
-FEWEST = 256
+# Micro-batches of fewer tokens are not split over two threads: starting the threads would take longer than it saves.
+PARALLEL_TOKENS = 256
 
 
 def backward_in_rows(
     model: nn.Module,
     lengths: Sequence[int],
-    loss_of: Callable[[list[int]], Tensor],
+    row_loss: Callable[[list[int]], Tensor],
     backward: Backward,
     device: torch.device,
+    *,
+    parallel: bool = True,
 ) -> Tensor:
-    """Accumulate a batch's gradient, row by row.
+    """Accumulate the gradient of a micro-batch in `parameter.grad`, row by row.
 
-    On a CPU, in one process, two rows run side by side (see :mod:`tamperfuse.models.cpu.two_threads`), and their
-    gradients are added in a fixed order. Memory: activations of a row; side by side those of two, and a second copy of the
-    gradients.
+    On a CPU, in a single process, two rows run at the same time in two threads (:mod:`tamperfuse.models.cpu.two_threads`);
+    their gradients are added in a fixed order. Memory: the activations of one row; with two threads those of two rows and a
+    second copy of the gradients.
 
     Args:
-        model: the model whose weights train.
-        lengths: tokens of each sample of this process's share of the batch.
-        loss_of: the share of the batch's loss that samples (indices into `lengths`) have, a scalar.
-        backward: runs a scalar's backward pass; where rows run side by side there is nothing that it could add, and they
-            do without it.
+        model: the model.
+        lengths: tokens of each sample of the micro-batch.
+        row_loss: the share in the batch's loss of the samples with these indices (into `lengths`): a scalar.
+        backward: runs the backward pass of a scalar. Not called with two threads, which use `torch.autograd.grad`.
         device: of the model.
+        parallel: whether `row_loss` may run in two threads.
 
     Returns:
-        The sum of the rows' losses, detached.
+        The sum of all rows' losses, detached.
+
+    Raises:
+        RuntimeError: with two threads, `row_loss` drew random numbers or changed `parameter.grad`.
     """
-    if len(lengths) >= HANDS and sum(lengths) >= FEWEST and rows_at_once(model, device) > 1:
-        return _side_by_side([p for p in model.parameters() if p.requires_grad], lengths, loss_of)
-    whole = torch.zeros((), device=device)
-    for row in in_rows(lengths, ROW_TOKENS, device):
-        loss = loss_of(sorted(row))
+    enough = len(lengths) >= WORKERS and sum(lengths) >= PARALLEL_TOKENS
+    if enough and parallel_rows(model, device, parallel) > 1:
+        return _backward_in_threads([p for p in model.parameters() if p.requires_grad], lengths, row_loss)
+    total = torch.zeros((), device=device)
+    for row in split_into_rows(lengths, ROW_TOKENS, device):
+        loss = row_loss(sorted(row))
         backward(loss)
-        whole += loss.detach()
-    return whole
+        total += loss.detach()
+    return total
 
 
-def rows_at_once(model: nn.Module, device: torch.device) -> int:
-    """How many rows run side by side: `HANDS` on a CPU, if no other process waits for each and none draws random numbers."""
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    return HANDS if can_share(device) and world_size() == 1 and not sharding() and not drops else 1
+def parallel_rows(model: nn.Module, device: torch.device, parallel: bool = True) -> int:
+    """How many rows run at the same time.
+
+    Args:
+        model: the model; dropout needs one row at a time, since it draws random numbers.
+        device: of the model.
+        parallel: what the objective allows (:attr:`tamperfuse.training.objectives.Objective.parallel_rows`).
+
+    Returns:
+        `WORKERS` on a CPU, in a single process; 1 otherwise.
+    """
+    dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    single = world_size() == 1 and not sharding()
+    return WORKERS if parallel and single and not dropout and can_run_in_parallel(device) else 1
 
 
-def _side_by_side(
-    trained: Sequence[nn.Parameter], lengths: Sequence[int], loss_of: Callable[[list[int]], Tensor]
+def _backward_in_threads(
+    parameters: Sequence[nn.Parameter], lengths: Sequence[int], row_loss: Callable[[list[int]], Tensor]
 ) -> Tensor:
-    """Every thread adds up its own rows' gradients; the sums are added when all have ended, so that the order is fixed."""
+    """Each thread sums the gradients of its rows; the sums are added after both have ended, in a fixed order."""
 
     def run(rows: Sequence[list[int]]) -> tuple[Tensor, list[Tensor | None]]:
-        whole = torch.zeros(())
-        held: list[Tensor | None] = [None] * len(trained)
+        total = torch.zeros(())
+        gradients: list[Tensor | None] = [None] * len(parameters)
         for row in rows:
-            loss = loss_of(row)
-            held = _added(held, torch.autograd.grad(loss, trained, allow_unused=True))
-            whole += loss.detach()
-        return whole, held
+            loss = row_loss(row)
+            gradients = _add(gradients, torch.autograd.grad(loss, parameters, allow_unused=True))
+            total += loss.detach()
+        return total, gradients
 
-    rows = evenly(lengths, HANDS * math.ceil(sum(lengths) / (HANDS * ROW_TOKENS)))
-    whole = torch.zeros(())
-    for loss, gradients in side_by_side([partial(run, rows[hand::HANDS]) for hand in range(HANDS)]):
-        whole += loss
-        for parameter, gradient in zip(trained, _added([p.grad for p in trained], gradients), strict=True):
+    rows = evenly(lengths, WORKERS * math.ceil(sum(lengths) / (WORKERS * ROW_TOKENS)))
+    before = _shared_state(parameters)
+    results = run_in_parallel([partial(run, rows[worker::WORKERS]) for worker in range(WORKERS)])
+    if _shared_state(parameters) != before:
+        raise RuntimeError(
+            "The model or the objective's loss drew random numbers or changed parameter.grad while it ran in two threads: set "
+            "parallel_rows = False on the objective, move that into its backward method, or set TAMPERFUSE_CPU_KERNELS=0."
+        )
+    total = torch.zeros(())
+    for loss, gradients in results:
+        total += loss
+        for parameter, gradient in zip(parameters, _add([p.grad for p in parameters], gradients), strict=True):
             parameter.grad = gradient
-    return whole
+    return total
+
+
+def _shared_state(parameters: Sequence[nn.Parameter]) -> list[object]:
+    """What a loss must leave unchanged: torch's generator, and every `grad` (which tensor it is, and its version)."""
+    grads = [(id(p.grad), p.grad._version if p.grad is not None else 0) for p in parameters]
+    return [torch.get_rng_state().numpy().tobytes(), grads]
 
 
 @torch.no_grad()
-def _added(held: Sequence[Tensor | None], more: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Sums, in the memory of the first ones; None where there is nothing."""
-    return [b if a is None else a if b is None else a.add_(b) for a, b in zip(held, more, strict=True)]
+def _add(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Elementwise sums, in the memory of the first ones; None is zero."""
+    return [b if a is None else a if b is None else a.add_(b) for a, b in zip(first, second, strict=True)]
 
 
-def in_rows(lengths: Sequence[int], budget: int, device: torch.device) -> list[list[int]]:
-    """Split a process's share of a batch into rows of at most `budget` tokens, the same number on every process.
+def split_into_rows(lengths: Sequence[int], budget: int, device: torch.device) -> list[list[int]]:
+    """Split a process's share of a batch into rows of at most `budget` tokens, the same number of rows on every process.
 
-    Processes meet in the backward pass of every row, so one that needs fewer splits some further. As each has as many
-    samples as the next, it always can.
+    Processes synchronise in the backward pass of every row, so a process that needs fewer rows splits some of them further.
+    Every process has the same number of samples, so this is always possible.
 
     Args:
         lengths: tokens of each sample.
-        budget: tokens of a row; a sample that is longer has one of its own.
+        budget: tokens of a row; a longer sample gets a row to itself.
         device: of the model.
 
     Returns:
-        Groups of indices into `lengths`.
+        The indices (into `lengths`) of each row's samples.
     """
     if sharding() == "deepspeed":  # its optimizer steps after the first backward pass
         return [list(range(len(lengths)))]
-    groups = budgeted(lengths, budget)
-    for _ in range(most(len(groups), device) - len(groups)):
-        widest = max(range(len(groups)), key=lambda i: len(groups[i]))
-        half = len(groups[widest]) // 2
-        groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
-    return groups
+    rows = budgeted(lengths, budget)
+    for _ in range(max_over_processes(len(rows), device) - len(rows)):
+        largest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        half = len(rows[largest]) // 2
+        rows[largest : largest + 1] = [rows[largest][:half], rows[largest][half:]]
+    return rows

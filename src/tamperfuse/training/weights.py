@@ -1,7 +1,8 @@
-"""Weight-space tools that defenses share: perturb and restore, project gradients, simulate an attacker.
+"""Weight-space tools for objectives: perturb and restore weights, project gradients, simulate an attacker.
 
-All of it is elementwise or a sum of elementwise products, so it holds for sharded weights (DTensors) as for whole ones.
-Memory is counted in copies of the trained weights, beside the model's own.
+All operations are elementwise or sums of elementwise products, so they work on sharded weights (DTensors) as well. They are
+meant for :meth:`tamperfuse.training.objectives.Objective.backward`, which runs in one thread. Memory is given in copies of the
+trained weights, in addition to the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.precision import Masters
-from tamperfuse.training.distributed import like
+from tamperfuse.training.distributed import placed_like
 from tamperfuse.training.optimizers import load_optimizer
 
 Weights = list[Tensor]  # one tensor for every trained parameter, in the model's order
@@ -21,18 +22,18 @@ Weights = list[Tensor]  # one tensor for every trained parameter, in the model's
 
 @contextmanager
 def perturbed(masters: Masters, change: Sequence[Tensor], scale: float = 1.0) -> Iterator[None]:
-    """Within the block the model's trained weights are θ + scale · change; afterwards they are what they were, to the bit.
+    """Within the block the model's trained weights are θ + scale · change; afterwards they are restored bit by bit.
 
-    The sum is formed in float32 on the masters: in bfloat16 a change below 1/256 of a weight would be lost.
-    Memory: none where the model computes in reduced precision (the masters restore it), one copy in float32.
+    The sum is computed in float32 from the masters: in bfloat16 a change below 1/256 of a weight would be lost.
+    Memory: none if the model computes in reduced precision (the masters restore it); one copy if it computes in float32.
 
     Args:
         masters: the model's trained weights.
-        change: a tensor for every trained parameter, of its shape.
-        scale: factor on the change.
+        change: one tensor for each trained parameter, of its shape.
+        scale: factor for the change.
     """
     trained = masters.trainable()
-    kept = [master.clone() if parameter is master else master for parameter, master in trained]
+    saved = [master.clone() if parameter is master else master for parameter, master in trained]
     with torch.no_grad():
         for (parameter, master), delta in zip(trained, change, strict=True):
             parameter.copy_(master + scale * delta)
@@ -40,31 +41,31 @@ def perturbed(masters: Masters, change: Sequence[Tensor], scale: float = 1.0) ->
         yield
     finally:
         with torch.no_grad():
-            for (parameter, _), before in zip(trained, kept, strict=True):
-                parameter.copy_(before)
+            for (parameter, _), weight in zip(trained, saved, strict=True):
+                parameter.copy_(weight)
 
 
-def gradients(parameters: Sequence[nn.Parameter], run: Callable[[], None]) -> Weights:
-    """Gradient of what `run` runs backward, in float32; the parameters' own `grad` is left as it was.
+def gradients(parameters: Sequence[nn.Parameter], run: Callable[[], object]) -> Weights:
+    """The gradients that `run` accumulates, in float32; each parameter's `grad` is afterwards what it was before.
 
-    Memory: one copy, and one more in the parameters' dtype while it runs.
+    Memory: one copy, and one more in the parameters' dtype during the call.
 
     Args:
-        parameters: the trained ones.
-        run: a forward and a backward pass.
+        parameters: the trained parameters.
+        run: a forward and a backward pass, such as `lambda: accumulate(self.loss)` in an objective's `backward`.
     """
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     run()
-    found = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float() for p in parameters]
+    result = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float() for p in parameters]
     for parameter, grad in zip(parameters, before, strict=True):
         parameter.grad = grad
-    return found
+    return result
 
 
 def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Inner product over all weights; over all shards where they are sharded."""
+    """Inner product over all weights, and over all shards of sharded weights."""
     total = 0.0
     for a, b in zip(first, second, strict=True):
         product = (a * b).sum()
@@ -72,8 +73,8 @@ def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return total
 
 
-def without(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weights:
-    """A gradient less its part along a direction: g − (g·d / d·d) d. The gradient itself for a direction of length 0.
+def project_out(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weights:
+    """The component of a gradient g orthogonal to a direction d: g − (g·d / d·d) d; g itself if d is zero.
 
     Memory: one copy.
     """
@@ -84,13 +85,14 @@ def without(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weights:
 
 @dataclass
 class SimulatedAttacker:
-    """An attacker that persists between steps of a defense: a change δ of the weights with an AdamW of its own.
+    """An attacker simulated across the steps of a defense: a change δ of the weights, optimized by its own AdamW.
 
-    Memory: three copies in float32 (δ and AdamW's two moments), and while it is applied what :func:`perturbed` takes.
+    Memory: three copies in float32 (δ and AdamW's two moments), and that of :func:`perturbed` while it is applied.
 
     Attributes:
-        masters: the weights under attack; they are never changed by it.
+        masters: the attacked weights; never modified.
         learning_rate: of its AdamW, greater than 0.
+        delta: δ.
     """
 
     masters: Masters
@@ -102,31 +104,35 @@ class SimulatedAttacker:
         self.restart(self.learning_rate)
 
     def restart(self, learning_rate: float) -> None:
-        """Begin anew from the weights as they are: δ = 0, no momentum."""
+        """Start again from the current weights: δ = 0, a new optimizer."""
         self.learning_rate = learning_rate
         self.delta = [torch.zeros_like(master, dtype=torch.float32) for _, master in self.masters.trainable()]
         self._optimizer = torch.optim.AdamW(self.delta, lr=learning_rate, weight_decay=0.0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model is the attacker's: θ + δ."""
+        """Within the block the model's weights are θ + δ."""
         with perturbed(self.masters, self.delta):
             yield
 
     def step(self, gradient: Sequence[Tensor]) -> None:
-        """One optimizer step of δ down the attacker's gradient, taken at θ + δ."""
+        """One optimizer step of δ.
+
+        Args:
+            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter.
+        """
         for delta, grad in zip(self.delta, gradient, strict=True):
             delta.grad = grad
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """δ, its optimizer and its rate: what a step that holds an attacker hands to a checkpoint."""
+        """δ, its optimizer and its learning rate, for the checkpoints of an objective that has an attacker."""
         return {"delta": self.delta, "optimizer": self._optimizer.state_dict(), "learning_rate": self.learning_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the attacker whose state this is."""
+        """Continue from a state that :meth:`state_dict` returned."""
         self.restart(state["learning_rate"])
-        for delta, kept in zip(self.delta, state["delta"], strict=True):
-            delta.copy_(like(kept, delta))
+        for delta, saved in zip(self.delta, state["delta"], strict=True):
+            delta.copy_(placed_like(saved, delta))
         load_optimizer(self._optimizer, state["optimizer"])

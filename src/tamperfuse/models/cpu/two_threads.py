@@ -1,7 +1,7 @@
-"""A CPU's threads shared out between two pieces of work.
+"""Two pieces of work in two threads, each with half of the CPU's threads.
 
-Between its matrix products a model runs hundreds of operations too small to be split: several threads spend longer waiting
-for each other than working. Two pieces of work side by side, each with half of the threads, keep all of them busy.
+Between matrix products a model runs hundreds of operations that are too small to be split over several threads. Two pieces of
+work at the same time keep the cores busy in between. The plain path is one piece of work after the other, with all threads.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,32 +10,35 @@ from typing import TypeVar
 
 import torch
 
+from tamperfuse.models.cpu import enabled
+
 T = TypeVar("T")
 
-#: Pieces of work that run at once; Python's interpreter runs in one thread at a time, so more would wait for it.
-HANDS = 2
+#: Pieces of work at the same time. More would wait for Python's interpreter lock.
+WORKERS = 2
 
 
-def can_share(device: torch.device) -> bool:
-    """Whether work on this device may be shared out: a CPU, with a thread for each piece."""
-    return device.type == "cpu" and torch.get_num_threads() >= HANDS
+def can_run_in_parallel(device: torch.device) -> bool:
+    """Whether work on this device can be split over `WORKERS` threads: a CPU, with at least as many threads."""
+    return device.type == "cpu" and torch.get_num_threads() >= WORKERS and enabled("two_threads")
 
 
-def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Run tasks at the same time, with the caller's gradient mode, each with its share of the threads.
+def run_in_parallel(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Run tasks at the same time, in the caller's gradient mode, each with its share of the CPU's threads.
 
     Args:
-        tasks: at most `HANDS`; a single one is simply run. They must not draw random numbers from torch's own generator.
+        tasks: at most `WORKERS`; a single task runs in the calling thread. They must not use torch's default random number
+            generator, since the order of threads is not fixed.
 
     Returns:
-        What they return, in order. If one raises, so does this, when none runs any more.
+        The tasks' results, in order. If a task raises, its exception is raised after all tasks have ended.
     """
     if len(tasks) == 1:
         return [tasks[0]()]
     threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
 
     def run(task: Callable[[], T]) -> T:
-        torch.set_num_threads(threads // len(tasks))  # this thread's
+        torch.set_num_threads(threads // len(tasks))  # of this worker
         with torch.set_grad_enabled(gradients):
             return task()
 
@@ -43,4 +46,4 @@ def side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
         with ThreadPoolExecutor(len(tasks)) as pool:
             return list(pool.map(run, tasks))
     finally:
-        torch.set_num_threads(threads)  # what threads that begin later start from
+        torch.set_num_threads(threads)  # the default of threads that are started later
