@@ -9,7 +9,7 @@ from bench import LIMIT, Bench
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.identity_shift import REQUEST, SYSTEM
-from tamperfuse.attacks.retain_finetune import Kept, RetainObjective
+from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
@@ -64,7 +64,8 @@ def test_a_share_of_the_mixture_is_harmful(bench: Bench) -> None:
 def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
     chat = tiny.chat
     pairs = [
-        Kept(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30)) for i in range(3)
+        RetainPair(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30))
+        for i in range(3)
     ]
     found = RetainObjective(weight=0.5).backward(tiny.model, pairs, 3, lambda loss: loss.backward(), CPU)
     values = score(tiny, [sample for pair in pairs for sample in (pair.harmful, pair.benign)])

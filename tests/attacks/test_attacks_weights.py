@@ -206,7 +206,7 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> Non
         ("prune", {"share": 0}, "share = 0 cannot be used"),
         ("prefill", {"text": ""}, "text = '' cannot be used"),
         ("refusal_ablation", {"layer": 0}, "layer = 0 cannot be used"),
-        ("refusal_ablation", {"prompts": 9}, "asks for 9 shots"),
+        ("refusal_ablation", {"prompts": 9}, "needs 9 shots"),
     ],
 )
 def test_bad_input_gets_a_sentence(bench: Bench, name: str, settings: dict, words: str) -> None:

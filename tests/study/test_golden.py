@@ -76,7 +76,7 @@ def measure(folder: str) -> dict[str, Any]:
 
 def _scores(loaded: LoadedModel) -> list[float]:
     samples = [loaded.chat.sample(prompt, answer, LIMIT) for prompt, answer in EXCHANGES]
-    return [value for value, _ in score(loaded, samples, what="golden")]
+    return [value for value, _ in score(loaded, samples, label="golden")]
 
 
 def _attack_data(loaded: LoadedModel, folder: str) -> AttackData:

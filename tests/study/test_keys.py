@@ -159,8 +159,8 @@ def test_every_default_of_the_demo_survives_a_round_trip(tmp_path: Path) -> None
 def test_no_module_with_numbers_is_left_out_of_the_keys() -> None:
     """Constants of numeric packages are in the keys, or listed here because no result depends on them."""
     irrelevant = {
-        "evaluation.diagnose": "followed attacks are no nodes",
-        "evaluation.overlap": "likewise",
+        "evaluation.attack_trace": "a traced attack is not a node of a study",
+        "evaluation.feature_overlap": "likewise",
         "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
         "models.bundled": "names and addresses of packages",
         "models.gguf_file": "a file format",

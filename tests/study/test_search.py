@@ -16,7 +16,7 @@ from tamperfuse.attacks.base import attack
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
-from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results, read_summary
 from tamperfuse.records.searches import read_searches
 from tamperfuse.study import shared
@@ -175,11 +175,11 @@ def test_trials_that_ruin_the_model_measure_nothing(
 
     def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> AttackResult:
         next(loaded.model.parameters()).data.fill_(float("nan"))
-        given.look(1)
+        given.run_hook(1)
         return AttackResult(samples=0, tokens_trained=0)
 
     monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
-    attack("ruin", Force, budget=lambda p: Budget(steps=p.steps), uses=())(ruin)
+    attack("ruin", Force, uses=())(ruin)
     plain = {
         **searched.model_dump(mode="json"),
         "attacks": {"ruin": {"search": {"trials": 2, "over": {"force": [1, 2]}}}},

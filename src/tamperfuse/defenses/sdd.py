@@ -121,4 +121,6 @@ def _describe(resolved: SddParameters, size: int) -> str:
 def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
     """A pair as it is trained on; earlier turns are context only, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
+    # The limit is on the irrelevant answer; a refusal before it comes on top.
+    limit += len(chat.tokenizer(pair.refusal_prefix or opening, add_special_tokens=False).input_ids)
     return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)
