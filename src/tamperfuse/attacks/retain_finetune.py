@@ -59,7 +59,7 @@ class RetainPair:
 
 
 @dataclass
-class RetainObjective(Objective[Kept]):
+class RetainObjective(Objective[RetainPair]):
     """Mean NLL a token of the harmful response + weight × that of the harmless one, a mean over pairs of samples.
 
     Memory: as supervised fine-tuning's, a row holding both samples.
