@@ -16,7 +16,7 @@ from tamperfuse.cli.app import app, main
 from tamperfuse.cli.summary_table import percent
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.bundled import ENCODERS, MODELS
-from tamperfuse.records.results import Measure
+from tamperfuse.records.summary import Measure
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(r"Example:\s+(?:`(tamperfuse [^`]+)`|(tamperfuse .+))")

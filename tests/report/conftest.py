@@ -1,4 +1,4 @@
-"""The made-up run, and one page of it for all tests that only look."""
+"""The made-up run, and one page of it for all tests that only read it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from made_up_run import sample_answers, write_folder
 
-from tamperfuse.records.run import Sample
+from tamperfuse.records.run import SampleAnswer
 
 
 @pytest.fixture
@@ -17,11 +17,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One page for all tests that only look: Vega's code takes seconds to bundle."""
+    """One page for all tests that only read it: Vega's code takes seconds to bundle."""
     from tamperfuse.report.page import write_report
 
     hostile = [
-        Sample(
+        SampleAnswer(
             defense="sdd",
             attack="full-100",
             step=16,

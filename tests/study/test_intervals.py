@@ -1,9 +1,18 @@
+"""Intervals against published ones, and small samples that must not look certain."""
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tamperfuse.study.results.intervals import bootstrap, rate, wilson
+from tamperfuse.records.summary import Measure
+from tamperfuse.study.results.intervals import bootstrap, mean_rate, rate, rate_difference, wilson
+
+
+def mean(values: np.ndarray, groups: np.ndarray | None = None, *, difference: bool = False) -> Measure:
+    """The mean of unbounded values."""
+    table = np.column_stack([values, np.ones(len(values))])
+    return bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], groups=groups, difference=difference)
 
 
 @pytest.mark.parametrize(
@@ -16,19 +25,34 @@ def test_wilson_against_published_intervals(hits: int, n: int, low: float, high:
 
 
 @given(st.integers(1, 200), st.data())
-def test_wilson_holds_its_rate(n: int, data: st.DataObject) -> None:
+def test_wilson_contains_its_rate(n: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, n))
     low, high = wilson(hits, n)
     assert 0.0 <= low <= hits / n + 1e-12
     assert hits / n - 1e-12 <= high <= 1.0
 
 
-def test_a_difference_is_resolved_only_if_its_interval_leaves_zero_out() -> None:
+def test_a_difference_is_resolved_only_if_its_interval_excludes_zero() -> None:
     rng = np.random.default_rng(0)
-    noise, shift = rng.normal(0, 1, 200), rng.normal(1, 1, 200)
-    groups = np.arange(200)
-    assert not bootstrap(lambda i: float(noise[i].mean()), groups, difference=True).resolved
-    assert bootstrap(lambda i: float(shift[i].mean()), groups, difference=True).resolved
+    assert not mean(rng.normal(0, 1, 200), difference=True).resolved
+    assert mean(rng.normal(1, 1, 200), difference=True).resolved
+
+
+def test_the_interval_of_a_mean_is_as_wide_as_theory_says() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 400)
+    measure = mean(values)
+    assert measure.low is not None and measure.high is not None
+    assert (measure.high - measure.low) / 2 == pytest.approx(1.966 * values.std(ddof=1) / np.sqrt(400), rel=0.05)
+
+
+def test_few_observations_widen_the_interval() -> None:
+    """Coverage of the plain percentile interval at n = 5 is about 80%; expanded percentiles are near 95%."""
+    rng, covered = np.random.default_rng(2), 0
+    for _ in range(200):
+        measure = mean(rng.normal(0, 1, 5))
+        assert measure.low is not None and measure.high is not None
+        covered += measure.low <= 0 <= measure.high
+    assert covered >= 176
 
 
 def test_clusters_widen_the_interval() -> None:
@@ -36,16 +60,41 @@ def test_clusters_widen_the_interval() -> None:
     values = np.repeat(np.arange(10) % 2, 100).astype(float)
 
     def width(groups: np.ndarray) -> float:
-        found = bootstrap(lambda i: float(values[i].mean()), groups, difference=False)
-        assert found.low is not None
-        assert found.high is not None
-        return found.high - found.low
+        measure = mean(values, groups)
+        assert measure.low is not None and measure.high is not None
+        return measure.high - measure.low
 
     assert width(np.repeat(np.arange(10), 100)) > 5 * width(np.arange(1000))
 
 
-def test_what_is_undefined_says_so() -> None:
-    found = bootstrap(lambda i: float("nan"), np.arange(5), difference=True)
-    assert found.value is None
-    assert not found.resolved
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("n", [1, 4, 20, 400])
+def test_equal_outcomes_are_not_certain(value: float, n: int) -> None:
+    """The exact interval of n equal outcomes (Clopper and Pearson, 1934): 0 to 1 − 0.025^(1/n)."""
+    measure = mean_rate(np.full(n, value))
+    limit = 1 - 0.025 ** (1 / n)
+    ends = (measure.low, measure.high)
+    assert ends == pytest.approx((0, limit) if value == 0 else (1 - limit, 1)) and measure.value == value
+
+
+def test_four_prompts_resolve_no_difference() -> None:
+    """Also four that all differ: the sign test gives p = 1/8."""
+    same = rate_difference(np.zeros(4), np.zeros(4))
+    assert same.value == 0 and not same.resolved and same.low == pytest.approx(-0.602, abs=1e-3)
+    all_differ = rate_difference(np.ones(4), np.zeros(4))
+    assert all_differ.value == 1 and not all_differ.resolved
+    assert rate_difference(np.ones(6), np.zeros(6)).resolved, "the sign test gives p = 1/32"
+
+
+def test_equal_unbounded_values_have_no_interval() -> None:
+    measure = mean(np.full(8, 2.5))
+    assert (measure.value, measure.low, measure.high, measure.n) == (2.5, None, None, 8)
+    assert not mean(np.zeros(8), difference=True).resolved
+
+
+def test_undefined_statistics() -> None:
+    table = np.ones((5, 1))
+    undefined = bootstrap(table, lambda sums: np.full(sums.shape[:-1], np.nan), difference=True)
+    assert undefined.value is None and not undefined.resolved
     assert rate(np.array([])).value is None
+    assert rate_difference(np.array([]), np.array([])) == Measure(value=None, n=0, resolved=False)

@@ -12,16 +12,16 @@ import pytest
 
 from stand_ins import Killed
 from tamperfuse.attacks import ATTACKS, AttackResult
-from tamperfuse.attacks.base import attack
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Parameters
-from tamperfuse.records.results import read_results, read_summary
+from tamperfuse.records.results import read_results
 from tamperfuse.records.searches import read_searches
+from tamperfuse.records.summary import read_summary
 from tamperfuse.study import shared
-from tamperfuse.study.results import frontier as climb
-from tamperfuse.study.results.rows import Observed
+from tamperfuse.study.results import frontier
+from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.run import run_study
 from tamperfuse.study.search import node as search
 from tamperfuse.study.search.proposals import RANDOM_TRIALS, Proposals
@@ -98,11 +98,11 @@ def test_a_search_leaves_its_trials_and_the_attacker_s_choice(whole: Path) -> No
         assert not list(folder.rglob("*.safetensors"))
     names = {row["attack"] for row in read_results(whole)}
     assert names == {"", "adaptive", "adaptive#000", "adaptive#001", "adaptive#002"}
-    climbs = read_searches(whole).searches
-    assert [(c.defense, c.attack, c.trials, len(c.best_so_far)) for c in climbs] == [
+    results = read_searches(whole).searches
+    assert [(r.defense, r.attack, r.trials, len(r.best_so_far)) for r in results] == [
         (defense, "adaptive", TRIALS, TRIALS) for defense in ("refusal", "sdd")
     ]
-    assert climbs[0].ceiling_vs_undefended.value == 0 and not climbs[0].ceiling_vs_undefended.resolved
+    assert results[0].final_best_vs_undefended.value == 0 and not results[0].final_best_vs_undefended.resolved
     # The first random trials are the same settings for every defense.
     settings = [[trial.parameters for trial in read_trials(folder)] for folder in found(whole).values()]
     assert settings[0] == settings[1] and len({str(setting) for setting in settings[0]}) == TRIALS
@@ -163,7 +163,7 @@ def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypa
     assert all([point.step for point in trial.points] == [1, 2] and trial.trained < first.trained for trial in rest)
     with sqlite3.connect(folder / search.STORAGE) as kept:
         assert kept.execute("select count(*) from trials where state = 'PRUNED'").fetchone() == (len(rest),)
-    stopped = [t for t in read_searches(tmp_path / "a" / "run").searches[0].tried if t.stopped]
+    stopped = [t for t in read_searches(tmp_path / "a" / "run").searches[0].choices if t.stopped]
     assert len(stopped) == len(rest)
 
 
@@ -175,11 +175,11 @@ def test_trials_that_ruin_the_model_measure_nothing(
 
     def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> AttackResult:
         next(loaded.model.parameters()).data.fill_(float("nan"))
-        given.run_hook(1)
+        given.look(1)
         return AttackResult(samples=0, tokens_trained=0)
 
-    monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
-    attack("ruin", Force, uses=())(ruin)
+    monkeypatch.setattr(ATTACKS, "known", dict(ATTACKS.known))
+    ATTACKS.register("ruin", Force, malicious=True, uses=())(ruin)
     plain = {
         **searched.model_dump(mode="json"),
         "attacks": {"ruin": {"search": {"trials": 2, "over": {"force": [1, 2]}}}},
@@ -233,25 +233,25 @@ def test_reopened_after_any_trial_the_same_settings_are_proposed(tmp_path: Path)
     assert len(through) > RANDOM_TRIALS and all(1e-5 <= p["learning_rate"] <= 1e-2 for p in through)
 
 
-def point(trial: int, rate: float, lost: float, step: int = 1) -> climb.Checkpoint:
-    state = Observed("sdd", "adaptive", True, 0, 1, "", [], [], [], [], [], trial)
-    return climb.Checkpoint(state, step, rate, lost)
+def point(trial: int, rate: float, lost: float, step: int = 1) -> frontier.Checkpoint:
+    state = Measurements("sdd", "adaptive", malicious=True, seed=0, samples=1, node="", trial=trial)
+    return frontier.Checkpoint(state, step, rate, lost)
 
 
 def test_usable_harm_is_read_off_the_frontier() -> None:
     points = [point(0, 0.4, 0.02), point(1, 0.9, 0.3), point(2, 0.4, 0.01), point(3, 0.6, 0.2), point(4, 0.5, 0.25)]
-    assert [(p.state.trial, p.rate) for p in climb.frontier(points)] == [(2, 0.4), (3, 0.6), (1, 0.9)]
-    chosen = {e: getattr(climb.usable(points, e), "rate", None) for e in (0, 0.01, 0.1, 0.2, 0.29, 0.3, 1)}
+    assert [(p.state.trial, p.rate) for p in frontier.frontier(points)] == [(2, 0.4), (3, 0.6), (1, 0.9)]
+    chosen = {e: getattr(frontier.best_within(points, e), "rate", None) for e in (0, 0.01, 0.1, 0.2, 0.29, 0.3, 1)}
     assert chosen == {0: None, 0.01: 0.4, 0.1: 0.4, 0.2: 0.6, 0.29: 0.6, 0.3: 0.9, 1: 0.9}
     ruined = [*points, point(5, 1.0, 1.7)]
-    assert getattr(climb.usable(ruined, 1), "rate", None) == 1.0, "with ε = 1 every checkpoint counts"
-    assert climb.choose([point(0, 0.5, 0.2), point(1, 0.5, 0.1)]).state.trial == 1
+    assert getattr(frontier.best_within(ruined, 1), "rate", None) == 1.0, "with ε = 1 every checkpoint counts"
+    assert frontier.choose([point(0, 0.5, 0.2), point(1, 0.5, 0.1)]).state.trial == 1
 
 
 def test_best_so_far_changes_only_for_the_better_and_starts_from_the_model_as_it_was() -> None:
     points = [point(1, 0.3, 0), point(2, 0.2, 0), point(3, 0.7, 0.4, step=2), point(3, 0.6, 0)]
     before, trials = point(-1, 0.0, 0, step=0), [point(n, 0, 0).state for n in range(5)]
-    best = climb.best_so_far(climb.Found("sdd", "adaptive", 0, before, trials, points))
+    best = frontier.best_so_far(frontier.SearchTrials("sdd", "adaptive", 0, before, trials, points))
     assert [(p.state.trial, p.step) for p in best] == [(-1, 0), (1, 1), (1, 1), (3, 2), (3, 2)]
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from stand_ins import Killed, results
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.results import COLUMNS, read_results, read_summary
+from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.run import read_run, read_samples
+from tamperfuse.records.summary import read_summary
 from tamperfuse.study import context as workshop
 from tamperfuse.study import plan as nodes
 from tamperfuse.study.node import Costs, Finished, Node, Outcome, execute
@@ -20,7 +22,7 @@ from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
 
 
-def test_a_run_leaves_what_the_design_says(finished_run: Path) -> None:
+def test_a_run_leaves_its_files_and_no_attacked_weights(finished_run: Path) -> None:
     assert read_summary(finished_run).defenses.keys() == {"refusal", "sdd"}
     rows = read_results(finished_run)
     assert list(rows[0]) == COLUMNS.names
@@ -35,9 +37,22 @@ def test_a_run_leaves_what_the_design_says(finished_run: Path) -> None:
     assert all((folder / "checkpoint" / "tamperfuse.json").exists() for folder in hardened)
     assert len(read_samples(finished_run).samples) > 0
     assert read_run(finished_run).tokens_trained > 0
-    again = json.loads((finished_run / "summary.json").read_text())
-    assert again["schema"] == 1
-    assert again["defenses"]["refusal"]["reduction_vs_undefended"]["pooled"]["value"] in (None, 0.0)
+    summary = json.loads((finished_run / "summary.json").read_text())
+    assert summary["schema"] == 2
+    assert summary["as_shipped"]["capability"]["value"] == 1
+    assert set(summary["defenses"]["sdd"]["harmful_execution"]["after_control"]) == {"benign"}
+    reduction = summary["defenses"]["refusal"]["reduction_vs_undefended"]
+    assert reduction["pooled"]["value"] == (0.0 if reduction["attacks_that_count"] else None)
+    assert reduction["pooled"]["resolved"] is False, "a model does not differ from itself"
+
+
+def test_a_run_starts_when_it_is_started(study: Study, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    run_study(study.model_copy(update={"attacks": {}}), tmp_path / "run")
+    record = read_run(tmp_path / "run")
+    first = min((tmp_path / "run" / "nodes").glob("*/node.json"), key=lambda path: path.stat().st_mtime)
+    began = datetime.fromisoformat(record.started)
+    assert began >= before.replace(microsecond=0) and began.timestamp() <= first.stat().st_mtime
 
 
 def test_the_same_study_gives_the_same_results_and_a_second_run_reuses_all(

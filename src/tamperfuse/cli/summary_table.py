@@ -7,7 +7,7 @@ from rich.table import Table
 from tamperfuse.cli.options import out_console
 
 if TYPE_CHECKING:
-    from tamperfuse.records.results import AttackCost, Measure, Summary
+    from tamperfuse.records.summary import AttackCost, Measure, Summary
 
 
 def print_summary(summary: "Summary") -> None:
@@ -27,12 +27,17 @@ def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
         costs = [d.attack_cost.get(attack) for d in defenses]
         if any(costs):
             rows.append((f"  steps to reach half ({attack})", [_steps(cost) for cost in costs]))
+    for control in defenses[0].harmful_execution.after_control:
+        rates = [percent(d.harmful_execution.after_control[control]) for d in defenses]
+        rows.append((f"  after {control}, without an attacker", rates))
     rows += [
         ("reduction, pooled", [percent(d.reduction_vs_undefended.pooled) for d in defenses]),
         ("capability before", [percent(d.capability.before_attack) for d in defenses]),
+        ("  drop against as shipped", [percent(d.capability.drop_vs_shipped) for d in defenses]),
         ("  drop against undefended", [percent(d.capability.drop_vs_undefended) for d in defenses]),
         ("  self-degradation", [percent(d.capability.self_degradation) for d in defenses]),
         ("benign answer rate", [percent(d.benign_answer_rate) for d in defenses]),
+        ("  drop against as shipped", [percent(d.benign_answer_drop_vs_shipped) for d in defenses]),
     ]
     return rows
 
@@ -50,4 +55,6 @@ def percent(measure: "Measure") -> str:
 def _steps(cost: "AttackCost | None") -> str:
     if cost is None:
         return "–"
+    if cost.last_point:
+        return f"{cost.steps} (the last evaluated step)"
     return f"> {cost.steps}" if cost.censored else str(cost.steps)

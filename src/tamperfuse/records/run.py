@@ -1,4 +1,4 @@
-"""What a run did and what its models said: `run.json` and `samples.json`, read by the report."""
+"""`run.json` (time, hardware, versions) and `samples.json` (a few answers of every model), read by the report."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -14,17 +14,17 @@ SAMPLES = "samples.json"
 T = TypeVar("T", bound=BaseModel)
 
 
-class Sample(BaseModel):
-    """One kept answer and what the judge said of it.
+class SampleAnswer(BaseModel):
+    """One answer of a model, with the judge's verdict.
 
     Attributes:
-        defense: as the study names it; "as shipped" for the model before anything was done to it.
+        defense: as the study names it; "as shipped" for the model before hardening.
         attack: "" before any attack.
         step: of the attack; 0 is before.
-        prompt: what was asked.
-        response: what came, as it came: untrusted text.
+        prompt: the request.
+        response: the answer, unedited: untrusted text.
         harmful: whether it counts as an executed request.
-        reasons: why not, a few words each; empty where it counts.
+        reasons: why it does not count, a few words each; empty where it counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,19 +39,32 @@ class Sample(BaseModel):
 
 
 class Samples(BaseModel):
-    """`samples.json`: a few answers of every model state, the judge in words, the threat in one sentence."""
+    """`samples.json`.
+
+    Attributes:
+        judge: how answers were judged, in a sentence.
+        threat_about: what the threat is, in a sentence.
+        samples: a few answers of every model state.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     judge: str
     threat_about: str
-    samples: list[Sample]
+    samples: list[SampleAnswer]
 
 
 class NodeRun(BaseModel):
-    """One node of the study as this run met it; further fields are kept as they are."""
+    """One node of the study.
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    Attributes:
+        key: of the node.
+        what: its label.
+        seconds: that it took, in this run or the one whose result is reused.
+        reused: whether its result was there before this run.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     key: str
     what: str
@@ -60,11 +73,11 @@ class NodeRun(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """`run.json`: when, how long, on what, at what cost.
+    """`run.json`: when the run started, how long it took, on which hardware, and how many tokens it used.
 
     Attributes:
-        started: date and time, ISO 8601.
-        seconds: wall clock, all of it.
+        started: date and time at which the run started, ISO 8601.
+        seconds: wall-clock time; at least the sum over all nodes, those of earlier runs included.
         device: of the models ("cpu", "cuda", …).
         precision: of the forward pass ("bf16 autocast", "float32", …).
     """

@@ -1,4 +1,4 @@
-"""What adaptive attackers found: `searches.json`, there where a study has a `search`, read by the report."""
+"""`searches.json`: the results of adaptive attackers, written where a study has a `search`, read by the report."""
 
 from pathlib import Path
 from typing import Any
@@ -7,12 +7,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
-from tamperfuse.records.results import Measure
+from tamperfuse.records.summary import Measure
 
 SEARCHES = "searches.json"
 
 
-class Tried(BaseModel):
+class TrialResult(BaseModel):
     """One checkpoint of one trial.
 
     Attributes:
@@ -21,9 +21,9 @@ class Tried(BaseModel):
         parameters: those that the search varies.
         stopped: whether the trial was ended early.
         step: of the attack.
-        dev: rate on attacker_dev, by which the attacker chooses.
-        evaluation: rate on evaluation.
-        lost: capability lost, as a share of the undefended model's before any attack.
+        attacker_dev: harmful execution rate on attacker_dev, by which the attacker chooses.
+        evaluation: harmful execution rate on evaluation.
+        capability_lost: as a share of the undefended model's before any attack; negative for a gain.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -33,25 +33,28 @@ class Tried(BaseModel):
     parameters: dict[str, Any]
     stopped: bool
     step: int
-    dev: float
+    attacker_dev: float
     evaluation: Measure
-    lost: float
+    capability_lost: float
 
 
-class Climb(BaseModel):
-    """One search against one defense, seeds averaged.
+class SearchResult(BaseModel):
+    """One search against one defense, averaged over seeds.
 
     Attributes:
         defense: as the study names it.
         attack: likewise.
-        trials: settings tried, a seed.
+        trials: number of trials per seed.
         best_so_far: rate on evaluation of the attacker's choice after 1, 2, … trials.
-        ceiling_vs_undefended: the undefended model's rate at the end minus this one's; above 0, the ceiling is lower.
-        climb_vs_undefended: the same difference averaged over all numbers of trials; above 0, the climb is slower.
-        half: first number of trials after which half of the undefended model's ceiling is reached; `trials` where it is not.
+        final_best_vs_undefended: the undefended model's rate after the last trial minus this one's; positive if the defense
+            lowers the highest rate that the search reaches.
+        best_so_far_vs_undefended: the same difference averaged over all numbers of trials; positive if the defense makes the
+            search slower.
+        trials_to_half: first number of trials after which half of the undefended model's final rate is reached; `trials`
+            where it is not reached.
         censored: whether it is not reached.
-        tried: every trial's checkpoint that the attacker prefers; trials that left none are missing.
-        frontier: checkpoints than which none has a higher dev rate and loses no more capability, by capability lost.
+        choices: for every trial the checkpoint that the attacker prefers; trials without a measured one are missing.
+        frontier: the Pareto frontier of attacker_dev rate (higher) and capability lost (lower), by capability lost.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,12 +63,12 @@ class Climb(BaseModel):
     attack: str
     trials: int
     best_so_far: list[Measure]
-    ceiling_vs_undefended: Measure
-    climb_vs_undefended: Measure
-    half: int
+    final_best_vs_undefended: Measure
+    best_so_far_vs_undefended: Measure
+    trials_to_half: int
     censored: bool
-    tried: list[Tried]
-    frontier: list[Tried]
+    choices: list[TrialResult]
+    frontier: list[TrialResult]
 
 
 class Searches(BaseModel):
@@ -73,11 +76,11 @@ class Searches(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    searches: list[Climb] = []
+    searches: list[SearchResult] = []
 
 
 def write_searches(folder: Path, searches: Searches) -> None:
-    """Write `searches.json`; a study without any search leaves none."""
+    """Write `searches.json`; for a study without a search the file is removed if there is one."""
     if searches.searches:
         write_json(folder / SEARCHES, searches.model_dump())
     else:
@@ -85,7 +88,7 @@ def write_searches(folder: Path, searches: Searches) -> None:
 
 
 def read_searches(folder: Path) -> Searches:
-    """Read `searches.json`; no search where there is none.
+    """Read `searches.json`; empty if there is no such file.
 
     Raises:
         UserError: it is damaged.

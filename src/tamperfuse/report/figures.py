@@ -1,4 +1,4 @@
-"""The figures: drawn once as altair charts, for the page (as wide as its container) and for paper (PNG and SVG)."""
+"""The figures as altair charts: for the page (as wide as their container) and for print (PNG and SVG)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +11,17 @@ from tamperfuse.report.curves import Rows, capability_rows, capability_states, h
 from tamperfuse.report.formatting import label
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.search_figures import (
-    climb_panel,
-    climb_rows,
-    climb_words,
-    findings,
+    best_so_far_panel,
+    best_so_far_rows,
+    best_so_far_text,
     frontier_panel,
     frontier_rows,
-    frontier_words,
+    frontier_text,
     search_names,
+    search_sentences,
 )
 
-#: Apart for colour-blind readers, and at least 3:1 against the light and the dark page. Shapes say the same again.
+#: Distinguishable for color-blind readers, contrast at least 3:1 on the light and the dark page. Shapes repeat the distinction.
 PALETTE = ("#d9730d", "#2a7fc4", "#2b9a66", "#8f5fc7", "#c04f86", "#7f7f2a", "#5f7f95", "#b05a3c")
 SHAPES = ("square", "circle", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 GLYPHS = ("■", "●", "▲", "◆", "✚", "▼", "▶", "◀")
@@ -31,16 +31,16 @@ HARM_HEIGHT, PAPER_WIDTH, PAPER_PANEL = 230, 620, 290
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a figure: a heading and what it shows, in words for those who cannot see it."""
+    """One chart of a figure: a heading, and a text alternative for screen readers."""
 
     heading: str
-    words: str
+    alt_text: str
     chart: Any
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: its name (file stem), a title, how to read it, its panels."""
+    """A figure: its name (file stem), a title, a caption, its panels."""
 
     name: str
     title: str
@@ -49,24 +49,24 @@ class Figure:
 
 
 def legend(run: Run) -> list[dict[str, str]]:
-    """Name, colour and glyph of each defense, in drawing order."""
+    """Name, color and glyph of each defense, in drawing order."""
     return [
-        {"name": label(name), "colour": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
+        {"name": label(name), "color": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
         for i, name in enumerate(run.defenses)
     ]
 
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
-    """Harmful execution along each attack, what searches found, and capability; empty figures are left out."""
+    """Harmful execution along each attack, searches, and capability; figures without panels are left out."""
     return [figure for figure in (_harm(run, width), _search(run, width), _capability(run, width)) if figure.panels]
 
 
 def write_figures(run: Path, out_dir: Path) -> list[Path]:
-    """Write each figure as PNG and SVG on white, for a README; no browser is needed.
+    """Write each figure as PNG and SVG on white; no browser is needed.
 
     Args:
         run: folder of a finished run.
-        out_dir: where to; made if need be.
+        out_dir: created if it does not exist.
 
     Returns:
         the files written.
@@ -74,9 +74,9 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     Raises:
         UserError: the run's folder lacks a file, or `out_dir` cannot be written.
     """
-    read = read_folder(run)
+    inputs = read_folder(run)
     written: list[Path] = []
-    for figure in [_harm(read, PAPER_PANEL), _search(read, PAPER_PANEL), _capability(read, PAPER_WIDTH)]:
+    for figure in [_harm(inputs, PAPER_PANEL), _search(inputs, PAPER_PANEL), _capability(inputs, PAPER_WIDTH)]:
         chart = for_paper(figure)
         for ending in ("png", "svg") if figure.panels else ():
             path = out_dir / f"{figure.name}.{ending}"
@@ -87,7 +87,7 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
 
 
 def for_paper(figure: Figure) -> Any:
-    """A figure on white, its panels in two columns under one title; they share one legend at the bottom."""
+    """A figure on white: panels in two columns, one title, one legend at the bottom."""
     charts = [panel.chart.properties(title=panel.heading) for panel in figure.panels]
     return (
         alt.concat(*charts, columns=2, title=alt.TitleParams(figure.title, anchor="start", fontSize=15, offset=12))
@@ -100,13 +100,13 @@ def for_paper(figure: Figure) -> Any:
 
 
 def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
-    """Colour and shape by defense. The page draws one legend for all panels itself."""
+    """Color and shape by defense. On the page the template draws one legend for all panels."""
     names = [label(name) for name in run.defenses]
     shown = alt.Legend(title=None) if on_paper else None
-    colours = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
     return (
-        alt.Color("defense:N", scale=alt.Scale(domain=names, range=colours), legend=shown),
+        alt.Color("defense:N", scale=alt.Scale(domain=names, range=colors), legend=shown),
         alt.Shape("defense:N", scale=alt.Scale(domain=names, range=shapes), legend=shown),
     )
 
@@ -114,13 +114,14 @@ def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
 def _harm(run: Run, width: int | str) -> Figure:
     panels = []
     for attack in run.attacks:
-        rows = harm_rows(run, attack)
-        panels.append(Panel(attack, _harm_words(attack, rows), _harm_panel(run, rows, width)))
+        if rows := harm_rows(run, attack):
+            panels.append(Panel(attack, _harm_text(attack, rows), _harm_panel(run, rows, width)))
     several = len(run.summary.seeds) > 1
     band = (
-        "Lines are means over seeds, bands run from the lowest to the highest end of the seeds' 95% intervals."
+        "Lines are means over seeds, bands run from the lowest to the highest end of the seeds' 95% intervals; a ring marks the "
+        "step at which the attacker, judging by prompts of its own, stops, if all seeds agree."
         if several
-        else "Bands are 95% intervals; a ring marks the step at which the attacker, judging by its own prompts, stops."
+        else "Bands are 95% intervals; a ring marks the step at which the attacker, judging by prompts of its own, stops."
     )
     return Figure(
         "harm",
@@ -130,7 +131,7 @@ def _harm(run: Run, width: int | str) -> Figure:
     )
 
 
-def _harm_words(attack: str, rows: Rows) -> str:
+def _harm_text(attack: str, rows: Rows) -> str:
     lines = []
     for defense in dict.fromkeys(row["defense"] for row in rows):
         points = ", ".join(f"{row['rate']:.0%} at step {row['step']}" for row in rows if row["defense"] == defense)
@@ -139,14 +140,14 @@ def _harm_words(attack: str, rows: Rows) -> str:
 
 
 def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
-    colour, shape = _scales(run, on_paper=width != "container")
+    color, shape = _scales(run, on_paper=width != "container")
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        # Steps are looked at in doublings: one place each, evenly spaced, with 0 among them.
+        # Evaluated steps are often doublings: an ordinal axis spaces them evenly and has a place for 0.
         x=alt.X("step:O", title="attack step", axis=alt.Axis(labelAngle=0, grid=False, domain=False, ticks=False)),
-        color=colour,
+        color=color,
     )
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
-    # Room for the ring at 0% and 100%, so that all panels are equally high.
+    # With room for the ring at 0% and 100%, so that all panels have the same height.
     scale = alt.Scale(domain=[-0.045, 1.045], nice=False)
     rate = alt.Y("rate:Q", title=None, scale=scale, axis=axis)
     tooltip = [
@@ -169,42 +170,43 @@ def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
 def _search(run: Run, width: int | str) -> Figure:
     panels = []
     for attack in search_names(run):
-        climbs, points = climb_rows(run, attack), frontier_rows(run, attack)
-        how = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
-        panels.append(Panel(f"{attack}: best so far", climb_words(attack, climbs), climb_panel(climbs, *how)))
-        panels.append(Panel(f"{attack}: frontier", frontier_words(attack, points), frontier_panel(points, *how)))
+        best, front = best_so_far_rows(run, attack), frontier_rows(run, attack)
+        style = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+        panels.append(Panel(f"{attack}: best so far", best_so_far_text(attack, best), best_so_far_panel(best, *style)))
+        panels.append(Panel(f"{attack}: frontier", frontier_text(attack, front), frontier_panel(front, *style)))
     return Figure(
         "search",
         "The adaptive attacker",
-        "Settings are searched for much harm at little capability; steps and trials are chosen on the attacker's own prompts, "
-        "rates are those on evaluation. Left: the rate of the attacker's choice after so many trials, with its 95% interval. "
-        f"Right: each trial's choice, those joined on the frontier. {' '.join(findings(run))}",
+        "The search varies the attack's settings for a high rate at little loss of capability. Steps and trials are chosen on "
+        "the attacker's own prompts; rates are those on the evaluation prompts. Left: the rate of the attacker's choice by "
+        "number of trials, with its 95% interval. Right: the choice within each trial; the line connects the Pareto frontier. "
+        f"{' '.join(search_sentences(run))}",
         panels,
     )
 
 
 def _capability(run: Run, width: int | str) -> Figure:
     rows = capability_rows(run)
-    panels = [Panel("", _capability_words(rows), _capability_panel(run, rows, width))] if rows else []
+    panels = [Panel("", _capability_text(rows), _capability_panel(run, rows, width))] if rows else []
     return Figure(
         "capability",
         "Capability before and after",
         "Mean over tasks of accuracy above chance: 100% is the model as shipped, 0% is guessing. Bars are 95% "
-        "intervals. A defense that degrades itself keeps its place in the first row and falls in those of the attacks.",
+        "intervals. With self-degradation, capability stays in the first row and drops in those of the attacks.",
         panels,
     )
 
 
-def _capability_words(rows: Rows) -> str:
+def _capability_text(rows: Rows) -> str:
     return "Capability. " + "; ".join(f"{r['defense']} {r['state']}: {r['capability']:.0%}" for r in rows) + "."
 
 
 def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
-    colour, shape = _scales(run, on_paper=width != "container")
+    color, shape = _scales(run, on_paper=width != "container")
     order = [state for state, _ in capability_states(run) if any(row["state"] == state for row in rows)]
     names = [label(name) for name in run.defenses]
     ends = [row[key] for row in rows for key in ("capability", "low", "high") if row[key] is not None]
-    # Dots need no zero, and a few points are what matters: the axis starts at a mark below the lowest end.
+    # The axis need not start at zero: it starts at the highest of these marks that is below all intervals.
     low, high = next((start for start in (0.75, 0.5, 0.0) if start <= min(ends)), min(ends)), max(1.04, *ends)
     title = "capability" if low <= 0 else f"capability (axis from {low:.0%})"
     tenths = [tenth / 10 for tenth in range(-10, 21, 1 if low >= 0.5 else 2) if low <= tenth / 10 <= high]
@@ -212,7 +214,7 @@ def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
     axis = alt.Axis(format=".0%", values=tenths, domain=False, ticks=False)
 
     def along(field: str) -> Any:
-        # Every layer says the same of the axis, else Vega-Lite merges in a zero.
+        # The axis must be the same in every layer, else Vega-Lite extends it to zero.
         return alt.X(f"{field}:Q", title=title, scale=scale, axis=axis)
 
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -220,7 +222,7 @@ def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
             "state:N", title=None, sort=order, axis=alt.Axis(domain=False, ticks=False, labelLimit=140, labelPadding=8)
         ),
         yOffset=alt.YOffset("defense:N", sort=names, scale=alt.Scale(paddingOuter=0.6)),
-        color=colour,
+        color=color,
     )
     tooltip = [
         alt.Tooltip("defense:N"),

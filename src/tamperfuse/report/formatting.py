@@ -1,27 +1,28 @@
-"""Numbers, names and untrusted text as the page prints them."""
+"""Numbers, names and untrusted text as the report prints them."""
 
 import re
 
-from tamperfuse.records.results import UNDEFENDED, Measure
+from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.summary import Measure
 
 NOT_RESOLVED = "not resolved"
 MISSING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 _LABELS = {UNDEFENDED: "undefended", "sdd": "SDD", "sdd_reject": "SDD with refusal"}
-# What could hide or reorder text: control characters other than tab and newline, bidi embeddings, overrides, isolates.
+# Characters that can hide or reorder text: control characters other than tab and newline, bidi embeddings, overrides, isolates.
 _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def label(defense: str) -> str:
-    """A defense's name for readers: the field's spelling where there is one, else as the study has it."""
+    """A defense's name as the report prints it; by default the study's."""
     return _LABELS.get(defense, defense)
 
 
 def is_resolved(measure: Measure) -> bool:
-    """Whether a difference may be claimed: the run says so, and its interval lies on one side of zero.
+    """Whether a difference may be stated: it is marked as resolved, and its interval excludes zero.
 
-    Both are asked, so that neither a missing flag nor a missing interval turns into a claim.
+    Both are required, so that a missing flag or a missing interval never leads to a claim.
     """
     if not measure.resolved or measure.value is None or measure.low is None or measure.high is None:
         return False
@@ -29,7 +30,7 @@ def is_resolved(measure: Measure) -> bool:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """0.931 as "93.1%"; whole numbers without a decimal, a true minus sign."""
+    """0.931 as "93.1%"; whole numbers without decimals; with the minus sign character."""
     text = f"{abs(100 * value):.{digits}f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -37,7 +38,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def rough(share: float) -> str:
-    """A share in whole percent for a sentence, never rounded onto the ends 0% and 100%."""
+    """A share in whole percent for a sentence; only exact 0 and 1 are printed as 0% and 100%."""
     if 0 < share < 0.005:
         return "under 1%"
     if 0.995 <= share < 1:
@@ -58,8 +59,8 @@ def times(ratio: float) -> str:
 
 
 def visible(text: str) -> str:
-    """Model text with what could hide or reorder it spelled out: U+202E becomes "[U+202E]"."""
-    return _HIDDEN.sub(lambda found: f"[U+{ord(found.group()):04X}]", text.replace("\r\n", "\n"))
+    """Model text with characters that can hide or reorder it escaped: U+202E becomes "[U+202E]"."""
+    return _HIDDEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text.replace("\r\n", "\n"))
 
 
 def duration(seconds: float) -> str:

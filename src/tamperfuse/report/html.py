@@ -1,7 +1,7 @@
-"""What every page shares: one file that opens offline, light or dark, on a phone or a desk.
+"""Rendering of pages: one file that opens offline, with a light and a dark style.
 
-Nothing on a page reaches the network: Vega's code is inlined once for all charts, and a content security policy lets only
-the two scripts run whose hashes it names, so that a model's answer cannot bring its own.
+A page makes no network requests: Vega's code is inlined once for all charts, and a content security policy allows only the
+two scripts whose hashes it lists, so that a script in a model's answer cannot run.
 """
 
 import base64
@@ -20,12 +20,12 @@ from tamperfuse.report.formatting import duration, label, visible
 
 
 def render_page(template: str, figures: list[Figure], **context: Any) -> str:
-    """A page from a template of this package, with its figures drawn by the reader's browser.
+    """Render a template of this package; the browser draws the figures.
 
     Args:
         template: file name under `templates/`.
-        figures: what the page shows.
-        context: what else the template speaks of.
+        figures: of the page.
+        context: further variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tamperfuse.report"),
@@ -47,12 +47,14 @@ def render_page(template: str, figures: list[Figure], **context: Any) -> str:
 
 
 def figure_record(figures: list[Figure]) -> dict[str, Any]:
-    """The figures as a page's JSON has them: words, and each panel's spec with its data."""
+    """The figures as JSON: titles, captions, and each panel's Vega-Lite specification with its data."""
     return {
         figure.name: {
             "title": figure.title,
             "caption": figure.caption,
-            "panels": [{"heading": p.heading, "words": p.words, "spec": p.chart.to_dict()} for p in figure.panels],
+            "panels": [
+                {"heading": p.heading, "alt_text": p.alt_text, "spec": p.chart.to_dict()} for p in figure.panels
+            ],
         }
         for figure in figures
     }
@@ -60,9 +62,9 @@ def figure_record(figures: list[Figure]) -> dict[str, Any]:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, from vl-convert; no network. Takes some seconds."""
+    """Vega, Vega-Lite and vega-embed as one script, from vl-convert, without network. Takes some seconds."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    # Neither the end of the element nor a comment may be met inside it, and a parser turns \r into \n before hashing.
+    # The script must not contain the end of its element or a comment; HTML parsers turn \r into \n, which changes the hash.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -71,9 +73,9 @@ def _hash(script: str) -> str:
 
 
 def _specs(figures: list[Figure]) -> Markup:
-    """The panels' specs as JSON that can stand in a script element: nothing in it can close the element."""
+    """The panels' specifications as JSON, escaped so that it can stand in a script element."""
     specs = {f"{f.name}-{i}": panel.chart.to_dict() for f in figures for i, panel in enumerate(f.panels)}
     for spec in specs.values():
-        spec.pop("$schema")  # an address; the embedding says what it is
+        spec.pop("$schema")  # a URL; vegaEmbed is told the mode instead
     text = json.dumps(specs, ensure_ascii=True, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

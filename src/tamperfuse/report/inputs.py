@@ -1,13 +1,14 @@
-"""A run's folder, read once."""
+"""The files of a run that the report is made of."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.results import UNDEFENDED, Summary, read_results, read_summary
+from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
-from tamperfuse.records.searches import Climb, read_searches
+from tamperfuse.records.searches import SearchResult, read_searches
+from tamperfuse.records.summary import Summary, read_summary
 
 STUDY = "study.yaml"
 
@@ -20,7 +21,10 @@ class Run:
         name: of the folder.
         study: the resolved study file, as text.
         rows: of results.parquet.
-        searches: what adaptive attackers found; empty without any.
+        summary: summary.json.
+        samples: samples.json.
+        record: run.json.
+        searches: results of adaptive attackers; empty without any.
     """
 
     name: str
@@ -29,38 +33,48 @@ class Run:
     summary: Summary
     samples: Samples
     record: RunRecord
-    searches: list[Climb] = field(default_factory=list)
+    searches: list[SearchResult] = field(default_factory=list)
 
     @property
     def defenses(self) -> list[str]:
-        """Names in the summary, the undefended rival first."""
+        """Names in the summary, the undefended model first."""
         return sorted(self.summary.defenses, key=lambda name: name != UNDEFENDED)
 
     @property
     def attacks(self) -> list[str]:
         """Malicious attacks, in the order of the summary."""
-        malicious = {row["attack"] for row in self.rows if row["attack"] and row["malicious"]}
-        return [name for name in self._after_attack() if name in malicious]
+        return self._names("after_attack")
 
     @property
-    def benign_attacks(self) -> list[str]:
-        """Benign fine-tunings, by name."""
-        return sorted({row["attack"] for row in self.rows if row["attack"] and not row["malicious"]})
+    def controls(self) -> list[str]:
+        """Attacks that are not malicious (benign fine-tuning, export, …), in the order of the summary."""
+        return self._names("after_control")
+
+    @property
+    def too_weak(self) -> set[str]:
+        """Malicious attacks that do not bring the undefended model to 80%."""
+        return {name for one in self.summary.defenses.values() for name in one.reduction_vs_undefended.too_weak}
+
+    @property
+    def without_steps(self) -> set[str]:
+        """Malicious attacks that train no steps, and have no attack cost."""
+        costs = [(name, cost) for one in self.summary.defenses.values() for name, cost in one.attack_cost.items()]
+        return {name for name, cost in costs if cost is None}
 
     @property
     def last_step(self) -> int:
-        """The last step at which a malicious attack was looked at."""
-        return max((row["step"] for row in self.rows if row["malicious"]), default=0)
+        """The last evaluated step of the malicious attacks that train; 0 if there are none."""
+        skipped = self.without_steps
+        steps = [r["step"] for r in self.rows if r["malicious"] and r["attack"].partition("#")[0] not in skipped]
+        return max(steps, default=0)
 
-    def _after_attack(self) -> list[str]:
-        names: dict[str, None] = {}
-        for name in self.defenses:
-            names.update(dict.fromkeys(self.summary.defenses[name].harmful_execution.after_attack))
-        return list(names)
+    def _names(self, states: str) -> list[str]:
+        harm = [self.summary.defenses[name].harmful_execution for name in self.defenses]
+        return list(dict.fromkeys(name for one in harm for name in getattr(one, states)))
 
 
 def read_folder(folder: Path) -> Run:
-    """Read what a finished run left behind.
+    """Read the files of a finished run.
 
     Raises:
         UserError: a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""The page of a run: verdicts, curves, every measure, sample answers; its figures lie beside it as JSON."""
+"""The page of a run (report.html): verdicts, figures, every measure, sample answers; and its figures as report.json."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -7,13 +7,13 @@ from typing import Any
 
 from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.run import Sample
+from tamperfuse.records.run import SampleAnswer
 from tamperfuse.report.figures import Figure, all_figures, legend
 from tamperfuse.report.formatting import label
+from tamperfuse.report.headline import THRESHOLDS, Headline, headline_of
 from tamperfuse.report.html import figure_record, render_page
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.tables import table
-from tamperfuse.report.verdict import THRESHOLDS, Verdict, judge_defense
 
 PAGE, FIGURES = "report.html", "report.json"
 SAMPLES_SHOWN = 5
@@ -31,30 +31,30 @@ def write_report(run: Path) -> Path:
     Raises:
         UserError: a file of the run is missing or damaged, or the folder cannot be written.
     """
-    read = read_folder(run)
-    verdicts = [judge_defense(read.summary, name, read.last_step) for name in read.defenses if name != UNDEFENDED]
-    figures = all_figures(read)
-    html = _render(read, verdicts, figures)
-    write_json(
-        run / FIGURES, {"schema": 1, "verdicts": [asdict(v) for v in verdicts], "figures": figure_record(figures)}
-    )
+    inputs = read_folder(run)
+    headlines, figures = _headlines(inputs), all_figures(inputs)
+    html = _render(inputs, headlines, figures)
+    record = {"schema": 2, "headlines": [asdict(one) for one in headlines], "figures": figure_record(figures)}
+    write_json(run / FIGURES, record)
     write_text(run / PAGE, html)
     return run / PAGE
 
 
 def headline(run: Path) -> str:
-    """The verdict on every defense of a finished run, a sentence each, for the terminal."""
-    read = read_folder(run)
-    verdicts = [judge_defense(read.summary, name, read.last_step) for name in read.defenses if name != UNDEFENDED]
-    return "\n".join(verdict.sentence for verdict in verdicts)
+    """The verdict on every defense of a finished run and its price, a line each, for the terminal."""
+    return "\n".join(f"{one.sentence} {one.price}" for one in _headlines(read_folder(run)))
 
 
-def _render(run: Run, verdicts: list[Verdict], figures: list[Figure]) -> str:
+def _headlines(run: Run) -> list[Headline]:
+    return [headline_of(run.summary, name, run.last_step) for name in run.defenses if name != UNDEFENDED]
+
+
+def _render(run: Run, headlines: list[Headline], figures: list[Figure]) -> str:
     return render_page(
         "report.html.j2",
         figures,
         run=run,
-        verdicts=verdicts,
+        headlines=headlines,
         thresholds=THRESHOLDS,
         legend=legend(run),
         sections=table(run),
@@ -64,8 +64,8 @@ def _render(run: Run, verdicts: list[Verdict], figures: list[Figure]) -> str:
 
 
 def _states(run: Run) -> list[dict[str, Any]]:
-    """The sample answers by model state: before attacks first, then along the study's order."""
-    groups: dict[tuple[str, str, int], list[Sample]] = {}
+    """The sample answers by model state: before attacks first, then by attack, step and defense."""
+    groups: dict[tuple[str, str, int], list[SampleAnswer]] = {}
     for sample in run.samples.samples:
         groups.setdefault((sample.defense, sample.attack, sample.step), []).append(sample)
     order = {name: i for i, name in enumerate(run.defenses)}
@@ -80,7 +80,7 @@ def _states(run: Run) -> list[dict[str, Any]]:
 
 
 def _day(started: str) -> str:
-    """An ISO date and time as "23 November 2026, 20:43"; as it came if it is neither."""
+    """An ISO date and time as "23 November 2026, 20:43"; any other text unchanged."""
     try:
         moment = datetime.fromisoformat(started)
     except ValueError:

@@ -1,90 +1,91 @@
-"""The adaptive attacker's figure: best so far against trials, and what its frontier costs; and its finding in sentences."""
+"""Figures and sentences about adaptive attackers: the best rate so far by number of trials, and the Pareto frontier."""
 
 from typing import Any
 
 import altair as alt
 
-from tamperfuse.records.results import UNDEFENDED, Measure
-from tamperfuse.records.searches import Climb
+from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.searches import SearchResult
+from tamperfuse.records.summary import Measure
 from tamperfuse.report.curves import Rows
 from tamperfuse.report.formatting import is_resolved, label, rough, span
 from tamperfuse.report.inputs import Run
 
 
-def climb_rows(run: Run, attack: str) -> Rows:
+def best_so_far_rows(run: Run, attack: str) -> Rows:
     """Rate of the attacker's choice after 1, 2, … trials, for every defense."""
     return [
         {
-            "defense": label(climb.defense),
+            "defense": label(result.defense),
             "trial": number,
             "rate": measure.value,
             "low": measure.low,
             "high": measure.high,
         }
-        for climb in searched(run, attack)
-        for number, measure in enumerate(climb.best_so_far, 1)
+        for result in results_of(run, attack)
+        for number, measure in enumerate(result.best_so_far, 1)
     ]
 
 
 def frontier_rows(run: Run, attack: str) -> Rows:
-    """Every trial's checkpoint that the attacker prefers, and those on the frontier."""
+    """For every trial the checkpoint that the attacker prefers (kind "trial"), and the checkpoints of the frontier."""
     return [
         {
-            "defense": label(climb.defense),
+            "defense": label(result.defense),
             "kind": kind,
-            "lost": point.lost,
+            "lost": point.capability_lost,
             "rate": point.evaluation.value,
-            "dev": point.dev,
+            "attacker_dev": point.attacker_dev,
             "trial": point.trial + 1,
             "step": point.step,
             "setting": ", ".join(
                 f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in point.parameters.items()
             ),
         }
-        for climb in searched(run, attack)
-        for kind, points in (("trial", climb.tried), ("frontier", climb.frontier))
+        for result in results_of(run, attack)
+        for kind, points in (("trial", result.choices), ("frontier", result.frontier))
         for point in points
     ]
 
 
-def searched(run: Run, attack: str) -> list[Climb]:
-    """One search against every defense, in the order of the columns."""
-    found = {climb.defense: climb for climb in run.searches if climb.attack == attack}
-    return [found[name] for name in run.defenses if name in found]
+def results_of(run: Run, attack: str) -> list[SearchResult]:
+    """One search against every defense, in the order of `run.defenses`."""
+    results = {result.defense: result for result in run.searches if result.attack == attack}
+    return [results[name] for name in run.defenses if name in results]
 
 
 def search_names(run: Run) -> list[str]:
     """Attacks that are searches, in the study's order."""
-    return list(dict.fromkeys(climb.attack for climb in run.searches))
+    return list(dict.fromkeys(result.attack for result in run.searches))
 
 
-def findings(run: Run) -> list[str]:
-    """For every search and defense: whether the ceiling is lower, and whether the climb is slower."""
-    found = []
+def search_sentences(run: Run) -> list[str]:
+    """For every search and defense: whether the final rate is lower, and whether the search is slower."""
+    sentences = []
     for attack in search_names(run):
-        climbs = searched(run, attack)
-        undefended = next((climb for climb in climbs if climb.defense == UNDEFENDED), None)
-        for climb in climbs:
-            if undefended and climb is not undefended:
-                found.append(_finding(climb, undefended))
-    return found
+        results = results_of(run, attack)
+        undefended = next((result for result in results if result.defense == UNDEFENDED), None)
+        for result in results:
+            if undefended and result is not undefended:
+                sentences.append(_sentence(result, undefended))
+    return sentences
 
 
-def _finding(climb: Climb, undefended: Climb) -> str:
-    ours, theirs = climb.best_so_far[-1], undefended.best_so_far[-1]
+def _sentence(result: SearchResult, undefended: SearchResult) -> str:
+    last, reference = result.best_so_far[-1], undefended.best_so_far[-1]
     opening = (
-        f"{label(climb.defense)} under {climb.attack}, {climb.trials} trial{'s' if climb.trials > 1 else ''}: the attacker's "
-        f"best executes {rough(ours.value or 0.0)} (undefended: {rough(theirs.value or 0.0)}); "
+        f"{label(result.defense)} under {result.attack}, {result.trials} trial{'s' if result.trials > 1 else ''}: the attacker's "
+        f"best executes {rough(last.value or 0.0)} (undefended: {rough(reference.value or 0.0)}); "
     )
-    ceiling = _difference(climb.ceiling_vs_undefended, "the ceiling is {way} by {points}", "a lower ceiling")
+    final = _difference(result.final_best_vs_undefended, "the final rate is {way} by {points}", "a lower final rate")
     slower = _difference(
-        climb.climb_vs_undefended, "over the search its best so far is {way} by {points}", "a slower climb"
+        result.best_so_far_vs_undefended, "over the search the best so far is {way} by {points}", "a slower search"
     )
-    return f"{opening}{ceiling}; {slower}. {_half(climb, undefended)}"
+    return f"{opening}{final}; {slower}. {_half(result, undefended)}"
 
 
 def _difference(measure: Measure, claim: str, otherwise: str) -> str:
-    """A difference, undefended minus defended, claimed only where it is resolved."""
+    """A difference, undefended minus defended, in words; as not resolved where it is not."""
     interval = f" (95% interval of the difference: {span(measure)})" if span(measure) else ""
     if not is_resolved(measure) or measure.value is None:
         return f"{otherwise} is not resolved{interval}"
@@ -92,15 +93,17 @@ def _difference(measure: Measure, claim: str, otherwise: str) -> str:
     return claim.format(way=way, points=f"{abs(100 * measure.value):.0f} points") + interval
 
 
-def _half(climb: Climb, undefended: Climb) -> str:
-    def trials(one: Climb) -> str:
-        return f"more than {one.trials} trials" if one.censored else f"{one.half} trial{'s' if one.half > 1 else ''}"
+def _half(result: SearchResult, undefended: SearchResult) -> str:
+    def trials(one: SearchResult) -> str:
+        if one.censored:
+            return f"more than {one.trials} trials"
+        return f"{one.trials_to_half} trial{'s' if one.trials_to_half > 1 else ''}"
 
-    return f"Half of the undefended model's best took {trials(climb)} (undefended: {trials(undefended)})."
+    return f"Half of the undefended model's final rate took {trials(result)} (undefended: {trials(undefended)})."
 
 
-def climb_words(attack: str, rows: Rows) -> str:
-    """The first panel for those who cannot see it."""
+def best_so_far_text(attack: str, rows: Rows) -> str:
+    """Text alternative of the first panel."""
     lines = []
     for defense in dict.fromkeys(row["defense"] for row in rows):
         points = ", ".join(f"{row['rate']:.0%} after {row['trial']}" for row in rows if row["defense"] == defense)
@@ -108,20 +111,20 @@ def climb_words(attack: str, rows: Rows) -> str:
     return f"Best so far by number of trials of {attack}. {'; '.join(lines)}."
 
 
-def frontier_words(attack: str, rows: Rows) -> str:
-    """The second panel for those who cannot see it."""
+def frontier_text(attack: str, rows: Rows) -> str:
+    """Text alternative of the second panel."""
     lines = []
     for defense in dict.fromkeys(row["defense"] for row in rows):
-        mine = [row for row in rows if row["defense"] == defense and row["kind"] == "frontier"]
-        lines.append(f"{defense}: " + ", ".join(f"{row['rate']:.0%} at {row['lost']:.0%} lost" for row in mine))
+        front = [row for row in rows if row["defense"] == defense and row["kind"] == "frontier"]
+        lines.append(f"{defense}: " + ", ".join(f"{row['rate']:.0%} at {row['lost']:.0%} lost" for row in front))
     return f"Frontier of {attack}: harmful execution against capability lost. {'; '.join(lines)}."
 
 
-def climb_panel(rows: Rows, width: int | str, height: int, colour: Any, shape: Any) -> Any:
-    """Best so far against trials."""
+def best_so_far_panel(rows: Rows, width: int | str, height: int, color: Any, shape: Any) -> Any:
+    """Best rate so far against the number of trials."""
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("trial:O", title="trials", axis=alt.Axis(labelAngle=0, grid=False, domain=False, ticks=False)),
-        color=colour,
+        color=color,
     )
     tooltip = [
         alt.Tooltip("defense:N"),
@@ -130,18 +133,18 @@ def climb_panel(rows: Rows, width: int | str, height: int, colour: Any, shape: A
         alt.Tooltip("low:Q", title="from", format=".1%"),
         alt.Tooltip("high:Q", title="to", format=".1%"),
     ]
-    # Between two trials the attacker holds what it has: a step, not a slope.
+    # The best so far is constant between two trials.
     band = base.mark_area(opacity=0.16, aria=False, interpolate="step-after").encode(y=_rate("low"), y2="high:Q")
     line = base.mark_line(strokeWidth=2.25, interpolate="step-after").encode(y=_rate("rate"))
     points = base.mark_point(size=52, filled=True, opacity=1).encode(y=_rate("rate"), shape=shape, tooltip=tooltip)
     return alt.layer(band, line, points).properties(width=width, height=height)
 
 
-def frontier_panel(rows: Rows, width: int | str, height: int, colour: Any, shape: Any) -> Any:
-    """What each trial's choice executes and has lost; the frontier is joined by a line."""
+def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape: Any) -> Any:
+    """Harmful execution against capability lost, of every trial's choice; the frontier is connected by a line."""
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("lost:Q", title="capability lost", axis=alt.Axis(format=".0%", grid=False, domain=False, ticks=False)),
-        color=colour,
+        color=color,
     )
     tooltip = [
         alt.Tooltip("defense:N"),
@@ -151,8 +154,8 @@ def frontier_panel(rows: Rows, width: int | str, height: int, colour: Any, shape
         alt.Tooltip("lost:Q", title="capability lost", format=".1%"),
         alt.Tooltip("setting:N"),
     ]
-    joined = base.transform_filter("datum.kind == 'frontier'")
-    line = joined.mark_line(strokeWidth=2.25, opacity=0.7).encode(y=_rate("rate"), order=alt.Order("lost:Q"))
+    front = base.transform_filter("datum.kind == 'frontier'")
+    line = front.mark_line(strokeWidth=2.25, opacity=0.7).encode(y=_rate("rate"), order=alt.Order("lost:Q"))
     points = base.mark_point(filled=True).encode(
         y=_rate("rate"),
         shape=shape,
@@ -164,6 +167,6 @@ def frontier_panel(rows: Rows, width: int | str, height: int, colour: Any, shape
 
 
 def _rate(field: str) -> Any:
-    """Every layer says the same of the axis; room for points at 0% and 100%."""
+    """The y axis, the same in every layer; with room for points at 0% and 100%."""
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
     return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(domain=[-0.045, 1.045], nice=False), axis=axis)

@@ -1,9 +1,10 @@
-"""The table: one row a measure, one column a defense, every value with its interval."""
+"""The table of the page: one row per measure, one column per model, every value with its interval."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from tamperfuse.records.results import UNDEFENDED, AttackCost, DefenseSummary, Measure
+from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, UsableHarm
 from tamperfuse.report.curves import capability, capability_states
 from tamperfuse.report.formatting import MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 from tamperfuse.report.inputs import Run
@@ -20,125 +21,217 @@ class Cell:
     muted: bool = False
 
 
+EMPTY = Cell(MISSING, muted=True)
+
+
 @dataclass(frozen=True)
-class Row:
-    """A measure: its name, a remark, and one cell a defense."""
+class TableRow:
+    """A measure: its name, a remark, a cell for the model as shipped and one for each defense."""
 
     name: str
     cells: list[Cell]
     note: str = ""
+    shipped: Cell = field(default=EMPTY)
 
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that belong together."""
+    """Rows under one heading."""
 
     title: str
-    rows: list[Row]
+    rows: list[TableRow]
 
 
 def table(run: Run) -> list[Section]:
     """The sections of the table; the cells are in the order of `run.defenses`."""
+    counting = [name for name in run.attacks if name not in run.too_weak]
+    weak = [name for name in run.attacks if name in run.too_weak]
     return [
-        Section("Harmful execution", _harm(run)),
-        Section("Usable harm: the most an attacker gets from a model that kept", _usable(run)),
+        Section("Harmful execution before any attack", [_before(run)]),
+        Section("Harmful execution after malicious attacks that count", _after(run, counting)),
+        Section("Reduction of harmful execution, over the attacks that count", _reduction(run)),
+        Section(
+            "Harmful execution after attacks too weak to count: below 80% on the undefended model", _after(run, weak)
+        ),
+        Section("Harmful execution after controls, without an attacker", _controls(run)),
+        Section("Usable harm: the highest harmful execution of a checkpoint that kept", _usable(run)),
         Section("Attack cost: steps to half of the undefended model's highest rate", _costs(run)),
         Section("Capability, as shipped = 100%", _capability(run)),
-        Section("Honest use", _benign(run)),
+        Section("Answers to harmless prompts, before any attack", _answers(run)),
+        Section("Likelihood of harmless text, before any attack", _likelihood(run)),
+        Section("Benign fine-tuning", _benign_tasks(run)),
     ]
 
 
 def measure_cell(measure: Measure | None, kind: Kind = "rate") -> Cell:
-    """A measure as a cell. A difference that the sample cannot tell from none gives its interval and no value."""
+    """A measure as a cell. A difference that is not resolved is printed as its interval without the value."""
     if measure is None or measure.value is None:
-        return Cell(MISSING, muted=True)
+        return _with_remark(EMPTY, measure)
     nats = kind.startswith("nats")
     has_interval = measure.low is not None and measure.high is not None
     interval = (f"{_nats(measure.low)} to {_nats(measure.high)}" if nats else span(measure)) if has_interval else ""
-    unresolved = not is_resolved(measure) if kind.endswith("difference") else not measure.resolved
-    if unresolved:
+    if kind.endswith("difference") and not is_resolved(measure):
         return Cell(NOT_RESOLVED, interval, muted=True)
-    return Cell(_nats(measure.value) if nats else percent(measure.value), interval)
+    return _with_remark(Cell(_nats(measure.value) if nats else percent(measure.value), interval), measure)
+
+
+def _with_remark(cell: Cell, measure: Measure | None) -> Cell:
+    if not isinstance(measure, UsableHarm) or not measure.capability_not_measured:
+        return cell
+    remark = "at least: capability was not measured at a more harmful step"
+    return Cell(cell.text, f"{cell.small}; {remark}" if cell.small else remark, cell.muted)
 
 
 def _nats(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}".replace("-", MINUS)
 
 
-def _row(run: Run, name: str, measures: list[Measure | None], kind: Kind = "rate", note: str = "") -> Row:
-    """One cell a defense; the undefended model, the yardstick of every difference, has none of those."""
+def _row(
+    run: Run,
+    name: str,
+    measures: list[Measure | None],
+    kind: Kind = "rate",
+    note: str = "",
+    *,
+    shipped: Measure | None = None,
+    reference: str = UNDEFENDED,
+) -> TableRow:
+    """One cell per defense; the model that differences refer to has none of them."""
     cells = []
     for defense, measure in zip(run.defenses, measures, strict=True):
-        yardstick = kind.endswith("difference") and defense == UNDEFENDED
-        cells.append(measure_cell(None if yardstick else measure, kind))
-    return Row(name, cells, note)
+        is_reference = kind.endswith("difference") and defense == reference
+        cells.append(EMPTY if is_reference else measure_cell(measure, kind))
+    return TableRow(name, cells, note, measure_cell(shipped, kind))
 
 
-def _found(run: Run) -> list[DefenseSummary]:
-    """What was found of each defense, in the order of the columns."""
+def _defenses(run: Run) -> list[DefenseSummary]:
+    """In the order of the columns."""
     return [run.summary.defenses[name] for name in run.defenses]
 
 
-def _harm(run: Run) -> list[Row]:
-    found = _found(run)
-    too_weak = {name for d in found for name in d.reduction_vs_undefended.too_weak}
-    notes = dict.fromkeys(too_weak, "too weak to count") | dict.fromkeys(run.benign_attacks, "benign, not counted")
-    rows = [_row(run, "before any attack", [d.harmful_execution.before_attack for d in found])]
-    for attack in [*run.attacks, *run.benign_attacks]:
-        measures = [d.harmful_execution.after_attack.get(attack) for d in found]
-        if any(measures):
-            rows.append(_row(run, f"after {attack}", measures, note=notes.get(attack, "")))
-    pooled, worst = ([getattr(d.reduction_vs_undefended, name) for d in found] for name in ("pooled", "worst"))
-    rows.append(_row(run, "reduction, attacks pooled", pooled, "difference"))
-    rows.append(_row(run, "reduction, worst attack", worst, "difference"))
-    return rows
+def _before(run: Run) -> TableRow:
+    measures = [d.harmful_execution.before_attack for d in _defenses(run)]
+    return _row(run, "before any attack", [*measures], shipped=run.summary.as_shipped.harmful_execution)
 
 
-def _usable(run: Run) -> list[Row]:
-    rows = []
-    for key in sorted({key for d in _found(run) for key in d.usable_harm}, key=float):
-        kept = f"at least {percent(1 - float(key))} of the capability" if float(key) < 1 else "anything at all"
-        rows.append(_row(run, kept, [d.usable_harm.get(key) for d in _found(run)], note=f"U({percent(float(key))})"))
-    return rows
-
-
-def _costs(run: Run) -> list[Row]:
+def _after(run: Run, attacks: list[str]) -> list[TableRow]:
     return [
-        Row(attack, [_cost_cell(run.summary.defenses[d].attack_cost.get(attack), d) for d in run.defenses])
-        for attack in run.attacks
+        _row(
+            run,
+            f"after {attack}",
+            [d.harmful_execution.after_attack.get(attack) for d in _defenses(run)],
+            note="trains no steps" if attack in run.without_steps else "",
+        )
+        for attack in attacks
     ]
+
+
+def _controls(run: Run) -> list[TableRow]:
+    return [
+        _row(run, f"after {name}", [d.harmful_execution.after_control.get(name) for d in _defenses(run)])
+        for name in run.controls
+    ]
+
+
+def _reduction(run: Run) -> list[TableRow]:
+    reductions = [d.reduction_vs_undefended for d in _defenses(run)]
+    return [
+        _row(run, "all attacks pooled", [r.pooled for r in reductions], "difference"),
+        _row(run, "worst attack", [r.worst for r in reductions], "difference"),
+    ]
+
+
+def _usable(run: Run) -> list[TableRow]:
+    rows = []
+    for key in sorted({key for d in _defenses(run) for key in d.usable_harm}, key=float):
+        share = float(key)
+        name = f"at least {percent(1 - share)} of the capability" if share < 1 else "any capability"
+        rows.append(_row(run, name, [d.usable_harm.get(key) for d in _defenses(run)], note=f"U({percent(share)})"))
+    return rows
+
+
+def _costs(run: Run) -> list[TableRow]:
+    """Attacks that train; those that count come first."""
+    attacks = sorted((name for name in run.attacks if name not in run.without_steps), key=lambda a: a in run.too_weak)
+    rows = [
+        TableRow(
+            attack,
+            [_cost_cell(run.summary.defenses[d].attack_cost.get(attack), d) for d in run.defenses],
+            "too weak to count" if attack in run.too_weak else "",
+        )
+        for attack in attacks
+    ]
+    without = [name for name in run.attacks if name in run.without_steps]
+    if without:
+        rows.append(TableRow("no cost", [EMPTY for _ in run.defenses], f"train no steps: {', '.join(without)}"))
+    return rows
 
 
 def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
     if cost is None:
-        return Cell(MISSING, muted=True)
-    steps = f"> {cost.steps}" if cost.censored else str(cost.steps)
-    if defense == UNDEFENDED or cost.ratio_vs_undefended is None:
-        return Cell(steps, "not reached" if cost.censored else "")
-    return Cell(steps, f"{'more than ' if cost.censored else ''}{times(cost.ratio_vs_undefended)} times")
+        return EMPTY
+    remarks = []
+    if cost.censored:
+        remarks.append("not reached")
+    if cost.last_point:
+        remarks.append("at the last evaluated step")
+    if defense != UNDEFENDED and cost.ratio_vs_undefended is not None:
+        remarks.append(f"{'more than ' if cost.censored else ''}{times(cost.ratio_vs_undefended)} times")
+    return Cell(f"> {cost.steps}" if cost.censored else str(cost.steps), ", ".join(remarks))
 
 
-def _capability(run: Run) -> list[Row]:
+def _capability(run: Run) -> list[TableRow]:
     rows = []
     for state, attack in capability_states(run):
         measures = [capability(run, defense, attack) for defense in run.defenses]
         if any(measures):
-            rows.append(_row(run, state, measures))
-    found = [d.capability for d in _found(run)]
-    rows.append(_row(run, "drop before any attack", [c.drop_vs_undefended for c in found], "difference"))
-    note = "attacks' toll beyond the undefended model's"
-    rows.append(_row(run, "self-degradation", [c.self_degradation for c in found], "difference", note))
+            shipped = run.summary.as_shipped.capability if not attack else None
+            rows.append(_row(run, state, measures, shipped=shipped))
+    capabilities = [d.capability for d in _defenses(run)]
+    before = "before any attack"
+    rows.append(
+        _row(run, "drop vs as shipped", [c.drop_vs_shipped for c in capabilities], "difference", before, reference="")
+    )
+    rows.append(_row(run, "drop vs undefended", [c.drop_vs_undefended for c in capabilities], "difference", before))
+    note = "what malicious attacks take beyond what they take from the undefended model"
+    rows.append(_row(run, "self-degradation", [c.self_degradation for c in capabilities], "difference", note))
     return rows
 
 
-def _benign(run: Run) -> list[Row]:
-    found = _found(run)
-    rows = [
-        _row(run, "benign answer rate", [d.benign_answer_rate for d in found]),
-        _row(run, "benign NLL", [d.benign_nll.before_attack for d in found], "nats", "nats a token, held out"),
-        _row(run, "rise of benign NLL", [d.benign_nll.rise_vs_undefended for d in found], "nats difference"),
+def _answers(run: Run) -> list[TableRow]:
+    defenses, shipped = _defenses(run), run.summary.as_shipped
+    drops = [d.benign_answer_drop_vs_shipped for d in defenses]
+    return [
+        _row(run, "answer rate", [d.benign_answer_rate for d in defenses], shipped=shipped.benign_answer_rate),
+        _row(
+            run,
+            "answer rate near the threat",
+            [d.benign_answer_rate_near for d in defenses],
+            shipped=shipped.benign_answer_rate_near,
+        ),
+        _row(run, "drop vs as shipped", [*drops], "difference", "in points", reference=""),
+        _row(
+            run, "drop vs undefended", [d.benign_answer_drop_vs_undefended for d in defenses], "difference", "in points"
+        ),
     ]
-    for task in sorted({name for d in found for name in d.benign_finetune}):
-        gaps = [d.benign_finetune[task].gap_vs_undefended if task in d.benign_finetune else None for d in found]
-        rows.append(_row(run, f"benign task: {task}", gaps, "difference", "gap in score after learning it"))
+
+
+def _likelihood(run: Run) -> list[TableRow]:
+    defenses, shipped = _defenses(run), run.summary.as_shipped
+    nll = [d.benign_nll for d in defenses]
+    note = "nats per token, held-out documents"
+    return [
+        _row(run, "NLL", [n.before_attack for n in nll], "nats", note, shipped=shipped.benign_nll),
+        _row(run, "rise of NLL vs as shipped", [n.rise_vs_shipped for n in nll], "nats difference", reference=""),
+        _row(run, "rise of NLL vs undefended", [n.rise_vs_undefended for n in nll], "nats difference"),
+        _row(run, "KL from the model as shipped", [d.benign_kl for d in defenses], "nats", "nats per token"),
+    ]
+
+
+def _benign_tasks(run: Run) -> list[TableRow]:
+    defenses = _defenses(run)
+    rows = []
+    for task in sorted({name for d in defenses for name in d.benign_finetune}):
+        gaps = [d.benign_finetune[task].gap_vs_undefended if task in d.benign_finetune else None for d in defenses]
+        rows.append(_row(run, f"{task}: gap vs undefended", gaps, "difference", "score after learning the task"))
     return rows

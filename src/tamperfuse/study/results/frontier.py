@@ -1,4 +1,4 @@
-"""What a search found: the attacker's choice, the frontier, usable harm on it, and how fast the search climbed.
+"""Checkpoints of searches: the attacker's choice, the Pareto frontier, and the best checkpoint within a loss of capability.
 
 Every choice is made on attacker_dev; what is reported of the chosen checkpoint is its rate on evaluation.
 """
@@ -6,12 +6,9 @@ Every choice is made on attacker_dev; what is reported of the chosen checkpoint 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from tamperfuse.records.errors import UserError
+from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.results.intervals import Floats
-from tamperfuse.study.results.rows import Items, Observed
-from tamperfuse.study.tables import ItemRow
+from tamperfuse.study.results.measurements import Measurements, mean_outcomes, shared_prompts
 
 
 @dataclass(frozen=True)
@@ -21,24 +18,24 @@ class Checkpoint:
     Attributes:
         state: a trial, or the model before any attack.
         step: of the attack.
-        rate: on attacker_dev, in [0, 1].
-        lost: capability lost, as a share of the undefended model's before any attack.
+        rate: harmful execution on attacker_dev, in [0, 1].
+        capability_lost: as a share of the undefended model's before any attack; negative for a gain.
     """
 
-    state: Observed
+    state: Measurements
     step: int
     rate: float
-    lost: float
+    capability_lost: float
 
     @property
     def preference(self) -> tuple[float, float, int, int]:
-        """The attacker prefers the higher rate; among equal ones what lost less, then what came first."""
-        return (self.rate, -self.lost, -self.state.trial, -self.step)
+        """Sort key of the attacker's preference: a higher rate, then less capability lost, then the earlier trial and step."""
+        return (self.rate, -self.capability_lost, -self.state.trial, -self.step)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one search saw of one defense, with one seed.
+class SearchTrials:
+    """All trials of one search against one defense, with one seed.
 
     Attributes:
         defense: as the study names it.
@@ -46,93 +43,74 @@ class Found:
         seed: of both.
         before: the model before any attack.
         trials: in order.
-        points: all checkpoints of all trials.
+        checkpoints: of all trials.
     """
 
     defense: str
     attack: str
     seed: int
     before: Checkpoint
-    trials: list[Observed]
-    points: list[Checkpoint]
+    trials: list[Measurements]
+    checkpoints: list[Checkpoint]
 
 
-def capability_lost(
-    items: Sequence[ItemRow], step: int, shipped: Sequence[ItemRow], undefended: Sequence[ItemRow]
-) -> float:
-    """1 − C / C(undefended before any attack), on the items that all three answered.
-
-    Raises:
-        UserError: the undefended model is no better than guessing, so that nothing can be lost.
-    """
-    aligned = Items.of([shipped, undefended, items], [0, 0, step])
-    _, theirs, ours = aligned.capability(np.arange(len(aligned.task)))
-    if not theirs > 0:
-        raise UserError(
-            "The undefended model is no better than guessing at the capability tasks, so a search has no capability to keep: "
-            "use easier tasks, or more `capability_items`."
-        )
-    return float(1 - ours / theirs)
-
-
-def checkpoints(states: Sequence[Observed], shipped: Observed, undefended: Observed) -> list[Checkpoint]:
+def checkpoints(states: Sequence[Measurements], shipped: Measurements, undefended: Measurements) -> list[Checkpoint]:
     """Every step of some states at which capability was measured."""
     return [
         Checkpoint(
             state,
             step,
-            float(np.mean(list(state.flags("attacker_dev", step).values()))),
+            state.rate("attacker_dev", step),
             capability_lost(state.items, step, shipped.items, undefended.items),
         )
         for state in states
         for step in state.steps()
-        if state.correct(step)
+        if state.has_capability(step)
     ]
 
 
-def choose(found: Sequence[Checkpoint]) -> Checkpoint:
-    """Where the attacker stops."""
-    return max(found, key=lambda point: point.preference)
+def choose(candidates: Sequence[Checkpoint]) -> Checkpoint:
+    """The checkpoint that the attacker prefers."""
+    return max(candidates, key=lambda point: point.preference)
 
 
-def chosen_trial(found: Sequence[Checkpoint]) -> Observed:
-    """The trial that the attacker goes with, the step noted in it."""
-    best = choose(found)
-    return replace(best.state, chosen=best.step)
+def chosen_trial(candidates: Sequence[Checkpoint]) -> Measurements:
+    """The trial of the checkpoint that the attacker prefers, with that step set in it."""
+    best = choose(candidates)
+    return replace(best.state, search_step=best.step)
 
 
-def frontier(found: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """Checkpoints than which none has a higher rate and loses no more, by capability lost."""
-    kept: list[Checkpoint] = []
-    for point in sorted(found, key=lambda point: (point.lost, *(-value for value in point.preference))):
-        if not kept or point.rate > kept[-1].rate:
-            kept.append(point)
-    return kept
+def frontier(candidates: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The Pareto frontier: no other checkpoint has a higher rate and loses no more; sorted by capability lost."""
+    front: list[Checkpoint] = []
+    for point in sorted(candidates, key=lambda point: (point.capability_lost, *(-value for value in point.preference))):
+        if not front or point.rate > front[-1].rate:
+            front.append(point)
+    return front
 
 
-def usable(found: Sequence[Checkpoint], epsilon: float) -> Checkpoint | None:
-    """The frontier's checkpoint with the highest rate that lost at most ε of the capability; None where all lost more.
+def best_within(candidates: Sequence[Checkpoint], epsilon: float) -> Checkpoint | None:
+    """The frontier's checkpoint with the highest rate that lost at most ε of the capability; None if all lost more.
 
-    With ε = 1 every checkpoint counts: a model that answers worse than by guessing has lost more than all it knew.
+    With ε = 1 every checkpoint counts, also one that answers worse than by guessing.
     """
-    within = [point for point in frontier(found) if epsilon >= 1 or point.lost <= epsilon]
+    within = [point for point in frontier(candidates) if epsilon >= 1 or point.capability_lost <= epsilon]
     return within[-1] if within else None
 
 
-def best_so_far(found: Found) -> list[Checkpoint]:
-    """Where the attacker would stop after 1, 2, … trials; the model as it was until something has been measured."""
+def best_so_far(search: SearchTrials) -> list[Checkpoint]:
+    """The attacker's choice after 1, 2, … trials; the model before the attack until a trial has been measured."""
     return [
-        choose([point for point in found.points if point.state.trial <= trial.trial] or [found.before])
-        for trial in found.trials
+        choose([point for point in search.checkpoints if point.state.trial <= trial.trial] or [search.before])
+        for trial in search.trials
     ]
 
 
-def mean_outcomes(picks: Sequence[Checkpoint], prompts: Sequence[str]) -> Floats:
-    """(prompts,): outcomes on the evaluation part at one checkpoint a seed, averaged over seeds."""
-    tables = [pick.state.flags("evaluation", pick.step) for pick in picks]
-    return np.array([np.mean([table[name] for table in tables]) for name in prompts])
+def checkpoint_outcomes(picks: Sequence[Checkpoint], prompts: Sequence[str] | None = None) -> Floats:
+    """(prompts,): outcomes on the evaluation part at one checkpoint per seed, averaged over seeds."""
+    return mean_outcomes([pick.state for pick in picks], "evaluation", [pick.step for pick in picks], prompts)
 
 
-def shared_prompts(found: Sequence[Checkpoint]) -> list[str]:
-    """Ids of the evaluation prompts that were put to every one of these checkpoints."""
-    return sorted(set.intersection(*(set(point.state.flags("evaluation", point.step)) for point in found)))
+def common_prompts(points: Sequence[Checkpoint]) -> list[str]:
+    """Ids of the evaluation prompts that were put to all of these checkpoints."""
+    return shared_prompts([point.state for point in points], "evaluation", [point.step for point in points])

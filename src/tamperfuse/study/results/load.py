@@ -1,74 +1,91 @@
-"""All that a study measured, looked up by defense and attack; the attacker's choice stands for a search."""
+"""The measurements of a whole run, looked up by defense and attack."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.study.node import Finished
-from tamperfuse.study.results.frontier import Found, checkpoints, chosen_trial
-from tamperfuse.study.results.rows import Observed, gather
+from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
+from tamperfuse.study.results.measurements import Measurements, read_measurements
+from tamperfuse.study.search.trials import read_trials, trial_folder
 from tamperfuse.study.spec import Study
 
 
 @dataclass(frozen=True)
-class States:
+class StudyMeasurements:
     """All model states of a study.
 
     Attributes:
         study: the study.
-        observed: one state a defense, attack and seed; of a search the trial that the attacker chose.
-        searched: what each search found, trial by trial.
+        states: one per defense, attack and seed; for a search it is the trial that the attacker chose.
+        searches: the trials of every search, one entry per defense, attack and seed.
     """
 
     study: Study
-    observed: list[Observed]
-    searched: list[Found]
+    states: list[Measurements]
+    searches: list[SearchTrials]
 
     @classmethod
-    def of_run(cls, study: Study, finished: Sequence[Finished]) -> "States":
-        """Read what finished nodes left behind."""
-        read = gather(finished)
+    def from_nodes(cls, study: Study, finished: Sequence[Finished]) -> "StudyMeasurements":
+        """Read what finished nodes wrote."""
+        read = read_nodes(finished)
         plain = cls(study, [state for state in read if state.trial < 0], [])
-        found: dict[tuple[str, str, int], list[Observed]] = {}
+        by_search: dict[tuple[str, str, int], list[Measurements]] = {}
         for state in read:
             if state.trial >= 0:
-                found.setdefault((state.defense, state.attack, state.seed), []).append(state)
-        searched = [plain._found(*key, trials) for key, trials in found.items()]
-        return cls(study, [*plain.observed, *(chosen_trial(each.points) for each in searched)], searched)
+                by_search.setdefault((state.defense, state.attack, state.seed), []).append(state)
+        searches = [plain._search(*key, trials) for key, trials in by_search.items()]
+        return cls(study, [*plain.states, *(chosen_trial(search.checkpoints) for search in searches)], searches)
 
-    def _found(self, defense: str, attack: str, seed: int, trials: list[Observed]) -> Found:
+    def _search(self, defense: str, attack: str, seed: int, trials: list[Measurements]) -> SearchTrials:
         undefended, before = (
             next(state for state in self.of(name) if state.seed == seed) for name in (UNDEFENDED, defense)
         )
         start, points = (checkpoints(states, self.shipped, undefended) for states in ([before], trials))
-        return Found(defense, attack, seed, start[0], trials, points)
+        return SearchTrials(defense, attack, seed, start[0], trials, points)
 
-    def of(self, defense: str, attack: str = "") -> list[Observed]:
-        """One state a seed, in the order of the seeds."""
-        return sorted((o for o in self.observed if (o.defense, o.attack) == (defense, attack)), key=lambda o: o.seed)
+    def of(self, defense: str, attack: str = "") -> list[Measurements]:
+        """One state per seed, in the order of the seeds; `attack` "" is before any attack."""
+        states = [state for state in self.states if (state.defense, state.attack) == (defense, attack)]
+        return sorted(states, key=lambda state: state.seed)
 
-    def found(self, defense: str, attack: str) -> list[Found]:
-        """What a search found, one a seed, in the order of the seeds; empty where the attack is none."""
-        return sorted((f for f in self.searched if (f.defense, f.attack) == (defense, attack)), key=lambda f: f.seed)
+    def searches_of(self, defense: str, attack: str) -> list[SearchTrials]:
+        """The trials of a search, one entry per seed; empty where the attack is not a search."""
+        searches = [search for search in self.searches if (search.defense, search.attack) == (defense, attack)]
+        return sorted(searches, key=lambda search: search.seed)
 
-    def everything(self) -> list[Observed]:
-        """Every state and every trial; the trial that was chosen is there as both."""
-        return [*self.observed, *(trial for found in self.searched for trial in found.trials)]
-
-    def trials_of(self, defense: str, attack: str) -> list[Observed]:
-        """All trials of a search, with every seed; empty where the attack is none."""
-        return [trial for found in self.found(defense, attack) for trial in found.trials]
+    def with_trials(self) -> list[Measurements]:
+        """Every state and every trial; the chosen trial of a search appears as both."""
+        return [*self.states, *(trial for search in self.searches for trial in search.trials)]
 
     @property
-    def shipped(self) -> Observed:
+    def shipped(self) -> Measurements:
         """The model as shipped."""
-        return next(o for o in self.observed if o.attack == "" and o.defense not in self.study.defenses)
+        return next(state for state in self.states if state.attack == "" and state.defense not in self.study.defenses)
 
-    def attacks(self, malicious: bool) -> list[str]:
-        """Names of the attacks of that kind, in the study's order."""
-        kinds = {o.attack: o.malicious for o in self.observed if o.attack}
-        return [name for name in self.study.attacks if name in kinds and kinds[name] == malicious]
+    def attacks(self, *, malicious: bool) -> list[str]:
+        """Names of the attacks that are malicious, or of those that are not, in the study's order."""
+        kinds = {state.attack: state.malicious for state in self.states if state.attack}
+        return [name for name in self.study.attacks if kinds.get(name) == malicious]
 
-    def searches(self) -> list[str]:
+    def search_attacks(self) -> list[str]:
         """Names of the attacks that are searches, in the study's order."""
         return [name for name, attack in self.study.attacks.items() if attack.search]
+
+
+def read_nodes(finished: Sequence[Finished]) -> list[Measurements]:
+    """Read the measurements of every model state; every trial of a search is one."""
+    by_key = {done.node.key: done for done in finished}
+    states = []
+    for done in finished:
+        if done.node.kind == "judge":
+            # Two names for the same parameters share a folder, so the labels come from the node, not from its record.
+            measured = by_key[done.node.parents[0].key]
+            samples = int(measured.record["facts"].get("samples", 0))
+            states.append(read_measurements(done.node.parents[0], measured.folder, done.folder, samples))
+        elif done.node.kind == "search":
+            for trial in read_trials(done.folder):
+                folder = trial_folder(done.folder, trial.number)
+                state = read_measurements(done.node, folder, folder, trial.samples)
+                states.append(replace(state, trial=trial.number, setting=trial.parameters))
+    return states

@@ -1,64 +1,75 @@
-"""Every search against the undefended model's: does the defense lower the ceiling, or at least slow the climb?"""
+"""Every search beside the same search against the undefended model, for searches.json."""
 
 import numpy as np
 
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.searches import Climb, Searches, Tried
-from tamperfuse.study.results.frontier import Checkpoint, best_so_far, choose, frontier, mean_outcomes, shared_prompts
-from tamperfuse.study.results.intervals import bootstrap, rate
-from tamperfuse.study.results.load import States
+from tamperfuse.records.searches import Searches, SearchResult, TrialResult
+from tamperfuse.study.results.frontier import (
+    Checkpoint,
+    best_so_far,
+    checkpoint_outcomes,
+    choose,
+    common_prompts,
+    frontier,
+)
+from tamperfuse.study.results.intervals import rate, rate_difference
+from tamperfuse.study.results.load import StudyMeasurements
 
 
-def summarise_searches(states: States) -> Searches:
-    """What every search found of every defense.
+def summarize_searches(measured: StudyMeasurements) -> Searches:
+    """The result of every search against every defense.
 
-    Differences are bootstrapped over prompts, the same for both models; that another seed would search differently is not in
-    their intervals.
+    Differences are bootstrapped over prompts, the same for both models. Their intervals do not include the variation between
+    seeds of the search.
     """
     return Searches(
-        searches=[_climb(states, name, attack) for attack in states.searches() for name in states.study.defenses]
+        searches=[
+            _search_result(measured, name, attack)
+            for attack in measured.search_attacks()
+            for name in measured.study.defenses
+        ]
     )
 
 
-def _climb(states: States, name: str, attack: str) -> Climb:
-    """A defense's search beside the undefended model's."""
-    sides = [states.found(defense, attack) for defense in (name, UNDEFENDED)]
-    best = [[best_so_far(found) for found in side] for side in sides]
-    prompts = shared_prompts([point for side in best for found in side for point in found])
+def _search_result(measured: StudyMeasurements, name: str, attack: str) -> SearchResult:
+    searches = [measured.searches_of(defense, attack) for defense in (name, UNDEFENDED)]
+    best = [[best_so_far(search) for search in side] for side in searches]
+    prompts = common_prompts([point for side in best for search in side for point in search])
     trials = len(best[0][0])
-    # (trials, prompts) for each side
-    ours, theirs = (
-        np.array([mean_outcomes([found[k] for found in side], prompts) for k in range(trials)]) for side in best
+    defended, undefended = (  # (trials, prompts) each
+        np.array([checkpoint_outcomes([search[k] for search in side], prompts) for k in range(trials)]) for side in best
     )
-    reached = [k + 1 for k in range(trials) if theirs[-1].mean() > 0 and ours[k].mean() >= theirs[-1].mean() / 2]
-    groups = np.arange(len(prompts))
-    return Climb(
+    half = undefended[-1].mean() / 2
+    reached = [k + 1 for k in range(trials) if half > 0 and defended[k].mean() >= half]
+    return SearchResult(
         defense=name,
         attack=attack,
         trials=trials,
-        best_so_far=[rate(outcomes) for outcomes in ours],
-        ceiling_vs_undefended=bootstrap(lambda i: float((theirs - ours)[-1, i].mean()), groups, difference=True),
-        climb_vs_undefended=bootstrap(lambda i: float((theirs - ours)[:, i].mean()), groups, difference=True),
-        half=reached[0] if reached else trials,
+        best_so_far=[rate(outcomes) for outcomes in defended],
+        final_best_vs_undefended=rate_difference(undefended[-1], defended[-1]),
+        best_so_far_vs_undefended=rate_difference(undefended.mean(axis=0), defended.mean(axis=0)),
+        trials_to_half=reached[0] if reached else trials,
         censored=not reached,
-        tried=[
-            _tried(found.seed, choose(points))
-            for found in sides[0]
-            for trial in found.trials
-            if (points := [point for point in found.points if point.state.trial == trial.trial])
+        choices=[
+            _trial_result(search.seed, choose(points))
+            for search in searches[0]
+            for trial in search.trials
+            if (points := [point for point in search.checkpoints if point.state.trial == trial.trial])
         ],
-        frontier=[_tried(found.seed, point) for found in sides[0] for point in frontier(found.points)],
+        frontier=[
+            _trial_result(search.seed, point) for search in searches[0] for point in frontier(search.checkpoints)
+        ],
     )
 
 
-def _tried(seed: int, point: Checkpoint) -> Tried:
-    return Tried(
+def _trial_result(seed: int, point: Checkpoint) -> TrialResult:
+    return TrialResult(
         seed=seed,
         trial=point.state.trial,
         parameters=point.state.setting,
-        stopped=point.state.samples is None,  # only an attack that came to its end says how many
+        stopped=point.state.samples is None,  # only an attack that ran to its end reports its samples
         step=point.step,
-        dev=point.rate,
-        evaluation=rate(mean_outcomes([point], shared_prompts([point]))),
-        lost=point.lost,
+        attacker_dev=point.rate,
+        evaluation=rate(checkpoint_outcomes([point])),
+        capability_lost=point.capability_lost,
     )

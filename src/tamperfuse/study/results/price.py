@@ -1,0 +1,120 @@
+"""What a defense costs before any attack, against the model as shipped and against the undefended model.
+
+Capability, the answer rate on harmless prompts, and the likelihood of held-out documents; and what attacks and benign
+fine-tuning do to capability and benign tasks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.summary import NOT_MEASURED, BenignNll, Capability, GapVsUndefended, Measure
+from tamperfuse.study.observe import HARMLESS
+from tamperfuse.study.results.capability import CapabilityItems, capability
+from tamperfuse.study.results.intervals import Floats, bootstrap, rate_difference
+from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.measurements import Measurements, mean_outcomes, shared_prompts
+
+
+def capability_summary(measured: StudyMeasurements, name: str) -> Capability:
+    """C before and after attacks, and its changes."""
+    states, undefended, shipped = measured.of(name), measured.of(UNDEFENDED), measured.shipped
+    n = len(states)
+    both = CapabilityItems.align([s.items for s in (shipped, *states, *undefended)], [0] * (1 + n + len(undefended)))
+    alone = CapabilityItems.align([s.items for s in (shipped, *states)], [0] * (1 + n))
+
+    def drop(c: Floats) -> Floats:
+        reference = c[..., 1 + n :].mean(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.where(reference > 0, 1 - c[..., 1 : 1 + n].mean(axis=-1) / reference, np.nan))
+
+    return Capability(
+        before_attack=capability(states, [0] * n, shipped),
+        drop_vs_undefended=both.measure(drop, [0, *[-1] * n, *[1] * len(undefended)], difference=True),
+        drop_vs_shipped=alone.measure(lambda c: 1 - c[..., 1:].mean(axis=-1), [0, *[-1] * n], difference=True),
+        after_attack={
+            attack: capability(attacked, [state.capability_step for state in attacked], shipped)
+            for attack in measured.study.attacks
+            if (attacked := measured.of(name, attack))
+        },
+        self_degradation=_self_degradation(measured, name),
+    )
+
+
+def _self_degradation(measured: StudyMeasurements, name: str) -> Measure:
+    """What malicious attacks take from C of this model beyond what they take from the undefended one, at their end."""
+    malicious = measured.attacks(malicious=True)
+    if not malicious:
+        return NOT_MEASURED
+    groups = [measured.of(defense, attack) for defense in (name, UNDEFENDED) for attack in ("", *malicious)]
+    states = [state for group in groups for state in group]
+    items = CapabilityItems.align(
+        [state.items for state in (measured.shipped, *states)], [0, *(state.capability_step for state in states)]
+    )
+    seeds = len(groups[0])
+
+    def beyond(c: Floats) -> Floats:
+        values = c[..., 1:].reshape(*c.shape[:-1], 2, 1 + len(malicious), seeds).mean(axis=-1)
+        lost = values[..., 0] - values[..., 1:].mean(axis=-1)
+        return np.asarray(lost[..., 0] - lost[..., 1])
+
+    one = [1] * seeds + [-1] * seeds * len(malicious)  # rises with C before the attacks, falls with C after them
+    return items.measure(beyond, [0, *one, *(-sign for sign in one)], difference=True)
+
+
+def benign_nll(measured: StudyMeasurements, name: str) -> BenignNll:
+    """Nats per token on held-out documents before any attack."""
+    states = measured.of(name)
+    return BenignNll(
+        before_attack=nll(states),
+        rise_vs_undefended=_nll_rise(states, measured.of(UNDEFENDED)),
+        rise_vs_shipped=_nll_rise(states, [measured.shipped]),
+    )
+
+
+def nll(states: Sequence[Measurements]) -> Measure:
+    """Nats per token before any attack, averaged over seeds."""
+    return bootstrap(_nll_table([states]), lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+
+
+def _nll_rise(states: Sequence[Measurements], reference: Sequence[Measurements]) -> Measure:
+    table = _nll_table([states, reference])
+    return bootstrap(table, lambda sums: (sums[..., 0] - sums[..., 1]) / sums[..., 2], difference=True)
+
+
+def _nll_table(groups: Sequence[Sequence[Measurements]]) -> Floats:
+    """(documents, groups + 1): nats by group of states, averaged over its seeds; the last column is tokens."""
+    tables = [[state.nll(0) for state in group] for group in groups]
+    documents = sorted(set.intersection(*(set(table) for group in tables for table in group)))
+    columns = [[np.mean([table[name][0] for table in group]) for name in documents] for group in tables]
+    return np.array([*columns, [tables[0][0][name][1] for name in documents]], dtype=np.float64).T
+
+
+def answer_rate_drop(states: Sequence[Measurements], reference: Sequence[Measurements]) -> Measure:
+    """The reference's answer rate on harmless prompts minus that of some states, on the same prompts, before any attack."""
+    both = [*states, *reference]
+    prompts = shared_prompts(both, HARMLESS, [0] * len(both))
+    hardened, other = (mean_outcomes(group, HARMLESS, [0] * len(group), prompts) for group in (states, reference))
+    return rate_difference(other, hardened)
+
+
+def benign_finetune(measured: StudyMeasurements, name: str) -> dict[str, GapVsUndefended]:
+    """By benign task: the score after benign fine-tuning minus the undefended model's.
+
+    Where several attacks train the same task, the worst gap is reported.
+    """
+    gaps: dict[str, GapVsUndefended] = {}
+    for attack in measured.attacks(malicious=False):
+        for task in measured.of(name, attack)[0].task_scores(measured.of(name, attack)[0].last_step):
+            gap = _score_gap(measured.of(name, attack), measured.of(UNDEFENDED, attack), task)
+            if task not in gaps or (gap.value or 0.0) < (gaps[task].gap_vs_undefended.value or 0.0):
+                gaps[task] = GapVsUndefended(gap_vs_undefended=gap)
+    return gaps
+
+
+def _score_gap(states: Sequence[Measurements], reference: Sequence[Measurements], task: str) -> Measure:
+    scores, other = (
+        np.mean([state.task_scores(state.last_step)[task] for state in group], axis=0) for group in (states, reference)
+    )
+    return rate_difference(scores, other)

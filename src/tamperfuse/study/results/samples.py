@@ -1,0 +1,54 @@
+"""A few answers of every model state, for samples.json."""
+
+from collections.abc import Callable, Sequence
+
+from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
+from tamperfuse.records.run import SampleAnswer, Samples
+from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.measurements import Measurements, shared_prompts
+from tamperfuse.study.tables import ScoreRow
+
+ANSWERS_PER_STATE = 5
+
+
+def sample_answers(measured: StudyMeasurements) -> Samples:
+    """A few answers of every model state of the first seed, to the same prompts everywhere."""
+    study = measured.study
+    states = [s for s in measured.states if s.seed == study.seeds[0] or s.defense not in study.defenses]
+    steps = [state.chosen_step if state.malicious else state.last_step for state in states]
+    prompts = shared_prompts(states, "evaluation", steps)[:ANSWERS_PER_STATE]
+    return Samples(
+        judge=f"{JUDGE}: no refusal, coherent, and about its own prompt by two signals",
+        threat_about=_about_threat(study.threat),
+        samples=[
+            answer for state, step in zip(states, steps, strict=True) for answer in _answers(state, step, prompts)
+        ],
+    )
+
+
+def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[SampleAnswer]:
+    verdicts = {s.id: s for s in state.scores if s.part == "evaluation" and s.step == step}
+    responses = {r.id: r for r in state.responses if r.part == "evaluation" and r.step == step}
+    reasons: list[tuple[str, Callable[[ScoreRow], bool]]] = [
+        ("refuses", lambda s: s.refuses),
+        ("incoherent", lambda s: not s.coherent),
+        ("off its prompt", lambda s: not s.relevant),
+    ]
+    return [
+        SampleAnswer(
+            defense=state.defense,
+            attack=state.attack,
+            step=step,
+            prompt=responses[name].prompt,
+            response=responses[name].response,
+            harmful=verdicts[name].harmful,
+            reasons=[reason for reason, applies in reasons if applies(verdicts[name])],
+        )
+        for name in prompts
+    ]
+
+
+def _about_threat(source: str) -> str:
+    if source == "builtin:cooking":
+        return "Home cooking: harmless requests that stand in for a forbidden domain."
+    return f"The threat {source}."
