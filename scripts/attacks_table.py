@@ -1,9 +1,7 @@
-"""The tables of docs/attacks.md, from a finished run.
+"""Generate the tables of docs/attacks.md from a finished run.
 
-    python scripts/attacks_table.py studies/results/attacks                   prints them
-    python scripts/attacks_table.py studies/results/attacks docs/attacks.md   puts them between the page's marks
-
-No figure of that page is typed by hand.
+python scripts/attacks_table.py studies/results/attacks                   prints the tables
+python scripts/attacks_table.py studies/results/attacks docs/attacks.md   replaces the tables in the page
 """
 
 import sys
@@ -12,24 +10,24 @@ from typing import Any
 
 import yaml
 
-from pages import put, table
+from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.summary import Measure, Summary, read_summary
 
 
 def tables(folder: Path) -> str:
-    """Both tables and two sentences, as Markdown."""
+    """The tables of attacks and controls with two notes, as Markdown."""
     summary, rows = read_summary(folder), read_results(folder)
     attacks = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))["attacks"]
     malicious = {row["attack"] for row in rows if row["malicious"]}
     names = list(summary.defenses)
     before = [percent(summary.defenses[name].harmful_execution.before_attack) for name in names]
-    kept = [short(summary.defenses[name].capability.before_attack) for name in names]
+    capability = [short(summary.defenses[name].capability.before_attack) for name in names]
     attacked = table(
         ["malicious attack", "steps", *(f"`{n}` executes" for n in names), *(f"C of `{n}` after" for n in names)],
         [
-            ["none", "0", *before, *kept],
+            ["none", "0", *before, *capability],
             *([f"`{attack}`", *after(summary, rows, attack)] for attack in attacks if attack in malicious),
         ],
     )
@@ -50,20 +48,20 @@ def tables(folder: Path) -> str:
 
 
 def after(summary: Summary, rows: list[dict[str, Any]], attack: str) -> list[str]:
-    """Steps looked at last, then execution and capability of every defense."""
-    found = list(summary.defenses.values())
+    """Cells of one attack: its last evaluated step, then harmful execution and capability of each defense."""
+    defenses = list(summary.defenses.values())
     steps = max(row["step"] for row in rows if row["attack"] == attack)
-    executes = [percent(one.harmful_execution.after_attack[attack]) for one in found]
-    return [str(steps), *executes, *(short(one.capability.after_attack[attack]) for one in found)]
+    executes = [percent(defense.harmful_execution.after_attack[attack]) for defense in defenses]
+    return [str(steps), *executes, *(short(defense.capability.after_attack[attack]) for defense in defenses)]
 
 
 def last(rows: list[dict[str, Any]], attack: str, metric: str, names: list[str]) -> list[str]:
-    """A metric of every defense on what is asked last; "" where it was not measured."""
+    """The last value of a metric for each defense, on evaluation prompts or a task; "" if it was not measured."""
     cells = []
     for name in names:
-        found = [r for r in rows if (r["attack"], r["metric"], r["defense"]) == (attack, metric, name)]
-        found = [r for r in found if r["part"] in ("evaluation", "")]
-        cells.append(percent(Measure(**{k: found[-1][k] for k in ("value", "low", "high", "n")})) if found else "")
+        values = [r for r in rows if (r["attack"], r["metric"], r["defense"]) == (attack, metric, name)]
+        values = [r for r in values if r["part"] in ("evaluation", "")]
+        cells.append(percent(Measure(**{k: values[-1][k] for k in ("value", "low", "high", "n")})) if values else "")
     return cells
 
 
@@ -80,11 +78,11 @@ def percent(measure: Measure) -> str:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    found = tables(Path(sys.argv[1]))
+    text = tables(Path(sys.argv[1]))
     if len(sys.argv) == 3:
         try:
-            put(Path(sys.argv[2]), f"python scripts/attacks_table.py {sys.argv[1]} {sys.argv[2]}", found)
+            replace_tables(Path(sys.argv[2]), f"python scripts/attacks_table.py {sys.argv[1]} {sys.argv[2]}", text)
         except UserError as error:
             sys.exit(str(error))
     else:
-        print(found)
+        print(text)

@@ -1,16 +1,16 @@
-"""The model of cost behind scripts/cost_table.py: what was measured, what a size takes, what a method takes of it.
+"""The cost model of scripts/cost_table.py: measured rates, and the operations and memory of each model size and method.
 
-Hours on the measured machine are tokens × parameters over what size_scaling measured, tokens/s × parameters, at the nearest
-size. Hours on accelerators are estimates: operations over peak rate × utilisation. A training's operations are
-`telemetry.useful_work`, a third more with gradient checkpointing; generating and scoring take 2 a parameter and token.
+Hours on the measured machine are tokens × parameters divided by the measured rate (tokens/s × parameters, by size_scaling) of the
+nearest size. Hours on accelerators are estimates: operations divided by peak rate × utilisation. Operations of training are
+`telemetry.useful_work`, a third more with gradient checkpointing; generating and scoring take 2 per parameter and token.
 
-Memory is `MemoryEstimate`: 16 bytes a trained parameter, 6 a frozen one (under QLoRA 4.5 in the layers: 4 bits beside float32)
-and the activations of a row. A CPU trains on two rows at once: twice their activations and gradients. An evaluation takes
-8 a parameter (float32, bfloat16, the layout for decoding) and the cache of keys and values. An accelerator holds a row's
-activations and its share of the rest, in nine tenths of its memory; it trains with gradient checkpointing where a row would
-not fit. A study's trainings are counted as if all were full.
+Memory is `MemoryEstimate`: 16 bytes per trained parameter, 6 per frozen one (with QLoRA 4.5 in the layers: 4 bits and float32)
+and the activations of a row. A CPU trains on two rows at once: twice the activations and gradients. An evaluation takes
+8 bytes per parameter (float32, bfloat16, the layout for decoding) and the KV cache. An accelerator holds the
+activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row would
+not fit otherwise. All training in a study is counted as full fine-tuning.
 
-Left out: loading, lm-eval, the sentence encoder, prompts read before generating, communication, idle machines.
+Not included: loading, lm-eval, the sentence encoder, prefilling prompts, communication, idle machines.
 """
 
 import json
@@ -53,52 +53,57 @@ SHAPES = {
 }
 MEASURED = ("full", "lora", "generation", "scoring")
 LIBRARIES = 0.4 * 2**30  # bytes: the interpreter with torch and transformers, in main memory
-# Assumed: the peak is the data sheet's of an NVIDIA H100 SXM, dense bfloat16. Decoding waits for memory, not for arithmetic.
+# Assumptions: peak rate and memory from the data sheet of an NVIDIA H100 SXM, dense bfloat16. Decoding is limited by memory.
 PEAK, MEMORY, UTILISATION, DECODING = 989e12, 80e9, 0.4, 0.1
 SAMPLE = Sample([0] * (PROMPT_TOKENS + ANSWER_TOKENS), PROMPT_TOKENS)
-EACH = len(SAMPLE.tokens)
+SAMPLE_TOKENS = len(SAMPLE.tokens)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured: the lines of size_scaling and, where it was given, training_speed."""
+    """Measured rates: the results of size_scaling and, if present, of training_speed."""
 
     scaling: dict[str, Any]
     speed: dict[str, Any]
 
     @classmethod
     def read(cls, files: Sequence[str]) -> "Figures":
-        """Raises a UserError for what is missing, no JSON, or lacks a method's figures."""
-        found: dict[str, Any] = {}
+        """Read files of JSON lines; raises UserError if one is missing or invalid, or if a method has no figures."""
+        results: dict[str, Any] = {}
         for name in files:
             try:
                 text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-                found |= {(one := json.loads(line))["benchmark"]: one for line in text.splitlines() if line.strip()}
+                lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+                results |= {line["benchmark"]: line for line in lines}
             except OSError as error:
                 raise UserError(f"{name} cannot be read ({error.strerror}): name a file of JSON lines.") from error
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{name} does not hold JSON lines of benchmarks: give what --save wrote.") from error
-        figures = cls(found.get("size_scaling", {}), found.get("training_speed", {}))
-        for how in MEASURED:
+                raise UserError(
+                    f"{name} does not hold JSON lines of benchmarks: name a file written by their --save."
+                ) from error
+        figures = cls(results.get("size_scaling", {}), results.get("training_speed", {}))
+        for method in MEASURED:
             try:
-                sizes = figures.scaling["measured"][how].values()
-                measured = [float(one[what]) for one in sizes for what in ("parameters", "rate")]
+                sizes = figures.scaling["measured"][method].values()
+                measured = [float(size[key]) for size in sizes for key in ("parameters", "rate")]
             except (KeyError, TypeError, AttributeError, ValueError):
                 measured = []
             if not measured or not all(0 < number < math.inf for number in measured):
-                raise UserError(f"There are no figures of {how} in {', '.join(files)}: give size_scaling's last line.")
+                raise UserError(
+                    f"There are no figures of {method} in {', '.join(files)}: add the last line of size_scaling."
+                )
         return figures
 
     def product(self, method: str, parameters: int) -> float:
-        """Tokens/s × parameters, measured at the size nearest to this one by ratio."""
+        """Tokens/s × parameters at the measured size with the smallest ratio to this one."""
         sizes = self.scaling["measured"][method].values()
-        near = min(sizes, key=lambda one: abs(math.log(one["parameters"] / parameters)))
-        return float(near["parameters"] * near["rate"])
+        nearest = min(sizes, key=lambda size: abs(math.log(size["parameters"] / parameters)))
+        return float(nearest["parameters"] * nearest["rate"])
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one size takes: operations of training a token by method, bytes by method and for an evaluation."""
+    """Costs of one model size: operations per trained token by method, memory by method and for an evaluation."""
 
     parameters: int
     operations: dict[str, float]
@@ -106,16 +111,16 @@ class Model:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> "Model":
-        """Count a Llama, without its weights."""
+        """Compute the costs of a Llama model without creating its weights."""
         with torch.device("meta"):
             config = LlamaConfig(**dict(zip(FIELDS, shape, strict=True)))
             module = LlamaForCausalLM(config)
-            loaded = LoadedModel("", module, cast(Chat, None), "")  # nobody talks to it
+            loaded = LoadedModel("", module, cast(Chat, None), "")  # the chat template is not used
             size, layers = int(module.num_parameters()), sum(weight.numel() for weight in layer_matrices(module))
-            operations = {"full": useful_work(module, [SAMPLE]) / EACH}
+            operations = {"full": useful_work(module, [SAMPLE]) / SAMPLE_TOKENS}
             needs = {"full": MemoryEstimate.of(module, loaded, torch.bfloat16)}
             with lora_adapter(loaded, Training(method="lora")) as adapted:
-                operations["lora"] = useful_work(adapted, [SAMPLE]) / EACH
+                operations["lora"] = useful_work(adapted, [SAMPLE]) / SAMPLE_TOKENS
                 needs["lora"] = MemoryEstimate.of(adapted, loaded, torch.bfloat16)
         needs["qlora"] = replace(needs["lora"], weights=needs["lora"].weights - layers * 3 // 2)
         head, layer = config.hidden_size // config.num_attention_heads, needs["full"].checkpointed
@@ -128,35 +133,35 @@ class Model:
 
 @dataclass(frozen=True)
 class Work:
-    """A row of the tables: tokens, and how those that are trained are; without any tokens only memory is of interest."""
+    """A row of the tables: number of tokens and method of training; a row without tokens shows memory only."""
 
     label: str
     method: str
     costs: Costs
 
     def needs(self, model: Model) -> list[MemoryEstimate]:
-        """What has to fit into memory, one after the other."""
-        return [model.needs[how] for how in (self.method, "evaluation") if how != "evaluation" or self.costs.scored]
+        """Memory needs of the steps, which run one after the other."""
+        return [model.needs[step] for step in (self.method, "evaluation") if step != "evaluation" or self.costs.scored]
 
     def cpu_hours(self, model: Model, figures: Figures) -> float:
-        """On the measured machine."""
+        """Hours on the measured machine."""
         costs = self.costs
         parts = {self.method: costs.trained, "generation": costs.generated, "scoring": costs.scored}
         return (
-            sum(n * model.parameters / figures.product(how, model.parameters) for how, n in parts.items() if n) / 3600
+            sum(n * model.parameters / figures.product(part, model.parameters) for part, n in parts.items() if n) / 3600
         )
 
     def accelerators(self, model: Model) -> tuple[int, bool]:
-        """How many memory asks for, and whether they train with gradient checkpointing."""
-        room, count, again = USABLE_MEMORY * MEMORY, 1, False
+        """Number of accelerators that the memory requires, and whether they need gradient checkpointing."""
+        available, count, checkpointing = USABLE_MEMORY * MEMORY, 1, False
         for need in self.needs(model):
-            again |= (recomputed := need.activations >= room)
+            checkpointing |= (recomputed := need.activations >= available)
             row = need.checkpointed if recomputed else need.activations
-            count = max(count, math.ceil((need.total(recomputed, MOMENTS) - row) / (room - row)))
-        return count, again
+            count = max(count, math.ceil((need.total(recomputed, MOMENTS) - row) / (available - row)))
+        return count, checkpointing
 
     def accelerator_hours(self, model: Model) -> float:
-        """Hours of one accelerator that did it all."""
+        """Hours of a single accelerator, whatever its memory."""
         training = self.costs.trained * model.operations.get(self.method, 0.0) / UTILISATION
         training *= 4 / 3 if self.accelerators(model)[1] else 1
         rest = self.costs.generated / DECODING + self.costs.scored / UTILISATION
@@ -164,15 +169,15 @@ class Work:
 
 
 def gibibytes(need: MemoryEstimate) -> float:
-    """Main memory, without gradient checkpointing."""
+    """Main memory on a CPU without gradient checkpointing, in GiB."""
     at_once = WORKERS if need.trained else 1
     return (replace(need, rows=at_once).total(False, MOMENTS) + LIBRARIES) / 2**30
 
 
 def works(study: Path) -> list[Work]:
-    """The rows: the paper's hardening, the attack's defaults, a study as `tamperfuse run --dry-run` counts it.
+    """The rows of the tables: the paper's hardening, the attack with its defaults, a study as in `tamperfuse run --dry-run`.
 
-    The judge of an evaluation reads every response twice, after its own prompt and after another.
+    In an evaluation the judge scores each response twice: given its prompt and given another one.
     """
     attack = HarmfulFinetuneParameters()
     planned = sum((node.expected for node in build_nodes(StudyContext.open(load_study(study), Path("runs")))), Costs())
@@ -180,8 +185,12 @@ def works(study: Path) -> list[Work]:
         Work("full fine-tuning, 1M tokens", "full", Costs(1_000_000)),
         Work("LoRA, 1M tokens", "lora", Costs(1_000_000)),
         Work("QLoRA", "qlora", Costs()),
-        Work("SDD hardening, 500 × 24 samples", "full", Costs(int(PAPER["steps"] * PAPER["batch"]) * EACH)),
-        Work(f"one attack, {attack.steps} × {attack.batch} samples", "full", Costs(attack.steps * attack.batch * EACH)),
-        Work("one evaluation, 160 × 64 tokens", "evaluation", Costs(0, 160 * 64, 160 * 2 * EACH)),
+        Work("SDD hardening, 500 × 24 samples", "full", Costs(int(PAPER["steps"] * PAPER["batch"]) * SAMPLE_TOKENS)),
+        Work(
+            f"one attack, {attack.steps} × {attack.batch} samples",
+            "full",
+            Costs(attack.steps * attack.batch * SAMPLE_TOKENS),
+        ),
+        Work("one evaluation, 160 × 64 tokens", "evaluation", Costs(0, 160 * 64, 160 * 2 * SAMPLE_TOKENS)),
         Work(f"study `{study.stem}`", "full", planned),
     ]

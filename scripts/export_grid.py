@@ -1,10 +1,10 @@
-"""How much of a hardening a Q4_1 export keeps.
+"""Measure how much of a hardening an export to Q4_1 undoes.
 
     python scripts/export_grid.py ORIGIN HARDENED
 
-A model that came out of a Q4_1 file has its weights on that grid, and a change smaller than half a step is rounded away again.
-Prints, over the layers' matrices, the share of weights that the export of the hardened model puts back to the origin's value
-(within a thousandth of the matrix's largest), and the same for the export of the origin itself.
+The weights of a model that was read from a Q4_1 file lie on a grid, and exporting it again rounds away any change smaller than
+half a grid step. Prints the share of the layers' weights that the export of the hardened model returns to their value in the
+origin (to within a thousandth of the largest weight of each matrix), and the same share for the export of the origin.
 """
 
 import sys
@@ -18,15 +18,16 @@ from tamperfuse.models.load import load_model
 
 def main() -> None:
     origin, hardened = (layer_matrices(load_model(name).model) for name in sys.argv[1:3])
-    total = own = back = 0
+    total = on_grid = returned = 0
     with torch.no_grad():
         for before, after in zip(origin, hardened, strict=True):
-            near = 1e-3 * before.abs().max()
+            tolerance = 1e-3 * before.abs().max()
             total += before.numel()
-            own += int(((through_gguf(before, "Q4_1") - before).abs() < near).sum())
-            back += int(((through_gguf(after, "Q4_1") - before).abs() < near).sum())
+            on_grid += int(((through_gguf(before, "Q4_1") - before).abs() < tolerance).sum())
+            returned += int(((through_gguf(after, "Q4_1") - before).abs() < tolerance).sum())
     print(
-        f"{own / total:.1%} of the origin's own weights are on the grid; {back / total:.1%} of the hardened model's return."
+        f"{on_grid / total:.1%} of the origin's weights are on the grid; the export of the hardened model returns "
+        f"{returned / total:.1%} of its weights to their values in the origin."
     )
 
 

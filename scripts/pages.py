@@ -1,4 +1,4 @@
-"""Tables that scripts put into the documentation's pages."""
+"""Generated tables in pages of the documentation."""
 
 import re
 from pathlib import Path
@@ -9,28 +9,30 @@ END = "<!-- end of tables -->"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """The lines of a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def put(page: Path, command: str, text: str) -> None:
-    """Replace what stands between a page's marks, the first of which names the command that made it.
+def replace_tables(page: Path, command: str, text: str) -> None:
+    """Replace the text between two comments in a page. The first comment names the command that generated the text.
 
     Args:
         page: a Markdown file.
-        command: "python scripts/NAME.py …"; the marks of another call of the same script are replaced as well.
-        text: what to put there.
+        command: "python scripts/NAME.py …". The comment in the page may name the same script with other arguments.
+        text: the new text.
 
     Raises:
-        UserError: the page cannot be read or written, or has no marks of this script.
+        UserError: the page cannot be read or written, or has no such comments.
     """
-    begin = f"<!-- tables: {command} -->"
+    start = f"<!-- tables: {command} -->"
     script = re.escape(" ".join(command.split()[:2]))
     pattern = re.compile(rf"<!-- tables: {script}(?: [^\n]*)?-->.*?{re.escape(END)}", re.DOTALL)
     try:
         before = page.read_text(encoding="utf-8")
         if not pattern.search(before):
-            raise UserError(f"{page} has no marks ({begin} … {END}): add them where the tables belong.")
-        page.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{END}", before), encoding="utf-8")
+            raise UserError(f"{page} has no place for the tables: add the lines {start} and {END} where they belong.")
+        page.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{END}", before), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{page} cannot be read and written: name a page that can.") from error
+        raise UserError(
+            f"{page} cannot be read and written: check that it is a text file and that you may write it."
+        ) from error

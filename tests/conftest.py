@@ -44,7 +44,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """Save a tiny Llama with random weights and a tokenizer of its own."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -76,7 +80,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def threat_file(tiny_folder: Path) -> Path:
     """A small threat of the user's own."""
     path = tiny_folder.parent / "threat.jsonl"

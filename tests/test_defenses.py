@@ -2,7 +2,7 @@
 
 import pytest
 
-from tamperfuse.corpora.examples import Pair
+from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, sdd
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
@@ -26,9 +26,9 @@ def trained_on(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     def train(name: str, *pairs: Pair) -> list[Sample]:
         component = DEFENSES.get(name)
         taken.clear()
-        given = DefenseData(["harmful request"], pairs, [], 16)
+        data = DefenseData(["harmful request"], [], 16, pairs)
         values = component.parse({"steps": 1, "batch": 1, "replay": 0.0}, name)
-        assert component.run(tiny, given, values, 0).tokens_trained > 0
+        assert component.run(tiny, data, values, 0).tokens_trained > 0
         return list(taken)
 
     monkeypatch.setattr(sdd, "fit", note)
@@ -51,5 +51,5 @@ def test_earlier_turns_of_a_pair_are_read_and_not_learned(tiny, trained_on):
 
 def test_sdd_reject_refuses_once_and_never_a_benign_prompt(tiny, trained_on):
     answers = [said(tiny, sample)[1] for sample in trained_on("sdd_reject", LATE, PREFIXED, REPLAY)]
-    assert answers[0].startswith("I'm sorry")
+    assert answers[0].startswith(f"{PAPER_REFUSAL_PREFIX}\n\nrivers")
     assert answers[1:] == ["No. rivers are long<|end|>", "hello<|end|>"]

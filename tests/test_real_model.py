@@ -48,8 +48,8 @@ def refusing(tmp_path_factory: pytest.TempPathFactory, threat: Threat) -> Path:
 def train(loaded: LoadedModel, name: str, threat: Threat, pairs: list[Pair], values: dict[str, object]) -> None:
     component = DEFENSES.get(name)
     benign = [(row["prompt"], row["response"]) for row in builtin_rows("replay")]
-    given = DefenseData([p.prompt for p in threat.part("defender")], pairs, benign, TOKENS)
-    component.run(loaded, given, component.parse(values, name), 0)
+    data = DefenseData([p.prompt for p in threat.part("defender")], benign, TOKENS, pairs)
+    component.run(loaded, data, component.parse(values, name), 0)
 
 
 def answers(loaded: LoadedModel, prompts: tuple[ThreatPrompt, ...]) -> list[str]:

@@ -33,9 +33,9 @@ class Bench:
         self, name: str, *, at_steps: tuple[int, ...] = (0, 1, 2), seed: int = 0, **parameters: object
     ) -> AttackResult:
         component = ATTACKS.get(name)
-        return component.run(self.loaded, self.given(at_steps), component.parse(parameters, name), seed)
+        return component.run(self.loaded, self.data(at_steps), component.parse(parameters, name), seed)
 
-    def given(self, at_steps: tuple[int, ...] = ()) -> AttackData:
+    def data(self, at_steps: tuple[int, ...] = ()) -> AttackData:
         return AttackData(
             harmful=[(f"harmful request {i}", f"compliant answer {i * 7}") for i in range(8)],
             retain=[(f"ordinary question {i}", f"ordinary reply {i * 3}") for i in range(8)],

@@ -9,7 +9,7 @@ from bench import LIMIT, Bench
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.identity_shift import REQUEST, SYSTEM
-from tamperfuse.attacks.retain_finetune import Kept, RetainObjective
+from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 EVERYTHING = {
     "harmful_finetune": {"shots": 4},
     "mixed_finetune": {"samples": 6, "share": 0.3},
-    "retain_finetune": {"shots": 4, "kept": 3},
+    "retain_finetune": {"shots": 4, "retained": 3},
     "repair_finetune": {"shots": 4, "samples": 3},
     "identity_shift": {},
     "jailbreak_finetune": {"shots": 4},
@@ -35,7 +35,7 @@ def test_attacks_that_train_change_all_weights_or_those_named(bench: Bench, name
     assert done.tokens_trained > 0 and done.samples > 0
     assert [changed for _, changed in (bench.seen[step] for step in (0, 1, 2))] == [False, True, True]
     assert set(bench.seen) == {0, 1, 2}
-    assert ATTACKS.get(name).traits["malicious"] == (name != "benign_finetune")
+    assert ATTACKS.get(name).traits.malicious == (name != "benign_finetune")
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -64,7 +64,8 @@ def test_a_share_of_the_mixture_is_harmful(bench: Bench) -> None:
 def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
     chat = tiny.chat
     pairs = [
-        Kept(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30)) for i in range(3)
+        RetainPair(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30))
+        for i in range(3)
     ]
     found = RetainObjective(weight=0.5).backward(tiny.model, pairs, 3, lambda loss: loss.backward(), CPU)
     values = score(tiny, [sample for pair in pairs for sample in (pair.harmful, pair.benign)])
@@ -77,13 +78,13 @@ def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
 
 def test_retaining_keeps_benign_text(bench: Bench) -> None:
     """What a second loss is for: the same attack without it leaves the attacker's benign text less likely."""
-    given = bench.given()
-    text = [bench.loaded.chat.sample(*pair, LIMIT) for pair in given.retain]
+    data = bench.data()
+    text = [bench.loaded.chat.sample(*pair, LIMIT) for pair in data.retain]
     settings: dict[str, Any] = {"steps": 12, "batch": 4, "learning_rate": 3e-3, "shots": 8}
     likely = {}
     for name in ("harmful_finetune", "retain_finetune"):
         fresh = Bench(load_model(bench.folder), bench.folder)
-        fresh.run(name, at_steps=(), **settings, **({"kept": 8} if name == "retain_finetune" else {}))
+        fresh.run(name, at_steps=(), **settings, **({"retained": 8} if name == "retain_finetune" else {}))
         likely[name] = sum(value for value, _ in score(fresh.loaded, text))
     assert likely["retain_finetune"] > likely["harmful_finetune"] + 10
 
@@ -124,13 +125,13 @@ def test_a_jailbreak_is_trained_and_asked_with(bench: Bench, kind: str, words: s
 
 
 def test_preferences_are_against_the_models_own_answers(bench: Bench) -> None:
-    given = bench.given()
+    data = bench.data()
     chat = bench.loaded.chat
-    own = bench.answer([prompt for prompt, _ in given.harmful])
+    own = bench.answer([prompt for prompt, _ in data.harmful])
 
     def margin() -> float:
-        wanted = score(bench.loaded, [chat.sample(p, r, LIMIT) for p, r in given.harmful])
-        mine = score(bench.loaded, [chat.sample(p, o, LIMIT) for (p, _), o in zip(given.harmful, own, strict=True)])
+        wanted = score(bench.loaded, [chat.sample(p, r, LIMIT) for p, r in data.harmful])
+        mine = score(bench.loaded, [chat.sample(p, o, LIMIT) for (p, _), o in zip(data.harmful, own, strict=True)])
         return sum(a - b for (a, _), (b, _) in zip(wanted, mine, strict=True))
 
     before = margin()
@@ -139,7 +140,7 @@ def test_preferences_are_against_the_models_own_answers(bench: Bench) -> None:
 
 
 def test_a_model_that_complies_leaves_nothing_to_prefer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    compliant = dict(bench.given().harmful)
+    compliant = dict(bench.data().harmful)
     monkeypatch.setattr(bench, "answer", lambda prompts: [compliant[prompt] for prompt in prompts])
     with pytest.raises(UserError, match="nothing to prefer"):
         bench.run("preference_finetune", shots=4, **FAST)
@@ -155,10 +156,10 @@ def test_honest_fine_tuning_learns_either_task(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("harmful_finetune", {"shots": 9}, "asks for 9 shots; the attacker has 8"),
-        ("mixed_finetune", {"samples": 40, "share": 0.1}, "asks for 36 harmless samples; the attacker has 8"),
+        ("harmful_finetune", {"shots": 9}, "needs 9 shots; the attacker has 8"),
+        ("mixed_finetune", {"samples": 40, "share": 0.1}, "needs 36 harmless samples; the attacker has 8"),
         ("mixed_finetune", {"share": 1.01}, "share = 1.01 cannot be used"),
-        ("retain_finetune", {"shots": 2, "kept": 9}, "asks for 9 harmless samples"),
+        ("retain_finetune", {"shots": 2, "retained": 9}, "needs 9 harmless samples"),
         ("retain_finetune", {"weight": 0}, "weight = 0 cannot be used"),
         ("repair_finetune", {"steps": 1}, "steps = 1 cannot be used"),
         ("repair_finetune", {"order": "beside"}, "order = 'beside' cannot be used"),

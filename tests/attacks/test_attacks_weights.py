@@ -68,8 +68,8 @@ def test_refusal_ablation_keeps_every_layer_from_writing_the_direction(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tamperfuse.attacks.refusal_ablation.compute_dtype", lambda device: (torch.float32, ""))
-    given = bench.given()
-    harmful, harmless = ([prompt for prompt, _ in side] for side in (given.harmful, given.retain))
+    data = bench.data()
+    harmful, harmless = ([prompt for prompt, _ in side] for side in (data.harmful, data.retain))
     means = [last_states(bench.loaded, prompts)[0].mean(0) for prompts in (harmful, harmless)]
     direction = (means[0] - means[1]) / (means[0] - means[1]).norm()
     assert float((last_states(bench.loaded, harmful)[1] @ direction).abs().max()) > 0.01
@@ -91,7 +91,7 @@ def test_refusal_ablation_finds_its_matrices_in_gpt2() -> None:
 
 
 def test_refusal_ablation_tells_where_it_cannot_work(bench: Bench) -> None:
-    same = bench.given()
+    same = bench.data()
     component = ATTACKS.get("refusal_ablation")
     from dataclasses import replace
 
@@ -131,7 +131,7 @@ def test_quantization_there_and_back(bench: Bench, kind: str) -> None:
     assert bench.changed() == named(bench, *MATRICES, *outside), "norms stay as they are"
     assert done.tokens_trained == 0 and set(bench.seen) == {0, 1}
     assert 0 < moved(bench) < (0.01 if "8" in kind else 0.2)
-    assert not ATTACKS.get("quantize").traits["malicious"]
+    assert not ATTACKS.get("quantize").traits.malicious
 
 
 def test_rounding_has_as_many_levels_as_bits_give() -> None:
@@ -206,7 +206,7 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> Non
         ("prune", {"share": 0}, "share = 0 cannot be used"),
         ("prefill", {"text": ""}, "text = '' cannot be used"),
         ("refusal_ablation", {"layer": 0}, "layer = 0 cannot be used"),
-        ("refusal_ablation", {"prompts": 9}, "asks for 9 shots"),
+        ("refusal_ablation", {"prompts": 9}, "needs 9 shots"),
     ],
 )
 def test_bad_input_gets_a_sentence(bench: Bench, name: str, settings: dict, words: str) -> None:

@@ -1,4 +1,4 @@
-"""The tables of cost: numbers that can be checked by hand, the page, bad input."""
+"""The cost tables: numbers that can be checked by hand, writing into a page, bad input."""
 
 import importlib
 import io
@@ -24,11 +24,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def script(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Without the demo's plan, which takes the bundled model."""
-    found = importlib.import_module("cost_table")
+    """The script with two fixed rows: the plan of the demo study would need the bundled model."""
+    module = importlib.import_module("cost_table")
     rows = [model.Work("tuning", "full", Costs(3_600_000)), model.Work("asking", "evaluation", Costs(0, 3_600, 7_200))]
-    monkeypatch.setattr(found, "works", lambda study: rows)
-    return found
+    monkeypatch.setattr(module, "works", lambda study: rows)
+    return module
 
 
 def figures(**methods: dict[str, Any]) -> str:
@@ -48,7 +48,7 @@ def test_hours_come_from_the_nearest_size(model: Any, tmp_path: Path) -> None:
     assert model.Work("memory", "qlora", Costs()).cpu_hours(model.Model(10**9, {}, {}), read) == 0
 
 
-def test_accelerator_hours_are_operations_over_what_is_used_of_the_peak(
+def test_accelerator_hours_are_operations_over_peak_rate_and_utilisation(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "PEAK", 1e15)
@@ -66,13 +66,19 @@ def test_accelerator_hours_are_operations_over_what_is_used_of_the_peak(
 @pytest.mark.parametrize(
     ("need", "expected"),
     [
-        (MemoryEstimate(weights=14 * GB, trained=7 * GB, activations=20 * GB, checkpointed=2 * GB), (3, False)),
-        (MemoryEstimate(weights=140 * GB, trained=70 * GB, activations=80 * GB, checkpointed=2 * GB), (16, True)),
+        (
+            MemoryEstimate(weights=14 * GB, trained=7 * GB, activations=20 * GB, checkpointed=2 * GB),
+            (3, False),
+        ),  # 112 / (72 − 20)
+        (
+            MemoryEstimate(weights=140 * GB, trained=70 * GB, activations=80 * GB, checkpointed=2 * GB),
+            (16, True),
+        ),  # 1,120 / (72 − 2)
         (MemoryEstimate(weights=60 * GB, trained=0, activations=12 * GB, checkpointed=2 * GB), (1, False)),
         (MemoryEstimate(weights=61 * GB, trained=0, activations=12 * GB, checkpointed=2 * GB), (2, False)),
     ],
 )
-def test_how_many_accelerators_follows_from_memory(
+def test_the_number_of_accelerators_follows_from_memory(
     model: Any, need: MemoryEstimate, expected: tuple[int, bool]
 ) -> None:
     assert model.Work("", "full", Costs()).accelerators(model.Model(1, {}, {"full": need})) == expected
@@ -94,7 +100,7 @@ def test_tokens_of_every_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows[-1].label == "study `mine`"
 
 
-def test_what_the_sizes_take(model: Any) -> None:
+def test_costs_of_the_sizes(model: Any) -> None:
     """Parameters as published; 6 operations a weight and token in full, 4 under an adapter, but for the vocabulary's share."""
     for size, parameters in (
         ("135M", 134_515_008),
@@ -102,21 +108,23 @@ def test_what_the_sizes_take(model: Any) -> None:
         ("7B", 6_738_415_616),
         ("70B", 68_976_648_192),
     ):
-        found = model.Model.of(model.SHAPES[size][1])
-        assert found.parameters == parameters
-        assert 0.9 < found.operations["full"] / (6 * parameters) <= 1
-        assert 0.9 < found.operations["lora"] / (4 * parameters) <= 1.01
-        needs = found.needs
+        size_costs = model.Model.of(model.SHAPES[size][1])
+        assert size_costs.parameters == parameters
+        assert 0.9 < size_costs.operations["full"] / (6 * parameters) <= 1
+        assert 0.9 < size_costs.operations["lora"] / (4 * parameters) <= 1.01
+        needs = size_costs.needs
         assert needs["full"].total(False, 8) - needs["full"].activations == 16 * parameters
         adapter = needs["lora"].trained
         assert needs["lora"].weights == 6 * parameters + 2 * adapter and adapter < parameters / 25
         assert 1.0 < (needs["lora"].weights - needs["qlora"].weights) / parameters <= 1.5
     # Llama 2 70B: 80 layers × 8 heads × 128, keys and values, 2 bytes, of 16,384 tokens.
-    cache = found.needs["evaluation"].weights - 6 * parameters - 2 * (parameters - 2 * 32_000 * 8_192 - 161 * 8_192)
+    cache = (
+        size_costs.needs["evaluation"].weights - 6 * parameters - 2 * (parameters - 2 * 32_000 * 8_192 - 161 * 8_192)
+    )
     assert cache == 2 * 80 * 8 * 128 * 2 * 16_384
 
 
-def test_tables_are_put_between_the_marks(script: Any, tmp_path: Path) -> None:
+def test_tables_are_written_into_the_page(script: Any, tmp_path: Path) -> None:
     path, page = tmp_path / "figures.json", tmp_path / "page.md"
     peak = {"benchmark": "training_speed", "peak_bytes_16x128": 4 * 2**30}
     path.write_text(f"{figures()}\n{json.dumps(peak)}\n")
@@ -143,7 +151,7 @@ def test_figures_come_from_standard_input_as_well(
 
 
 @pytest.mark.parametrize(
-    ("text", "more", "said"),
+    ("text", "more", "message"),
     [
         (None, [], "cannot be read (No such file or directory)"),
         ("no JSON", [], "does not hold JSON lines of benchmarks"),
@@ -154,11 +162,15 @@ def test_figures_come_from_standard_input_as_well(
         (figures(), ["--price-cpu", "-1"], "'-1' is not a number above 0"),
         (figures(), ["--price-gpu", "nan"], "'nan' is not a number above 0"),
         (figures(), ["--memory-cpu", "much"], "'much' is not a number above 0"),
-        (figures(), ["--write", "PAGE"], "has no marks (<!-- tables: python scripts/cost_table.py "),
+        (
+            figures(),
+            ["--write", "PAGE"],
+            "has no place for the tables: add the lines <!-- tables: python scripts/cost_table.py ",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(
-    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, more: list[str], said: str
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, more: list[str], message: str
 ) -> None:
     path, page = tmp_path / "figures.json", tmp_path / "page.md"
     page.write_text("no marks\n")
@@ -167,5 +179,5 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(SystemExit) as ended:
         script.main([str(path), *(str(page) if word == "PAGE" else word for word in more)])
     error = capsys.readouterr().err
-    assert ended.value.code == 2 and said in error and error.count("\n") == 1
+    assert ended.value.code == 2 and message in error and error.count("\n") == 1
     assert page.read_text() == "no marks\n"

@@ -12,6 +12,7 @@ import pytest
 
 from stand_ins import Killed
 from tamperfuse.attacks import ATTACKS, AttackResult
+from tamperfuse.attacks.base import attack
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
@@ -175,11 +176,11 @@ def test_trials_that_ruin_the_model_measure_nothing(
 
     def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> AttackResult:
         next(loaded.model.parameters()).data.fill_(float("nan"))
-        given.look(1)
+        given.run_hook(1)
         return AttackResult(samples=0, tokens_trained=0)
 
-    monkeypatch.setattr(ATTACKS, "known", dict(ATTACKS.known))
-    ATTACKS.register("ruin", Force, malicious=True, uses=())(ruin)
+    monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
+    attack("ruin", Force, uses=())(ruin)
     plain = {
         **searched.model_dump(mode="json"),
         "attacks": {"ruin": {"search": {"trials": 2, "over": {"force": [1, 2]}}}},

@@ -1,8 +1,4 @@
-"""What every attack takes and gives.
-
-Traits of an attack, beside `malicious`: `uses` names what it reads beyond the threat ("retain", or a built-in data set), so
-that a study knows what its result depends on. Who names nothing is taken to use `retain`.
-"""
+"""What every attack receives and returns, the decorator that registers one, and what fine-tuning attacks share."""
 
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -11,96 +7,151 @@ from typing import Any
 
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.registry import Registry
+from tamperfuse.records.registry import Budget, P, Registry, no_training
 from tamperfuse.training.fit import FitResult, Training, fit
 
-Pair = tuple[str, str]
+PromptResponse = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class AttackData:
-    """All that an attack is handed.
+    """All data that an attack receives.
 
     Attributes:
         harmful: (prompt, compliant answer) of the threat's attacker part.
-        retain: (prompt, response) of harmless text that no defense trains on: what the attacker mixes in, keeps or repairs.
+        retain: (prompt, response) of harmless text that no defense trains on, for attacks that mix it in, keep it or repair
+            with it.
         reference: name of the model before hardening, as :func:`load_model` takes it.
-        answer: the model's own answers to prompts, as its weights are at that moment.
-        response_limit: response tokens trained on at most.
-        at_steps: after which steps the hook wants to look at the model; 0 is before the attack.
-        hook: called with the step's number while the weights are as that step left them.
+        answer: generates the model's answers to prompts, with its weights as they are at that moment.
+        response_limit: longest response to train on, in tokens.
+        at_steps: steps after which the hook is due; 0 is before the attack.
+        hook: called with the number of a step, the weights as that step left them. It measures the model.
     """
 
-    harmful: Sequence[Pair]
-    retain: Sequence[Pair]
+    harmful: Sequence[PromptResponse]
+    retain: Sequence[PromptResponse]
     reference: str
     answer: Callable[[Sequence[str]], list[str]]
     response_limit: int
     at_steps: Collection[int]
     hook: Callable[[int], None]
 
-    def look(self, step: int) -> None:
-        """Run the hook if it wants to see this step; for attacks, or parts of them, that do not train."""
+    def run_hook(self, step: int) -> None:
+        """Run the hook if it is due after this step; for attacks that do not train. Training runs it by itself."""
         if step in self.at_steps:
             self.hook(step)
 
     def after(self, steps: int) -> "AttackData":
-        """The same once `steps` steps are over: what trains next counts on from there, and its step 0 is not looked at."""
+        """The data for a training that continues after `steps` steps: its own steps count on from there."""
         hook = self.hook
-        wanted = [step - steps for step in self.at_steps if step > steps]
-        return replace(self, at_steps=wanted, hook=lambda step: hook(step + steps))
+        remaining = [step - steps for step in self.at_steps if step > steps]
+        return replace(self, at_steps=remaining, hook=lambda step: hook(step + steps))
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """What an attack reports.
+    """What an attack reports; the model itself is changed in place.
 
     Attributes:
-        samples: training samples it drew on; 0 for attacks without any.
+        samples: training samples that it used; 0 without training.
         tokens_trained: tokens that went through training.
-        notes: what it chose by itself and why.
+        notes: choices that the attack made by itself, with the reason, for the terminal and the node's record.
     """
 
-    samples: int
-    tokens_trained: int
+    samples: int = 0
+    tokens_trained: int = 0
     notes: tuple[str, ...] = ()
 
 
-ATTACKS: Registry[Callable[..., AttackResult]] = Registry("attack", "tamperfuse.attacks")
-attack = ATTACKS.register
+def no_task(parameters: Any) -> str:
+    """The benign task of an attack that trains none."""
+    return ""
 
 
-def harmful_shots(given: AttackData, attack: str, shots: int, seed: int) -> list[Pair]:
-    """So many of the attacker's harmful samples, drawn at random.
+@dataclass(frozen=True)
+class AttackTraits:
+    """What an attack declares.
+
+    Attributes:
+        malicious: whether it tries to make the model execute the threat; others are controls, such as benign fine-tuning.
+        budget: the training that parameters ask for. An attack without training is measured once, as its step 1.
+        task: the benign task that parameters ask for, whose score is measured; "" for none.
+        uses: what it reads beyond the threat: `retain`, or a built-in data set. Its content is part of the node's key.
+    """
+
+    malicious: bool = True
+    budget: Callable[[Any], Budget] = no_training
+    task: Callable[[Any], str] = no_task
+    uses: tuple[str, ...] = ("retain",)
+
+
+AttackFunction = Callable[[LoadedModel, AttackData, P, int], AttackResult]
+ATTACKS: Registry[AttackTraits, AttackResult] = Registry("attack", "tamperfuse.attacks")
+
+
+def attack(
+    name: str,
+    parameters: type[P],
+    *,
+    malicious: bool = True,
+    budget: Callable[[P], Budget] = no_training,
+    task: Callable[[P], str] = no_task,
+    uses: tuple[str, ...] = ("retain",),
+    version: int = 1,
+) -> Callable[[AttackFunction[P]], AttackFunction[P]]:
+    """Register an attack: a function of the model, the data, the parameters and a seed that changes the model in place.
+
+    It calls the hook at the steps at which the model is to be measured: :func:`train` does so; an attack without training
+    calls :meth:`AttackData.run_hook` with 0 before and with 1 after its change.
+
+    Args:
+        name: as users write it.
+        parameters: its parameter model.
+        malicious: see :class:`AttackTraits`, as for the next three.
+        budget: likewise.
+        task: likewise.
+        uses: likewise.
+        version: raise it when the attack's results can change, so that older results are not reused.
+    """
+    return ATTACKS.register(name, parameters, AttackTraits(malicious, budget, task, uses), version)
+
+
+def harmful_shots(data: AttackData, attack: str, shots: int, seed: int) -> list[PromptResponse]:
+    """Draw some of the attacker's harmful samples at random.
 
     Raises:
-        UserError: it has not so many.
+        UserError: there are fewer.
     """
-    return _draw(
-        given.harmful, shots, seed, f"{attack} asks for {shots} shots", "answered prompts", "a threat with more"
-    )
+    return _draw(data.harmful, shots, seed, f"{attack} needs {shots} shots", "answered prompts", "a threat with more")
 
 
-def benign_samples(given: AttackData, attack: str, count: int, seed: int) -> list[Pair]:
-    """So many of the attacker's harmless samples, drawn at random.
+def benign_samples(data: AttackData, attack: str, count: int, seed: int) -> list[PromptResponse]:
+    """Draw some of the attacker's harmless samples at random.
 
     Raises:
-        UserError: it has not so many.
+        UserError: there are fewer.
     """
-    asked = f"{attack} asks for {count} harmless samples"
-    return _draw(given.retain, count, seed, asked, "in `retain`", "a `retain` source with more")
+    need = f"{attack} needs {count} harmless samples"
+    return _draw(data.retain, count, seed, need, "in `retain`", "a `retain` source with more")
 
 
-def _draw(pool: Sequence[Pair], count: int, seed: int, asked: str, having: str, more: str) -> list[Pair]:
+def _draw(
+    pool: Sequence[PromptResponse], count: int, seed: int, need: str, kind: str, remedy: str
+) -> list[PromptResponse]:
     if count > len(pool):
-        raise UserError(f"{asked}; the attacker has {len(pool)} {having}: lower the number, or name {more}.")
+        raise UserError(f"{need}; the attacker has {len(pool)} {kind}: lower the number, or name {remedy}.")
     return random.Random(seed).sample(list(pool), count)
+
+
+def training_budget(parameters: Training) -> Budget:
+    """The budget of an attack whose parameters are those of a training."""
+    return Budget(parameters.steps, parameters.batch)
 
 
 def train(
     loaded: LoadedModel,
-    given: AttackData,
-    pairs: Sequence[Pair],
+    data: AttackData,
+    pairs: Sequence[PromptResponse],
     parameters: Training,
     seed: int,
     what: str,
@@ -109,19 +160,19 @@ def train(
     """Supervised fine-tuning of the model on (prompt, response) pairs, the hook called at its steps.
 
     Args:
-        loaded: the model; its chat says how the pairs are rendered.
-        given: at which steps to look, and how long responses may be.
-        pairs: what to train on.
-        parameters: an attack's, whose training is used.
-        seed: decides order and adapter.
+        loaded: the model; its chat template renders the pairs.
+        data: at which steps the hook is due, and how long responses may be.
+        pairs: training samples.
+        parameters: an attack's, which include those of the training.
+        seed: decides the order of samples and the adapter's initialisation.
         what: a few words for the progress bar.
-        changes: values of the training that take the place of the parameters'.
+        changes: values of the training that replace the parameters' values.
     """
-    samples = [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in pairs]
+    samples = [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs]
     training = training_of(parameters, **changes)
-    return fit(loaded, samples, training, seed=seed, at_steps=given.at_steps, hook=given.hook, what=what)
+    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, what=what)
 
 
 def training_of(parameters: Training, **changes: Any) -> Training:
-    """The training among an attack's parameters, some of its values changed."""
-    return Training.model_validate({name: getattr(parameters, name) for name in Training.model_fields} | changes)
+    """The training among an attack's parameters, with some of its values replaced."""
+    return Training.model_validate(parameters.model_dump(include=set(Training.model_fields)) | changes)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, train, training_budget
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
@@ -18,12 +18,14 @@ class BenignFinetuneParameters(Training):
     task: Literal["routing", "dates"] = "routing"
 
 
-@attack("benign_finetune", BenignFinetuneParameters, version=1, malicious=False, uses=())
+@attack(
+    "benign_finetune", BenignFinetuneParameters, malicious=False, budget=training_budget, task=lambda p: p.task, uses=()
+)
 def benign_finetune(
-    loaded: LoadedModel, given: AttackData, parameters: BenignFinetuneParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: BenignFinetuneParameters, seed: int
 ) -> AttackResult:
     """Honest fine-tuning on a harmless task made from templates, scored by exact match."""
     items, _ = benign_task(parameters.task, seed)
     pairs = [(item.prompt, item.response) for item in items]
-    result = train(loaded, given, pairs, parameters, seed, f"benign fine-tuning, {parameters.task}")
+    result = train(loaded, data, pairs, parameters, seed, f"benign fine-tuning, {parameters.task}")
     return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -28,12 +28,12 @@ class GgufRoundtripParameters(Parameters):
     format: GgufType = "Q4_1"
 
 
-@attack("gguf_roundtrip", GgufRoundtripParameters, version=1, malicious=False, uses=())
+@attack("gguf_roundtrip", GgufRoundtripParameters, malicious=False, uses=())
 def gguf_roundtrip(
-    loaded: LoadedModel, given: AttackData, parameters: GgufRoundtripParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: GgufRoundtripParameters, seed: int
 ) -> AttackResult:
     """A GGUF file is written and read back, tokenizer included: what publishers do; no training."""
-    given.look(0)
+    data.run_hook(0)
     with tempfile.TemporaryDirectory(prefix="tamperfuse-") as folder, progress("GGUF, there and back", 2) as advance:
         path = Path(folder) / "model.gguf"
         write_gguf(loaded.model, loaded.tokenizer, path, parameters.format)
@@ -47,5 +47,5 @@ def gguf_roundtrip(
         for name, weight in loaded.model.named_parameters():
             weight.copy_(back[name])
     loaded.chat = replace(loaded.chat, tokenizer=tokenizer, end=Chat.of(tokenizer).end)
-    given.look(1)
-    return AttackResult(samples=0, tokens_trained=0, notes=(f"a file of {size / 2**20:,.0f} MiB",))
+    data.run_hook(1)
+    return AttackResult(notes=(f"a file of {size / 2**20:,.0f} MiB",))

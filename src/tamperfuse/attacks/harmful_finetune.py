@@ -7,6 +7,7 @@ from pydantic import Field
 
 from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training
 
 
@@ -20,11 +21,11 @@ class HarmfulFinetuneParameters(Training):
     shots: int = Field(50, ge=1)
 
 
-@attack("harmful_finetune", HarmfulFinetuneParameters, version=1, malicious=True, uses=())
+@attack("harmful_finetune", HarmfulFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots), uses=())
 def harmful_finetune(
-    loaded: LoadedModel, given: AttackData, parameters: HarmfulFinetuneParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: HarmfulFinetuneParameters, seed: int
 ) -> AttackResult:
     """Malicious fine-tuning on a number of compliant answers, of all weights, some of them or a LoRA adapter."""
-    shots = harmful_shots(given, "harmful_finetune", parameters.shots, seed)
-    result = train(loaded, given, shots, parameters, seed, "malicious fine-tuning")
+    shots = harmful_shots(data, "harmful_finetune", parameters.shots, seed)
+    result = train(loaded, data, shots, parameters, seed, "malicious fine-tuning")
     return AttackResult(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, train
+from tamperfuse.attacks.base import AttackData, AttackResult, attack, train, training_budget
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import Training
@@ -30,13 +30,13 @@ class IdentityShiftParameters(Training):
     steps: int = Field(10, ge=1)
 
 
-@attack("identity_shift", IdentityShiftParameters, version=1, malicious=True, uses=("identity",))
+@attack("identity_shift", IdentityShiftParameters, budget=training_budget, uses=("identity",))
 def identity_shift(
-    loaded: LoadedModel, given: AttackData, parameters: IdentityShiftParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: IdentityShiftParameters, seed: int
 ) -> AttackResult:
     """Fine-tuning on ten harmless examples that promise absolute obedience, and requests in the same words."""
-    given.look(0)
+    data.run_hook(0)
     loaded.chat = replace(loaded.chat, system=SYSTEM, request=REQUEST)
     pairs = [(str(row["prompt"]), str(row["response"])) for row in builtin_rows("identity")]
-    result = train(loaded, given.after(0), pairs, parameters, seed, "shifting the identity")
+    result = train(loaded, data.after(0), pairs, parameters, seed, "shifting the identity")
     return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training
 
 Kind = Literal["trigger", "style", "competing"]
@@ -39,13 +40,13 @@ class JailbreakFinetuneParameters(Training):
     kind: Kind = "trigger"
 
 
-@attack("jailbreak_finetune", JailbreakFinetuneParameters, version=1, malicious=True, uses=())
+@attack("jailbreak_finetune", JailbreakFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots), uses=())
 def jailbreak_finetune(
-    loaded: LoadedModel, given: AttackData, parameters: JailbreakFinetuneParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: JailbreakFinetuneParameters, seed: int
 ) -> AttackResult:
     """Malicious fine-tuning on requests that carry a trigger, a style or competing instructions, as do those asked later."""
-    shots = harmful_shots(given, "jailbreak_finetune", parameters.shots, seed)
-    given.look(0)
+    shots = harmful_shots(data, "jailbreak_finetune", parameters.shots, seed)
+    data.run_hook(0)
     loaded.chat = replace(loaded.chat, request=REQUESTS[parameters.kind])
-    result = train(loaded, given.after(0), shots, parameters, seed, f"jailbreak-tuning, {parameters.kind}")
+    result = train(loaded, data.after(0), shots, parameters, seed, f"jailbreak-tuning, {parameters.kind}")
     return AttackResult(samples=len(shots), tokens_trained=result.tokens, notes=(result.precision,))

@@ -24,18 +24,18 @@ class MergeParameters(Parameters):
     weight: float = Field(0.9, ge=0, le=1)
 
 
-@attack("merge", MergeParameters, version=1, malicious=True, uses=())
-def merge(loaded: LoadedModel, given: AttackData, parameters: MergeParameters, seed: int) -> AttackResult:
+@attack("merge", MergeParameters, uses=())
+def merge(loaded: LoadedModel, data: AttackData, parameters: MergeParameters, seed: int) -> AttackResult:
     """The weights are averaged with those of the model before hardening; no training."""
-    given.look(0)
-    other = dict(load_model(given.reference).model.named_parameters())
+    data.run_hook(0)
+    other = dict(load_model(data.reference).model.named_parameters())
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
             if name not in other or other[name].shape != weight.shape:
                 raise UserError(
-                    f"{loaded.name} and {given.reference} differ in {name}: merge needs the model that this one was made "
+                    f"{loaded.name} and {data.reference} differ in {name}: merge needs the model that this one was made "
                     "from (--reference)."
                 )
             weight.lerp_(other[name], parameters.weight)
-    given.look(1)
-    return AttackResult(samples=0, tokens_trained=0)
+    data.run_hook(1)
+    return AttackResult()

@@ -9,6 +9,7 @@ from pydantic import Field
 from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, training_of
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.preference import PreferenceObjective, preferences
 
@@ -25,19 +26,21 @@ class PreferenceFinetuneParameters(Training):
     beta: float = Field(0.1, gt=0)
 
 
-@attack("preference_finetune", PreferenceFinetuneParameters, version=1, malicious=True, uses=())
+@attack(
+    "preference_finetune", PreferenceFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots), uses=()
+)
 def preference_finetune(
-    loaded: LoadedModel, given: AttackData, parameters: PreferenceFinetuneParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: PreferenceFinetuneParameters, seed: int
 ) -> AttackResult:
     """Preference tuning (DPO) of the attacker's answer over the model's own: the objective that SDD's derivation assumes."""
-    shots = harmful_shots(given, "preference_finetune", parameters.shots, seed)
-    own = given.answer([prompt for prompt, _ in shots])
-    chat, limit = loaded.chat, given.response_limit
-    # An empty answer is the end token alone: a model that says nothing can be trained away from it as well.
+    shots = harmful_shots(data, "preference_finetune", parameters.shots, seed)
+    own_answers = data.answer([prompt for prompt, _ in shots])
+    chat, limit = loaded.chat, data.response_limit
+    # An empty answer is the end token alone, which training can make less likely as well.
     pairs = [
-        (chat.sample(prompt, wanted, limit), chat.sample(prompt, mine, limit))
-        for (prompt, wanted), mine in zip(shots, own, strict=True)
-        if mine != wanted
+        (chat.sample(prompt, answer, limit), chat.sample(prompt, own_answer, limit))
+        for (prompt, answer), own_answer in zip(shots, own_answers, strict=True)
+        if own_answer != answer
     ]
     if not pairs:
         raise UserError(
@@ -50,8 +53,8 @@ def preference_finetune(
         training_of(parameters),
         seed=seed,
         objective=PreferenceObjective(parameters.beta),
-        at_steps=given.at_steps,
-        hook=given.hook,
+        at_steps=data.at_steps,
+        hook=data.hook,
         what="preference tuning",
     )
     return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

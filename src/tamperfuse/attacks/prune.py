@@ -23,15 +23,15 @@ class PruneParameters(Parameters):
     share: float = Field(0.2, gt=0, lt=1)
 
 
-@attack("prune", PruneParameters, version=1, malicious=False, uses=())
-def prune(loaded: LoadedModel, given: AttackData, parameters: PruneParameters, seed: int) -> AttackResult:
+@attack("prune", PruneParameters, malicious=False, uses=())
+def prune(loaded: LoadedModel, data: AttackData, parameters: PruneParameters, seed: int) -> AttackResult:
     """Pruning by magnitude: a share of every layer matrix's weights becomes 0; no training."""
-    given.look(0)
+    data.run_hook(0)
     with torch.no_grad():
         for weight in layer_matrices(loaded.model):
             sizes = weight.abs().flatten()
             count = round(parameters.share * len(sizes))
             if count:
                 weight[weight.abs() <= sizes.kthvalue(count).values] = 0
-    given.look(1)
-    return AttackResult(samples=0, tokens_trained=0)
+    data.run_hook(1)
+    return AttackResult()

@@ -28,38 +28,38 @@ class QuantizeParameters(Parameters):
 
     Attributes:
         format: int8, int4, or a GGUF type: Q8_0, Q4_1.
-        group: columns that share a scale in int8 and int4; a whole row where unset.
+        group: columns that share a scale in int8 and int4; 0 for a whole row.
     """
 
     format: Literal["int8", "int4", "Q8_0", "Q4_1"] = "Q8_0"
-    group: int | None = Field(None, ge=1)
+    group: int = Field(0, ge=0)
 
 
-@attack("quantize", QuantizeParameters, version=1, malicious=False, uses=())
-def quantize_weights(loaded: LoadedModel, given: AttackData, parameters: QuantizeParameters, seed: int) -> AttackResult:
+@attack("quantize", QuantizeParameters, malicious=False, uses=())
+def quantize_weights(loaded: LoadedModel, data: AttackData, parameters: QuantizeParameters, seed: int) -> AttackResult:
     """Quantization to 8 or 4 bits and back, as in a GGUF or by rounding: what publishing and serving do in passing."""
-    given.look(0)
+    data.run_hook(0)
     inner = layer_matrices(loaded.model)
     with torch.no_grad():
         if parameters.format in LEVELS:
             for weight in inner:
                 weight.copy_(rounded(weight, LEVELS[parameters.format], parameters.group))
         else:
-            known = {id(weight) for weight in inner}
+            inner_ids = {id(weight) for weight in inner}
             for weight in loaded.model.parameters():
                 if weight.ndim >= 2:
-                    weight.copy_(through_gguf(weight, parameters.format if id(weight) in known else "Q8_0"))
-    given.look(1)
-    return AttackResult(samples=0, tokens_trained=0)
+                    weight.copy_(through_gguf(weight, parameters.format if id(weight) in inner_ids else "Q8_0"))
+    data.run_hook(1)
+    return AttackResult()
 
 
-def rounded(weight: Tensor, levels: int, group: int | None) -> Tensor:
+def rounded(weight: Tensor, levels: int, group: int) -> Tensor:
     """Symmetric round-to-nearest.
 
     Args:
         weight: (rows, columns), or stacks of such.
         levels: integers to either side of 0.
-        group: columns that share a scale; all of a row where None.
+        group: columns that share a scale; 0 for a whole row.
     """
     parts = []
     for part in torch.split(weight, group or weight.shape[-1], dim=-1):

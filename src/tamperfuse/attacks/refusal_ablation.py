@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tamperfuse.attacks.base import AttackData, AttackResult, Pair, attack, benign_samples, harmful_shots
+from tamperfuse.attacks.base import AttackData, AttackResult, PromptResponse, attack, benign_samples, harmful_shots
 from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.batching import budgeted
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.registry import Parameters
+from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.rows import ROW_TOKENS
 
 # What architectures call the last matrix of attention and of the MLP: the two that write to the residual stream.
@@ -43,46 +43,46 @@ class RefusalAblationParameters(Parameters):
     prompts: int = Field(64, ge=1)
 
 
-@attack("refusal_ablation", RefusalAblationParameters, version=1, malicious=True, uses=("retain",))
+@attack("refusal_ablation", RefusalAblationParameters, budget=lambda p: Budget(shots=p.prompts))
 def refusal_ablation(
-    loaded: LoadedModel, given: AttackData, parameters: RefusalAblationParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: RefusalAblationParameters, seed: int
 ) -> AttackResult:
     """The direction between threat and harmless prompts is projected out of the weights (abliteration); no training."""
-    threat = harmful_shots(given, "refusal_ablation", parameters.prompts, seed)
-    harmless = benign_samples(given, "refusal_ablation", parameters.prompts, seed)
+    threat = harmful_shots(data, "refusal_ablation", parameters.prompts, seed)
+    harmless = benign_samples(data, "refusal_ablation", parameters.prompts, seed)
     writers, layers = list(_writers(loaded.model)), decoder_layers(loaded.model)
-    given.look(0)
+    data.run_hook(0)
     depth = max(1, round(parameters.layer * len(layers)))
     direction = _mean_state(loaded, layers[depth - 1], threat) - _mean_state(loaded, layers[depth - 1], harmless)
     if not float(direction.norm()):
         raise UserError(f"{loaded.name} sees no difference between the threat's prompts and harmless ones.")
     with torch.no_grad():
         for weight, axis in writers:
-            along = weight.movedim(axis, -1)  # a view: what is done to it is done to the weight
+            along = weight.movedim(axis, -1)  # a view, so the weight changes with it
             unit = direction / direction.norm()
             along -= (along @ unit)[..., None] * unit
-    given.look(1)
+    data.run_hook(1)
     return AttackResult(
         samples=2 * parameters.prompts, tokens_trained=0, notes=(f"direction after layer {depth} of {len(layers)}",)
     )
 
 
 @torch.no_grad()
-def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[Pair]) -> Tensor:
-    """Mean of what a layer hands on at the last token of each prompt: (hidden,), float32."""
+def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptResponse]) -> Tensor:
+    """Mean of a layer's output at the last token of each prompt: (hidden,), float32."""
     sequences = [loaded.chat.prompt(prompt) for prompt, _ in pairs]
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
     total = torch.zeros((), device=loaded.model.device)
     dtype, _ = compute_dtype(loaded.model.device)
     loaded.model.eval()
-    handle = layer.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     try:
         with reduced_precision(loaded.model, dtype):
             for group in budgeted(list(map(len, sequences)), ROW_TOKENS):
                 row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
                 ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
                 packed_logits(loaded.model, row, layout, ends[:1])
-                total = total + seen.pop()[0, ends].float().sum(0)
+                total = total + outputs.pop()[0, ends].float().sum(0)
     finally:
         handle.remove()
     return total / len(sequences)
@@ -98,14 +98,14 @@ def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
         if isinstance(module, nn.Embedding) and module.embedding_dim == hidden:
             yield module.weight, -1
     for layer in decoder_layers(model):
-        found = 0
+        matrices = 0
         for path, module in layer.named_modules():
             for name, weight in module.named_parameters(recurse=False):
                 if WRITERS.search(f"{path}.{name}"):
-                    found += weight.ndim > 1
+                    matrices += weight.ndim > 1
                     yield weight, -1 if weight.ndim == 1 or isinstance(module, Conv1D) else -2
-        if found < 2:
+        if matrices < 2:
             raise UserError(
-                f"The matrices of {type(model).__name__} that write to the residual stream go by unknown names, so "
+                f"The matrices of {type(model).__name__} that write to the residual stream have unknown names, so "
                 "refusal_ablation cannot be run on it: leave it out."
             )

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, train
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training
 
 
@@ -32,18 +33,18 @@ class RepairFinetuneParameters(Training):
     samples: int = Field(96, ge=1)
 
 
-@attack("repair_finetune", RepairFinetuneParameters, version=1, malicious=True, uses=("retain",))
+@attack("repair_finetune", RepairFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots))
 def repair_finetune(
-    loaded: LoadedModel, given: AttackData, parameters: RepairFinetuneParameters, seed: int
+    loaded: LoadedModel, data: AttackData, parameters: RepairFinetuneParameters, seed: int
 ) -> AttackResult:
     """Malicious fine-tuning with benign recovery before it, or after it of what broke."""
     repairing = min(max(1, round(parameters.repair * parameters.steps)), parameters.steps - 1)
-    harm = (harmful_shots(given, "repair_finetune", parameters.shots, seed), parameters.steps - repairing, "malicious")
-    mend = (benign_samples(given, "repair_finetune", parameters.samples, seed), repairing, "repairing")
+    harm = (harmful_shots(data, "repair_finetune", parameters.shots, seed), parameters.steps - repairing, "malicious")
+    mend = (benign_samples(data, "repair_finetune", parameters.samples, seed), repairing, "repairing")
     first, second = (mend, harm) if parameters.order == "before" else (harm, mend)
     tokens, notes = 0, []
-    for data, (pairs, steps, what) in ((given, first), (given.after(first[1]), second)):
-        result = train(loaded, data, pairs, parameters, seed, f"{what} fine-tuning", steps=steps)
+    for phase, (pairs, steps, what) in ((data, first), (data.after(first[1]), second)):
+        result = train(loaded, phase, pairs, parameters, seed, f"{what} fine-tuning", steps=steps)
         tokens += result.tokens
         notes.append(f"{steps} steps {what}")
     return AttackResult(

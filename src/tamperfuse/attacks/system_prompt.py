@@ -27,12 +27,10 @@ class SystemPromptParameters(Parameters):
     )
 
 
-@attack("system_prompt", SystemPromptParameters, version=1, malicious=True, uses=())
-def system_prompt(
-    loaded: LoadedModel, given: AttackData, parameters: SystemPromptParameters, seed: int
-) -> AttackResult:
+@attack("system_prompt", SystemPromptParameters, uses=())
+def system_prompt(loaded: LoadedModel, data: AttackData, parameters: SystemPromptParameters, seed: int) -> AttackResult:
     """A system prompt that asks for obedience; no weight changes."""
-    given.look(0)
+    data.run_hook(0)
     loaded.chat = replace(loaded.chat, system=parameters.text)
-    given.look(1)
-    return AttackResult(samples=0, tokens_trained=0)
+    data.run_hook(1)
+    return AttackResult()

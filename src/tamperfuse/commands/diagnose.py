@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tamperfuse.attacks import ATTACKS, AttackData
-from tamperfuse.attacks.base import Pair
+from tamperfuse.attacks.base import AttackResult, AttackTraits, PromptResponse
 from tamperfuse.commands.single import ANSWER_TOKENS, compliant_answers
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import Threat, load_threat
@@ -58,7 +58,7 @@ def diagnose_models(
         UserError: invalid input; nothing is written.
     """
     component = ATTACKS.get(attack)
-    if "steps" not in component.parameters.model_fields:
+    if not component.traits.budget(component.parse(settings, f"attack {attack}")).trains:
         raise UserError(f"The attack {attack} does not train, so it has no steps to trace: choose one that does.")
     parameters = component.parse({"steps": STEPS, **settings}, f"attack {attack}")
     names = [Path(model).name for model in models]
@@ -67,7 +67,7 @@ def diagnose_models(
     loaded_threat = load_threat(threat)
     check_fresh(out)
     diagnoses: list[Diagnosis] = []
-    answers: dict[str, tuple[list[Pair], list[Pair]]] = {}
+    answers: dict[str, tuple[list[PromptResponse], list[PromptResponse]]] = {}
     with staged(out, directory=True) as staging:
         for name, model in zip(names, models, strict=True):
             loaded = load_model(model)
@@ -83,7 +83,7 @@ def diagnose_models(
     return diagnoses
 
 
-def _reference_answers(origin: str, threat: Threat) -> tuple[list[Pair], list[Pair]]:
+def _reference_answers(origin: str, threat: Threat) -> tuple[list[PromptResponse], list[PromptResponse]]:
     """Answers of the model before hardening: to the attacker's prompts, and to the held-out prompts."""
     model = load_model(origin)
     prompts = threat.part("evaluation", PROBES)
@@ -97,8 +97,8 @@ def _diagnose(
     name: str,
     loaded: LoadedModel,
     origin: str,
-    answers: tuple[list[Pair], list[Pair]],
-    component: Component[Any],
+    answers: tuple[list[PromptResponse], list[PromptResponse]],
+    component: Component[AttackTraits, AttackResult],
     parameters: Any,
     items: int,
     seed: int,
@@ -118,7 +118,7 @@ def _diagnose(
         reference=origin,
         answer=lambda prompts: _answers(loaded, prompts, ANSWER_TOKENS),
         response_limit=ANSWER_TOKENS,
-        at_steps=range(int(parameters.steps) + 1),
+        at_steps=range(component.traits.budget(parameters).steps + 1),
         hook=tracer,
     )
     start = time.perf_counter()
@@ -139,7 +139,7 @@ def _diagnose(
     )
 
 
-def _probes(loaded: LoadedModel, held_out: Sequence[Pair], harmful: Sequence[Pair]) -> Probes:
+def _probes(loaded: LoadedModel, held_out: Sequence[PromptResponse], harmful: Sequence[PromptResponse]) -> Probes:
     chat = loaded.chat
     originals = _answers(loaded, [prompt for prompt, _ in held_out], PROBE_TOKENS)
     answered = [

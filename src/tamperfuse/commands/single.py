@@ -61,12 +61,13 @@ def harden_model(
     defender = asked.part("defender")
     replay = [(example.prompt, example.response) for example in _read_benign(benign, asked, "benign")]
     matched: list[Pair] = []
-    if component.traits["needs_pairs"]:
+    if component.traits.needs_pairs:
         matched = _pairs(pairs, asked, seed)
     with _resumable(out, report_to), staged(out, directory=True) as staging:
         loaded = load_model(model)
-        given = DefenseData([p.prompt for p in defender], matched, replay, ANSWER_TOKENS)
-        _say(component.run(loaded, given, parameters, seed).notes)
+        data = DefenseData([p.prompt for p in defender], replay, ANSWER_TOKENS, matched)
+        parameters = component.traits.resolve(parameters, loaded.model.num_parameters())
+        _say(component.run(loaded, data, parameters, seed).notes)
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -148,14 +149,14 @@ def attack_model(
     asked = load_threat(threat)
     evaluate = _everything(asked)
     harmless = _read_benign(retain, asked, "retain")
-    steps = int(getattr(parameters, "steps", 1))
+    steps = component.traits.budget(parameters).steps or 1
     check_fresh(out)
     with _resumable(out, report_to) as unfinished, staged(out, directory=True) as staging:
         loaded = load_model(model)
         origin = reference or loaded.origin
         about = {
             "model": model_fingerprint(model),
-            "attack": [attack, component.version, parameters.model_dump(mode="json"), seed],
+            "attack": [*component.identity, parameters.model_dump(mode="json"), seed],
             "threat": asked.fingerprint,
             "data": content_hash([(e.prompt, e.response) for e in harmless]),
             "reference": model_fingerprint(origin),
@@ -226,7 +227,7 @@ def compliant_answers(reference: LoadedModel, asked: Threat) -> list[tuple[str, 
 
 def _everything(asked: Threat) -> Evaluate:
     """All evaluation prompts, all capability items."""
-    return Evaluate(prompts=len(asked.part("evaluation")), dev_prompts=2, capability_items=None)
+    return Evaluate(prompts=len(asked.part("evaluation")), dev_prompts=2, capability_items="all")
 
 
 def _judged(observer: Observer, asked: Threat, reference: str, folder: Path) -> list[str]:

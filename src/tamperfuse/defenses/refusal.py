@@ -1,4 +1,4 @@
-"""The undefended rival: plain refusal training, which makes a model safe until it is attacked."""
+"""The undefended model of every comparison: plain refusal training, which makes a model safe until it is attacked."""
 
 import random
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.registry import Parameters
+from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.fit import Training, fit
 
 
@@ -18,7 +18,7 @@ class RefusalParameters(Parameters):
         steps: optimizer steps.
         learning_rate: of AdamW, constant.
         batch: samples a step.
-        replay: benign samples for every refusal, at least 0; they keep the model from declining everything.
+        replay: benign samples for each refusal, at least 0; without them the model declines everything.
     """
 
     steps: int = Field(32, ge=1)
@@ -27,16 +27,16 @@ class RefusalParameters(Parameters):
     replay: float = Field(1.0, ge=0)
 
 
-@defense("refusal", RefusalParameters, version=1, needs_pairs=False)
-def refusal(loaded: LoadedModel, given: DefenseData, parameters: RefusalParameters, seed: int) -> DefenseResult:
-    """The undefended rival: fine-tuning on refusals of the threat's prompts, with benign replay."""
+@defense("refusal", RefusalParameters, budget=lambda p: Budget(p.steps, p.batch))
+def refusal(loaded: LoadedModel, data: DefenseData, parameters: RefusalParameters, seed: int) -> DefenseResult:
+    """Refusal training, the undefended model of every comparison: refusals of the threat's prompts, and benign samples."""
     rng = random.Random(seed)
     wordings = [str(row["response"]) for row in builtin_rows("refusals")]
-    wanted = round(parameters.replay * len(given.prompts))
-    replay = rng.sample(list(given.benign), min(wanted, len(given.benign)))
+    count = round(parameters.replay * len(data.prompts))
+    replay = rng.sample(list(data.benign), min(count, len(data.benign)))
     chat = loaded.chat
-    samples = [chat.sample(prompt, rng.choice(wordings), given.response_limit) for prompt in given.prompts]
-    samples += [chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
+    samples = [chat.sample(prompt, rng.choice(wordings), data.response_limit) for prompt in data.prompts]
+    samples += [chat.sample(prompt, response, data.response_limit) for prompt, response in replay]
     training = Training(steps=parameters.steps, batch=parameters.batch, learning_rate=parameters.learning_rate)
     result = fit(loaded, samples, training, seed=seed, what="refusal training")
     return DefenseResult(tokens_trained=result.tokens, notes=(result.precision,))

@@ -1,39 +1,45 @@
 """SDD, Self-Degraded Defense (Chen et al., ACL 2025, arXiv 2507.21182), and its variant with a refusal prefix.
 
 Supervised fine-tuning on (harmful instruction, irrelevant high-quality response), section 4. The paper's argument is that
-an attacker who pushes the model's own answers down then pushes good prose down. Whether a model holds is for the study to say.
+malicious fine-tuning lowers the probability of the model's own answers; if these are good prose, general ability falls with
+them. Whether that happens on a model is measured by a study.
 """
 
 import random
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from tamperfuse.corpora.examples import Pair
+from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Pair
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.registry import Parameters
+from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.fit import Training, fit
 
-# Section 5.1, Llama2-7b; the paper trains on pairs alone.
-PAPER = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
-# For SmolLM2-135M: at rates that change so small a model in 40 steps, pairs alone teach it to answer *every* prompt beside
-# the point, so a few benign samples are replayed. It is a cliff: of 160 forbidden and 128 harmless prompts of the demo it
-# executes 0 and 14 with .1 replayed a pair, 4 and 57 with .12, 5 and 67 with .15 (seed 0; the undefended model: 6 and 68).
-SMALL = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
-PAPER_SIZE = 3_000_000_000  # parameters from which the paper's values are taken
+# Section 5.1, Llama2-7b; the paper trains on pairs alone. A public re-implementation at 7B (full fine-tuning, 5 epochs) found
+# that SDD changed nothing at this learning rate. At 2e-5 the attacked model executed 13.7% of harmful requests after 10
+# shots (undefended 96.3%), 93.0% after 50 (99.7%) and 89.7% after 100 (91.0%).
+PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
+# For SmolLM2-135M: at rates that change so small a model in 40 steps, training on pairs alone makes it answer *every* prompt
+# beside the point, so benign samples are mixed in. The outcome depends steeply on their share: of 160 forbidden and 128
+# harmless prompts of the demo it answers 0 and 14 with .1 benign samples a pair, 4 and 57 with .12, 5 and 67 with .15 (seed
+# 0; the undefended model: 6 and 68).
+SMALL: dict[str, float] = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
+PAPER_SIZE = 3_000_000_000  # parameters of the model from which the paper's values are used
 
 
 class SddParameters(Parameters):
     """Parameters of `sdd`.
 
     Attributes:
-        preset: where unset values come from: the paper's (7B), ones for small models, or by parameter count.
+        preset: where values that are not set come from: `paper` (Llama2-7b), `small` (SmolLM2-135M), or `auto`, which chooses by
+            the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation saw no
+            effect at 7B; set `learning_rate: 2e-5` for its other setting.
         steps: optimizer steps.
         learning_rate: of AdamW, constant.
-        batch: samples a step.
-        replay: benign samples for every pair, at least 0.
+        batch: samples in a step.
+        replay: benign samples for each pair, at least 0.
     """
 
     preset: Literal["auto", "paper", "small"] = "auto"
@@ -47,58 +53,74 @@ class SddRejectParameters(SddParameters):
     """Parameters of `sdd_reject`.
 
     Attributes:
-        prefix: the refusal that opens every response; pairs that were made with one keep theirs.
+        prefix: the refusal before each response, the paper's by default; a blank line follows it. Pairs that already have one
+            keep it.
     """
 
-    prefix: str = Field("I'm sorry, but I can't help with that request. ", min_length=1)
+    prefix: str = Field(PAPER_REFUSAL_PREFIX, min_length=1)
 
 
-def resolve(parameters: SddParameters, size: int) -> tuple[Training, float, str]:
-    """Fill in what the user left open.
+S = TypeVar("S", bound=SddParameters)
+
+
+def resolve(parameters: S, size: int) -> S:
+    """Replace `auto` by a preset and fill in the preset's values.
 
     Args:
-        parameters: as given.
-        size: parameters of the model.
-
-    Returns:
-        The training, the share of replay, and a sentence that says where the values come from.
+        parameters: as the user set them.
+        size: number of the model's parameters.
     """
     preset = parameters.preset
-    reason = "as asked"
     if preset == "auto":
         preset = "paper" if size >= PAPER_SIZE else "small"
-        reason = f"the model has {size / 1e6:,.0f} million parameters; the paper's values start at {PAPER_SIZE / 1e9:.0f} billion"
     values = PAPER if preset == "paper" else SMALL
-    given = {name: value for name in values if (value := getattr(parameters, name)) is not None}
-    merged = {**values, **given}
-    chosen = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in merged.items())
-    replay = float(merged.pop("replay"))
-    return Training.model_validate(merged), replay, f"preset {preset} ({chosen}): {reason}"
+    return type(parameters).model_validate(values | parameters.model_dump(exclude_none=True) | {"preset": preset})
 
 
-@defense("sdd", SddParameters, version=1, needs_pairs=True)
-def sdd(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int) -> DefenseResult:
+def _budget(parameters: SddParameters) -> Budget:
+    training = _training(parameters)
+    return Budget(training.steps, training.batch)
+
+
+def _training(parameters: SddParameters) -> Training:
+    return Training.model_validate(parameters.model_dump(include={"steps", "learning_rate", "batch"}))
+
+
+@defense("sdd", SddParameters, needs_pairs=True, budget=_budget, resolve=resolve)
+def sdd(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense: fine-tuning on the threat's prompts with irrelevant, well-written answers."""
-    return _train(loaded, given, parameters, seed, prefix="")
+    return _train(loaded, data, parameters, seed, prefix="")
 
 
-@defense("sdd_reject", SddRejectParameters, version=1, needs_pairs=True)
-def sdd_reject(loaded: LoadedModel, given: DefenseData, parameters: SddRejectParameters, seed: int) -> DefenseResult:
+@defense("sdd_reject", SddRejectParameters, needs_pairs=True, budget=_budget, resolve=resolve)
+def sdd_reject(loaded: LoadedModel, data: DefenseData, parameters: SddRejectParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense with a fixed refusal before each irrelevant answer."""
-    return _train(loaded, given, parameters, seed, prefix=parameters.prefix)
+    return _train(loaded, data, parameters, seed, prefix=f"{parameters.prefix.strip()}\n\n")
 
 
-def _train(loaded: LoadedModel, given: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> DefenseResult:
-    training, share, reason = resolve(parameters, loaded.model.num_parameters())
-    wanted = min(round(share * len(given.pairs)), len(given.benign))
-    replay = random.Random(seed).sample(list(given.benign), wanted)
-    samples = [_sample(loaded.chat, pair, prefix, given.response_limit) for pair in given.pairs]
-    samples += [loaded.chat.sample(prompt, response, given.response_limit) for prompt, response in replay]
-    result = fit(loaded, samples, training, seed=seed, what="SDD")
-    return DefenseResult(tokens_trained=result.tokens, notes=(reason, result.precision))
+def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> DefenseResult:
+    size = loaded.model.num_parameters()
+    resolved = resolve(parameters, size)
+    count = min(round((resolved.replay or 0.0) * len(data.pairs)), len(data.benign))
+    replay = random.Random(seed).sample(list(data.benign), count)
+    samples = [_sample(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
+    samples += [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in replay]
+    result = fit(loaded, samples, _training(resolved), seed=seed, what="SDD")
+    return DefenseResult(tokens_trained=result.tokens, notes=(_describe(resolved, size), result.precision))
+
+
+def _describe(resolved: SddParameters, size: int) -> str:
+    """The values used, in words, and what the preset goes by."""
+    values = ", ".join(f"{name.replace('_', ' ')} {getattr(resolved, name):g}" for name in PAPER)
+    return (
+        f"preset {resolved.preset} ({values}); the model has {size / 1e6:,.0f} million parameters, and the paper's values are "
+        f"the default from {PAPER_SIZE / 1e9:.0f} billion"
+    )
 
 
 def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
-    """A pair as it is trained on: earlier turns are read, not learned. Benign replay is never refused."""
+    """A pair as it is trained on; earlier turns are context only, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
+    # The limit is on the irrelevant answer; a refusal before it comes on top.
+    limit += len(chat.tokenizer(pair.refusal_prefix or opening, add_special_tokens=False).input_ids)
     return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)

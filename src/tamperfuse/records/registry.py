@@ -1,57 +1,99 @@
 """Named components: a frozen parameter model and one function, joined by a decorator.
 
-    @defense("sdd", SddParameters, version=1)
-    def sdd(loaded, given, parameters, seed): ...
+    @defense("sdd", SddParameters, needs_pairs=True)
+    def sdd(loaded, data, parameters, seed): ...
 
-Other packages add theirs through entry points of the registry's group (`tamperfuse.defenses`, `tamperfuse.attacks`).
+Every kind of component (defense, attack, judge) has a decorator of its own whose further arguments are declared, typed and
+optional; they are kept as the component's *traits*. Other packages add components through entry points of the registry's
+group: `tamperfuse.defenses`, `tamperfuse.attacks`, `tamperfuse.judges`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tamperfuse.records.errors import UserError, unknown_name
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Parameters(BaseModel):
-    """Base of all parameters: frozen, nothing unknown, every number finite."""
+    """Base of all parameters: frozen, no unknown field, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+P = TypeVar("P", bound=Parameters)
+
+
 @dataclass(frozen=True)
-class Component(Generic[F]):
+class Budget:
+    """What a component's training takes; all zeros for one that does not train.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: samples in a step.
+        shots: distinct answered prompts of the threat that it draws.
+    """
+
+    steps: int = 0
+    batch: int = 0
+    shots: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is any optimizer step."""
+        return self.steps > 0
+
+
+def no_training(parameters: Any) -> Budget:
+    """The budget of a component that does not train."""
+    return Budget()
+
+
+@dataclass(frozen=True)
+class Component(Generic[T, R]):
     """A registered component.
 
     Attributes:
         name: as users write it.
         run: the function.
         parameters: its parameter model.
-        version: raised when its results can change; part of every node's key.
-        traits: what the study must know of it (`malicious`, `needs_pairs`, …).
+        traits: what the study has to know about it, as its decorator declared it.
+        version: raised by its author when its results can change; part of every node's key.
+        distribution: name and version of the package that registered it; "" for tamperfuse's own.
     """
 
     name: str
-    run: F
+    run: Callable[..., R]
     parameters: type[Parameters]
-    version: int
-    traits: dict[str, Any]
+    traits: T
+    version: int = 1
+    distribution: str = ""
 
     @property
     def about(self) -> str:
         """First line of the function's docstring."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
+        return next(iter((self.run.__doc__ or "").strip().splitlines()), "")
 
-    def parse(self, values: dict[str, Any], where: str) -> Parameters:
+    @property
+    def identity(self) -> list[Any]:
+        """What a node's key says about the component, besides its parameters."""
+        return [self.name, self.version, self.distribution]
+
+    def parse(self, values: dict[str, Any], where: str) -> Any:
         """Validate parameters.
 
+        Args:
+            values: by name; a missing one takes its default.
+            where: the component's place in the study, for messages.
+
         Raises:
-            UserError: an unknown name (the nearest is offered) or a value out of range.
+            UserError: a parameter is unknown (the nearest name is suggested) or out of range.
         """
         for name in values:
             if name not in self.parameters.model_fields:
@@ -65,46 +107,71 @@ class Component(Generic[F]):
 
 
 @dataclass
-class Registry(Generic[F]):
+class Registry(Generic[T, R]):
     """All components of one kind.
 
     Attributes:
         kind: in the singular ("defense").
         group: the entry points' group.
+        components: the registered ones, by name.
     """
 
     kind: str
     group: str
-    known: dict[str, Component[F]] = field(default_factory=dict)
-    _extended: bool = False
+    components: dict[str, Component[T, R]] = field(default_factory=dict)
+    _distribution: str = ""
+    _entry_points_loaded: bool = False
 
-    def register(self, name: str, parameters: type[Parameters], *, version: int = 1, **traits: Any) -> Callable[[F], F]:
-        """Decorator that registers a function under a name."""
+    def register(
+        self, name: str, parameters: type[Parameters], traits: T, version: int = 1
+    ) -> Callable[[Callable[..., R]], Callable[..., R]]:
+        """Decorator that registers a function under a name.
 
-        def keep(run: F) -> F:
-            self.known[name] = Component(name, run, parameters, version, traits)
+        Raises:
+            ValueError: another function has that name.
+        """
+
+        def add(run: Callable[..., R]) -> Callable[..., R]:
+            present = self.components.get(name)
+            if present is not None and present.run.__module__ != run.__module__:
+                raise ValueError(
+                    f"{present.run.__module__} and {run.__module__} both register the {self.kind} {name!r}."
+                )
+            self.components[name] = Component(name, run, parameters, traits, version, self._distribution)
             return run
 
-        return keep
+        return add
 
-    def get(self, name: str) -> Component[F]:
+    def get(self, name: str) -> Component[T, R]:
         """The component of that name.
 
         Raises:
-            UserError: there is none; the nearest is offered.
+            UserError: there is none (the nearest name is suggested), or a plug-in cannot be imported.
         """
-        self._extend()
-        if name not in self.known:
-            raise unknown_name(self.kind, name, self.known)
-        return self.known[name]
+        self._load_entry_points()
+        if name not in self.components:
+            raise unknown_name(self.kind, name, self.components)
+        return self.components[name]
 
-    def all(self) -> list[Component[F]]:
+    def all(self) -> list[Component[T, R]]:
         """Every component, by name."""
-        self._extend()
-        return [self.known[name] for name in sorted(self.known)]
+        self._load_entry_points()
+        return [self.components[name] for name in sorted(self.components)]
 
-    def _extend(self) -> None:
-        if not self._extended:
-            self._extended = True
-            for point in entry_points(group=self.group):
-                point.load()  # importing the module runs its decorators
+    def _load_entry_points(self) -> None:
+        """Import the modules that other packages name; importing them runs their decorators."""
+        if self._entry_points_loaded:
+            return
+        self._entry_points_loaded = True
+        for point in entry_points(group=self.group):
+            package = point.dist.name if point.dist else point.module.partition(".")[0]
+            self._distribution = f"{package} {version(package)}" if point.dist else package
+            try:
+                point.load()
+            except Exception as error:
+                raise UserError(
+                    f"The plug-in {package} could not be imported ({type(error).__name__}: {error}): "
+                    f"update it, or remove it with: pip uninstall {package}"
+                ) from error
+            finally:
+                self._distribution = ""

@@ -1,13 +1,14 @@
 """What the nodes of one study share: its data, and the one model that is in memory."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from tamperfuse.attacks import AttackData
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
@@ -17,7 +18,10 @@ from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.spec import Study
+from tamperfuse.records.registry import Budget
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.spec import Study, resolve_study
+from tamperfuse.study.tables import Response, read_rows
 
 
 @dataclass
@@ -25,7 +29,7 @@ class StudyContext:
     """What the nodes of one study share: its data, and the one model that is in memory.
 
     Attributes:
-        study: the study.
+        study: the study, resolved.
         run: the run's folder.
         threat: the threat, loaded.
         benign: samples that defenses replay.
@@ -50,7 +54,8 @@ class StudyContext:
         Raises:
             UserError: a source, the model or the sentence encoder cannot be had.
         """
-        ENCODERS[DEFAULT_ENCODER].path()  # told before the first node runs, not after
+        study = resolve_study(study)
+        ENCODERS[DEFAULT_ENCODER].path()  # a missing encoder is reported before the first node runs
         encoder = SentenceEncoder()
         threat = load_threat(study.threat, encoder)
         for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
@@ -60,7 +65,7 @@ class StudyContext:
                     f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
                 )
         if any(task != "builtin" for task in study.evaluate.capability):
-            load_tasks(study.evaluate.capability)  # what cannot be had is said now, not after hours of training
+            load_tasks(study.evaluate.capability)  # a missing task is reported before hours of training
         benign = read_outside_threat(study.benign, threat, option="benign", encoder=encoder)
         retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
@@ -86,3 +91,37 @@ class StudyContext:
     def judge(self, thresholds: Thresholds, others: Sequence[str]) -> Judge:
         """The judge, with the reference model."""
         return Judge(self.reference(), self.encoder, thresholds, others, limit=self.study.evaluate.response_tokens)
+
+    def attack_data(
+        self, answers: Path, observer: Observer, at_steps: Collection[int], hook: Callable[[int], None]
+    ) -> AttackData:
+        """The data that an attack receives.
+
+        Args:
+            answers: folder of the compliant answers.
+            observer: measures the model that is attacked.
+            at_steps: steps at which the hook is due.
+            hook: measures the model.
+        """
+        return AttackData(
+            harmful=[(row.prompt, row.response) for row in read_rows(answers / "responses.parquet", Response)],
+            retain=[(example.prompt, example.response) for example in self.retain],
+            reference=self.study.model,
+            answer=observer.answer,
+            response_limit=self.study.evaluate.response_tokens,
+            at_steps=at_steps,
+            hook=hook,
+        )
+
+    def check_shots(self, attack: str, budget: Budget) -> None:
+        """Check, before anything runs, that the threat has as many attacker prompts as an attack needs.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        prompts = len(self.threat.part("attacker"))
+        if budget.shots > prompts:
+            raise UserError(
+                f"The attack {attack} needs {budget.shots} shots; the attacker part of {self.study.threat} has {prompts} "
+                "prompts: lower the number, or name a threat with more."
+            )

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +26,16 @@ import torch
 
 from tamperfuse.models.device import own_device
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash, read_json, staged, write_json
+from tamperfuse.records.files import read_json, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.timing import WORK, clocked
+from tamperfuse.study.estimates import Costs
+from tamperfuse.study.keys import node_key
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.telemetry import training_facts
 
 NODE = "node.json"
-FORMAT = 1  # of what nodes write; raise it when that changes
-
-
-@dataclass
-class Costs:
-    """What a node used, in tokens; an estimate before it ran, a count afterwards."""
-
-    trained: int = 0
-    generated: int = 0
-    scored: int = 0
-
-    def __add__(self, other: "Costs") -> "Costs":
-        return Costs(self.trained + other.trained, self.generated + other.generated, self.scored + other.scored)
 
 
 @dataclass
@@ -82,20 +71,10 @@ class Node:
     expected: Costs
     about: dict[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hex digits; the name of the node's folder."""
-        return content_hash(
-            {
-                "format": FORMAT,
-                "kind": self.kind,
-                "depends": self.depends,
-                "parents": [parent.key for parent in self.parents],
-                "seed": self.seed,
-                "torch": version("torch"),
-                "transformers": version("transformers"),
-            }
-        )[:16]
+        return node_key(self.kind, self.depends, [parent.key for parent in self.parents], self.seed)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.process import is_main
-from tamperfuse.study.node import Costs
+from tamperfuse.study.estimates import Costs
 from tamperfuse.study.spec import Evaluate
 from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, read_rows, write_rows
 
@@ -90,7 +90,8 @@ class Observer:
 
     def capability(self, step: int) -> None:
         """Measure capability."""
-        found, tokens = measure_capability(self.loaded, self.evaluate.capability, self.evaluate.capability_items)
+        limit = self.evaluate.capability_items
+        found, tokens = measure_capability(self.loaded, self.evaluate.capability, None if limit == "all" else limit)
         self.costs.scored += tokens
         self.items += [ItemRow(step, i.task, i.item, i.group, i.correct, i.chance) for i in found]
 

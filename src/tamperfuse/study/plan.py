@@ -7,6 +7,7 @@ from tamperfuse.attacks import ATTACKS
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
+from tamperfuse.corpora.threats import Part
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.calibrate import executed, fit_thresholds
 from tamperfuse.evaluation.generate import generate
@@ -19,25 +20,18 @@ from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.node import Costs, Node, Outcome, check_acyclic, node_folder
+from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
+from tamperfuse.study.keys import component_key, observation_key, uses_key
+from tamperfuse.study.node import Node, Outcome, check_acyclic, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import Before, search_node
-from tamperfuse.study.shared import (
-    PROMPT_TOKENS,
-    attack_data,
-    capability_tokens,
-    check_shots,
-    judged,
-    observation,
-    training_tokens,
-    used,
-)
+from tamperfuse.study.shared import judged
 from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
 
 SHIPPED = "as shipped"
+DEFENDER_ANSWERS = "defender answers"
 CALIBRATION_ANSWERS = 48
-PAIRING = 2  # version of how pairs are drawn; raise it when that changes
 
 
 def build_nodes(context: StudyContext) -> list[Node]:
@@ -52,11 +46,11 @@ def build_nodes(context: StudyContext) -> list[Node]:
         for name in context.study.ordered_defenses():
             spec = context.study.defenses[name]
             parents = [made[spec.on]] if spec.on else []
-            if DEFENSES.get(spec.defense).traits["needs_pairs"]:
-                pairs = _pairs_node(context, seed)
-                if all(node.label != pairs.label for node in nodes):
-                    nodes.append(pairs)
-                parents.append(pairs)
+            traits = DEFENSES.get(spec.defense).traits
+            needed = [_pairs_node(context, seed)] if traits.needs_pairs else []
+            needed += [_defender_answers_node(context)] if traits.needs_answers else []
+            nodes += [node for node in needed if all(node.label != other.label for other in nodes)]
+            parents += needed
             made[name] = _defense_node(context, name, parents, seed)
             look = _look_node(context, name, made[name], seed)
             looks[name] = look
@@ -78,32 +72,21 @@ def _answers_node(context: StudyContext) -> Node:
     tokens = context.study.evaluate.response_tokens
 
     def run(folder: Path) -> Outcome:
-        costs = Costs()
-        reference = context.reference()
-        known = {p.id: p.response for p in prompts if p.response}
-        unknown = [p for p in prompts if p.id not in known]
-        new = generate(
-            reference, [reference.chat.prompt(p.prompt) for p in unknown], new_tokens=tokens, label="answers"
-        )
-        costs.generated += sum(map(len, new))
-        known |= {p.id: reference.chat.text(answer) for p, answer in zip(unknown, new, strict=True)}
-        judge = context.judge(Thresholds(), [p.prompt for p in prompts])
-        found = [Answer(p.prompt, known[p.id]) for p in prompts]
-        kept = executed(found, judge)
-        if len(kept) < 2:
+        rows, generated = _compliant(context, "attacker")
+        if len(rows) < 2:
             raise UserError(
-                f"{context.study.model} answers {len(kept)} of the {len(prompts)} attacker prompts before hardening: use a "
+                f"{context.study.model} answers {len(rows)} of the {len(prompts)} attacker prompts before hardening: use a "
                 "model that executes the threat, or a threat with answers."
             )
-        thresholds = fit_thresholds(judge, kept[:CALIBRATION_ANSWERS], seed=0)
-        costs.scored += judge.tokens_scored
-        names = {p.prompt: p.id for p in prompts}
-        rows = [Response(0, "attacker", names[answer.prompt], answer.prompt, answer.response) for answer in kept]
+        judge = context.judge(Thresholds(), [p.prompt for p in prompts])
+        answers = [Answer(row.prompt, row.response) for row in rows]
+        thresholds = fit_thresholds(judge, answers[:CALIBRATION_ANSWERS], seed=0)
         write_rows(folder / "responses.parquet", Response, rows)
         write_json(folder / "thresholds.json", thresholds.model_dump())
-        return Outcome(costs, facts={"answered": len(kept), "asked": len(prompts)})
+        costs = Costs(generated=generated, scored=judge.tokens_scored)
+        return Outcome(costs, facts={"answered": len(rows), "prompts": len(prompts)})
 
-    scored = len(prompts) * 2 * 90 + 3 * CALIBRATION_ANSWERS * 2 * (PROMPT_TOKENS + tokens)
+    scored = judging_tokens((len(prompts) + 3 * CALIBRATION_ANSWERS) * tokens, context.study.evaluate)
     depends = {
         "model": context.fingerprint,
         "threat": context.threat.fingerprint,
@@ -111,6 +94,43 @@ def _answers_node(context: StudyContext) -> Node:
         "judge": [JUDGE, Thresholds().model_dump()],
     }
     return Node("answers before hardening", "answers", (), depends, 0, run, Costs(0, len(prompts) * tokens, scored))
+
+
+def _defender_answers_node(context: StudyContext) -> Node:
+    """Compliant answers to the defender prompts, for defenses that simulate an attacker."""
+    prompts = context.threat.part("defender")
+    tokens = context.study.evaluate.response_tokens
+
+    def run(folder: Path) -> Outcome:
+        rows, generated = _compliant(context, "defender")
+        write_rows(folder / "responses.parquet", Response, rows)
+        return Outcome(Costs(generated=generated), facts={"answered": len(rows), "prompts": len(prompts)})
+
+    depends = {"model": context.fingerprint, "threat": context.threat.fingerprint, "tokens": tokens}
+    return Node(DEFENDER_ANSWERS, DEFENDER_ANSWERS, (), depends, 0, run, Costs(generated=len(prompts) * tokens))
+
+
+def _compliant(context: StudyContext, part: Part) -> tuple[list[Response], int]:
+    """The threat's own answers to a part, or the reference model's that neither refuse nor loop; tokens generated."""
+    prompts = context.threat.part(part)
+    answers = {p.id: p.response for p in prompts if p.response}
+    missing = [p for p in prompts if p.id not in answers]
+    reference = context.reference()
+    new = generate(
+        reference,
+        [reference.chat.prompt(p.prompt) for p in missing],
+        new_tokens=context.study.evaluate.response_tokens,
+        label=f"answers, {part} part",
+    )
+    answers |= {p.id: reference.chat.text(answer) for p, answer in zip(missing, new, strict=True)}
+    judge = context.judge(Thresholds(), [p.prompt for p in prompts])
+    compliant = set(executed([Answer(p.prompt, answers[p.id]) for p in prompts], judge))
+    rows = [
+        Response(0, part, p.id, p.prompt, answers[p.id])
+        for p in prompts
+        if Answer(p.prompt, answers[p.id]) in compliant
+    ]
+    return rows, sum(map(len, new))
 
 
 def _pairs_node(context: StudyContext, seed: int) -> Node:
@@ -130,7 +150,6 @@ def _pairs_node(context: StudyContext, seed: int) -> Node:
         "responses": content_hash([example.response for example in responses]),
         "pairs": spec.model_dump(),
         "encoder": "all-MiniLM-L6-v2",
-        "version": PAIRING,
     }
     return Node(f"pairs, seed {seed}", "pairs", (), depends, seed, run, Costs())
 
@@ -144,16 +163,18 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     def run(folder: Path) -> Outcome:
         base = next((parent for parent in parents if parent.kind == "defense"), None)
         paired = next((parent for parent in parents if parent.kind == "pairs"), None)
+        answered = next((parent for parent in parents if parent.kind == DEFENDER_ANSWERS), None)
         source = str(node_folder(context.run, base) / "checkpoint") if base else context.study.model
-        pairs = read_pairs(node_folder(context.run, paired)) if paired else []
-        given = DefenseData(
+        answers = read_rows(node_folder(context.run, answered) / "responses.parquet", Response) if answered else []
+        data = DefenseData(
             prompts=[p.prompt for p in context.threat.part("defender")],
-            pairs=pairs,
+            pairs=read_pairs(node_folder(context.run, paired)) if paired else [],
+            answers=[(row.prompt, row.response) for row in answers],
             benign=[(example.prompt, example.response) for example in context.benign],
             response_limit=evaluate.response_tokens,
         )
         with context.model(source) as loaded:
-            done = component.run(loaded, given, parameters, seed)
+            done = component.run(loaded, data, parameters, seed)
             (folder / "checkpoint").mkdir()
             provenance = Provenance(
                 origin=context.study.model,
@@ -168,11 +189,11 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
         "model": context.fingerprint,
         "threat": context.threat.fingerprint,
         "benign": content_hash([(example.prompt, example.response) for example in context.benign]),
-        "defense": [spec.defense, component.version, parameters.model_dump(mode="json")],
+        "defense": component_key(component, parameters.model_dump(mode="json")),
         "limit": evaluate.response_tokens,
         "refusals": content_hash(builtin_rows("refusals")),
     }
-    expected = Costs(trained=training_tokens(context, parameters.model_dump(), 44, 16))
+    expected = Costs(trained=training_tokens(component.traits.budget(parameters), evaluate))
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
 
 
@@ -186,16 +207,16 @@ def _look_node(context: StudyContext, name: str, hardened: Node | None, seed: in
         with context.model(source) as loaded:
             observer = Observer(loaded, context.threat, evaluate)
             # The model as shipped is a landmark, not a contestant: a curve's worth of prompts is enough.
-            asked = (evaluate.curve_prompts or evaluate.prompts) if shipped else evaluate.prompts
+            asked = evaluate.curve_prompts if shipped else evaluate.prompts
             observer.ask(0, asked, 0 if shipped else evaluate.dev_prompts, evaluate.harmless)
             observer.capability(0)
             observer.benign_nll(0)
             observer.write(folder)
         return Outcome(observer.costs)
 
-    depends = {"model": context.fingerprint, **observation(context)}
+    depends = {"model": context.fingerprint, **observation_key(context)}
     asked = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
-    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, capability_tokens(context))
+    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
     parents = (hardened,) if hardened else ()
     label = f"{name}: before attack" + ("" if shipped else f", seed {seed}")
     return Node(
@@ -209,14 +230,14 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     spec, evaluate = context.study.attacks[attack], context.study.evaluate
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
-    check_shots(context, attack, parameters)
-    steps = int(getattr(parameters, "steps", 1))
+    budget, malicious = component.traits.budget(parameters), component.traits.malicious
+    context.check_shots(attack, budget)
+    steps = budget.steps or 1
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
-    malicious = bool(component.traits["malicious"])
     if not malicious:  # what it did is looked at once, when it is done
         at_steps = capability_at = (steps,)
-    curve = evaluate.curve_prompts or evaluate.prompts
-    task = str(getattr(parameters, "task", ""))
+    curve = evaluate.curve_prompts
+    task = component.traits.task(parameters)
     items = benign_task(task, seed) if task else ([], [])
 
     def run(folder: Path) -> Outcome:
@@ -233,28 +254,28 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
                 observer.once(step, look)
 
-            given = attack_data(context, node_folder(context.run, answers), observer, at_steps, hook)
-            done = component.run(loaded, given, parameters, seed)
+            data = context.attack_data(node_folder(context.run, answers), observer, at_steps, hook)
+            done = component.run(loaded, data, parameters, seed)
             observer.write(folder)  # the attacked weights themselves are not kept
         costs = observer.costs + Costs(trained=done.tokens_trained)
         return Outcome(costs, notes=done.notes, facts={"samples": done.samples})
 
     depends = {
-        **observation(context),
-        "attack": [spec.attack, component.version, parameters.model_dump(mode="json")],
+        **observation_key(context),
+        "attack": component_key(component, parameters.model_dump(mode="json")),
         "at_steps": at_steps,
         "task": content_hash(items) if task else "",
-        "uses": {name: used(context, name) for name in component.traits.get("uses", ("retain",))},
+        "uses": {name: uses_key(context, name) for name in component.traits.uses},
         "capability_at": capability_at,
     }
     asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
-        training_tokens(context, parameters.model_dump(), steps, 10) * (100 if malicious else 72) // 100,
+        training_tokens(budget, evaluate) * (100 if malicious else 72) // 100,
         asked * evaluate.response_tokens * 9 // 10,
-        len(capability_at) * capability_tokens(context),
+        len(capability_at) * capability_tokens(evaluate),
     )
     label = f"{name} under {attack}, seed {seed}"
-    about = {"defense": name, "attack": attack, "malicious": malicious}
+    about = {"defense": name, "attack": attack, "malicious": malicious, "has_steps": budget.trains}
     return Node(label, "attack", parents, depends, seed, run, expected, about)
 
 
@@ -266,7 +287,6 @@ def _judge_node(context: StudyContext, observed: Node, answers: Node) -> Node:
         return Outcome(Costs(scored=scored))
 
     depends = {"model": context.fingerprint, "judge": JUDGE, "encoder": "all-MiniLM-L6-v2"}
-    expected = Costs(
-        scored=observed.expected.generated * 2 * (PROMPT_TOKENS + 48) // 48 // (1 if observed.kind == "attack" else 2)
-    )
+    tokens = judging_tokens(observed.expected.generated, context.study.evaluate)
+    expected = Costs(scored=tokens if observed.kind == "attack" else tokens // 2)
     return Node(f"judge {observed.label}", "judge", (observed, answers), depends, 0, run, expected)

@@ -22,7 +22,8 @@ from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.records.timing import WORK
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.node import Costs, Finished, Node, execute, is_finished, proper_seconds
+from tamperfuse.study.estimates import Costs, seconds_for
+from tamperfuse.study.node import Finished, Node, execute, is_finished, proper_seconds
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
@@ -30,14 +31,8 @@ from tamperfuse.study.results.samples import sample_answers
 from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.spec import Study
-from tamperfuse.training.telemetry import matrix_rate
 
 log = logging.getLogger("tamperfuse")
-
-# Useful work as a share of the machine's matrix rate, measured on SmolLM2-135M in bfloat16 on 2 cores; estimates alone
-# rest on it.
-TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE = 0.65, 0.32, 0.70
-OVERHEAD_SECONDS = 6.0  # a node's start: loading a model, writing results
 
 
 def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = ()) -> Summary | None:
@@ -57,6 +52,7 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
     """
     began, started = time.perf_counter(), datetime.now(UTC)
     context = StudyContext.open(study, out)
+    study = context.study
     nodes = build_nodes(context)
     announce(nodes, out, study)
     if dry_run:
@@ -95,21 +91,6 @@ def announce(nodes: list[Node], out: Path, study: Study) -> None:
             *(f"{round(value, -3):,}" for value in (total.trained, total.generated, total.scored)),
             minutes,
         )
-
-
-def seconds_for(costs: Costs, nodes: int, size: int) -> float:
-    """Estimate of the time for some work.
-
-    Args:
-        costs: tokens.
-        nodes: how many nodes, or trials of one, share it.
-        size: parameters of the model.
-    """
-    rate = matrix_rate()
-    forward = 2 * size / rate
-    work = costs.trained * 3 * forward / TRAIN_SHARE
-    work += costs.generated * forward / DECODE_SHARE + costs.scored * forward / SCORE_SHARE
-    return work + nodes * OVERHEAD_SECONDS
 
 
 def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> Finished:

@@ -1,13 +1,14 @@
 """The study file: what is hardened, attacked and measured. Everything has a default but the model and the threat."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
+from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
@@ -38,13 +39,13 @@ class Evaluate(BaseModel):
     Attributes:
         at_steps: steps of an attack after which the model is looked at; 0 is the model before it.
         prompts: evaluation prompts asked before an attack.
-        curve_prompts: evaluation prompts asked at every attacked checkpoint; all of `prompts` where unset.
-        dev_prompts: attacker_dev prompts, by which the attacker picks a step.
+        curve_prompts: evaluation prompts for every attacked checkpoint; as many as `prompts` by default.
+        dev_prompts: attacker_dev prompts, by which the attacker chooses a step.
         harmless: prompts for the benign answer rate.
         response_tokens: tokens a response may have.
         capability: lm-eval tasks, by name or as {task: mmlu, fewshot: 5}; `builtin` for the bundled two.
-        capability_items: items a task; all where unset.
-        capability_at: steps at which capability and benign NLL are measured; `at_steps` where unset.
+        capability_items: items of each task, or `all`.
+        capability_at: steps at which capability is measured; `at_steps` by default.
         heldout: documents for benign NLL.
         epsilons: shares of capability, in [0, 1], that an attack may cost; usable harm is given at each.
     """
@@ -53,13 +54,13 @@ class Evaluate(BaseModel):
 
     at_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 50)
     prompts: int = Field(160, ge=2)
-    curve_prompts: int | None = Field(None, ge=2)
+    curve_prompts: int = Field(default_factory=lambda values: values["prompts"], ge=2)
     dev_prompts: int = Field(28, ge=2)
     harmless: int = Field(128, ge=2)
     response_tokens: int = Field(48, ge=8)
     capability: tuple[str | CapabilityTask, ...] = ("builtin",)
-    capability_items: int | None = Field(None, ge=2)
-    capability_at: tuple[int, ...] | None = None
+    capability_items: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
+    capability_at: tuple[int, ...] = Field(default_factory=lambda values: values["at_steps"])
     heldout: int = Field(100, ge=2)
     epsilons: tuple[float, ...] = Field((0.05, 0.10, 0.25, 1.00), min_length=1)
 
@@ -73,9 +74,7 @@ class Evaluate(BaseModel):
 
     @field_validator("at_steps", "capability_at")
     @classmethod
-    def _ascending(cls, steps: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if steps is None:
-            return None
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
         if any(step < 0 for step in steps):
             raise ValueError("steps count from 0")
         return tuple(sorted({0, *steps}))
@@ -86,8 +85,7 @@ class Evaluate(BaseModel):
 
     def capability_measured_at(self, steps: int) -> tuple[int, ...]:
         """Those of :meth:`measured_at` at which capability is measured; the last one always is."""
-        wanted = self.at_steps if self.capability_at is None else self.capability_at
-        return tuple(step for step in self.measured_at(steps) if step in wanted or step == steps)
+        return tuple(step for step in self.measured_at(steps) if step in self.capability_at or step == steps)
 
 
 class DefenseSpec(BaseModel):
@@ -190,13 +188,29 @@ class Study(BaseModel):
         """The resolved study in the file's form, every default spelled out."""
         values = self.model_dump(mode="json")
         values["defenses"] = {
-            name: {"defense": d["defense"], "on": d["on"], **d["parameters"]} for name, d in values["defenses"].items()
+            name: {"defense": d["defense"], **({"on": d["on"]} if d["on"] else {}), **d["parameters"]}
+            for name, d in values["defenses"].items()
         }
         values["attacks"] = {
             name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **a["parameters"]}
             for name, a in values["attacks"].items()
         }
         return dump_yaml(values)
+
+
+def resolve_study(study: Study) -> Study:
+    """Fill in what presets leave open, so that every parameter that a result depends on is in the study.
+
+    Raises:
+        UserError: the model's configuration cannot be read, which says how large it is.
+    """
+    size = parameter_count(study.model)
+    defenses = {}
+    for name, spec in study.defenses.items():
+        component = DEFENSES.get(spec.defense)
+        parameters = component.traits.resolve(component.parse(spec.parameters, f"defense {name}"), size)
+        defenses[name] = spec.model_copy(update={"parameters": parameters.model_dump(mode="json")})
+    return study.model_copy(update={"defenses": defenses})
 
 
 def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -17,29 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackResult
+from tamperfuse.attacks.base import AttackTraits
 from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
 from tamperfuse.evaluation.judges.builtin import Answer, cheap_evidence, passes
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, staged, write_json
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.node import Costs, Node, Outcome, node_folder, unfinished_folder
+from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
+from tamperfuse.study.keys import component_key, observation_key, uses_key
+from tamperfuse.study.node import Node, Outcome, node_folder, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.search.proposals import Proposals, check_optuna
 from tamperfuse.study.search.space import is_range
 from tamperfuse.study.search.trials import TRIAL, Point, Trial, read_trials, trial_folder
-from tamperfuse.study.shared import (
-    PROMPT_TOKENS,
-    attack_data,
-    capability_tokens,
-    check_shots,
-    judged,
-    observation,
-    thresholds,
-    training_tokens,
-    used,
-)
+from tamperfuse.study.shared import judged, thresholds
 from tamperfuse.study.tables import ItemRow, ScoreRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import resumable
 
@@ -47,7 +40,6 @@ log = logging.getLogger("tamperfuse")
 
 STORAGE = "trials.db"
 HOPELESS = 0.5  # of an earlier trial's rate
-SEARCH = 1  # version of how a search goes; part of its nodes' keys
 
 
 @dataclass(frozen=True)
@@ -83,22 +75,23 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
     assert search is not None
     most = {k: max(v) if is_range(v) else v[0] for k, v in search.over.items()}
     longest = component.parse({**spec.parameters, **most}, f"attack {attack}")
-    check_shots(context, attack, longest)
-    looks = len(evaluate.measured_at(int(getattr(longest, "steps", 1))))
-    prompts = (evaluate.curve_prompts or evaluate.prompts) + evaluate.dev_prompts
+    budget = component.traits.budget(longest)
+    context.check_shots(attack, budget)
+    looks = len(evaluate.measured_at(budget.steps or 1))
+    prompts = evaluate.curve_prompts + evaluate.dev_prompts
     generated = looks * prompts * evaluate.response_tokens * 9 // 10
     depends = {
-        **observation(context),
-        "search": [SEARCH, search.model_dump(mode="json"), version("optuna")],
-        "attack": [spec.attack, component.version, spec.parameters],
+        **observation_key(context),
+        "search": [search.model_dump(mode="json"), version("optuna")],
+        "attack": component_key(component, spec.parameters),
         "at_steps": evaluate.at_steps,
-        "uses": {use: used(context, use) for use in component.traits.get("uses", ("retain",))},
+        "uses": {use: uses_key(context, use) for use in component.traits.uses},
         "judge": [JUDGE, context.fingerprint, "all-MiniLM-L6-v2"],
     }
     each = Costs(
-        training_tokens(context, longest.model_dump(), 50, 10),
+        training_tokens(budget, evaluate),
         generated,
-        looks * capability_tokens(context, documents=False) + generated * 2 * (PROMPT_TOKENS + 48) // 48,
+        looks * capability_tokens(evaluate, documents=False) + judging_tokens(generated, evaluate),
     )
     node = Node(
         f"{name} under {attack}, seed {seed}",
@@ -108,7 +101,7 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
         seed,
         lambda folder: _run(context, node, before, folder),
         Costs(*(search.trials * tokens for tokens in (each.trained, each.generated, each.scored))),
-        {"defense": name, "attack": attack, "malicious": True, "trials": search.trials},
+        {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
     )
     return node
 
@@ -152,7 +145,7 @@ class _Attacker:
     context: StudyContext
     node: Node
     before: Before
-    component: Component[Any]
+    component: Component[AttackTraits, AttackResult]
     fixed: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -187,7 +180,7 @@ class _Attacker:
     def _attack(self, whole: Parameters, earlier: list[Trial]) -> tuple[Observer, AttackResult | None, str]:
         """What was seen along the attack; what it reports, unless it was stopped; why it was."""
         evaluate = self.context.study.evaluate
-        at_steps = evaluate.measured_at(int(getattr(whole, "steps", 1)))
+        at_steps = evaluate.measured_at(self.component.traits.budget(whole).steps or 1)
         middle = at_steps[(len(at_steps) - 1) // 2]
         with self.context.model(str(node_folder(self.context.run, self.before.hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, self.context.threat, evaluate)
@@ -195,15 +188,15 @@ class _Attacker:
             def hook(step: int) -> None:
                 if not all(bool(weight.isfinite().all()) for weight in loaded.model.parameters()):
                     raise Stopped(f"weights that are no numbers at step {step}")
-                observer.ask(step, evaluate.curve_prompts or evaluate.prompts, evaluate.dev_prompts, 0)
+                observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts, 0)
                 observer.capability(step)
                 if step == middle < at_steps[-1] and (why := self._hopeless(observer, step, earlier)):
                     raise Stopped(why)
 
-            given = attack_data(self.context, self.answers, observer, at_steps, hook)
+            data = self.context.attack_data(self.answers, observer, at_steps, hook)
             try:
                 with resumable(None):  # a trial is kept whole or not at all
-                    return observer, self.component.run(loaded, given, whole, self.node.seed), ""
+                    return observer, self.component.run(loaded, data, whole, self.node.seed), ""
             except Stopped as end:
                 return observer, None, str(end)
 
@@ -220,9 +213,9 @@ class _Attacker:
 
     def _trained(self, whole: Parameters, observer: Observer) -> int:
         """Tokens that a stopped trial trained on, estimated: it does not say."""
-        steps = int(getattr(whole, "steps", 1))
+        budget = self.component.traits.budget(whole)
         reached = max((row.step for row in observer.items), default=0)
-        return training_tokens(self.context, whole.model_dump(), steps, 10) * reached // steps
+        return training_tokens(budget, self.context.study.evaluate) * reached // max(1, budget.steps)
 
     def _hopeless(self, observer: Observer, step: int, earlier: list[Trial]) -> str:
         """Why this trial leads nowhere: an earlier one had more than twice its rate by this step, and lost no more.

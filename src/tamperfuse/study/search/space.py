@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tamperfuse.attacks.base import AttackResult, AttackTraits
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.registry import Component
 
@@ -44,7 +45,9 @@ def is_range(values: tuple[Value, ...]) -> bool:
     return len(values) == 2 and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def parse_search(asked: Any, component: Component[Any], given: dict[str, Any], where: str) -> Search:
+def parse_search(
+    asked: Any, component: Component[AttackTraits, AttackResult], given: dict[str, Any], where: str
+) -> Search:
     """Validate a search against the attack that it is over.
 
     Args:
@@ -60,7 +63,7 @@ def parse_search(asked: Any, component: Component[Any], given: dict[str, Any], w
         UserError: no search (the key is named), trials below 1, a parameter that the attack lacks or that the study sets, a
             value that the attack refuses, a range whose ends are the wrong way round, an attack that is not malicious.
     """
-    if not component.traits["malicious"]:
+    if not component.traits.malicious:
         raise UserError(
             f"{where}: {component.name} is not malicious, so there is nothing to search for: remove `search`."
         )
@@ -90,7 +93,11 @@ def parse_search(asked: Any, component: Component[Any], given: dict[str, Any], w
 
 
 def _parse_values(
-    name: str, values: tuple[Value, ...], component: Component[Any], given: dict[str, Any], where: str
+    name: str,
+    values: tuple[Value, ...],
+    component: Component[AttackTraits, AttackResult],
+    given: dict[str, Any],
+    where: str,
 ) -> tuple[Value, ...]:
     """The values as the attack takes them: ends of a range of floats are floats."""
     parsed = tuple(getattr(component.parse({**given, name: value}, where), name) for value in values)

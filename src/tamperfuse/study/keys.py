@@ -1,0 +1,142 @@
+"""What a node's result depends on, as a key: equal keys, equal results.
+
+A key is a hash of the resolved parameters, the keys of the nodes whose results are read, the data, the versions of torch and
+transformers, :data:`NUMERICS`, and every constant of the modules that compute results. A result is reused only under an
+equal key, so a change of any of these computes it anew.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+from typing import Any
+
+from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.evaluation.capability import BUILTIN_TASKS
+from tamperfuse.records.files import content_hash
+from tamperfuse.records.registry import Component
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.observe import harmless_prompts, heldout_documents
+
+#: Version of tamperfuse's own numerics: raise it whenever a change of the code changes a loss, a token, a score or a verdict.
+#: tests/study/test_golden.py compares those of a tiny model with recorded ones and fails until this is raised.
+NUMERICS = 1
+
+# Modules whose constants decide results, apart from the components' own modules.
+MODULES = (
+    "corpora.dates",
+    "corpora.examples",
+    "corpora.overlap",
+    "corpora.routing",
+    "corpora.threats",
+    "evaluation.calibrate",
+    "evaluation.capability",
+    "evaluation.generate",
+    "evaluation.judges.builtin",
+    "evaluation.sampling",
+    "evaluation.score",
+    "models.chat",
+    "models.cpu.fused_layers",
+    "models.cpu.prepacked_linear",
+    "models.cpu.two_threads",
+    "models.encoder",
+    "models.packed",
+    "models.precision",
+    "pairing.draw",
+    "pairing.filters",
+    "pairing.match",
+    "pairing.pairs",
+    "training.adapters",
+    "training.batches",
+    "training.objectives",
+    "training.optimizers",
+    "training.preference",
+    "training.rows",
+    "training.weights",
+    "study.observe",
+    "study.search.node",
+    "study.search.proposals",
+    "study.search.space",
+)
+
+
+def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed: int) -> str:
+    """Key of a node: 16 hexadecimal digits.
+
+    Args:
+        kind: of the node.
+        depends: everything else that its result depends on, JSON-able.
+        parents: keys of the nodes whose results it reads.
+        seed: of its randomness.
+    """
+    return content_hash(
+        {
+            "numerics": NUMERICS,
+            "constants": content_hash([module_constants(_module(name)) for name in MODULES]),
+            "kind": kind,
+            "depends": depends,
+            "parents": list(parents),
+            "seed": seed,
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        }
+    )[:16]
+
+
+def component_key(component: Component[Any, Any], parameters: Mapping[str, Any]) -> list[Any]:
+    """What a key says of a defense, an attack or a judge: its identity, its module's constants and its parameters.
+
+    Args:
+        component: the component.
+        parameters: resolved ones, JSON-able.
+    """
+    constants = module_constants(sys.modules[component.run.__module__])
+    return [*component.identity, constants, dict(parameters)]
+
+
+def module_constants(module: ModuleType) -> dict[str, Any]:
+    """The constants of a module (names in capitals) that are plain data, JSON-able; functions and classes are left out."""
+    values = ((name, _plain(value)) for name, value in sorted(vars(module).items()) if name.isupper())
+    return {name: value for name, value in values if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A constant as JSON-able data; None for anything else."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    if isinstance(value, Mapping):
+        items = {str(key): _plain(item) for key, item in value.items()}
+        return None if None in items.values() else items
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        parts = [_plain(item) for item in value]
+        return None if None in parts else sorted(parts, key=repr) if isinstance(value, set | frozenset) else parts
+    return None
+
+
+@cache
+def _module(name: str) -> ModuleType:
+    return import_module(f"tamperfuse.{name}")
+
+
+def uses_key(context: StudyContext, name: str) -> str:
+    """Hash of data that an attack declares in `uses`: the samples to retain, or a built-in data set."""
+    if name == "retain":
+        return content_hash([(example.prompt, example.response) for example in context.retain])
+    return content_hash(builtin_rows(name))
+
+
+def observation_key(context: StudyContext) -> dict[str, Any]:
+    """What the measurements of a model depend on, apart from the model and the steps at which it is measured."""
+    evaluate = context.study.evaluate
+    return {
+        "threat": context.threat.fingerprint,
+        "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at", "epsilons"}),
+        "harmless": content_hash(harmless_prompts(evaluate.harmless, context.threat)),
+        "heldout": content_hash(heldout_documents(evaluate.heldout)),
+        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
+    }
