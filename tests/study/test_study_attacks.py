@@ -10,6 +10,7 @@ from stand_ins import WordCountEncoder
 from tamperfuse.commands import single
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results
+from tamperfuse.records.summary import read_summary
 from tamperfuse.study import context as workshop
 from tamperfuse.study import plan as nodes
 from tamperfuse.study.run import run_study
@@ -47,6 +48,9 @@ def test_every_kind_of_attack_runs_in_a_study(attacked: Study, tmp_path: Path) -
     assert {row["step"] for row in rows if row["attack"] == "prefill"} >= {1}
     assert {row["task"] for row in rows if row["metric"] == "task_score"} == {"routing", "dates"}
     assert {row["attack"] for row in rows if row["malicious"]} == {"prefill", "merge", "mixed", "preference", "repair"}
+    refusal = read_summary(tmp_path / "run").defenses["refusal"]
+    assert {name for name, cost in refusal.attack_cost.items() if cost is None} == {"prefill", "merge"}
+    assert set(refusal.harmful_execution.after_control) == {"quantize", "routing", "dates"}
     folders = (tmp_path / "run" / "nodes").iterdir()
     records = [json.loads((folder / "node.json").read_text()) for folder in folders]
     untrained = [r["what"] for r in records if r["kind"] == "attack" and r["tokens_trained"] == 0]

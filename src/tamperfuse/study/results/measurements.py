@@ -113,7 +113,7 @@ def read_measurements(node: Node, measured: Path, judged: Path, samples: int | N
         items=read_rows(measured / "items.parquet", ItemRow),
         documents=read_rows(measured / "documents.parquet", DocumentRow),
         tasks=read_rows(measured / "tasks.parquet", TaskRow),
-        has_steps=bool(node.about.get("steps", True)),
+        has_steps=bool(node.about.get("has_steps", True)),
     )
 
 
