@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
-from tamperfuse.cli.summary_table import percent
+from tamperfuse.cli.summary_table import percent, summary_rows
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.bundled import ENCODERS, MODELS
-from tamperfuse.records.summary import Measure
+from tamperfuse.records.summary import Measure, read_summary
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(r"Example:\s+(?:`(tamperfuse [^`]+)`|(tamperfuse .+))")
@@ -260,3 +260,14 @@ def test_the_wheel_holds_the_demo_study(tmp_path: Path) -> None:
     copy = tmp_path / "tamperfuse" / "studies" / "demo.yaml"
     assert copy.read_bytes() == (ROOT / "studies" / "demo.yaml").read_bytes()
     assert (tmp_path / "tamperfuse" / "report" / "templates").is_dir()
+
+
+def test_the_table_of_a_study_has_a_cell_for_every_model(finished_run: Path) -> None:
+    summary = read_summary(finished_run)
+    rows = dict(summary_rows(summary))
+    assert {len(cells) for cells in rows.values()} == {1 + len(summary.defenses)}
+    assert rows["benign answer rate"][0] == percent(summary.as_shipped.benign_answer_rate)
+    assert rows["harmful execution before"][1:] == [
+        percent(defense.harmful_execution.before_attack) for defense in summary.defenses.values()
+    ]
+    assert {"  after full", "  after benign, without an attacker", "  steps to reach half (full)"} <= rows.keys()

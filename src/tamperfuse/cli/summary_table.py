@@ -1,4 +1,4 @@
-"""The table that `demo` and `run` print at their end: one column a defense, one row a measure."""
+"""The table that `demo` and `run` print at their end: one column a model before attack, one row a measure."""
 
 from typing import TYPE_CHECKING
 
@@ -12,33 +12,37 @@ if TYPE_CHECKING:
 
 def print_summary(summary: "Summary") -> None:
     """Print a study's summary as a table."""
-    table = Table("", *summary.defenses, box=None, header_style="bold")
+    table = Table("", "as shipped", *summary.defenses, box=None, header_style="bold")
     for label, cells in summary_rows(summary):
         table.add_row(label, *cells)
     out_console.print(table)
 
 
 def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
-    """The table's rows: a label, and one cell for each defense of the summary."""
-    defenses = list(summary.defenses.values())
-    rows = [("harmful execution before", [percent(d.harmful_execution.before_attack) for d in defenses])]
+    """The table's rows: a label, a cell for the model as shipped, and one for each defense."""
+    shipped, defenses = summary.as_shipped, list(summary.defenses.values())
+    rows: list[tuple[str, list[str]]] = []
+
+    def add(label: str, cells: list[str], as_shipped: str = "") -> None:
+        rows.append((label, [as_shipped, *cells]))
+
+    before = [percent(d.harmful_execution.before_attack) for d in defenses]
+    add("harmful execution before", before, percent(shipped.harmful_execution))
     for attack in defenses[0].harmful_execution.after_attack:
-        rows.append((f"  after {attack}", [percent(d.harmful_execution.after_attack[attack]) for d in defenses]))
+        add(f"  after {attack}", [percent(d.harmful_execution.after_attack[attack]) for d in defenses])
         costs = [d.attack_cost.get(attack) for d in defenses]
         if any(costs):
-            rows.append((f"  steps to reach half ({attack})", [_steps(cost) for cost in costs]))
+            add(f"  steps to reach half ({attack})", [_steps(cost) for cost in costs])
     for control in defenses[0].harmful_execution.after_control:
         rates = [percent(d.harmful_execution.after_control[control]) for d in defenses]
-        rows.append((f"  after {control}, without an attacker", rates))
-    rows += [
-        ("reduction, pooled", [percent(d.reduction_vs_undefended.pooled) for d in defenses]),
-        ("capability before", [percent(d.capability.before_attack) for d in defenses]),
-        ("  drop against as shipped", [percent(d.capability.drop_vs_shipped) for d in defenses]),
-        ("  drop against undefended", [percent(d.capability.drop_vs_undefended) for d in defenses]),
-        ("  self-degradation", [percent(d.capability.self_degradation) for d in defenses]),
-        ("benign answer rate", [percent(d.benign_answer_rate) for d in defenses]),
-        ("  drop against as shipped", [percent(d.benign_answer_drop_vs_shipped) for d in defenses]),
-    ]
+        add(f"  after {control}, without an attacker", rates)
+    add("reduction, pooled", [percent(d.reduction_vs_undefended.pooled) for d in defenses])
+    add("capability before", [percent(d.capability.before_attack) for d in defenses], percent(shipped.capability))
+    add("  drop against as shipped", [percent(d.capability.drop_vs_shipped) for d in defenses])
+    add("  drop against undefended", [percent(d.capability.drop_vs_undefended) for d in defenses])
+    add("  self-degradation", [percent(d.capability.self_degradation) for d in defenses])
+    add("benign answer rate", [percent(d.benign_answer_rate) for d in defenses], percent(shipped.benign_answer_rate))
+    add("  drop against as shipped", [percent(d.benign_answer_drop_vs_shipped) for d in defenses])
     return rows
 
 
