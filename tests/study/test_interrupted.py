@@ -1,5 +1,6 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from stand_ins import Killed, WordCountEncoder, results
 from tamperfuse.commands import single
 from tamperfuse.records.files import read_json
+from tamperfuse.study.estimates import Costs
+from tamperfuse.study.node import Node, Outcome, execute
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
@@ -115,3 +118,37 @@ def test_attack_and_harden_go_on_as_well(
     for name in ("model.safetensors", "tamperfuse.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     assert read_json(tmp_path / "harden killed" / "tamperfuse.json")["made_by"] == "refusal (seed 0)"
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record"])
+def test_damaged_results_are_computed_again_and_the_message_names_the_file(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+
+    def run(folder: Path) -> Outcome:
+        runs.append(folder)
+        (folder / "table.bin").write_bytes(b"0123456789")
+        return Outcome()
+
+    node = Node("a node", "pairs", (), {}, 0, run, Costs())
+    first = execute(tmp_path / "run", node)
+    table = first.folder / "table.bin"
+    match damage:
+        case "a byte":
+            table.write_bytes(b"0123456780")
+        case "truncated":
+            table.write_bytes(b"0123")
+        case "deleted":
+            table.unlink()
+        case "record":
+            (first.folder / "node.json").write_text("{")
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    again = execute(tmp_path / "run", node)
+    assert not again.reused
+    assert len(runs) == 2
+    assert table.read_bytes() == b"0123456789"
+    assert ("node.json" if damage == "record" else "table.bin") in caplog.text
+    assert execute(tmp_path / "run", node).reused
+    assert execute(tmp_path / "beside", node).reused, "a run beside it shares the result"
+    assert len(runs) == 2

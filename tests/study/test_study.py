@@ -17,7 +17,7 @@ from tamperfuse.records.run import read_run, read_samples
 from tamperfuse.records.summary import read_summary
 from tamperfuse.study import context as workshop
 from tamperfuse.study import plan as nodes
-from tamperfuse.study.node import Costs, Finished, Node, Outcome, execute
+from tamperfuse.study.node import Costs, FinishedNode, Node, Outcome, execute
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
 
@@ -72,7 +72,7 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     """A node dies half-way and its staging folder stays behind; nothing of it may be taken for finished."""
     folder, begun = tmp_path / "killed", []
 
-    def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> Finished:
+    def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> FinishedNode:
         begun.append(node)
         if len(begun) == victim:
             half = run / "nodes" / f".tmp-{node.key}-dead"

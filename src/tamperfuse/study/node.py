@@ -1,21 +1,21 @@
-"""The graph of a study, and the folder of each of its nodes.
+"""One node of a study: its key, the folder of its results, and when that folder is reused.
 
-    answers ─────────────┬──────────────┬───────────────────────────┐ (answers, thresholds of the judge)
-                         ▼              ▼                           ▼
-    defense ──▶ look ──▶ judge     attack ──▶ judge      as shipped: look ──▶ judge
-       │                              ▲
-       └──────────────────────────────┘        pairs ──▶ defense (sdd)
+    answers ─────────────┬─────────────────┬──────────────────────────────┐ (compliant answers, thresholds of the judge)
+                         ▼                 ▼                              ▼
+    defense ──▶ measure ──▶ judge     attack ──▶ judge      as shipped: measure ──▶ judge
+       │                                 ▲
+       └─────────────────────────────────┘        pairs ──▶ defense (sdd)
 
-A node's key is a hash of everything that its result depends on: its parameters, its parents' keys, the data, the
-component's version and the versions of torch and transformers. A folder of that name is the result, so a node that exists
-is never computed again: neither in this run nor in one whose folder lies beside it (`runs/one`, `runs/other`), which takes
-what is there as hard links.
+A node's key (:mod:`tamperfuse.study.keys`) is a hash of everything that its result depends on, and names the folder of the
+result. A folder that exists and whose files have their checksums is reused: by a later run in the same folder, and by runs in
+folders beside it (`runs/one`, `runs/other`), which share the files as hard links.
 """
 
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ import torch
 
 from tamperfuse.models.device import own_device
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json, staged, write_json
+from tamperfuse.records.files import read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.timing import WORK, clocked
@@ -35,12 +35,14 @@ from tamperfuse.study.keys import node_key
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.telemetry import training_facts
 
+log = logging.getLogger("tamperfuse")
+
 NODE = "node.json"
 
 
 @dataclass
 class Outcome:
-    """What a node's function reports besides the files that it wrote."""
+    """What a node's function reports, apart from the files that it wrote."""
 
     costs: Costs = field(default_factory=Costs)
     notes: tuple[str, ...] = ()
@@ -52,14 +54,14 @@ class Node:
     """One step of a study.
 
     Attributes:
-        label: unique within the study, in words a person reads.
-        kind: answers, pairs, defense, look, attack, search or judge.
+        label: for people; unique within the study.
+        kind: answers, defender answers, pairs, defense, measure, attack, search or judge.
         parents: nodes whose results it reads.
-        depends: everything else its result depends on, JSON-able.
+        depends: everything else that its result depends on, JSON-able.
         seed: of its randomness.
-        run: writes the result into the folder it is given.
-        expected: the tokens it will use.
-        about: which defense and attack it belongs to, for whoever reads the results; no part of the key.
+        run: writes the result into a folder.
+        expected: tokens that it will use, estimated.
+        about: the defense and the attack that it belongs to, for the results; not part of the key.
     """
 
     label: str
@@ -78,14 +80,14 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A node whose folder is there.
+class FinishedNode:
+    """A node whose result exists.
 
     Attributes:
         node: the node.
-        folder: its results.
+        folder: its result.
         record: its node.json.
-        reused: whether it was there before this run.
+        reused: whether it existed before this run.
     """
 
     node: Node
@@ -95,31 +97,33 @@ class Finished:
 
 
 def node_folder(run: Path, node: Node) -> Path:
-    """Where a node's results lie."""
+    """The folder of a node's result."""
     return run / "nodes" / node.key
 
 
 def unfinished_folder(run: Path, node: Node) -> Path:
-    """Where a node keeps what it would go on from after a kill (checkpoints, what was seen); gone once its results are there."""
+    """The folder of what an interrupted node resumes from (training states, measured steps); removed when it is finished."""
     return run / "unfinished" / node.key
 
 
-def finished_folder(run: Path, node: Node) -> Path | None:
-    """The folder that holds a node's results: this run's own, or that of a run beside it; None where there is none.
+def finished_folders(run: Path, node: Node) -> list[Path]:
+    """Folders that hold a node's result: this run's own first, then those of runs beside it.
 
-    The record is in the folder that was renamed, so it is there with all the rest.
+    `node.json` is written with everything else before the folder is renamed into place, so a folder that has it is complete.
     """
-    beside = sorted(run.resolve().parent.glob(f"*/nodes/{node.key}/{NODE}"))
-    return next((record.parent for record in (node_folder(run, node) / NODE, *beside) if record.exists()), None)
+    beside = sorted(run.resolve().parent.glob(f"*/nodes/{node.key}"))
+    own_folder = node_folder(run, node)
+    folders = [own_folder, *(folder for folder in beside if folder != own_folder.resolve())]
+    return [folder for folder in folders if (folder / NODE).exists()]
 
 
 def is_finished(run: Path, node: Node) -> bool:
-    """Whether a node's results are there, in this run or in one beside it."""
-    return finished_folder(run, node) is not None
+    """Whether a node's result exists, in this run or in one beside it. Checksums are not compared."""
+    return bool(finished_folders(run, node))
 
 
-def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
-    """Run a node, or take what is there. One that was interrupted goes on from its last checkpoint.
+def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNode:
+    """Run a node, or reuse its result. An interrupted node resumes.
 
     Args:
         run: the run's folder.
@@ -127,19 +131,17 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
         report_to: trackers that its trainings report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
 
     Raises:
-        UserError: bad input, or the disk is full; nothing half-written remains.
+        UserError: bad input, or the disk is full; no partial result remains.
     """
-    folder, found, unfinished = node_folder(run, node), finished_folder(run, node), unfinished_folder(run, node)
-    if found is not None:
-        _forget(unfinished)  # killed between finishing and tidying up
-        if found != folder:
-            with staged(folder, directory=True) as staging:
-                shutil.copytree(found, staging, copy_function=_link, dirs_exist_ok=True)
-        return Finished(node, folder, read_json(folder / NODE), reused=True)
+    folder, unfinished = node_folder(run, node), unfinished_folder(run, node)
+    reused = _reuse(run, node)
+    if reused is not None:
+        _remove_unfinished(unfinished)  # a kill can come between finishing and removing
+        return reused
     reset_peak_memory()
-    began = time.perf_counter()
+    start = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        with clocked() as proper, resumable(unfinished, report_to, run / "logs" / node.key) as trainings:
+        with clocked() as seconds, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
             outcome = node.run(staging)
         record = {
             "what": node.label,
@@ -150,50 +152,87 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> Finished:
             "seed": node.seed,
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            "seconds": round(time.perf_counter() - began, 3),
-            **{f"seconds_{work}": round(seconds, 3) for work, seconds in proper.items()},
+            "seconds": round(time.perf_counter() - start, 3),
+            **{f"seconds_{work}": round(value, 3) for work, value in seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "tokens_trained": outcome.costs.trained,
             "tokens_generated": outcome.costs.generated,
             "tokens_scored": outcome.costs.scored,
             "notes": list(outcome.notes),
             "facts": outcome.facts
-            | ({"trainings": training_facts(trainings.results, own_device())} if trainings.results else {}),
+            | ({"trainings": training_facts(fits.results, own_device())} if fits.results else {}),
+            "files": {name: sha256_of(staging / name) for name in _files(staging)},
         }
         write_json(staging / NODE, record)
-    _forget(unfinished)
-    return Finished(node, folder, record, reused=False)
+    _remove_unfinished(unfinished)
+    return FinishedNode(node, folder, record, reused=False)
 
 
-def _forget(unfinished: Path) -> None:
+def _reuse(run: Path, node: Node) -> FinishedNode | None:
+    """The result of an earlier run; None where there is none, or none whose files are as they were written."""
+    folder = node_folder(run, node)
+    for source in finished_folders(run, node):
+        damage = damage_of(source)
+        if damage:
+            log.warning("%s: %s, so it is computed again.", node.label, damage)
+            if source == folder:
+                shutil.rmtree(source)
+            continue
+        if source != folder:
+            with staged(folder, directory=True) as staging:
+                shutil.copytree(source, staging, copy_function=_link, dirs_exist_ok=True)
+        return FinishedNode(node, folder, read_json(folder / NODE), reused=True)
+    return None
+
+
+def damage_of(folder: Path) -> str:
+    """What is wrong with the files of a node's folder, in words; "" if each has the checksum in node.json."""
+    try:
+        checksums = read_json(folder / NODE)["files"]
+        for name, checksum in checksums.items():
+            if not (folder / name).is_file():
+                return f"{folder / name} is missing"
+            if sha256_of(folder / name) != checksum:
+                return f"{folder / name} has changed since it was written"
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):
+        return f"{folder / NODE} is damaged"
+    return ""
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all files in a folder, relative to it, sorted."""
+    yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _remove_unfinished(unfinished: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
-    with suppress(OSError):  # others are unfinished
+    with suppress(OSError):  # not empty: other nodes are unfinished
         unfinished.parent.rmdir()
 
 
-def proper_seconds(record: dict[str, Any]) -> float:
-    """Of a node's seconds, those of training, generating and scoring proper."""
+def work_seconds(record: dict[str, Any]) -> float:
+    """Seconds that a node spent on training, generating and scoring; loading and writing excluded."""
     return sum(float(record.get(f"seconds_{work}", 0.0)) for work in WORK)
 
 
 def _link(source: str, destination: str) -> None:
-    """Share a finished file between runs, which never change one; copy it where the file system knows no hard links."""
+    """Share a finished file between runs, which never change it; copy it where the file system has no hard links."""
     try:
         os.link(source, destination)
     except OSError:
         shutil.copy2(source, destination)
 
 
-def check_acyclic(nodes: list[Node]) -> None:
-    """Every parent stands before its child, and no label comes twice.
+def check_graph(nodes: Sequence[Node]) -> None:
+    """Check that every parent comes before its child and that labels are unique.
 
     Raises:
-        UserError: the study is not a graph that can be run.
+        UserError: they do not, or are not.
     """
-    seen: set[str] = set()
+    labels: set[str] = set()
     for node in nodes:
-        if node.label in seen:
+        if node.label in labels:
             raise UserError(f"Two nodes of the study are called {node.label!r}: rename a defense or an attack.")
-        if any(parent.label not in seen for parent in node.parents):
-            raise UserError(f"The node {node.label!r} comes before what it needs: this is a defect, please report it.")
-        seen.add(node.label)
+        if any(parent.label not in labels for parent in node.parents):
+            raise UserError(f"The node {node.label!r} comes before one that it reads: this is a bug, please report it.")
+        labels.add(node.label)

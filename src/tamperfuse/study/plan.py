@@ -22,7 +22,7 @@ from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
 from tamperfuse.study.keys import component_key, observation_key, uses_key
-from tamperfuse.study.node import Node, Outcome, check_acyclic, node_folder
+from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import Before, search_node
 from tamperfuse.study.shared import judged
@@ -63,7 +63,7 @@ def build_nodes(context: StudyContext) -> list[Node]:
                     continue
                 attacked = _attack_node(context, name, attack, (hardened, answers), seed)
                 nodes += [attacked, _judge_node(context, attacked, answers)]
-    check_acyclic(nodes)
+    check_graph(nodes)
     return nodes
 
 

@@ -1,4 +1,4 @@
-"""Running a study: print the graph and its cost, run what is not there yet, gather the results."""
+"""Run a study: print its nodes and their cost, run those without a result, write the results."""
 
 import logging
 import time
@@ -23,7 +23,7 @@ from tamperfuse.records.timing import WORK
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, seconds_for
-from tamperfuse.study.node import Finished, Node, execute, is_finished, proper_seconds
+from tamperfuse.study.node import FinishedNode, Node, execute, is_finished, work_seconds
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
@@ -36,21 +36,21 @@ log = logging.getLogger("tamperfuse")
 
 
 def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = ()) -> Summary | None:
-    """Run a study in a folder, reusing every node that is there.
+    """Run a study in a folder, reusing every result that exists.
 
     Args:
-        study: the resolved study.
-        out: the run's folder; made if need be.
+        study: the study; its presets are resolved.
+        out: the run's folder, created if it does not exist.
         dry_run: print the plan and stop.
-        report_to: trackers that trainings report to.
+        report_to: experiment trackers that trainings report to.
 
     Returns:
         The summary; None for a dry run.
 
     Raises:
-        UserError: bad input, or a folder that another run is using, or that holds a study of another model or threat.
+        UserError: bad input; the folder is in use by another run, or holds a study of another model or threat.
     """
-    began, started = time.perf_counter(), datetime.now(UTC)
+    start, started = time.perf_counter(), datetime.now(UTC)
     context = StudyContext.open(study, out)
     study = context.study
     nodes = build_nodes(context)
@@ -62,8 +62,8 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
         clear_staging(out / "nodes")
         write_text(out / "study.yaml", study.to_yaml())
         finished = [_run_one(out, node, i, len(nodes), report_to) for i, node in enumerate(nodes, 1)]
-        record = _record(finished, started, time.perf_counter() - began)
-        _say_work(finished)
+        record = _record(finished, started, time.perf_counter() - start)
+        _log_work(finished)
         measured = StudyMeasurements.from_nodes(study, finished)
         summary = summarize(measured, record.seconds, record.peak_memory_bytes)
         write_results(out, result_rows(measured, context.threat.source))
@@ -75,10 +75,10 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
 
 
 def announce(nodes: list[Node], out: Path, study: Study) -> None:
-    """Print what will be done and what it will cost."""
+    """Print the nodes, which of them have a result, and what the others will cost."""
     todo = [node for node in nodes if not is_finished(out, node)]
     total = sum((node.expected for node in todo), Costs())
-    log.info("%d nodes, %d of them done already", len(nodes), len(nodes) - len(todo))
+    log.info("%d nodes, %d of them finished", len(nodes), len(nodes) - len(todo))
     for node in nodes:
         mark = "·" if node in todo else "✓"
         parents = ", ".join(parent.label for parent in node.parents)
@@ -87,13 +87,13 @@ def announce(nodes: list[Node], out: Path, study: Study) -> None:
         loads = sum(int(node.about.get("trials", 1)) for node in todo)
         minutes = seconds_for(total, loads, parameter_count(study.model)) / 60
         log.info(
-            "Budget: about %s tokens trained, %s generated, %s scored; about %.0f min here.",
+            "Budget: about %s tokens trained, %s generated, %s scored; about %.0f min on this machine.",
             *(f"{round(value, -3):,}" for value in (total.trained, total.generated, total.scored)),
             minutes,
         )
 
 
-def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> Finished:
+def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> FinishedNode:
     place = f"[{number}/{total}] {node.label}"
     if is_finished(out, node):
         log.info("%s: reused", place)
@@ -113,34 +113,34 @@ def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence
         if record[name]
     ]
     log.info(
-        "      %.0f s (%.0f%% work proper)%s, peak %.1f GiB",
+        "      %.0f s (%.0f%% training, generating and scoring)%s, peak %.1f GiB",
         record["seconds"],
-        100 * proper_seconds(record) / max(record["seconds"], 1e-9),
+        100 * work_seconds(record) / max(record["seconds"], 1e-9),
         "".join(f", {u}" for u in used),
         record["peak_memory_bytes"] / 2**30,
     )
     return done
 
 
-def _say_work(finished: list[Finished]) -> None:
-    """Print how much of the nodes' time went to the work itself: the rest is loading, lm-eval, the encoder and files."""
+def _log_work(finished: list[FinishedNode]) -> None:
+    """Print the share of time spent on training, generating and scoring; the rest is loading, the encoder and files."""
     records = {done.node.key: done.record for done in finished}.values()
     seconds = sum(float(record["seconds"]) for record in records)
     parts = {work: sum(float(record.get(f"seconds_{work}", 0.0)) for record in records) for work in WORK}
     log.info(
-        "Training, generating and scoring proper: %.0f%% of %.1f min (%s).",
+        "Training, generating and scoring took %.0f%% of %.1f min (%s).",
         100 * sum(parts.values()) / max(seconds, 1e-9),
         seconds / 60,
         ", ".join(f"{work} {100 * part / max(seconds, 1e-9):.0f}%" for work, part in parts.items()),
     )
 
 
-def _record(finished: list[Finished], started: datetime, seconds: float) -> RunRecord:
+def _record(finished: list[FinishedNode], started: datetime, seconds: float) -> RunRecord:
     records = list({done.node.key: done.record for done in finished}.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return RunRecord(
         started=started.isoformat(timespec="seconds"),
-        # Nodes of an earlier, interrupted run count as well: this is what the study costs from nothing.
+        # Reused nodes count as well: this is the cost of the study without any earlier run.
         seconds=max(seconds, sum(float(record["seconds"]) for record in records)),
         peak_memory_bytes=max(int(record["peak_memory_bytes"]) for record in records),
         tokens_trained=sum(record["tokens_trained"] for record in records),
@@ -158,15 +158,16 @@ def _record(finished: list[Finished], started: datetime, seconds: float) -> RunR
 
 
 def _check_same(path: Path, study: Study) -> None:
-    """A changed study goes on in its folder; one of another model or threat must not replace what somebody keeps there."""
+    """Refuse a folder of another model's or threat's study; a changed study of the same ones may continue in it."""
     if not path.exists():
         return
-    there = read_yaml(path)
-    for what in ("model", "threat"):
-        if there.get(what) != getattr(study, what):
+    values = read_yaml(path)
+    present = values if isinstance(values, dict) else {}
+    for key, value in (("model", study.model), ("threat", study.threat)):
+        if present.get(key) != value:
             raise UserError(
-                f"{path.parent} holds a study of the {what} {there.get(what)!r}, not {getattr(study, what)!r}: choose another "
-                "--out; what both need is shared if the two folders lie side by side."
+                f"{path.parent} holds a study of the {key} {present.get(key)!r}, not {value!r}: choose another --out; runs in "
+                "folders side by side share results."
             )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.study.node import Finished
+from tamperfuse.study.node import FinishedNode
 from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
 from tamperfuse.study.results.measurements import Measurements, read_measurements
 from tamperfuse.study.search.trials import read_trials, trial_folder
@@ -26,7 +26,7 @@ class StudyMeasurements:
     searches: list[SearchTrials]
 
     @classmethod
-    def from_nodes(cls, study: Study, finished: Sequence[Finished]) -> "StudyMeasurements":
+    def from_nodes(cls, study: Study, finished: Sequence[FinishedNode]) -> "StudyMeasurements":
         """Read what finished nodes wrote."""
         read = read_nodes(finished)
         plain = cls(study, [state for state in read if state.trial < 0], [])
@@ -73,7 +73,7 @@ class StudyMeasurements:
         return [name for name, attack in self.study.attacks.items() if attack.search]
 
 
-def read_nodes(finished: Sequence[Finished]) -> list[Measurements]:
+def read_nodes(finished: Sequence[FinishedNode]) -> list[Measurements]:
     """Read the measurements of every model state; every trial of a search is one."""
     by_key = {done.node.key: done for done in finished}
     states = []

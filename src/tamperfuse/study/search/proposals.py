@@ -70,7 +70,7 @@ class Proposals:
 
     @property
     def done(self) -> int:
-        """Finished trials."""
+        """FinishedNode trials."""
         return len(self._study.get_trials(deepcopy=False))
 
     def next(self) -> dict[str, Any]:
