@@ -86,6 +86,27 @@ def test_four_prompts_resolve_no_difference() -> None:
     assert rate_difference(np.ones(6), np.zeros(6)).resolved, "the sign test gives p = 1/32"
 
 
+outcomes = st.lists(st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0]), min_size=1, max_size=4)
+
+
+@given(st.data(), outcomes)
+def test_up_to_four_prompts_show_nothing(data: st.DataObject, first: list[float]) -> None:
+    """Whatever they are: rates may be 60% higher or lower, differences may be zero."""
+    second = data.draw(st.lists(st.sampled_from([0.0, 1 / 3, 2 / 3, 1.0]), min_size=len(first), max_size=len(first)))
+    mean_of_first, difference = mean_rate(np.array(first)), rate_difference(np.array(first), np.array(second))
+    assert mean_of_first.high is not None and mean_of_first.low is not None
+    assert mean_of_first.high >= 0.6 and mean_of_first.low <= 0.4
+    assert not difference.resolved
+
+
+def test_many_items_are_not_widened() -> None:
+    rng = np.random.default_rng(3)
+    first, second = (rng.random((2, 4000)) < 0.5).astype(float)
+    difference = rate_difference(first, second)
+    assert difference.low is not None and difference.high is not None
+    assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * np.sqrt(0.5 / 4000), rel=0.06)
+
+
 def test_equal_unbounded_values_have_no_interval() -> None:
     measure = mean(np.full(8, 2.5))
     assert (measure.value, measure.low, measure.high, measure.n) == (2.5, None, None, 8)

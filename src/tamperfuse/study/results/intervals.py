@@ -5,10 +5,12 @@ to groups. Two corrections keep small samples from looking certain:
 
 - The percentiles are expanded as in Hesterberg, *What Teachers Should Know About the Bootstrap*, The American Statistician
   69(4), 2015: for n groups the level is Φ(−√(n/(n−1)) t), with t the 97.5% quantile of Student's t with n − 1 degrees of freedom.
-- A sample without any variation makes all draws equal, which would give an interval of width zero. An outcome that was seen
-  in none of n groups may still have a probability of up to q = 1 − 0.025^(1/n) (the exact limit of Clopper and Pearson,
-  Biometrika 26(4), 1934). The interval then reaches from the statistic with a share q of the least favorable outcome mixed in
-  to that with a share q of the most favorable one. Where outcomes are unbounded there is no such limit, and no interval.
+- Resampling cannot draw an outcome that the sample does not contain; a sample without variation would even give an interval of
+  width zero. An outcome that was seen in none of n items may still have a probability of up to q = 1 − 0.025^(1/n) (the exact
+  limit of Clopper and Pearson, Biometrika 26(4), 1934). The interval therefore contains the statistic with a share q of the
+  least favorable outcome mixed in, and that with a share q of the most favorable one. For a rate of 0 or 1 this is the exact
+  binomial interval. If no draw differs from another, n is the number of groups instead of items. Unbounded outcomes have no
+  least favorable one: without variation they get no interval.
 """
 
 from collections.abc import Callable
@@ -84,12 +86,12 @@ def bootstrap(
     if not np.isfinite(value) or np.isfinite(draws).mean() < 0.5:
         return undefined
     low, high = _interval(draws[np.isfinite(draws)], len(sums))
-    if high - low <= 1e-9 * max(1.0, abs(value)):
-        if extremes is None:
-            return Measure(value=value, n=n, resolved=not difference)
-        low, high = (_with_unseen(table.sum(axis=0), extreme, statistic, len(sums)) for extreme in extremes)
-        if not np.isfinite([low, high]).all():
-            return Measure(value=value, n=n, resolved=not difference)
+    constant = high - low <= 1e-9 * max(1.0, abs(value))
+    if extremes is not None:
+        limits = [_with_unseen(table.sum(axis=0), row, statistic, len(sums) if constant else n) for row in extremes]
+        low, high = min(low, limits[0]), max(high, limits[1])
+    if (constant and extremes is None) or not np.isfinite([low, high]).all():
+        return Measure(value=value, n=n, resolved=not difference)
     return Measure(value=value, low=low, high=high, n=n, resolved=not (difference and low <= 0.0 <= high))
 
 
@@ -120,9 +122,9 @@ def rate_difference(first: Floats, second: Floats) -> Measure:
     )
 
 
-def _with_unseen(sums: Floats, extreme: Floats, statistic: Statistic, groups: int) -> float:
-    """The statistic if the share of an unseen outcome is as large as `groups` observations allow."""
-    share = 1 - TAIL ** (1 / groups)
+def _with_unseen(sums: Floats, extreme: Floats, statistic: Statistic, n: int) -> float:
+    """The statistic with the largest share of an extreme outcome that n observations without it allow."""
+    share = 1 - TAIL ** (1 / n)
     return float(statistic((1 - share) * sums + share * extreme))
 
 
