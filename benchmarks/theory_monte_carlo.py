@@ -1,12 +1,12 @@
-"""Monte Carlo of the feature model against its exact form: in logit space, and sample by sample over feature vectors.
+"""Compare Monte Carlo of the feature model with its exact form, in logit space and with explicit feature vectors.
 
     python benchmarks/theory_monte_carlo.py            200 settings x 100,000 samples
     python benchmarks/theory_monte_carlo.py --quick    200 settings x 5,000 samples
 
-Ours: exact accuracies of the whole design, and all samples drawn in logit space, in blocks. The rival draws what the
-model is defined by, one sample at a time: every feature vector in K x features dimensions, summed under the mask and
-multiplied by the head. It runs on a subset of the design with few samples, and its time is scaled to the same number
-of samples over those settings' mean cost. Its accuracies have to agree as well. The last line is JSON.
+`ours` computes the exact accuracies of all settings and draws all samples in logit space, in blocks. The rival draws one sample
+at a time from the definition of the model: each feature vector in K x features dimensions, summed under the mask and multiplied
+by the head. It runs on a subset of the settings with few samples, and its time is extrapolated to the same number of samples. Its
+accuracies must agree as well. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ SETTINGS, SUBSET = 200, 20
 
 
 def ensemble_weights(counts: FeatureCounts, lam: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficient of each feature in mask and in head: lam, 1 - lam or 1; invariant ones, then spurious ones."""
+    """Coefficients in mask and head (lam, 1 - lam or 1) of the invariant features and of the spurious ones."""
     parts = []
-    for own, other, shared in (
+    for hardened, attack, shared in (
         (counts.invariant, counts.attack_invariant, counts.shared_invariant),
         (counts.spurious, counts.attack_spurious, counts.shared_spurious),
     ):
-        parts.append(np.repeat([lam, 1.0 - lam, 1.0], [own - shared, other - shared, shared]))
+        parts.append(np.repeat([lam, 1.0 - lam, 1.0], [hardened - shared, attack - shared, shared]))
     return parts[0], parts[1]
 
 
 def plain_monte_carlo(setting: Setting, samples: int, rng: np.random.Generator) -> float:
-    """Share of correct samples, each drawn as feature vectors, without noise and with ties at random, as ours."""
+    """Share of correct samples, each drawn as feature vectors without noise; ties are broken at random."""
     invariant, spurious = ensemble_weights(setting.counts, setting.lam)
     coefficient = np.concatenate([invariant, spurious])
     features, classes = len(coefficient), setting.classes
@@ -49,8 +49,8 @@ def plain_monte_carlo(setting: Setting, samples: int, rng: np.random.Generator) 
     for _ in range(samples):
         label = int(rng.integers(classes))
         votes = np.full(features, label)
-        let_go = np.flatnonzero(rng.random(len(spurious)) < setting.p) + len(invariant)
-        votes[let_go] = rng.integers(classes, size=len(let_go))
+        at_random = np.flatnonzero(rng.random(len(spurious)) < setting.p) + len(invariant)
+        votes[at_random] = rng.integers(classes, size=len(at_random))
         vectors = np.zeros((features, features * classes))
         vectors[np.arange(features), np.arange(features) * classes + votes] = 1.0
         logits = (coefficient @ vectors) @ head
@@ -59,7 +59,7 @@ def plain_monte_carlo(setting: Setting, samples: int, rng: np.random.Generator) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run both sides and print the result; the exit code is 1 if Monte Carlo and exact form disagree."""
+    """Run both sides and print the result; exit code 1 if Monte Carlo and the exact form disagree."""
     parser = argparse.ArgumentParser(description="Monte Carlo of the feature model against its exact form.")
     parser.add_argument("--quick", action="store_true", help="5,000 samples a setting instead of 100,000")
     parser.add_argument("--seed", type=int, default=6)
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     samples, rival_samples = (5_000, 100) if arguments.quick else (100_000, 400)
 
     design = draw_design(SETTINGS, np.random.default_rng(arguments.seed))
-    win_probability.cache_clear()  # drawing the design computed its accuracies: time them afresh
+    win_probability.cache_clear()  # drawing the design has cached its accuracies
     start = time.perf_counter()
     exact = [exact_accuracy(s.counts.mixture(s.lam), s.classes, s.p) for s in design]
     exact_seconds = time.perf_counter() - start
