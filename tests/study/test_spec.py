@@ -6,7 +6,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.spec import Study, load_study, parse_study
 
-DESIGN = """
+STUDY = """
 model: smollm2-135m
 threat: builtin:cooking
 seeds: [0]
@@ -21,13 +21,13 @@ evaluate: {at_steps: [0, 1, 2, 4, 8, 16, 50], prompts: 160, capability: [builtin
 """
 
 
-def study(tmp_path: Path, text: str = DESIGN) -> Study:
+def study(tmp_path: Path, text: str = STUDY) -> Study:
     path = tmp_path / "study.yaml"
     path.write_text(text, encoding="utf-8")
     return load_study(path)
 
 
-def test_the_design_s_study_is_read(tmp_path: Path) -> None:
+def test_short_forms_are_read(tmp_path: Path) -> None:
     read = study(tmp_path)
     assert read.defenses["sdd"].on == "refusal"
     assert read.defenses["sdd"].parameters["learning_rate"] == 3e-5
@@ -40,24 +40,29 @@ def test_a_resolved_study_reads_as_itself(tmp_path: Path) -> None:
     assert study(tmp_path, first.to_yaml()) == first
 
 
-def test_the_undefended_rival_is_always_there() -> None:
+def test_the_undefended_model_is_always_among_the_defenses() -> None:
     assert "refusal" in parse_study({"model": "m", "threat": "t", "defenses": {"sdd": {}}, "attacks": {}}, "x").defenses
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (DESIGN.replace("sdd:", "sd:"), "did you mean 'sdd'"),
-        (DESIGN.replace("steps: 40", "step: 40"), "did you mean 'steps'"),
-        (DESIGN.replace("attack: benign_finetune", "attack: benign_finetun"), "did you mean 'benign_finetune'"),
-        (DESIGN.replace("on: refusal", "on: refusl"), "did you mean 'refusal'"),
-        (DESIGN.replace("on: refusal", "on: sdd"), "builds on itself"),
-        (DESIGN.replace("evaluate:", "evaluat:"), "did you mean 'evaluate'"),
-        (DESIGN.replace("shots: 100", "shots: -1"), "shots"),
-        (DESIGN.replace("learning_rate: 3e-5", "learning_rate: fast"), "learning_rate"),
-        (DESIGN.replace("prompts: 160", "prompts: 0"), "prompts"),
-        (DESIGN.replace("defenses:", "defenses: ["), "not valid YAML"),
+        (STUDY.replace("sdd:", "sd:"), "did you mean 'sdd'"),
+        (STUDY.replace("steps: 40", "step: 40"), "did you mean 'steps'"),
+        (STUDY.replace("attack: benign_finetune", "attack: benign_finetun"), "did you mean 'benign_finetune'"),
+        (STUDY.replace("on: refusal", "on: refusl"), "did you mean 'refusal'"),
+        (STUDY.replace("on: refusal", "on: sdd"), "starts from itself"),
+        (STUDY.replace("evaluate:", "evaluat:"), "did you mean 'evaluate'"),
+        (STUDY.replace("shots: 100", "shots: -1"), "shots"),
+        (STUDY.replace("learning_rate: 3e-5", "learning_rate: fast"), "learning_rate"),
+        (STUDY.replace("prompts: 160", "prompts: 0"), "prompts"),
+        (STUDY.replace("defenses:", "defenses: ["), "not valid YAML"),
         ("- 1", "a study is a mapping"),
+        ("model: m\nthreat: t\ndefenses: 3", "`defenses` is 3: it must be a mapping"),
+        ("model: m\nthreat: t\ndefenses: {sdd: [1]}", "defense sdd is .* must be a mapping"),
+        ("model: m\nthreat: t\nattacks: {full: 3}", "attack full is 3: it must be a mapping"),
+        ("model: m\nthreat: t\nattacks: {full: {attack: [a]}}", "attack is .* must be a name"),
+        ("model: m\nthreat: t\nattacks: {3: {}}", "must be a mapping"),
     ],
 )
 def test_bad_studies_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:

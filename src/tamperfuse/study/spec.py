@@ -1,4 +1,15 @@
-"""The study file: what is hardened, attacked and measured. Everything has a default but the model and the threat."""
+"""The study file: what is hardened, attacked and measured.
+
+    model: smollm2-135m
+    threat: builtin:cooking
+    defenses:
+      sdd: {on: refusal}                                # parameters stand beside `defense` and `on`
+    attacks:
+      full: {attack: harmful_finetune, shots: 50}       # parameters stand beside `attack` and `search`
+
+Everything has a default except the model and the threat. A defense or an attack whose own name is left out is called as its
+entry. The undefended model, `refusal`, is always among the defenses.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -34,20 +45,20 @@ class PairsSpec(BaseModel):
 
 
 class Evaluate(BaseModel):
-    """What is measured, and when.
+    """What is measured, and at which steps of an attack.
 
     Attributes:
-        at_steps: steps of an attack after which the model is looked at; 0 is the model before it.
-        prompts: evaluation prompts asked before an attack.
+        at_steps: steps of an attack after which the model is measured; 0 is the model before it.
+        prompts: evaluation prompts for the model before an attack.
         curve_prompts: evaluation prompts for every attacked checkpoint; as many as `prompts` by default.
         dev_prompts: attacker_dev prompts, by which the attacker chooses a step.
         harmless: prompts for the benign answer rate.
-        response_tokens: tokens a response may have.
-        capability: lm-eval tasks, by name or as {task: mmlu, fewshot: 5}; `builtin` for the bundled two.
+        response_tokens: longest response, in tokens.
+        capability: lm-eval tasks, by name or as {task: mmlu, fewshot: 5}; `builtin` for the two bundled ones.
         capability_items: items of each task, or `all`.
         capability_at: steps at which capability is measured; `at_steps` by default.
         heldout: documents for benign NLL.
-        epsilons: shares of capability, in [0, 1], that an attack may cost; usable harm is given at each.
+        epsilons: shares of capability, in [0, 1], that an attack may cost; usable harm is reported for each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,8 +79,8 @@ class Evaluate(BaseModel):
     @classmethod
     def _shares(cls, epsilons: tuple[float, ...]) -> tuple[float, ...]:
         for epsilon in epsilons:
-            if not 0 <= epsilon <= 1:  # not-a-number as well
-                raise ValueError(f"an ε is a share of capability in [0, 1], and {epsilon:g} is not")
+            if not 0 <= epsilon <= 1:  # also true for not-a-number
+                raise ValueError(f"{epsilon:g} is no share of capability in [0, 1]")
         return tuple(sorted(set(epsilons)))
 
     @field_validator("at_steps", "capability_at")
@@ -80,16 +91,22 @@ class Evaluate(BaseModel):
         return tuple(sorted({0, *steps}))
 
     def measured_at(self, steps: int) -> tuple[int, ...]:
-        """Steps ≥ 1 of an attack of that length after which the model is looked at; its last one always is."""
+        """Steps ≥ 1 of an attack of that length after which the model is measured; the last step always is."""
         return tuple(sorted({step for step in self.at_steps if 1 <= step <= steps} | {steps}))
 
     def capability_measured_at(self, steps: int) -> tuple[int, ...]:
-        """Those of :meth:`measured_at` at which capability is measured; the last one always is."""
+        """Those of :meth:`measured_at` at which capability is measured too; the last step always is."""
         return tuple(step for step in self.measured_at(steps) if step in self.capability_at or step == steps)
 
 
 class DefenseSpec(BaseModel):
-    """One defense of a study: which, on what, with which parameters."""
+    """One defense of a study.
+
+    Attributes:
+        defense: its name.
+        on: the defense whose hardened model it starts from; the model as shipped where None.
+        parameters: of the defense.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,8 +119,8 @@ class AttackSpec(BaseModel):
     """One attack of a study.
 
     Attributes:
-        attack: which.
-        parameters: of it, all of them; with a search only those that it leaves alone.
+        attack: its name.
+        parameters: of the attack; with a search, those that it does not vary.
         search: what an adaptive attacker varies.
     """
 
@@ -115,16 +132,16 @@ class AttackSpec(BaseModel):
 
 
 class Study(BaseModel):
-    """A resolved study.
+    """A study.
 
     Attributes:
-        model: what is hardened: a bundled name, a directory, a .gguf or a Hub id.
+        model: the model to harden: a bundled name, a directory, a .gguf or a Hub id.
         threat: source of the threat.
         seeds: each decides data order, pairs, shots, adapter initialisation.
-        defenses: by name; `refusal`, the undefended rival, is always among them.
+        defenses: by name; `refusal`, the undefended model, is always among them.
         attacks: by name.
-        benign: source of benign samples that defenses replay.
-        retain: source of harmless samples that attackers mix in, keep or repair with; one that no defense trains on.
+        benign: source of benign samples that defenses mix in.
+        retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
         evaluate: what is measured.
     """
@@ -148,29 +165,31 @@ class Study(BaseModel):
         if not isinstance(values, dict):
             raise ValueError("a study is a mapping")
         values = dict(values)
-        defenses = {UNDEFENDED: {}, **(values.get("defenses") or {})}
-        values["defenses"] = {name: _defense(name, dict(spec or {})) for name, spec in defenses.items()}
-        attacks = values.get("attacks") or {}
-        values["attacks"] = {name: _attack(name, dict(spec or {})) for name, spec in attacks.items()}
+        defenses = {UNDEFENDED: {}, **_mapping(values.get("defenses"), "`defenses`")}
+        attacks = _mapping(values.get("attacks"), "`attacks`")
+        values["defenses"] = {
+            name: _defense(name, _mapping(spec, f"defense {name}")) for name, spec in defenses.items()
+        }
+        values["attacks"] = {name: _attack(name, _mapping(spec, f"attack {name}")) for name, spec in attacks.items()}
         return values
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _check_defenses(self) -> Self:
         for name, spec in self.defenses.items():
             if spec.on is not None and spec.on not in self.defenses:
                 raise unknown_name("defense in this study", spec.on, self.defenses)
-            seen, at = {name}, spec.on
-            while at is not None:
-                if at in seen:
-                    raise UserError(f"The defense {name!r} builds on itself: remove an `on`.")
-                seen.add(at)
-                at = self.defenses[at].on
+            ancestors, base = {name}, spec.on
+            while base is not None:
+                if base in ancestors:
+                    raise UserError(f"The defense {name!r} starts from itself: remove an `on`.")
+                ancestors.add(base)
+                base = self.defenses[base].on
         if self.defenses[UNDEFENDED].defense != UNDEFENDED:
-            raise UserError("The defense named `refusal` is the undefended rival: give another defense another name.")
+            raise UserError("The defense named `refusal` is the undefended model: give another defense another name.")
         return self
 
     def ordered_defenses(self) -> list[str]:
-        """Names of the defenses, each after the one that it builds on, the undefended rival first."""
+        """Names of the defenses, each after the one that it starts from, the undefended model first."""
         ordered: list[str] = []
 
         def visit(name: str) -> None:
@@ -199,7 +218,7 @@ class Study(BaseModel):
 
 
 def resolve_study(study: Study) -> Study:
-    """Fill in what presets leave open, so that every parameter that a result depends on is in the study.
+    """Replace presets by their values, so that every parameter that a result depends on is in the study.
 
     Raises:
         UserError: the model's configuration cannot be read, which says how large it is.
@@ -213,10 +232,35 @@ def resolve_study(study: Study) -> Study:
     return study.model_copy(update={"defenses": defenses})
 
 
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    """A mapping with names as keys; an empty one for nothing.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{where} is {value!r:.80}: it must be a mapping, as in {{name: value}}.")
+    return dict(value)
+
+
+def _name(spec: dict[str, Any], key: str, default: str, where: str) -> str:
+    """Remove a name from the specification of a defense or an attack.
+
+    Raises:
+        UserError: it is no string.
+    """
+    name = spec.pop(key, default)
+    if not isinstance(name, str):
+        raise UserError(f"{where}: {key} is {name!r:.80}: it must be a name (see `tamperfuse list`).")
+    return name
+
+
 def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     if set(spec) == {"defense", "on", "parameters"}:
         return spec
-    kind, on = spec.pop("defense", name), spec.pop("on", None)
+    kind, on = _name(spec, "defense", name, f"defense {name}"), spec.pop("on", None)
     parsed = DEFENSES.get(kind).parse(spec, f"defense {name}")
     return {"defense": kind, "on": on, "parameters": parsed.model_dump(mode="json")}
 
@@ -224,12 +268,12 @@ def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 def _attack(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     if {"attack", "parameters"} <= set(spec) <= {"attack", "parameters", "search"}:
         return spec
-    kind, asked = spec.pop("attack", name), spec.pop("search", None)
+    kind, search_values = _name(spec, "attack", name, f"attack {name}"), spec.pop("search", None)
     component = ATTACKS.get(kind)
     parsed = component.parse(spec, f"attack {name}").model_dump(mode="json")
-    if asked is None:
+    if search_values is None:
         return {"attack": kind, "parameters": parsed}
-    search = parse_search(asked, component, spec, f"attack {name}")
+    search = parse_search(search_values, component, spec, f"attack {name}")
     fixed = {key: value for key, value in parsed.items() if key not in search.over}
     return {"attack": kind, "parameters": fixed, "search": search.model_dump(mode="json")}
 
@@ -256,6 +300,6 @@ def load_study(path: Path) -> Study:
     """Read a study file.
 
     Raises:
-        UserError: it is missing, no YAML (the line is named), or no valid study.
+        UserError: it is missing, not YAML (the line is named), or not a valid study.
     """
     return parse_study(read_yaml(path), str(path))
