@@ -38,7 +38,6 @@ UNREVISED = frozenset(
         "commands",
         "corpora",
         "evaluation",
-        "models",
         "pairing",
         "records",
         "report",

@@ -3,9 +3,10 @@
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-# Large tensors in large pages, before torch reads this: they are made anew all the time, and the system hands out small
-# pages one by one. Without effect where the system has no large ones.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Must be set before torch is imported: it then allocates large tensors in transparent huge pages, since mapping many small
+# pages for temporary tensors takes time. One of the CPU kernels that TAMPERFUSE_CPU_KERNELS=0 switches off.
+if os.environ.get("TAMPERFUSE_CPU_KERNELS") != "0":
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 try:
     __version__ = version("tamperfuse")

@@ -45,7 +45,7 @@ def test_a_template_without_system_prompts_is_told(bench: Bench, name: str) -> N
     bench.loaded.tokenizer.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     )
-    with pytest.raises(UserError, match="drops system prompts"):
+    with pytest.raises(UserError, match="ignores system prompts"):
         bench.run(name)
     assert bench.changed() == set()
 

@@ -33,5 +33,5 @@ def test_a_request_may_hold_braces(tiny: LoadedModel) -> None:
 def test_a_template_that_drops_system_prompts(tiny: LoadedModel, template: str) -> None:
     tiny.tokenizer.chat_template = template
     assert replace(tiny.chat, prefill="Sure").system == ""
-    with pytest.raises(UserError, match="drops system prompts"):
+    with pytest.raises(UserError, match="ignores system prompts"):
         replace(tiny.chat, system="be brief")

@@ -31,5 +31,5 @@ def test_parts_of_other_architectures() -> None:
 
 def test_layers_that_cannot_be_told_apart(tiny: LoadedModel) -> None:
     tiny.model.config.num_hidden_layers = 7
-    with pytest.raises(UserError, match="cannot be told apart"):
+    with pytest.raises(UserError, match="cannot be identified"):
         decoder_layers(tiny.model)

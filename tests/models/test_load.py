@@ -38,7 +38,7 @@ def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> Non
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: (p / "empty").mkdir() or str(p / "empty"), "holds no weights"),
+        (lambda p: (p / "empty").mkdir() or str(p / "empty"), "contains no weights"),
         (
             lambda p: (
                 (p / "pickled").mkdir()

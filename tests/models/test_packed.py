@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from tamperfuse.models.chat import Sample
-from tamperfuse.models.cpu.packed_tree import pack_branches
+from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits, use_packed_attention
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import response_nll
@@ -64,7 +64,7 @@ def test_branches_see_their_trunk_and_themselves(
     prefix: list[int], families: list[tuple[list[int], list[list[int]]]]
 ) -> None:
     groups = [[prefix + trunk + branch for branch in branches] for trunk, branches in families]
-    row, layout, places = pack_branches(groups, torch.device("cpu"))
+    row, layout, places = pack_tree(groups, torch.device("cpu"))
     assert row.shape[1] <= sum(map(len, (tokens for group in groups for tokens in group)))
     with torch.no_grad():
         logits = packed_logits(PACKED, row, layout, torch.arange(row.shape[1]))
@@ -75,7 +75,7 @@ def test_branches_see_their_trunk_and_themselves(
 
 
 def test_what_a_group_shares_is_laid_out_once() -> None:
-    row, _, places = pack_branches([[[1, 2, 3, 4], [1, 2, 3, 5, 6]], [[1, 7], [1, 7]]], torch.device("cpu"))
+    row, _, places = pack_tree([[[1, 2, 3, 4], [1, 2, 3, 5, 6]], [[1, 7], [1, 7]]], torch.device("cpu"))
     assert row.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert places == [[[0, 1, 2, 3], [0, 1, 2, 4, 5]], [[0, 6], [0, 6]]]
 

@@ -14,7 +14,7 @@ from tamperfuse.models import precision
 def test_weights_are_those_of_one_step_over_all(
     monkeypatch: pytest.MonkeyPatch, kind: type[torch.optim.Optimizer], stepped: int
 ) -> None:
-    monkeypatch.setattr(precision, "STEPPED", stepped)
+    monkeypatch.setattr(precision, "OPTIMIZER_CHUNK", stepped)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(3, 2))
     model[1].requires_grad_(False)

@@ -1,8 +1,7 @@
 """Batched generation, greedy or sampled.
 
-Prompts are sorted by length and decoded in large batches. The prompts of a batch are prefilled as one packed row, with a shared
-prefix computed once; keys and values are in :class:`tamperfuse.models.cpu.kv_cache.Slots`. Finished sequences are removed
-from the batch immediately.
+Prompts are sorted by length and decoded in large batches (:mod:`tamperfuse.models.decoding`): the prompts of a batch are
+prefilled as one packed row, with a shared prefix computed once. Finished sequences are removed from the batch immediately.
 """
 
 import math
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.vllm_engine import use_vllm, vllm_generate
-from tamperfuse.models.cpu.kv_cache import Slots
-from tamperfuse.models.cpu.prepacked_linear import prepacked
+from tamperfuse.models.decoding import decoding
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import common_prefix, pack, packed_logits
+from tamperfuse.models.packed import common_prefix
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
@@ -96,34 +94,18 @@ def _picker(sampling: Sampling | None, uniforms: Tensor | None) -> Pick:
 def _decode_batch(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, pick: Pick
 ) -> list[list[int]]:
-    model = loaded.model
     answers: list[list[int]] = [[] for _ in prompts]
     active = torch.arange(len(prompts))  # prompt index of each row
-    slots, logits = _prefill(loaded, prompts, new_tokens)
-    with prepacked(model, len(prompts)):
+    with decoding(loaded.model, prompts, new_tokens) as decoder:
         for done in range(new_tokens):
-            token = pick(logits, active, done)
+            token = pick(decoder.logits, active, done)
             unfinished = token != loaded.chat.end
             if not bool(unfinished.all()):
-                order = slots.keep(unfinished)
+                order = decoder.select(unfinished)
                 active, token = active[order.cpu()], token[order]
             for index, value in zip(active.tolist(), token.tolist(), strict=True):
                 answers[index].append(value)
             if done + 1 == new_tokens or not len(active):
                 break
-            out = model(input_ids=token[:, None], position_ids=slots.position[:, None], slots=slots, use_cache=False)
-            slots.advance()
-            logits = out.logits[:, -1]
+            decoder.step(token)
     return answers
-
-
-def _prefill(loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Slots, Tensor]:
-    """Run the prompts as one packed row; returns the filled KV cache and the logits of each answer's first token."""
-    model = loaded.model
-    longest = max(map(len, prompts))
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    # A prefix is shared only if the whole of it stays within the sliding window.
-    row, layout = pack(prompts, 0 if window and window < longest + new_tokens else longest, model.device)
-    ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
-    slots = Slots(layout.prefix, layout.lengths, new_tokens, model.device)
-    return slots, packed_logits(model, row, layout, ends.to(model.device), slots)

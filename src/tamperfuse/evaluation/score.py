@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tamperfuse.evaluation.generate import inference
 from tamperfuse.models.chat import Sample
-from tamperfuse.models.cpu.packed_tree import pack_branches
+from tamperfuse.models.cpu import enabled
+from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
@@ -53,7 +54,8 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
         )
     sliding = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
     # A group, including its prefix, must fit into a sliding window: the attention mask separates branches only within it.
-    groups, sizes = _groups(samples, GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest))
+    limit = GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest)
+    groups, sizes = _groups(samples, limit if enabled("packed_tree") else 0)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
     workers = WORKERS if can_run_in_parallel(loaded.model.device) else 1
     batches = budgeted(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / workers)))
@@ -110,7 +112,7 @@ def _groups(samples: Sequence[Sample], limit: int) -> tuple[list[list[int]], lis
 def _score_batch(loaded: LoadedModel, groups: Sequence[Sequence[Sample]]) -> list[tuple[float, bool]]:
     """Score groups of samples in one packed row; results in order."""
     device = loaded.model.device
-    row, layout, places = pack_branches([[s.tokens[:-1] for s in group] for group in groups], device)
+    row, layout, places = pack_tree([[s.tokens[:-1] for s in group] for group in groups], device)
     samples = [sample for group in groups for sample in group]
     positions = (sample_places for group in places for sample_places in group)
     at = [

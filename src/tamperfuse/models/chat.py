@@ -1,8 +1,8 @@
-"""The chat template: messages → tokens, always through the model's own template.
+"""Rendering of messages as tokens, through the tokenizer's chat template.
 
-A prompt is tokenised alone and the response is appended, which is exactly what a model sees when it generates: no token
-straddles the boundary between them. An attacker may render messages in another way (a system prompt, words around the
-request, an answer that is begun for the model): that is part of :class:`Chat`, so whoever asks the model asks it that way.
+Prompt and response are tokenised separately and concatenated, as a model sees them when it generates: no token spans the
+boundary. An attacker may render messages differently (a system prompt, text around the request, the beginning of the answer);
+:class:`Chat` holds these, so everything that queries the attacked model uses them.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class Sample:
-    """One sequence to train on or to score.
+    """A sequence to train on or to score.
 
     Attributes:
-        tokens: prompt and response, through the chat template.
-        start: index of the response's first token, 1 to len(tokens) − 1; only tokens from here on count in a loss.
+        tokens: token ids of prompt and response, with the chat template applied.
+        start: index of the response's first token, 1 to len(tokens) − 1; only tokens from this index on count in a loss.
     """
 
     tokens: list[int]
@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def response_tokens(self) -> int:
-        """How many tokens the response has."""
+        """Number of tokens of the response."""
         return len(self.tokens) - self.start
 
 
@@ -40,13 +40,13 @@ class Chat:
 
     Attributes:
         tokenizer: a tokenizer with a chat template.
-        end: the token that ends an assistant's turn.
-        system: the system prompt; "" for whatever the template does without one.
-        prefill: how every answer is made to begin, `{prompt}` standing for the user's prompt; the model goes on from there.
-        request: what becomes of a user's prompt; `{prompt}` stands for it.
+        end: id of the token that ends an assistant's turn.
+        system: the system prompt; "" for the template's default.
+        prefill: beginning of every answer, which the model continues; `{prompt}` is replaced by the user's prompt.
+        request: the user's message; `{prompt}` is replaced by the user's prompt.
 
     Raises:
-        UserError: there is a system prompt, and the chat template drops it.
+        UserError: there is a system prompt, but the chat template ignores it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -58,21 +58,21 @@ class Chat:
     def __post_init__(self) -> None:
         if self.system and not self._renders_system():
             raise UserError(
-                f"The chat template of {self.tokenizer.name_or_path!r} drops system prompts: leave out attacks that need "
-                "one (system_prompt, identity_shift), or give the tokenizer a template that keeps them."
+                f"The chat template of {self.tokenizer.name_or_path!r} ignores system prompts: leave out attacks that need "
+                "one (system_prompt, identity_shift), or give the tokenizer a template that uses them."
             )
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Chat":
-        """Check a tokenizer and find the token that ends its assistant's turns.
+        """Create a Chat for a tokenizer, with the token that ends an assistant's turn in its chat template.
 
         Raises:
-            UserError: it has no chat template, or nothing that ends a turn.
+            UserError: the tokenizer has no chat template, or no such token.
         """
         if not tokenizer.chat_template:
             raise UserError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruction-tuned "
-                "checkpoint, or put a chat_template.jinja beside the tokenizer."
+                "checkpoint, or add a chat_template.jinja to the tokenizer's folder."
             )
         marker = "tamperfuse"
         text = tokenizer.apply_chat_template(
@@ -89,44 +89,47 @@ class Chat:
         return cls(tokenizer=tokenizer, end=int(end))
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
-        """Tokens of a conversation that the assistant is to continue."""
+        """Token ids of a conversation, ending where the assistant's answer starts."""
         text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return list(self.tokenizer.encode(str(text), add_special_tokens=False))
 
     def prompt(self, prompt: str) -> list[int]:
-        """Tokens of a single user's turn that the assistant is to answer, and of the prefill."""
-        begun = self.prefill.replace("{prompt}", prompt)
-        return [*self._asked(prompt), *(self.tokenizer.encode(begun, add_special_tokens=False) if begun else [])]
+        """Token ids of a single user's turn and of the prefill, ending where generation starts."""
+        prefill = self.prefill.replace("{prompt}", prompt)
+        return [
+            *self._user_turn(prompt),
+            *(self.tokenizer.encode(prefill, add_special_tokens=False) if prefill else []),
+        ]
 
     def sample(self, prompt: str, response: str, limit: int) -> Sample:
-        """A prompt and its response as one sequence; no prefill comes between them.
+        """A prompt and its response as one sequence, without the prefill.
 
         Args:
-            prompt: what the user says.
-            response: what the assistant says; not empty.
-            limit: at most so many response tokens. A response that was cut gets no end token: a model must not learn
-                to stop in the middle of a sentence.
+            prompt: the user's prompt.
+            response: the assistant's response, not empty.
+            limit: maximum number of response tokens. A truncated response gets no end token, so that a model does not
+                learn to stop in the middle of a sentence.
         """
-        return self.continued(self._asked(prompt), response, limit)
+        return self.continued(self._user_turn(prompt), response, limit)
 
     def continued(self, prompt: list[int], response: str, limit: int) -> Sample:
-        """As :meth:`sample`, for a prompt that is tokenised already."""
+        """As :meth:`sample`, for a prompt that was already tokenised."""
         answer = list(self.tokenizer.encode(response, add_special_tokens=False))
         answer = answer[:limit] if len(answer) >= limit else [*answer, self.end]
         return Sample(tokens=[*prompt, *answer], start=len(prompt))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Text of an answer, from generated tokens: without the prefill, special tokens and surrounding white space."""
+        """Text of generated tokens, without special tokens and surrounding white space. The prefill is not part of them."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
-    def _asked(self, prompt: str) -> list[int]:
-        opening = [{"role": "system", "content": self.system}] if self.system else []
-        return self.messages([*opening, {"role": "user", "content": self.request.replace("{prompt}", prompt)}])
+    def _user_turn(self, prompt: str) -> list[int]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return self.messages([*system, {"role": "user", "content": self.request.replace("{prompt}", prompt)}])
 
     def _renders_system(self) -> bool:
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": "hello"}]
         try:
             text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError:  # how templates say that they know no system role
+        except TemplateError:  # raised by templates that do not support a system role
             return False
         return self.system.strip() in text

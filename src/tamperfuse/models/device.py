@@ -1,4 +1,4 @@
-"""Which device a process computes on."""
+"""The device that a process computes on."""
 
 import os
 
@@ -8,16 +8,19 @@ from tamperfuse.records.errors import UserError
 
 
 def own_device() -> torch.device:
-    """The best device there is; of several processes on a machine each has a GPU of its own, or they share the CPU.
+    """This process's device: a GPU if there are any, otherwise the CPU.
+
+    With several processes on a machine (LOCAL_RANK, LOCAL_WORLD_SIZE), each has its own GPU, or they share the CPU.
 
     Raises:
-        UserError: more processes were started than there are GPUs, or cores.
+        UserError: there are more processes than GPUs, or than processor cores.
     """
-    place, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there, what = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
-    if processes > there:
+    available, unit = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
+    if processes > available:
         raise UserError(
-            f"{processes} processes were started on a machine with {there} {what}: lower num_processes in the accelerate file."
+            f"{processes} processes were started on a machine with {available} {unit}: lower num_processes in the "
+            "accelerate configuration file."
         )
-    return torch.device("cuda", place) if gpus else torch.device("cpu")
+    return torch.device("cuda", rank) if gpus else torch.device("cpu")

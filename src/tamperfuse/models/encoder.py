@@ -1,4 +1,4 @@
-"""The sentence encoder: texts in, unit vectors out. It filters SDD pairs and is one of the judge's two relevance signals."""
+"""The sentence encoder, which filters SDD pairs and is one of the two relevance signals of the built-in judge."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -36,8 +36,8 @@ class SentenceEncoder:
 
     Args:
         name: `all-MiniLM-L6-v2` (bundled), a directory, or a Hub id.
-        batch_size: texts encoded together.
-        dtype: "bfloat16" is about twice as fast on processors that have it; cosines move by less than .01.
+        batch_size: texts per forward pass.
+        dtype: "bfloat16" is about twice as fast on processors that support it; cosines change by less than 0.01.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class SentenceEncoder:
 
     @cached_property
     def _model(self) -> "SentenceTransformer":
-        from sentence_transformers import SentenceTransformer  # 4 s to import: only where texts are encoded
+        from sentence_transformers import SentenceTransformer  # takes 4 s: imported only where texts are encoded
 
         source = str(ENCODERS[self.name].path()) if self.name in ENCODERS else self.name
         try:
@@ -63,17 +63,17 @@ class SentenceEncoder:
         except (OSError, ValueError) as error:
             raise UserError(
                 f"The sentence encoder {self.name!r} cannot be loaded ({str(error).splitlines()[0]}): "
-                "name a sentence-transformers directory or a Hub id that this machine can reach."
+                "name a sentence-transformers directory, or a Hub id that can be downloaded."
             ) from error
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Encode texts in batches sorted by length.
+        """Encode texts, in batches sorted by length.
 
         Args:
             texts: any number of strings.
 
         Returns:
-            Array of shape (texts, dimensions), float32, each row of length 1, so that a dot product is the cosine.
+            Array of shape (texts, dimensions), float32, with rows of length 1, so that dot products are cosines.
 
         Raises:
             UserError: the model cannot be loaded.
@@ -84,6 +84,6 @@ class SentenceEncoder:
             self._model.encode(list(texts), batch_size=self.batch_size, show_progress_bar=False),
             dtype=np.float32,
         )
-        # Normalised here, in float32: a bfloat16 vector is up to .4% off its length.
+        # Normalised in float32: the length of a bfloat16 vector is off by up to 0.4%.
         length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12).astype(np.float32)
         return np.asarray(vectors / length, dtype=np.float32)

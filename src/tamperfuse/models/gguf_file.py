@@ -1,8 +1,9 @@
-"""GGUF files: read as plain models, and written as publishers write them.
+"""Reading GGUF files as plain models, and writing them.
 
-transformers reads a GGUF as float32 but marks the model as quantized, which bars saving, so the weights move into a fresh
-model of the same configuration. Written files follow llama.cpp's convert_hf_to_gguf and llama-quantize: gguf's own tensor
-names, query and key rows permuted, layers' matrices in the named type, embeddings and output in Q8_0, norms in float32.
+transformers reads a GGUF as float32 but marks the model as quantized, so it cannot be saved; the weights are therefore copied
+into a new model with the same configuration. Written files follow llama.cpp's convert_hf_to_gguf and llama-quantize: gguf's
+tensor names, permuted query and key rows, the layers' matrices in the requested type, embeddings and output in Q8_0, norms in
+float32.
 """
 
 import json
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from tamperfuse.records.errors import UserError
 
 GgufType = Literal["Q8_0", "Q4_1"]
-BLOCK = 32  # columns that share a scale
+BLOCK = 32  # columns with a common scale
 _FILE_TYPES = {"Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
 
 
@@ -29,13 +30,13 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         A model in float32 that can be saved and trained, and its tokenizer.
 
     Raises:
-        UserError: the file is no readable GGUF of a supported architecture.
+        UserError: the file cannot be read as a GGUF of a supported architecture.
     """
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
         read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    except Exception as error:  # the reader raises whatever its parser meets in a damaged file
+    except Exception as error:  # the parser raises various exceptions on damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a GGUF model ({reason}): download or export it again.") from error
     config = read.config
@@ -51,19 +52,19 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     """Write a model as a GGUF file.
 
     Args:
-        model: of the Llama architecture.
-        tokenizer: byte-level BPE, with a chat template.
-        path: the file.
-        kind: type of the layers' matrices; rows that are no multiple of 32 long are stored as float16.
+        model: a model of the Llama architecture.
+        tokenizer: a byte-level BPE tokenizer with a chat template.
+        path: the file to write.
+        kind: type of the layers' matrices; matrices whose rows are not a multiple of 32 long are stored as float16.
 
     Raises:
-        UserError: another architecture or tokenizer.
+        UserError: the architecture or the tokenizer is not supported.
     """
     config = model.config
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     if config.model_type != "llama" or vocabulary["type"] != "BPE":
         raise UserError(
-            f"A {config.model_type} model with a {vocabulary['type']} tokenizer cannot be written as GGUF here, only Llama "
+            f"A {config.model_type} model with a {vocabulary['type']} tokenizer cannot be written as GGUF, only Llama "
             "models with byte-level BPE: use the attack quantize, which needs no file."
         )
     writer = gguf.GGUFWriter(path, "llama")
@@ -115,9 +116,9 @@ def _add_tokenizer(
 
 def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, kind: GgufType) -> None:
     config = model.config
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    tensor_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, weight in model.named_parameters():  # tied weights come once
-        stored = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        stored = tensor_names.get_name(name, try_suffixes=(".weight", ".bias"))
         if stored is None:
             raise UserError(
                 f"GGUF has no name for {name} of a Llama model: use the attack quantize, which needs no file."
@@ -137,11 +138,11 @@ def _add_tensors(writer: gguf.GGUFWriter, model: PreTrainedModel, kind: GgufType
 
 
 def permuted(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of a query or key projection as llama.cpp has them: the two halves of each head's rotation interleaved.
+    """Permute the rows of a query or key projection as llama.cpp does: the two halves of each head's rotation interleaved.
 
     Args:
         weight: (heads × head size, hidden), or a bias of that many values.
-        heads: how many heads share the rows.
+        heads: number of heads.
     """
     halves = weight.reshape(heads, 2, -1, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))

@@ -1,4 +1,4 @@
-"""The parts of a decoder by what they do: its layers, their attention. For training and editing some weights only."""
+"""Finding the layers of a decoder, their attention modules and weight matrices, for training or editing some weights."""
 
 import re
 
@@ -9,37 +9,37 @@ from tamperfuse.records.errors import UserError
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The transformer blocks, first to last.
+    """The transformer blocks, in order.
 
     Raises:
-        UserError: the architecture keeps them in no list of their own.
+        UserError: the architecture does not store them in one list.
     """
     count = int(model.config.get_text_config().num_hidden_layers)
-    for module in model.get_decoder().modules():  # outer modules come first, so lists of experts are not reached
+    for module in model.get_decoder().modules():  # outer modules come first, so lists of experts are not returned
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
     raise UserError(
-        f"The layers of {type(model).__name__} cannot be told apart: choose a decoder such as Llama or Qwen."
+        f"The layers of {type(model).__name__} cannot be identified: choose a decoder such as Llama or Qwen."
     )
 
 
 def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
-    """The attention of every layer: its projections and, where there are any, the norms inside it.
+    """The attention module of every layer: its projections and, if there are any, the norms inside it.
 
     Raises:
-        UserError: the architecture names nothing in its layers attention.
+        UserError: no module in the layers has a name that contains "attn" or "attention".
     """
-    found = [
+    modules = [
         child
         for layer in decoder_layers(model)
         for name, child in layer.named_children()
         if re.search("attn|attention", name) and not re.search("norm|ln", name)
     ]
-    if not found:
-        raise UserError(f"The layers of {type(model).__name__} have no part called attention: choose another method.")
-    return found
+    if not modules:
+        raise UserError(f"The layers of {type(model).__name__} have no module called attention: choose another method.")
+    return modules
 
 
 def layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
-    """The weight matrices of all layers (fused experts' stacks of them as well): no embeddings, norms or biases."""
+    """The weight matrices of all layers, including stacked matrices of experts; no embeddings, norms or biases."""
     return [weight for layer in decoder_layers(model) for weight in layer.parameters() if weight.ndim >= 2]

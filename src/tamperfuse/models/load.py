@@ -1,7 +1,8 @@
 """Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name.
 
-A GGUF is converted once, into a cache. The conversion is written aside under a lock and renamed, with its weights' checksum
-recorded, so two processes may ask for it at once and an interrupted one leaves nothing.
+A GGUF file is converted once, into a cache. The conversion holds a lock, writes to a temporary folder that is renamed when it
+is complete, and records the checksum of the weights. Two processes may request it at the same time, and an interrupted
+conversion leaves nothing behind.
 """
 
 import errno
@@ -38,13 +39,13 @@ CHECKSUM = "sha256.json"
 
 @dataclass
 class LoadedModel:
-    """A model ready to run, with its way of rendering messages.
+    """A model that is ready to run, with its chat template.
 
     Attributes:
-        name: what the user called it.
-        model: on its device, in float32, evaluation mode, packed attention on.
+        name: the name it was loaded by.
+        model: the model on its device, in float32, in evaluation mode, with packed attention.
         chat: its chat template.
-        origin: the model before hardening, as its tamperfuse.json names it; `name` itself where there is none.
+        origin: name of the model before hardening, from its tamperfuse.json; `name` if it has none.
     """
 
     name: str
@@ -59,7 +60,7 @@ class LoadedModel:
 
     @property
     def window(self) -> int:
-        """Longest sequence the model takes, in tokens."""
+        """Maximum sequence length, in tokens."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
@@ -68,13 +69,13 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
 
     Args:
         name: a bundled name, a local directory, a .gguf file, or a Hub id.
-        trust_remote_code: run code that the model's repository brings. Off unless the user says so for this model.
+        trust_remote_code: whether to run code from the model's repository; only if the user allowed it for this model.
 
     Returns:
-        The model in float32 on the best device there is.
+        The model in float32, on this process's device.
 
     Raises:
-        UserError: it does not exist, cannot be read, has only pickled weights, or no chat template.
+        UserError: the model does not exist, cannot be read, has only pickled weights, or has no chat template.
     """
     folder = resolve_model(name)
     source = str(folder) if folder else name
@@ -85,11 +86,13 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
                 source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(_why_not(name, folder, error)) from error
+            raise UserError(_load_error(name, folder, error)) from error
     model.to(own_device())
     model.eval()
     chat = Chat.of(tokenizer)
-    if tokenizer.pad_token_id is None:  # packed batches need none, but saved checkpoints should load anywhere
+    if (
+        tokenizer.pad_token_id is None
+    ):  # packed batches need none, but other programs that load the saved checkpoint may
         tokenizer.pad_token_id = chat.end
     use_packed_attention(model)
     use_fused_layers(model)
@@ -98,16 +101,16 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
 
 
 def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
-    """Write a checkpoint that transformers loads anywhere: safetensors, tokenizer, chat template, tamperfuse.json.
+    """Write a checkpoint that transformers can load: safetensors, tokenizer, chat template, tamperfuse.json.
 
-    The folder appears whole or not at all. Weights are written in float32.
+    The folder is written completely or not at all. Weights are written in float32.
     """
     with staged(folder, directory=True) as staging:
         write_checkpoint(loaded, staging, provenance)
 
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
-    """As :func:`save_model`, into a folder that its caller stages; on the main process alone."""
+    """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes."""
     if not is_main():
         return
     with quiet():
@@ -117,10 +120,10 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
 
 
 def resolve_model(name: str) -> Path | None:
-    """The directory that holds a model's weights, converting a GGUF if need be; None for a Hub id.
+    """The directory with a model's weights, after converting a GGUF if necessary; None for a Hub id.
 
     Raises:
-        UserError: nothing of that name exists.
+        UserError: no model of that name exists.
     """
     if name in MODELS:
         return convert_gguf(MODELS[name].path(), name)
@@ -140,10 +143,10 @@ def resolve_model(name: str) -> Path | None:
 
 
 def model_fingerprint(name: str) -> str:
-    """A hash that changes when a model's weights do: the checksum of local weights, or the Hub id.
+    """A hash that changes with a model's weights: of the checksums of local files, or of the Hub id.
 
     Raises:
-        UserError: nothing of that name exists.
+        UserError: no model of that name exists.
     """
     folder = resolve_model(name)
     if folder is None:
@@ -156,30 +159,30 @@ def model_fingerprint(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where conversions are kept: $TAMPERFUSE_CACHE, else tamperfuse/ in the user's cache folder."""
+    """The folder for conversions: $TAMPERFUSE_CACHE, or tamperfuse/ in the user's cache folder."""
     if "TAMPERFUSE_CACHE" in os.environ:
         return Path(os.environ["TAMPERFUSE_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamperfuse"
 
 
 def convert_gguf(path: Path, name: str) -> Path:
-    """Convert a GGUF into a safetensors directory in the cache; a later call returns it at once.
+    """Convert a GGUF into a safetensors directory in the cache, unless it is there already.
 
     Args:
         path: the .gguf file.
-        name: what tamperfuse.json will call its origin.
+        name: the origin to record in tamperfuse.json.
 
     Raises:
-        UserError: the file is no readable GGUF of a supported architecture.
+        UserError: the file cannot be read as a GGUF of a supported architecture, or the cache cannot be written.
     """
     status = path.stat()
     key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])[:16]
     folder = cache_folder() / f"{path.stem}-{key}"
     with _locked(folder.with_suffix(".lock")):
-        if not _whole(folder):
-            clear_staging(folder.parent, folder.name)  # a conversion that was killed
+        if not _is_complete(folder):
+            clear_staging(folder.parent, folder.name)  # left by a conversion that was killed
             log.info(
-                "Converting %s into the cache %s; this happens once and takes about half a minute …", path.name, folder
+                "Converting %s into the cache %s; this is done once and takes about half a minute …", path.name, folder
             )
             with staged(folder, directory=True) as staging:
                 _convert(path, name, staging)
@@ -197,7 +200,7 @@ def _convert(path: Path, name: str, staging: Path) -> None:
 
 
 def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
-    """Save weights; safetensors' own error becomes an OSError with its number, so that a full disk is told as one."""
+    """Save weights; an error of safetensors is raised as an OSError with its errno, so a full disk is reported as such."""
     try:
         model.save_pretrained(folder, max_shard_size=shard)
     except SafetensorError as error:
@@ -205,9 +208,9 @@ def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a conversion is complete; the rename makes it so, a size check guards against later damage."""
-    if not all((folder / part).exists() for part in (WEIGHTS, CHECKSUM, FILE)):
+def _is_complete(folder: Path) -> bool:
+    """Whether a conversion is complete: all files exist and the weights have the recorded size."""
+    if not all((folder / file).exists() for file in (WEIGHTS, CHECKSUM, FILE)):
         return False
     return bool(read_json(folder / CHECKSUM).get("bytes") == (folder / WEIGHTS).stat().st_size)
 
@@ -217,12 +220,12 @@ def _check_weights(folder: Path) -> None:
         return
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
-            f"{folder} has only pickled weights, which can run code when loaded: convert them to safetensors first."
+            f"{folder} has only pickled weights, which can run code when they are loaded: convert them to safetensors first."
         )
-    raise UserError(f"{folder} holds no weights (*.safetensors): name a directory saved by save_pretrained.")
+    raise UserError(f"{folder} contains no weights (*.safetensors): name a directory written by save_pretrained.")
 
 
-def _why_not(name: str, folder: Path | None, error: Exception) -> str:
+def _load_error(name: str, folder: Path | None, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if folder is None:
         return (
@@ -255,7 +258,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' own bars and notes: tamperfuse prints what matters, once."""
+    """Silence transformers' progress bars and log messages."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -267,11 +270,11 @@ def quiet() -> Iterator[None]:
 
 
 def parameter_count(name: str) -> int:
-    """Parameters of a model, from its configuration alone (no weights are read)."""
+    """Number of parameters of a model, from its configuration; no weights are read."""
     folder = resolve_model(name)
     try:
         config = AutoConfig.from_pretrained(str(folder) if folder else name)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(_why_not(name, folder, error)) from error
+        raise UserError(_load_error(name, folder, error)) from error
     with torch.device("meta"):
         return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))

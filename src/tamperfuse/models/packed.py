@@ -1,16 +1,15 @@
-"""Forward passes over many sequences with no padding and nothing computed twice.
+"""Packed batches: forward passes over many sequences without padding.
 
-The sequences of a batch are laid end to end in one row, after the tokens that all of them begin with (a chat template's
-system prompt, most often), which are computed once:
+The sequences of a batch are concatenated in one row, after the tokens that all of them begin with (usually the chat template's
+system prompt), which are computed once:
 
     sequences    S y s A a b c       row        S y s | A a b c | B d | C e f g
                  S y s B d           position   0 1 2   3 4 5 6   3 4   3 4 5 6
                  S y s C e f g       attends to the prefix and, causally, to its own segment
 
-Linear layers, norms and rotary embeddings see the row as it is. Only attention looks at segments, so that is the one
-piece replaced, through transformers' attention interface: no model code is patched. It is exact, gradients included.
-When sequences are continued token by token, :class:`tamperfuse.models.cpu.kv_cache.Slots` keeps their keys and values and
-takes over.
+Linear layers, norms and rotary embeddings process the row as it is. Only attention depends on segments, so it is replaced,
+through transformers' attention interface: no model code is patched. Results are exact, including gradients. When sequences
+are continued token by token, attention uses :class:`tamperfuse.models.cpu.kv_cache.KVCache`.
 """
 
 from collections.abc import Sequence
@@ -22,28 +21,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from tamperfuse.models.cpu.kv_cache import Slots
+from tamperfuse.models.cpu.kv_cache import KVCache
+from tamperfuse.models.cpu.short_attention import grouped_attention
 from tamperfuse.records.errors import UserError
 
 ATTENTION = "tamperfuse_packed"
-# Up to this many keys, two matrix products beat the fused CPU kernel, whose backward pass is slow on short sequences;
-# beyond it their quadratic memory (heads × length² a sequence) would count.
-SHORT = 256
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the segments of a packed row lie.
+    """Positions of the segments in a packed row.
 
     Attributes:
-        prefix: tokens at the start of the row that every segment follows; 0 or more.
-        lengths: tokens of each segment after the prefix, each at least 1.
-        gather: (segments × longest,), index after the prefix of every segment's tokens; padding points at its first one.
-        scatter: (row length − prefix,), index into the above of every token after the prefix: the way back.
-        padding: (segments × longest,), true where there is no token; None where all segments are equally long.
+        prefix: number of tokens at the start of the row that belong to every sequence; 0 or more.
+        lengths: tokens of each segment after the prefix, at least 1 each.
+        gather: (segments × longest,), index (after the prefix) of each segment's tokens; padding refers to its first token.
+        scatter: (row length − prefix,), index into `gather` of each token after the prefix: the inverse.
+        padding: (segments × longest,), true for padding; None if all segments have the same length.
         position_ids: (1, row length).
-        together: (segments, longest, longest), false where a token of a segment must not look at another one although it
-            comes later: branches of one trunk (:mod:`tamperfuse.models.cpu.packed_tree`). None where there are none.
+        branch_mask: (segments, longest, longest), false where a token must not attend to an earlier token of its segment,
+            because they are in different branches (:mod:`tamperfuse.models.cpu.packed_tree`). None if there are no branches.
     """
 
     prefix: int
@@ -52,16 +49,16 @@ class Layout:
     scatter: Tensor
     padding: Tensor | None
     position_ids: Tensor
-    together: Tensor | None = None
+    branch_mask: Tensor | None = None
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest segment."""
+        """Number of tokens of the longest segment."""
         return max(self.lengths)
 
     @classmethod
     def of(cls, prefix: int, lengths: Sequence[int], device: torch.device) -> "Layout":
-        """Lay out segments of the given lengths behind a prefix."""
+        """The layout of segments of these lengths after a prefix."""
         sizes = torch.tensor(lengths)
         longest = int(sizes.max())
         column = torch.arange(longest)
@@ -82,18 +79,18 @@ class Layout:
 class _Pad(torch.autograd.Function):
     """(tokens, …) → (segments × longest, …).
 
-    Each token goes to one place, so the gradient is a plain copy back; autograd's rule for indexing adds up row by row.
+    The indices are unique, so the gradient is a copy; autograd's rule for indexing would accumulate row by row.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        """Spread tokens out; what lands on padding is never looked at."""
+        """Copy tokens to their padded positions; nothing attends to padding."""
         ctx.layout = layout
         return x.index_select(0, layout.gather)
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
-        """Take the gradients of tokens, leave those of padding."""
+        """Copy the gradients of tokens and drop those of padding."""
         return outer[0].index_select(0, ctx.layout.scatter), None
 
 
@@ -102,52 +99,26 @@ class _Unpad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
-        """Take the tokens, leave the padding."""
+        """Copy the tokens and drop the padding."""
         ctx.layout = layout
         return x.index_select(0, layout.scatter)
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
-        """Spread the gradients out; padding gets none."""
-        back = outer[0].index_select(0, ctx.layout.gather)
+        """Copy the gradients to their padded positions; those of padding are zero."""
+        padded = outer[0].index_select(0, ctx.layout.gather)
         if ctx.layout.padding is not None:
-            back[ctx.layout.padding] = 0
-        return back, None
-
-
-def _grouped(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
-    """Attention with grouped key-value heads.
-
-    Args:
-        query: (batch, heads, queries, size).
-        key: (batch, groups, keys, size).
-        value: (batch, groups, keys, size).
-        bias: broadcastable to (batch, 1, queries, keys); 0 where a query may look, −∞ where not.
-        scaling: factor on the products.
-
-    Returns:
-        (batch, heads, queries, size).
-    """
-    batch, heads, queries, size = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    if query.device.type != "cpu" or keys > SHORT:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=True)
-    shared = heads // groups
-    folded = (query * scaling).reshape(batch * groups, shared * queries, size)
-    scores = torch.bmm(folded, key.reshape(batch * groups, keys, size).transpose(1, 2))
-    if bias is not None:
-        scores.view(batch, groups, shared, queries, keys).add_(bias[:, :, None])
-    weights = F.softmax(scores, -1)  # computed in float32, kept in the model's dtype
-    return torch.bmm(weights, value.reshape(batch * groups, keys, size)).view(batch, heads, queries, size)
+            padded[ctx.layout.padding] = 0
+        return padded, None
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to scores: 0 where the mask is true, −∞ elsewhere."""
+    """What is added to attention scores: 0 where the mask is true, −∞ elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
 def _window(mask: Tensor, offset: int, window: int | None) -> Tensor:
-    """Narrow a causal mask (queries, keys) to a sliding window; the first query stands at key `offset`."""
+    """Restrict a causal mask (queries, keys) to a sliding window; the first query is at key `offset`."""
     if window is None or mask.shape[-1] <= window:
         return mask
     queries = torch.arange(mask.shape[-2], device=mask.device)[:, None] + offset
@@ -158,7 +129,7 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: 
     """Attention over a packed row: (1, heads, row, size) → (1, row, heads, size)."""
     prefix, longest, count = layout.prefix, layout.longest, len(layout.lengths)
     sizes = [prefix, query.shape[2] - prefix]
-    (query_head, query_own), (key_head, key_own), (value_head, value_own) = (
+    (query_prefix, query_rest), (key_prefix, key_rest), (value_prefix, value_rest) = (
         torch.split(x, sizes, dim=2) for x in (query, key, value)
     )
 
@@ -167,22 +138,22 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: 
         padded: Tensor = _Pad.apply(x[0].transpose(0, 1), layout)  # type: ignore[no-untyped-call]
         return padded.view(count, longest, *padded.shape[1:]).transpose(1, 2)
 
-    keys, values = segments(key_own), segments(value_own)
+    keys, values = segments(key_rest), segments(value_rest)
     if prefix:
-        keys = torch.cat([key_head.expand(count, -1, -1, -1), keys], dim=2)
-        values = torch.cat([value_head.expand(count, -1, -1, -1), values], dim=2)
+        keys = torch.cat([key_prefix.expand(count, -1, -1, -1), keys], dim=2)
+        values = torch.cat([value_prefix.expand(count, -1, -1, -1), values], dim=2)
     causal = torch.ones(longest, prefix + longest, dtype=torch.bool, device=query.device).tril(prefix)
-    seen = _window(causal, prefix, window)
-    if layout.together is not None:
-        seen = seen & F.pad(layout.together, (prefix, 0), value=True)
-    bias = _bias(seen, query.dtype).view(-1, 1, longest, prefix + longest)
-    own = _grouped(segments(query_own), keys, values, bias, scaling).transpose(1, 2)
-    flat: Tensor = _Unpad.apply(own.reshape(count * longest, *own.shape[2:]), layout)  # type: ignore[no-untyped-call]
+    mask = _window(causal, prefix, window)
+    if layout.branch_mask is not None:
+        mask = mask & F.pad(layout.branch_mask, (prefix, 0), value=True)
+    bias = _bias(mask, query.dtype).view(-1, 1, longest, prefix + longest)
+    rest = grouped_attention(segments(query_rest), keys, values, bias, scaling).transpose(1, 2)
+    flat: Tensor = _Unpad.apply(rest.reshape(count * longest, *rest.shape[2:]), layout)  # type: ignore[no-untyped-call]
     if not prefix:
         return flat[None]
     bias = _bias(_window(causal.new_ones(prefix, prefix).tril(), 0, window), query.dtype)
-    head = _grouped(query_head, key_head, value_head, bias[None, None], scaling).transpose(1, 2)
-    return torch.cat([head, flat[None]], dim=1)
+    first = grouped_attention(query_prefix, key_prefix, value_prefix, bias[None, None], scaling).transpose(1, 2)
+    return torch.cat([first, flat[None]], dim=1)
 
 
 def _attention(
@@ -193,11 +164,11 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     layout: Layout | None = None,
-    slots: Slots | None = None,
+    kv_cache: KVCache | None = None,
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface; `layout` and `slots` arrive as keyword arguments of the model's forward."""
+    """An attention function for transformers; `layout` and `kv_cache` are keyword arguments of the model's forward method."""
     if rest.get("softcap") is not None or rest.get("s_aux") is not None:
         raise UserError(
             f"{type(module).__name__} caps its attention scores or uses attention sinks, which packed batches do not "
@@ -206,10 +177,10 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = int(getattr(module, "layer_idx", 0))
     if layout is None:
-        assert slots is not None, "packed attention needs a layout or slots"
-        return slots.attend(layer, query, key, value, scale, sliding_window), None
-    if slots is not None:
-        slots.fill(layer, key, value)
+        assert kv_cache is not None, "packed attention needs a layout or a KV cache"
+        return kv_cache.attend(layer, query, key, value, scale, sliding_window), None
+    if kv_cache is not None:
+        kv_cache.fill(layer, key, value)
     return _packed(query, key, value, layout, scale, sliding_window), None
 
 
@@ -217,8 +188,11 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 def common_prefix(sequences: Sequence[Sequence[int]], limit: int) -> int:
-    """How many leading tokens all sequences share, at most `limit`."""
-    first, last = min(map(list, sequences)), max(map(list, sequences))  # extremes in dictionary order differ earliest
+    """Length of the longest common prefix of sequences, at most `limit`."""
+    first, last = (
+        min(map(list, sequences)),
+        max(map(list, sequences)),
+    )  # the first and the last in lexicographic order have the shortest common prefix
     shared = 0
     while shared < min(limit, len(first), len(last)) and first[shared] == last[shared]:
         shared += 1
@@ -226,52 +200,54 @@ def common_prefix(sequences: Sequence[Sequence[int]], limit: int) -> int:
 
 
 def pack(sequences: Sequence[Sequence[int]], prefix_limit: int, device: torch.device) -> tuple[Tensor, Layout]:
-    """Token sequences → one row and its layout.
+    """Pack token sequences into one row.
 
     Args:
-        sequences: at least one, each of at least one token.
-        prefix_limit: the shared prefix is no longer than this; every sequence must be longer.
-        device: where the row goes.
+        sequences: at least one, of at least one token each.
+        prefix_limit: maximum length of the shared prefix; it is also shorter than every sequence.
+        device: of the tensors.
 
     Returns:
-        Row of token ids, (1, tokens), and the layout.
+        Token ids of the row, (1, tokens), and its layout.
     """
     prefix = common_prefix(sequences, min(prefix_limit, min(map(len, sequences)) - 1)) if len(sequences) > 1 else 0
     row = [*sequences[0][:prefix], *(token for tokens in sequences for token in tokens[prefix:])]
     return torch.tensor([row], device=device), Layout.of(prefix, [len(tokens) - prefix for tokens in sequences], device)
 
 
-def packed_logits(model: nn.Module, row: Tensor, layout: Layout, keep: Tensor, slots: Slots | None = None) -> Tensor:
-    """Logits of a packed row at chosen places.
+def packed_logits(
+    model: nn.Module, row: Tensor, layout: Layout, positions: Tensor, kv_cache: KVCache | None = None
+) -> Tensor:
+    """Logits of a packed row at some positions.
 
     Args:
         model: a causal language model (or a wrapper of one) that :func:`use_packed_attention` prepared.
         row: token ids, (1, tokens).
-        layout: as :func:`pack` gave it.
-        keep: (kept,), indices into the row; only these positions meet the vocabulary.
-        slots: where keys and values go, if the sequences are to be continued.
+        layout: of the row, as :func:`pack` returned it.
+        positions: indices into the row; logits are computed at these positions only.
+        kv_cache: stores keys and values, if the sequences are to be continued.
 
     Returns:
-        (kept, vocabulary), in the model's dtype.
+        (positions, vocabulary), in the model's dtype.
     """
     out = model(
         input_ids=row,
         position_ids=layout.position_ids,
         layout=layout,
-        slots=slots,
+        kv_cache=kv_cache,
         use_cache=False,
-        logits_to_keep=keep,
+        logits_to_keep=positions,
     )
-    # Not `[0]`: the gradient of an index is a fresh tensor of zeros as large as the logits, filled by copying.
+    # Not `[0]`: the gradient of indexing is a new tensor as large as the logits.
     logits: Tensor = out.logits.squeeze(0)
     return logits
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Switch a model to packed attention, and make sure that its outputs stay what they were.
+    """Switch a model to packed attention, after checking that its outputs do not change.
 
-    Architectures whose layers carry state along the row (recurrent, convolutional) cannot be packed; two short sequences
-    are run both ways to find out, which is cheaper than a list of names that ages.
+    Architectures whose layers carry state along the row (recurrent, convolutional) cannot be packed. This is detected by
+    running two short sequences both ways, instead of by a list of architectures.
 
     Raises:
         UserError: the architecture cannot be packed.

@@ -23,7 +23,7 @@ class PackedBatch:
     Attributes:
         row: token ids, (1, tokens); without the last token of each sample, since nothing is predicted from it.
         layout: positions of the samples in the row.
-        keep: (response tokens,), positions in the row whose next token is a response token.
+        positions: (response tokens,), positions in the row whose next token is a response token.
         targets: (response tokens,), those next tokens.
         counts: response tokens of each sample, in order.
         tokens: number of tokens of all samples, a shared prefix counted for each.
@@ -31,7 +31,7 @@ class PackedBatch:
 
     row: Tensor
     layout: Layout
-    keep: Tensor
+    positions: Tensor
     targets: Tensor
     counts: tuple[int, ...]
     tokens: int
@@ -46,14 +46,14 @@ def pack_samples(samples: Sequence[Sample], device: torch.device) -> PackedBatch
     """
     # The last prompt token stays out of the shared prefix: the first response token is predicted from it.
     row, layout = pack([s.tokens[:-1] for s in samples], min(s.start for s in samples) - 1, device)
-    keep, start = [], layout.prefix
+    positions, start = [], layout.prefix
     for sample, length in zip(samples, layout.lengths, strict=True):
-        keep.append(torch.arange(start + length - sample.response_tokens, start + length))
+        positions.append(torch.arange(start + length - sample.response_tokens, start + length))
         start += length
     return PackedBatch(
         row=row,
         layout=layout,
-        keep=torch.cat(keep).to(device),
+        positions=torch.cat(positions).to(device),
         targets=torch.tensor([token for s in samples for token in s.tokens[s.start :]], device=device),
         counts=tuple(s.response_tokens for s in samples),
         tokens=sum(len(s.tokens) for s in samples),

@@ -142,7 +142,7 @@ def accumulate_gradient(
 
 def response_nll(model: nn.Module, batch: PackedBatch) -> Tensor:
     """−log p(response | prompt) of each sample of a batch, in nats: (samples,)."""
-    return sequence_nll(packed_logits(model, batch.row, batch.layout, batch.keep), batch.targets, batch.counts)
+    return sequence_nll(packed_logits(model, batch.row, batch.layout, batch.positions), batch.targets, batch.counts)
 
 
 class SupervisedObjective(Objective[Sample]):

@@ -1,9 +1,9 @@
-"""The two elementwise pieces of a layer that cost most in plain PyTorch, each in one autograd function.
+"""RMSNorm and SwiGLU, each in one autograd function.
 
-RMSNorm and SwiGLU are a dozen passes over memory forward and two dozen backward; here they run a slice at a time, small
-enough to stay in the processor's cache, and keep their inputs alone for the backward pass instead of every intermediate. The
-results are those of the model's own code to rounding, which is checked on the module itself before it is replaced: an
-architecture that does something else under the same name keeps what it has.
+These are the elementwise operations of a layer that take longest in plain PyTorch: a dozen passes over memory forward and two
+dozen backward. Here they process slices that fit into the processor's cache, and store only their inputs for the backward pass.
+The plain path is the model's own modules. Results are equal up to rounding, which is checked on each kind of module before it
+is replaced, so modules that compute something else under the same name keep their own code.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# Elements worked on at a time: half a mebibyte in float32.
+from tamperfuse.models.cpu import enabled
+
+# Elements of a slice: 0.5 MiB in float32.
 SLICE = 2**17
 
 
@@ -27,17 +29,17 @@ def _slices(rows: int, width: int) -> Iterator[slice]:
 class _RmsNorm(torch.autograd.Function):
     """weight · x / √(mean(x²) + ε), over the last dimension (Zhang and Sennrich, 2019, arXiv 1910.07467, equation 4).
 
-    Kept for the backward pass: x in its own dtype, and a number for every row.
+    Stored for the backward pass: x in its dtype, and one number per row.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """Normalise (rows, size) in float32, a slice at a time; the result has x's dtype."""
+        """Normalise x (rows, size) in float32, slice by slice; the result has x's dtype."""
         result, scale = torch.empty_like(x), x.new_empty(len(x), 1, dtype=torch.float32)
         for part in _slices(*x.shape):
             wide = x[part].float()
             torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(epsilon), out=scale[part])
-            result[part].copy_(wide * scale[part])  # not in place: float32 input would be its own copy
+            result[part].copy_(wide * scale[part])  # not in place: for float32 input, `wide` is x itself
         ctx.save_for_backward(x, weight, scale)
         return result.mul_(weight)
 
@@ -58,7 +60,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _SwiGlu(torch.autograd.Function):
-    """silu(gate) · up (Shazeer, 2020, arXiv 2002.05202, equation 6). Kept for the backward pass: gate and up."""
+    """silu(gate) · up (Shazeer, 2020, arXiv 2002.05202, equation 6). Stored for the backward pass: gate and up."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -75,23 +77,23 @@ class _SwiGlu(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
         for part in _slices(*gate.shape):
-            grad, own = outer[0][part], gate[part]
-            torch.mul(grad, F.silu(own), out=for_up[part])
-            torch.ops.aten.silu_backward.grad_input(grad * up[part], own, grad_input=for_gate[part])
+            grad, gate_slice = outer[0][part], gate[part]
+            torch.mul(grad, F.silu(gate_slice), out=for_up[part])
+            torch.ops.aten.silu_backward.grad_input(grad * up[part], gate_slice, grad_input=for_gate[part])
         return for_gate, for_up
 
 
 def _normalise(module: Any, hidden: Tensor) -> Tensor:
-    """Forward of an RMSNorm."""
+    """Forward method of an RMSNorm."""
     result: Tensor = _RmsNorm.apply(hidden.reshape(-1, hidden.shape[-1]), module.weight, _epsilon(module))  # type: ignore[no-untyped-call]
     return result.view_as(hidden)
 
 
 def _gated(module: Any, hidden: Tensor) -> Tensor:
-    """Forward of a gated MLP."""
+    """Forward method of a gated MLP."""
     gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-    flat = gate.shape[-1]
-    inner: Tensor = _SwiGlu.apply(gate.reshape(-1, flat), up.reshape(-1, flat))  # type: ignore[no-untyped-call]
+    width = gate.shape[-1]
+    inner: Tensor = _SwiGlu.apply(gate.reshape(-1, width), up.reshape(-1, width))  # type: ignore[no-untyped-call]
     result: Tensor = module.down_proj(inner.view_as(gate))
     return result
 
@@ -102,25 +104,24 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    named = type(module).__name__.endswith("RMSNorm") and _epsilon(module) is not None
-    return named and isinstance(weight, nn.Parameter) and weight.ndim == 1
+    rms_norm = type(module).__name__.endswith("RMSNorm") and _epsilon(module) is not None
+    return rms_norm and isinstance(weight, nn.Parameter) and weight.ndim == 1
 
 
 def _is_gated(module: nn.Module) -> bool:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    return all(isinstance(part, nn.Linear) for part in parts) and hasattr(module, "act_fn")
+    projections = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    return all(isinstance(projection, nn.Linear) for projection in projections) and hasattr(module, "act_fn")
 
 
 @torch.no_grad()
 def use_fused_layers(model: PreTrainedModel) -> None:
-    """Let a model's RMSNorms and gated MLPs run the functions of this module, where they give what the model's own code gives.
+    """Replace the forward methods of a model's RMSNorms and gated MLPs, on a CPU, where both give the same result.
 
-    Checked on random input, once for every class and width. Only on CPUs, where plain PyTorch is slowest at them; nothing
-    happens to other architectures.
+    This is checked on random input, once for each class and width.
     """
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or not enabled("fused_layers"):
         return
-    known: dict[tuple[type, int, bool], bool] = {}
+    equivalent: dict[tuple[type, int, bool], bool] = {}
     for module in model.modules():
         if _is_norm(module):
             forward, width = _normalise, int(module.weight.shape[0])
@@ -129,9 +130,9 @@ def use_fused_layers(model: PreTrainedModel) -> None:
         else:
             continue
         kind = (type(module), width, forward is _normalise)
-        if kind not in known:
+        if kind not in equivalent:
             weight = next(module.parameters())
             hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(weight)
-            known[kind] = torch.allclose(forward(module, hidden), module(hidden), rtol=1e-3, atol=1e-5)
-        if known[kind]:
+            equivalent[kind] = torch.allclose(forward(module, hidden), module(hidden), rtol=1e-3, atol=1e-5)
+        if equivalent[kind]:
             module.forward = MethodType(forward, module)

@@ -1,8 +1,8 @@
-"""Weights laid out once for many small matrix products: what makes decoding on a CPU worth while.
+"""Linear layers whose weights are reordered once for many small matrix products; used for decoding.
 
-A product with few rows spends most of its time bringing the weight into the order that the CPU's bfloat16 kernels want. While
-a model only decodes, its weights stand still, so that is done once. The operators are those that torch.compile emits for
-frozen weights; where a build of torch lacks them, or on another device, nothing is changed.
+In a product with few rows, most of the time goes into bringing the weight into the layout that the CPU's bfloat16 kernels need.
+Weights do not change during decoding, so they are reordered once. The operators are those that torch.compile emits for frozen
+weights. The plain path is `nn.Linear`, which remains where a build of torch lacks the operators, and on other devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,23 +11,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# Larger matrices (the vocabulary's) are faster as they are.
-LARGEST = 16_384
+from tamperfuse.models.cpu import enabled
+
+# Layers with a larger dimension (the output matrix) are faster with nn.Linear.
+MAX_FEATURES = 16_384
 
 
 @contextmanager
 def prepacked(model: nn.Module, rows: int) -> Iterator[None]:
-    """Within the block, linear layers in bfloat16 on the CPU multiply with weights laid out for `rows` rows.
+    """Within the block, bfloat16 linear layers on the CPU use reordered weights.
 
-    Weights must not change in the block. Memory: another copy of those weights in bfloat16.
+    Weights must not change in the block. Memory: a second copy of these weights in bfloat16.
 
     Args:
-        model: any module; nothing happens to other devices, dtypes or layer types.
-        rows: rows that most products will have: the sequences decoded together.
+        model: any module; layers on other devices, of other dtypes or of other types are not changed.
+        rows: expected number of rows of the inputs: the sequences that are decoded together.
     """
     operators = getattr(torch.ops, "mkldnn", None)
-    usable = operators is not None and hasattr(operators, "_linear_pointwise")
-    layers = [m for m in model.modules() if usable and type(m) is nn.Linear and _fits(m)]
+    usable = enabled("prepacked_linear") and operators is not None and hasattr(operators, "_linear_pointwise")
+    layers = [m for m in model.modules() if usable and type(m) is nn.Linear and _can_prepack(m)]
     for layer in layers:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
         layer.forward = _product(weight, layer.bias)  # type: ignore[method-assign, assignment]  # an instance attribute, removed below
@@ -38,9 +40,9 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[None]:
             del layer.forward
 
 
-def _fits(layer: nn.Linear) -> bool:
+def _can_prepack(layer: nn.Linear) -> bool:
     weight = layer.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and max(weight.shape) <= LARGEST
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and max(weight.shape) <= MAX_FEATURES
 
 
 def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
