@@ -44,7 +44,7 @@ UNREVISED = frozenset(
         "study",
     ]
 )
-SHARED_CLASS_NAMES = frozenset(["Row", "Sample", "Verdict"])
+SHARED_CLASS_NAMES: frozenset[str] = frozenset()
 
 
 def directory(path: Path) -> str:
