@@ -44,7 +44,6 @@ UNREVISED = frozenset(
         "study",
     ]
 )
-SHARED_CLASS_NAMES: frozenset[str] = frozenset()
 
 
 def directory(path: Path) -> str:
@@ -119,13 +118,10 @@ def test_no_identifier_says_nothing() -> None:
 
 
 def test_no_two_classes_share_a_name() -> None:
-    shared = {name: places for name, places in class_places().items() if len(places) > 1}
-    notes = [f"{name}: {', '.join(places)}" for name, places in shared.items() if name not in SHARED_CLASS_NAMES]
+    notes = [f"{name}: {', '.join(places)}" for name, places in class_places().items() if len(places) > 1]
     assert not notes, "Rename the less general ones:\n" + "\n".join(notes)
 
 
 def test_the_exceptions_are_needed() -> None:
     revised = UNREVISED - {directory(path) for path in MODULES if empty_names(path)}
     assert not revised, f"Remove from UNREVISED: {sorted(revised)}"
-    unique = {name for name in SHARED_CLASS_NAMES if len(class_places()[name]) < 2}
-    assert not unique, f"Remove from SHARED_CLASS_NAMES: {sorted(unique)}"
