@@ -40,7 +40,6 @@ UNREVISED = frozenset(
         "evaluation",
         "pairing",
         "records",
-        "report",
         "study",
     ]
 )

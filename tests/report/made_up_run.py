@@ -71,7 +71,7 @@ def defense_summary(name: str) -> DefenseSummary:
     mean = sum(m.value or 0 for m in after.values()) / len(after)
     hardened = name != "refusal"
     nothing = Measure(value=0.0, low=0.0, high=0.0, n=PROMPTS, resolved=False)
-    kept = CAPABILITY[name]
+    capability = CAPABILITY[name]
     return DefenseSummary(
         harmful_execution=HarmfulExecution(
             before_attack=rate(RATES[name, "full-100"][0]),
@@ -97,10 +97,10 @@ def defense_summary(name: str) -> DefenseSummary:
             ),
         },
         capability=Capability(
-            before_attack=around(kept[""], 0.03),
+            before_attack=around(capability[""], 0.03),
             drop_vs_undefended=around(0.02, 0.031, resolved=False) if hardened else nothing,
             drop_vs_shipped=around(0.03, 0.02) if hardened else around(0.01, 0.02, resolved=False),
-            after_attack={attack: around(kept[attack], 0.04) for attack in (*ATTACKS, "benign")},
+            after_attack={attack: around(capability[attack], 0.04) for attack in (*ATTACKS, "benign")},
             self_degradation=around(0.044, 0.041) if hardened else nothing,
         ),
         benign_nll=BenignNll(
@@ -142,8 +142,8 @@ def result_rows() -> list[dict[str, Any]]:
                 add(*state, "harmful_execution", rate(round(hit * DEV / PROMPTS), DEV), part="attacker_dev")
     for (defense, attack), step in CHOSEN.items():
         add(defense, attack, step, "chosen_step", Measure(value=step), part="attacker_dev")
-    for defense, kept in CAPABILITY.items():
-        for attack, value in kept.items():
+    for defense, by_attack in CAPABILITY.items():
+        for attack, value in by_attack.items():
             add(defense, attack, 16 if attack else 0, "capability", around(value, 0.035))
     return rows
 

@@ -172,3 +172,13 @@ def test_missing_policy_and_bytes(make_run: Callable[..., Path], tmp_path: Path)
     (tmp_path / "latin.yaml").write_bytes(b"defense: s\xe9d")
     with pytest.raises(UserError, match="not UTF-8"):
         check_gate(run, tmp_path / "latin.yaml")
+
+
+def test_the_policy_of_the_documentation(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    policy_file = tmp_path / "policy.yaml"
+    policy_file.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert len(check_gate(make_run(), policy_file).checks) == 4
+    names = measures_of(summary().defenses["sdd"])
+    paths = [cell.strip(" `") for line in page.splitlines() if line.startswith("| `") for cell in line.split("|")[1:2]]
+    assert all(path in names for path in paths if "NAME" not in path) and len(paths) == 5

@@ -115,8 +115,8 @@ def _least_ratio(defense: DefenseSummary) -> tuple[float, bool] | None:
     """
     costs = [defense.attack_cost.get(name) for name in defense.reduction_vs_undefended.attacks_that_count]
     ratios = [(cost.ratio_vs_undefended, cost.censored) for cost in costs if cost is not None]
-    known = [(ratio, censored) for ratio, censored in ratios if ratio is not None]
-    return min(known) if known and len(known) == len(ratios) else None
+    defined = [(ratio, censored) for ratio, censored in ratios if ratio is not None]
+    return min(defined) if defined and len(defined) == len(ratios) else None
 
 
 def _sentence(summary: Summary, name: str, category: Category, last_step: int) -> str:
