@@ -68,13 +68,13 @@ def lines(count: int, prompts: bool) -> Iterator[str]:
 
 def one(prompts: int, folder: Path) -> None:
     """Pair one size in this process; prints seconds and peak memory."""
-    from tamperfuse.pairing.command import pair_corpora
     from tamperfuse.pairing.options import PairOptions
+    from tamperfuse.pairing.pipeline import pair_corpora
 
     options = PairOptions(
-        (str(folder / "prompts.jsonl"),),
-        (str(folder / "responses.jsonl"),),
-        folder / "out",
+        harmful=(str(folder / "prompts.jsonl"),),
+        responses=(str(folder / "responses.jsonl"),),
+        out=folder / "out",
         near_duplicates=1.0,
         language="any",
     )

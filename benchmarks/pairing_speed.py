@@ -38,7 +38,7 @@ def corpora(prompts: int, pool: int) -> tuple[list[Example], list[Example]]:
 
 
 class WholePool:
-    """The rival's vectors, made beforehand: each prompt alone, the pool in batches of 32."""
+    """The rival's vectors, computed beforehand: each prompt alone, the pool in batches of 32."""
 
     name = "all-MiniLM-L6-v2"
 
@@ -67,21 +67,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     prompts, responses = corpora(*((1000, 6500) if args.quick else (8000, 52000)))
-    seconds, made = {}, {}
+    seconds, pair_sets = {}, {}
     for dtype in ("bfloat16", "float32"):
         encoder = SentenceEncoder(dtype=dtype)
         encoder.encode(["warm up"] * 8)
         start = time.perf_counter()
-        made[dtype] = make_pairs(prompts, responses, encoder)
+        pair_sets[dtype] = make_pairs(prompts, responses, encoder, filters=None)
         seconds[dtype] = time.perf_counter() - start
-        print(f"ours, {dtype}: {seconds[dtype]:.1f} s, {made[dtype].redraws} redraws", flush=True)
+        print(f"ours, {dtype}: {seconds[dtype]:.1f} s, {pair_sets[dtype].redraws} redraws", flush=True)
     whole = WholePool(prompts, responses)
     start = time.perf_counter()
-    theirs = {(pair.prompt, pair.response) for pair in make_pairs(prompts, responses, whole).pairs}
+    rival_pairs = {(pair.prompt, pair.response) for pair in make_pairs(prompts, responses, whole, filters=None).pairs}
     rival = whole.seconds + time.perf_counter() - start
     equal = {
-        dtype: len(theirs & {(pair.prompt, pair.response) for pair in found.pairs}) / len(theirs)
-        for dtype, found in made.items()
+        dtype: len(rival_pairs & {(pair.prompt, pair.response) for pair in pair_set.pairs}) / len(rival_pairs)
+        for dtype, pair_set in pair_sets.items()
     }
     result = {
         "benchmark": "pairing_speed",
@@ -95,7 +95,7 @@ def main() -> None:
         "equal_fast": equal["bfloat16"],
         "prompts": len(prompts),
         "pool": len(responses),
-        "redraws": made["float32"].redraws,
+        "redraws": pair_sets["float32"].redraws,
         "threads": args.threads,
     }
     print(json.dumps(result))

@@ -38,7 +38,6 @@ UNREVISED = frozenset(
         "commands",
         "corpora",
         "evaluation",
-        "pairing",
         "records",
         "study",
     ]

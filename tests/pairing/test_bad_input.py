@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from stubs import hash_projection, prose
 
+from pairing_stand_ins import hash_projection, prose
 from tamperfuse.cli.app import main
-from tamperfuse.pairing import encoders, read_pairs
+from tamperfuse.pairing import encoding, read_pairs
 
 
 @pytest.fixture(autouse=True)
 def _no_model(monkeypatch):
-    monkeypatch.setattr(encoders, "encode_batch", lambda name, dtype, texts: hash_projection(texts))
+    monkeypatch.setattr(encoding, "encode_batch", lambda name, dtype, texts: hash_projection(texts))
 
 
 def rows(path: Path, *found: dict) -> Path:
@@ -145,8 +145,8 @@ def test_named_columns_and_known_layouts_mix(place):
 
 
 def test_an_old_folder_of_pairs_is_replaced_and_a_neighbour_let_alone(place):
-    neighbour = rows(place / ".tmp-out-2-0123abcd" / "responses.spool", {"a": "run under way"})
-    leftover = rows(place / ".tmp-out-0123abcd" / "responses.spool", {"a": "run that was killed"})
+    neighbour = rows(place / ".tmp-out-2-0123abcd" / "responses.pool", {"a": "run under way"})
+    leftover = rows(place / ".tmp-out-0123abcd" / "responses.pool", {"a": "run that was killed"})
     for _ in range(2):
         assert not run("")
     assert len(read_pairs(place / "out")) == 8

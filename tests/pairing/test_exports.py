@@ -10,17 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from stubs import StubEncoder, options
 
+from pairing_stand_ins import WordHashEncoder, pair_options
 from tamperfuse.pairing import read_pairs
-from tamperfuse.pairing.command import pair_corpora
 from tamperfuse.pairing.exports import EXPORTS, NAME
+from tamperfuse.pairing.pipeline import pair_corpora
 
 
 @pytest.fixture
 def exported(sources, tmp_path):
     """A folder of pairs with every export, some of them multi-turn."""
-    pair_corpora(options(sources, tmp_path / "out", export=tuple(EXPORTS), multi_turn=0.5), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out", export=tuple(EXPORTS), multi_turn=0.5), WordHashEncoder())
     return tmp_path / "out"
 
 

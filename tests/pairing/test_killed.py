@@ -10,25 +10,27 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stubs import hash_projection, prompts, prose
 
-from tamperfuse.pairing import command
+from pairing_stand_ins import harmful_prompts, hash_projection, prose
+from tamperfuse.pairing import pairs
 from tamperfuse.pairing.cache import BATCH, in_batches
-from tamperfuse.pairing.command import pair_corpora
-from tamperfuse.pairing.encoders import CachedEncoder
+from tamperfuse.pairing.encoding import CachedEncoder
 from tamperfuse.pairing.options import PairOptions
+from tamperfuse.pairing.pipeline import pair_corpora
 
 PROMPTS = 600
 NEVER = 10**6
 # Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tamperfuse.pairing.command", "altair", "huggingface_hub", "jinja2", "pyarrow.parquet"])
+CONTEXT.set_forkserver_preload(
+    ["tamperfuse.pairing.pipeline", "altair", "huggingface_hub", "jinja2", "pyarrow.parquet"]
+)
 
 
 @pytest.fixture
 def sources(tmp_path):
     harmful, benign = tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl"
-    harmful.write_text("".join(json.dumps({"prompt": example.prompt}) + "\n" for example in prompts(PROMPTS)))
+    harmful.write_text("".join(json.dumps({"prompt": example.prompt}) + "\n" for example in harmful_prompts(PROMPTS)))
     benign.write_text("".join(json.dumps({"prompt": "", "response": prose(n)}) + "\n" for n in range(4 * PROMPTS)))
     return str(harmful), str(benign)
 
@@ -47,9 +49,16 @@ def run(sources: tuple[str, str], work: Path, fatal: int = NEVER) -> None:
         time.sleep(0.005)
         return hash_projection(texts)
 
-    command.BLOCK = 256  # this process's own
+    pairs.BLOCK = 256
     harmful, benign = sources
-    options = PairOptions((harmful,), (benign,), work / "out", near_duplicates=1.0, language="any", threshold=0.2)
+    options = PairOptions(
+        harmful=(harmful,),
+        responses=(benign,),
+        out=work / "out",
+        near_duplicates=1.0,
+        language="any",
+        threshold=0.2,
+    )
     pair_corpora(options, CachedEncoder("hash projection", in_batches(encode), work / "vectors"))
 
 

@@ -7,20 +7,20 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stubs import StubEncoder, prompts, responses
 
+from pairing_stand_ins import WordHashEncoder, benign_responses, harmful_prompts
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
-from tamperfuse.pairing.command import pair_corpora
-from tamperfuse.pairing.diverse import DiverseDealer
-from tamperfuse.pairing.draw import places, strides, text_key
-from tamperfuse.pairing.match import match
+from tamperfuse.pairing.diverse_sampling import DiverseSampler
+from tamperfuse.pairing.matching import match
 from tamperfuse.pairing.options import PairOptions
-from tamperfuse.pairing.pairs import ListDeck
+from tamperfuse.pairing.pipeline import pair_corpora
+from tamperfuse.pairing.response_pool import ListPool
+from tamperfuse.pairing.sampling import positions_of_draw, strides, text_key
 from tamperfuse.records.errors import UserError
 
 texts = st.text(alphabet="abcd é🙂ש", min_size=1, max_size=12).filter(str.strip)
@@ -30,7 +30,7 @@ corpora = st.lists(texts, min_size=1, max_size=25)
 @settings(max_examples=60, deadline=None)
 @given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1), seed=st.integers(0, 3))
 def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, seed):
-    encoder = StubEncoder()
+    encoder = WordHashEncoder()
     ask, give = [Example(t, origin=str(n)) for n, t in enumerate(asked)], [Example("", t) for t in pool]
     try:
         made = make_pairs(ask, give, encoder, threshold=threshold, seed=seed, filters=None)
@@ -43,10 +43,10 @@ def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, s
 @settings(max_examples=60, deadline=None)
 @given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1))
 def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(asked, pool, threshold):
-    deck = ListDeck([Example("", text) for text in sorted(set(pool))])
+    deck = ListPool([Example("", text) for text in sorted(set(pool))])
     prompts = [Example(text) for text in sorted(set(asked))]
-    dealer = DiverseDealer(deck, len(prompts))
-    found = match(prompts, dealer, deck, StubEncoder(), threshold=threshold, max_draws=20)
+    dealer = DiverseSampler(deck, len(prompts))
+    found = match(prompts, dealer, deck, WordHashEncoder(), threshold=threshold, max_draws=20)
     kept = [(ask.prompt, got.response) for ask, got in zip(prompts, found.responses, strict=True) if got]
     assert all(ask != got for ask, got in kept)
     assert not (found.similarity > threshold).any()
@@ -56,9 +56,11 @@ def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(asked
 @settings(max_examples=60, deadline=None)
 @given(asked=st.integers(1, 30), pool=st.integers(1, 60), threshold=st.floats(-0.2, 1), seed=st.integers(0, 3))
 def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, seed):
-    encoder, texts = StubEncoder(), {example.response for example in responses(pool)}
+    encoder, texts = WordHashEncoder(), {example.response for example in benign_responses(pool)}
     try:
-        made = make_pairs(prompts(asked), responses(pool), encoder, threshold=threshold, seed=seed, filters=None)
+        made = make_pairs(
+            harmful_prompts(asked), benign_responses(pool), encoder, threshold=threshold, seed=seed, filters=None
+        )
     except UserError:
         return
     encoded = [text for text in encoder.encoded if text in texts]
@@ -69,30 +71,31 @@ def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, see
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 5), shuffle=st.integers(0, 100))
 def test_same_seed_same_pairs_whatever_the_order(seed, shuffle):
-    ask, give = prompts(40), [*responses(25), *responses(5)]
-    first = make_pairs(ask, give, StubEncoder(), seed=seed, filters=None)
+    ask, give = harmful_prompts(40), [*benign_responses(25), *benign_responses(5)]
+    first = make_pairs(ask, give, WordHashEncoder(), seed=seed, filters=None)
     random.Random(shuffle).shuffle(ask)
     random.Random(shuffle).shuffle(give)
-    assert make_pairs(ask, give, StubEncoder(), seed=seed, filters=None).pairs == first.pairs
+    assert make_pairs(ask, give, WordHashEncoder(), seed=seed, filters=None).pairs == first.pairs
 
 
 def test_another_seed_gives_other_pairs():
     one, other = (
-        make_pairs(prompts(40), responses(50), StubEncoder(), seed=seed, filters=None).pairs for seed in (0, 1)
+        make_pairs(harmful_prompts(40), benign_responses(50), WordHashEncoder(), seed=seed, filters=None).pairs
+        for seed in (0, 1)
     )
     assert {(p.prompt, p.response) for p in one} != {(p.prompt, p.response) for p in other}
 
 
 def test_responses_that_are_not_drawn_cost_no_encoding():
-    encoder = StubEncoder()
-    made = make_pairs(prompts(10), responses(500), encoder, threshold=1, filters=None)
+    encoder = WordHashEncoder()
+    made = make_pairs(harmful_prompts(10), benign_responses(500), encoder, threshold=1, filters=None)
     assert made.redraws == 0
     assert made.encoded_responses == 10
     assert len(encoder.encoded) == len(set(encoder.encoded)) == 20
 
 
 def test_first_draws_are_all_different_while_the_deck_lasts():
-    made = make_pairs(prompts(30), responses(30), StubEncoder(), threshold=1, filters=None)
+    made = make_pairs(harmful_prompts(30), benign_responses(30), WordHashEncoder(), threshold=1, filters=None)
     assert len({pair.response for pair in made.pairs}) == 30
 
 
@@ -101,14 +104,14 @@ def test_a_prompt_meets_every_card_once(key, deck):
     import numpy as np
 
     step = strides(np.array([key], dtype=np.uint64), deck)
-    met = {int(places(np.array([3]), step, draw, deck)[0]) for draw in range(deck)}
+    met = {int(positions_of_draw(np.array([3]), step, draw, deck)[0]) for draw in range(deck)}
     assert met == set(range(deck))
 
 
 def test_a_prompt_without_an_irrelevant_response_is_dropped_and_counted():
     pool = [Example("", "alpha beta gamma"), Example("", "delta epsilon")]
     ask = [Example("alpha beta gamma delta epsilon"), Example("something else entirely")]
-    made = make_pairs(ask, pool, StubEncoder(400), threshold=0.4, filters=None)
+    made = make_pairs(ask, pool, WordHashEncoder(400), threshold=0.4, filters=None)
     assert made.dropped == ["alpha beta gamma delta epsilon"]
     assert [pair.prompt for pair in made.pairs] == ["something else entirely"]
 
@@ -116,7 +119,11 @@ def test_a_prompt_without_an_irrelevant_response_is_dropped_and_counted():
 def test_a_pool_without_an_irrelevant_response_is_a_sentence():
     with pytest.raises(UserError, match=r"None of the 1 prompts found a response.*--threshold"):
         make_pairs(
-            [Example("alpha beta")], [Example("", "alpha beta gamma")], StubEncoder(400), threshold=0.1, filters=None
+            [Example("alpha beta")],
+            [Example("", "alpha beta gamma")],
+            WordHashEncoder(400),
+            threshold=0.1,
+            filters=None,
         )
 
 
@@ -126,26 +133,28 @@ def test_a_pool_without_an_irrelevant_response_is_a_sentence():
 )
 def test_impossible_numbers(options, word):
     with pytest.raises(UserError, match=word):
-        make_pairs(prompts(1), responses(1), StubEncoder(), **options)
+        make_pairs(harmful_prompts(1), benign_responses(1), WordHashEncoder(), **options)
 
 
 def test_empty_corpora_are_sentences():
     with pytest.raises(UserError, match="--prompt-field"):
-        make_pairs([Example("", "x")], responses(1), StubEncoder())
+        make_pairs([Example("", "x")], benign_responses(1), WordHashEncoder())
     with pytest.raises(UserError, match="--response-field"):
-        make_pairs(prompts(1), [Example("x")], StubEncoder())
+        make_pairs(harmful_prompts(1), [Example("x")], WordHashEncoder())
 
 
 def test_refusal_prefix_is_in_the_response_and_not_in_the_similarity():
-    without = make_pairs(prompts(5), responses(9), StubEncoder(), filters=None)
-    reject = make_pairs(prompts(5), responses(9), StubEncoder(), refusal_prefix="I will not.", filters=None)
+    without = make_pairs(harmful_prompts(5), benign_responses(9), WordHashEncoder(), filters=None)
+    reject = make_pairs(
+        harmful_prompts(5), benign_responses(9), WordHashEncoder(), refusal_prefix="I will not.", filters=None
+    )
     assert [p.similarity for p in without.pairs] == [p.similarity for p in reject.pairs]
     assert all(p.response == f"I will not.\n\n{q.response}" for p, q in zip(reject.pairs, without.pairs, strict=True))
     assert {p.refusal_prefix for p in reject.pairs} == {"I will not."}
 
 
 def test_pairs_survive_the_disk(tmp_path):
-    made = make_pairs(prompts(9), responses(9), StubEncoder(), filters=None)
+    made = make_pairs(harmful_prompts(9), benign_responses(9), WordHashEncoder(), filters=None)
     write_pairs(tmp_path / "pairs", made)
     assert read_pairs(tmp_path / "pairs") == made.pairs
     write_pairs(tmp_path / "pairs", made)  # replaces
@@ -159,15 +168,15 @@ def test_make_pairs_and_the_command_make_the_same_pairs(tmp_path):
     own = tmp_path / "responses.jsonl"
     own.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in pool))
     options = PairOptions(harmful=("builtin:cooking",), responses=(str(own),), out=tmp_path / "pairs", seed=3)
-    pair_corpora(options, StubEncoder())
+    pair_corpora(options, WordHashEncoder())
     written = read_pairs(tmp_path / "pairs")
-    made = make_pairs(load_threat("builtin:cooking").examples("defender"), pool, StubEncoder(), seed=3)
+    made = make_pairs(load_threat("builtin:cooking").examples("defender"), pool, WordHashEncoder(), seed=3)
     assert [(p.prompt, p.response, p.similarity) for p in made.pairs] == [
         (p.prompt, p.response, p.similarity) for p in written
     ]
     assert made.refused["too short"] == 1 and made.refused["refusal or apology"] >= 1
     unfiltered = make_pairs(
-        load_threat("builtin:cooking").examples("defender"), pool, StubEncoder(), seed=3, filters=None
+        load_threat("builtin:cooking").examples("defender"), pool, WordHashEncoder(), seed=3, filters=None
     )
     assert not unfiltered.refused and unfiltered.pairs != made.pairs
 
@@ -175,7 +184,7 @@ def test_make_pairs_and_the_command_make_the_same_pairs(tmp_path):
 def test_filters_that_refuse_everything_are_named():
     pool = [Example("", f"No {n}.") for n in range(9)]
     with pytest.raises(UserError, match=r"refused each of the .* 'too short'"):
-        make_pairs(prompts(5), pool, StubEncoder())
+        make_pairs(harmful_prompts(5), pool, WordHashEncoder())
 
 
 def test_keys_are_stable():

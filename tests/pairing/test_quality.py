@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stubs import StubEncoder, prompts, prose, responses
 
+from pairing_stand_ins import WordHashEncoder, benign_responses, harmful_prompts, prose
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Example
 from tamperfuse.corpora.texts import normalise
-from tamperfuse.pairing.cache import BATCH, VectorCache, in_batches, parts
-from tamperfuse.pairing.diverse import DiverseDealer, form, spread
+from tamperfuse.pairing.cache import BATCH, VectorCache, batch_ranges, in_batches
+from tamperfuse.pairing.diverse_sampling import DiverseSampler, form, stratified_order
 from tamperfuse.pairing.filters import RULES, FilterSettings, ResponseFilters
-from tamperfuse.pairing.match import match
-from tamperfuse.pairing.options import weighted
-from tamperfuse.pairing.pairs import ListDeck
-from tamperfuse.pairing.prompts import HeldOut, PromptReport, balance, clean_prompts, equal_shares
-from tamperfuse.pairing.spool import ResponseSpool
+from tamperfuse.pairing.matching import match
+from tamperfuse.pairing.options import split_weights
+from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport, balance, clean_prompts, equal_shares
+from tamperfuse.pairing.response_pool import DiskPool, ListPool, Source
 from tamperfuse.pairing.variants import Exchanges, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 
@@ -39,7 +38,7 @@ REFUSED = {
 def test_each_filter_takes_what_it_is_for_and_counts_it(name):
     filters = ResponseFilters(FilterSettings(language="any"))
     assert filters([Example("", REFUSED[name]), Example("", prose(1))]) == [False, True]
-    assert filters.taken == {name: 1}
+    assert filters.refused == {name: 1}
     assert filters.examples[name][0] == REFUSED[name][:200]
 
 
@@ -87,7 +86,7 @@ def test_language_and_near_duplicates():
     near = prose(1).replace("calm", "quiet")
     filters = ResponseFilters(FilterSettings(near_duplicates=0.6))
     assert filters([Example("", text) for text in (prose(1), german, near, prose(2))]) == [True, False, False, True]
-    assert filters.taken == {"other language": 1, "near duplicate": 1}
+    assert filters.refused == {"other language": 1, "near duplicate": 1}
     assert filters([Example("", prose(1))]) == [True]  # a text is no near duplicate of itself
     assert filters.judged == 4
 
@@ -113,11 +112,11 @@ def test_decontamination_finds_exact_13_grams_and_near_duplicates():
     rows = ["Harmful request one", f"please {long} now", "zeta eta theta iota kappa", "something else"]
     evaluation = ["harmful request ONE!", f"{long} fourteen fifteen", "eta zeta theta iota kappa"]
     report = PromptReport()
-    held_out = HeldOut(evaluation, StubEncoder())
-    left = held_out.sift([Example(row) for row in rows], report)
+    held_out = EvaluationPrompts(evaluation, WordHashEncoder())
+    left = held_out.exclude_from([Example(row) for row in rows], report)
     assert [example.prompt for example in left] == ["something else"]
     assert [how for *_, how in report.contaminated] == ["exact", "13-gram", "cosine 1.00"]
-    assert HeldOut([], StubEncoder()).sift(left, report) == left
+    assert EvaluationPrompts([], WordHashEncoder()).exclude_from(left, report) == left
 
 
 @given(st.permutations(range(5)))
@@ -144,12 +143,12 @@ def test_balance_counts_multi_label_prompts_once_and_reports_the_shortfall():
     report = PromptReport()
     kept = balance(rows, 6, 0, report)
     assert Counter(example.category for example in kept) == {"a": 5, "b": 1}
-    assert (report.multi_label, report.wanted, report.short) == (1, 3, {"b": 2})
+    assert (report.multi_label, report.equal_share, report.short) == (1, 3, {"b": 2})
 
 
 def test_diverse_match_keeps_every_response_to_its_share_and_spreads_the_strata():
-    deck, asked = ListDeck(responses(21)), sorted(prompts(60, 4), key=lambda example: example.category)
-    found = match(asked, DiverseDealer(deck, 60), deck, StubEncoder(), threshold=0.9, max_draws=50)
+    deck, asked = ListPool(benign_responses(21)), sorted(harmful_prompts(60, 4), key=lambda example: example.category)
+    found = match(asked, DiverseSampler(deck, 60), deck, WordHashEncoder(), threshold=0.9, max_draws=50)
     uses = Counter(got.origin for got in found.responses if got)
     assert sum(uses.values()) == 60
     assert max(uses.values()) <= 3
@@ -160,7 +159,7 @@ def test_diverse_match_keeps_every_response_to_its_share_and_spreads_the_strata(
 
 
 def test_every_stretch_of_the_spread_deck_holds_each_stratum():
-    order = spread(ListDeck(responses(70)))
+    order = stratified_order(ListPool(benign_responses(70)))
     assert sorted(order.tolist()) == list(range(70))
     assert all(len({place % 7 for place in order[at : at + 14].tolist()}) == 7 for at in range(0, 70, 14))
 
@@ -174,23 +173,25 @@ def test_forms(text, shape):
 
 
 def test_weights_mix_and_impossible_ones_are_sentences(tmp_path):
-    assert weighted(("b.jsonl=2", "a.jsonl=1")) == [("a.jsonl", 1.0), ("b.jsonl", 2.0)]
+    assert split_weights(("b.jsonl=2", "a.jsonl=1")) == [("a.jsonl", 1.0), ("b.jsonl", 2.0)]
     for bad in ("a=0", "a=-1", "a=inf", "a=nan"):
         with pytest.raises(UserError, match="not positive"):
-            weighted((bad,))
+            split_weights((bad,))
     with pytest.raises(UserError, match="every one a weight"):
-        weighted(("a=1", "b"))
-    many, few = responses(40), [Example("", prose(n), "", f"few#{n}") for n in range(100, 105)]
-    spool = ResponseSpool(tmp_path / "s", [("many", many, 3.0), ("few", few, 1.0)], 0)
+        split_weights(("a=1", "b"))
+    many, few = benign_responses(40), [Example("", prose(n), "", f"few#{n}") for n in range(100, 105)]
+    spool = DiskPool(tmp_path / "s", [Source("many", many, 3.0), Source("few", few, 1.0)], 0)
     assert Counter(card.origin[0] for card in spool.fetch(range(len(spool)))) == {"r": 15, "f": 5}
     with pytest.raises(UserError, match="few holds no response that the other"):
-        ResponseSpool(tmp_path / "t", [("many", [*many, *few], 1.0), ("few", few, 1.0)], 0)
+        DiskPool(tmp_path / "t", [Source("many", [*many, *few], 1.0), Source("few", few, 1.0)], 0)
 
 
 def test_the_spool_drops_exact_duplicates(tmp_path):
-    spool = ResponseSpool(tmp_path / "s", [("a", responses(10), None), ("b", responses(12), None)], 0)
+    spool = DiskPool(
+        tmp_path / "s", [Source("a", benign_responses(10), None), Source("b", benign_responses(12), None)], 0
+    )
     assert (spool.read, len(spool), spool.duplicates) == (22, 12, 10)
-    blank = ResponseSpool(tmp_path / "b", [("a", [Example("x"), Example("", " ")], None)], 0)
+    blank = DiskPool(tmp_path / "b", [Source("a", [Example("x"), Example("", " ")], None)], 0)
     assert (blank.read, blank.empty, len(blank)) == (0, 2, 0)
     assert np.all(np.diff(spool.keys.astype(object)) > 0)
 
@@ -207,9 +208,9 @@ def test_prefixes_are_sampled_by_prompt():
 def test_replay_has_its_share_without_evaluation_prompts_or_says_that_it_cannot(tmp_path):
     rows = [Example(f"question {n}", f"answer {n}") for n in range(50)]
     report = PromptReport()
-    with ResponseSpool(tmp_path / "s", [("a", rows, None)], 0) as spool:
-        first = replay_pairs(Exchanges(spool, HeldOut([], StubEncoder()), report), 0.2, 40)
-        held_out = HeldOut([first[0].prompt], StubEncoder(400))
+    with DiskPool(tmp_path / "s", [Source("a", rows, None)], 0) as spool:
+        first = replay_pairs(Exchanges(spool, EvaluationPrompts([], WordHashEncoder()), report), 0.2, 40)
+        held_out = EvaluationPrompts([first[0].prompt], WordHashEncoder(400))
         exchanges = Exchanges(spool, held_out, report)
         assert [pair.prompt for pair in replay_pairs(exchanges, 0.2, 36)] == [pair.prompt for pair in first[1:]]
         assert report.contaminated == [(first[0].prompt, first[0].prompt, "exact")]
@@ -236,7 +237,7 @@ def test_the_cache_computes_nothing_twice(tmp_path: Path):
 
 def test_batches_may_come_in_any_order(tmp_path: Path):
     def backwards(texts):
-        for part in reversed(parts(len(texts))):
+        for part in reversed(batch_ranges(len(texts))):
             yield part, np.array([[float(texts[at])] for at in part], dtype=np.float32)
 
     numbers = [str(n) for n in range(BATCH * 2 + 5)]

@@ -21,7 +21,7 @@ def pair(**values: Any) -> None:
 
     Example: `tamperfuse pair --harmful builtin:cooking --responses builtin:benign --out runs/pairs`
     """
-    from tamperfuse.pairing.command import pair_corpora
+    from tamperfuse.pairing.pipeline import pair_corpora
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     out_console.print(pair_corpora(PairOptions(**values)).summary, markup=False)

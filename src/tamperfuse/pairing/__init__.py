@@ -1,18 +1,18 @@
 """SDD pairs: harmful prompts, each with a high-quality response that does not answer it (SDD paper, section 4.1).
 
-    prompts, sorted by hash(seed, text)      responses, sorted by hash(seed, text): the deck
+    prompts, sorted by hash(seed, text)      responses, sorted by hash(seed, text): the pool
 
-    p0 ──────────────────────────────────▶  r0   cosine  .03   kept
-    p1 ──────────────────────────────────▶  r1   cosine  .41   too close: draw again
-     └── stride(p1) = 3 cards further ────▶  r4   cosine  .08   kept
-    p2 ──────────────────────────────────▶  r2   cosine -.05   kept
-    p3 ──────────────────────────────────▶  r3   cosine  .30   too close
-     └── stride(p3) = 1 ──────────────────▶  r4   cosine  .27   too close
-          … max_draws times, never the same card twice, then p3 is dropped and counted
+    p0 ──────────────────────────────────▶  r0   cosine  .03   paired
+    p1 ──────────────────────────────────▶  r1   cosine  .41   too similar: draw again
+     └── stride(p1) = 3 positions on ─────▶  r4   cosine  .08   paired
+    p2 ──────────────────────────────────▶  r2   cosine -.05   paired
+    p3 ──────────────────────────────────▶  r3   cosine  .30   too similar
+     └── stride(p3) = 1 ──────────────────▶  r4   cosine  .27   too similar
+          … at most max_draws times, never the same response twice; then p3 is dropped and counted
 
-Places in the deck follow from hashes of the texts, so the order of the files changes nothing; first draws are all
-different while the deck lasts; a prompt walks the deck in steps that meet every card once. Only cards that are drawn are
-ever encoded: with 8,000 prompts and 52,000 responses that is about one response in six.
+Positions in the pool follow from hashes of the texts, so the order of the files changes nothing. First draws are all
+different while the pool lasts, and a prompt's stride meets every response once. Only responses that are drawn are encoded:
+with 8,000 prompts and 52,000 responses that is about one response in six.
 """
 
 from tamperfuse.corpora.examples import Pair

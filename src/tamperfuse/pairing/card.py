@@ -1,4 +1,4 @@
-"""The card of a pairs data set, in the Hub's format: what is in it, from where, how it was made, what it is not for."""
+"""The card of a data set of pairs, in the Hub's format: contents, sources, method, intended use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def _size(pairs: int) -> str:
 
 
 def _cell(text: object) -> str:
-    """Text that a Markdown table cell can hold."""
+    """Text for a cell of a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
 
 
@@ -48,7 +48,7 @@ def _body(facts: dict[str, Any]) -> str:
         (s["role"], s["source"], s["layout"], s["licence"], s["revision"] or "-", s["sha256"][:16] or "-")
         for s in facts["sources"]
     ]
-    taken = [(f["name"], f["took"]) for f in facts["filters"] if f["took"]]
+    refused = [(f["name"], f["refused"]) for f in facts["filters"] if f["refused"]]
     similarity = facts["similarity"]
     return f"""# SDD pairs
 
@@ -61,7 +61,7 @@ response only, a model learns to give harmful requests an irrelevant answer.
 `tamperfuse pair`, version {facts["versions"]["tamperfuse"]}, seed {facts["seed"]}, match "{facts["match"]}".
 Every pair's cosine under {facts["encoder"]} ({facts["dtype"]}) is at most {facts["threshold"]:g}; the mean is
 {similarity["mean"]:.3f}, the highest {similarity["highest"]:.3f}. {facts["redraws"]:,} draws were repeated,
-{facts["dropped"]:,} prompts found no irrelevant response and were left out. `audit.html` and `audit.json` hold the
+{facts["dropped"]:,} prompts were left out since no irrelevant response was found for them. `audit.html` and `audit.json` hold the
 full account.
 
 SHA-256 of `pairs.parquet`: `{facts["sha256"]}`
@@ -70,11 +70,11 @@ SHA-256 of `pairs.parquet`: `{facts["sha256"]}`
 
 {_table(("role", "source", "layout", "licence", "revision", "SHA-256"), sources)}
 
-The licence of the whole follows from those of its sources; check them before you publish it.
+The licence of the data set follows from those of its sources; check them before you publish it.
 
-## What the filters took from the responses that were drawn
+## Drawn responses that the filters refused
 
-{_table(("filter", "responses"), taken) if taken else "Nothing, or no filter was on."}
+{_table(("filter", "responses"), refused) if refused else "None, or no filter was on."}
 
 ## Categories of the prompts
 
@@ -87,6 +87,6 @@ The licence of the whole follows from those of its sources; check them before yo
 
 ## Use
 
-For hardening a model before its release. The prompts name harmful subjects; no row answers them. The data set gives no
-protection by itself: measure what a model that was trained on it withstands.
+For hardening a model before its release. The prompts name harmful subjects; no row answers them. Training on the data set
+does not by itself show that a model is protected: measure the model under attack.
 """

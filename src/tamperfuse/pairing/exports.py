@@ -1,4 +1,4 @@
-"""Pairs in the layouts that training libraries load as they are, written from `pairs.parquet` a row at a time."""
+"""Pairs in layouts that training libraries load without conversion, written from `pairs.parquet` a row at a time."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -20,13 +20,13 @@ def messages(pair: Pair) -> list[Message]:
 
 
 def prompt_completion(pair: Pair) -> dict[str, list[Message]]:
-    """A pair as TRL's conversational prompt–completion row: loss falls on the completion only."""
+    """A pair as TRL's conversational prompt–completion row: the loss is on the completion only."""
     conversation = messages(pair)
     return {"prompt": conversation[:-1], "completion": conversation[-1:]}
 
 
 def write_exports(folder: Path, names: Iterable[str]) -> None:
-    """Write the named layouts below `folder`/exports.
+    """Write layouts to `folder`/exports.
 
     Args:
         folder: holds `pairs.parquet`.
@@ -39,21 +39,21 @@ def write_exports(folder: Path, names: Iterable[str]) -> None:
 
 
 def _trl(target: Path, table: Path) -> None:
-    _lines(target / "train.jsonl", map(prompt_completion, _each(table)))
+    _lines(target / "train.jsonl", map(prompt_completion, _iterate(table)))
 
 
 def _openai(target: Path, table: Path) -> None:
-    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in _each(table)))
+    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in _iterate(table)))
 
 
 def _sharegpt(target: Path, table: Path) -> None:
-    """LLaMA-Factory finds the file through the dataset_info.json beside it."""
+    """ShareGPT rows, with a dataset_info.json through which LLaMA-Factory loads the file."""
 
     def row(pair: Pair) -> dict[str, Any]:
         names = {"user": "human", "assistant": "gpt"}
         return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages(pair)]}
 
-    _array(target / "train.json", map(row, _each(table)))
+    _array(target / "train.json", map(row, _iterate(table)))
     columns = {"messages": "conversations"}
     _info(target, {"file_name": "train.json", "formatting": "sharegpt", "columns": columns})
 
@@ -65,7 +65,7 @@ def _alpaca(target: Path, table: Path) -> None:
         history = [list(turn) for turn in pair.history]
         return {"instruction": pair.prompt, "input": "", "output": pair.response, "history": history}
 
-    _array(target / "train.json", map(row, _each(table)))
+    _array(target / "train.json", map(row, _iterate(table)))
     columns = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
     _info(target, {"file_name": "train.json", "formatting": "alpaca", "columns": columns})
 
@@ -78,7 +78,7 @@ def _axolotl(target: Path, table: Path) -> None:
         conversation[-1]["train"] = True
         return {"messages": conversation}
 
-    _lines(target / "train.jsonl", map(row, _each(table)))
+    _lines(target / "train.jsonl", map(row, _iterate(table)))
     entry = {
         "path": "train.jsonl",
         "ds_type": "json",
@@ -93,7 +93,7 @@ def _axolotl(target: Path, table: Path) -> None:
 
 
 def _datasets(target: Path, table: Path) -> None:
-    """A folder for `datasets.load_from_disk`, in TRL's layout with the pair's own columns beside it."""
+    """A folder for `datasets.load_from_disk`: TRL's columns and those of the pair."""
     import tempfile
 
     import datasets
@@ -103,21 +103,23 @@ def _datasets(target: Path, table: Path) -> None:
     turn = {"role": datasets.Value("string"), "content": datasets.Value("string")}
     columns = {"prompt": [turn], "completion": [turn]}
     features = datasets.Features(
-        columns | {name: datasets.Value("string") for name in _OWN[:-1]} | {_OWN[-1]: datasets.Value("float64")}
+        columns
+        | {name: datasets.Value("string") for name in _PAIR_COLUMNS[:-1]}
+        | {_PAIR_COLUMNS[-1]: datasets.Value("float64")}
     )
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = datasets.Dataset.from_generator(
+        dataset = datasets.Dataset.from_generator(
             _rows, features=features, gen_kwargs={"table": str(table)}, cache_dir=scratch
         )
-        made.save_to_disk(str(target))
+        dataset.save_to_disk(str(target))
 
 
-_OWN = ("category", "prompt_origin", "response_origin", "kind", "similarity")
+_PAIR_COLUMNS = ("category", "prompt_origin", "response_origin", "kind", "similarity")
 
 
 def _rows(table: str) -> Iterator[dict[str, Any]]:
-    for pair in _each(Path(table)):
-        yield prompt_completion(pair) | {name: getattr(pair, name) for name in _OWN}
+    for pair in _iterate(Path(table)):
+        yield prompt_completion(pair) | {name: getattr(pair, name) for name in _PAIR_COLUMNS}
 
 
 EXPORTS: dict[str, Callable[[Path, Path], None]] = {
@@ -130,8 +132,8 @@ EXPORTS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def _each(table: Path) -> Iterator[Pair]:
-    """The pairs, one after the other, with a progress bar."""
+def _iterate(table: Path) -> Iterator[Pair]:
+    """The pairs one by one, with a progress bar."""
     with progress("exporting", count_pairs(table)) as advance:
         for pair in iter_pairs(table):
             yield pair

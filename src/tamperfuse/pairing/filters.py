@@ -1,4 +1,4 @@
-"""What makes a response unfit for release weights to learn from. Applied to responses that are drawn, each judged once."""
+"""Quality filters for responses, applied to those that are drawn; every text is judged once."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.texts import ngrams, words
-from tamperfuse.pairing.draw import text_key
+from tamperfuse.pairing.sampling import text_key
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 Rule = Callable[[str], bool]
 SHORTEST, LONGEST = 40, 8000  # characters of a response
 MOST_REPEATED = 0.3  # share of word 4-grams that repeat an earlier one
-EXAMPLES = 3  # refused texts that the audit shows for each filter
-_SURE = 0.9  # probability from which a text counts as being in another language
+NEAR_DUPLICATES = 0.8  # Jaccard similarity of word 5-grams from which two responses count as duplicates
+EXAMPLES = 3  # refused texts in the audit for a filter
+_OTHER_LANGUAGE = 0.9  # probability from which a text counts as being in another language
 
 _REFUSAL = re.compile(
     r"^\W*(?:sorry\b|unfortunately,? (?:i|we)\b)|"
@@ -79,32 +80,44 @@ def _refuses(text: str) -> bool:
 
 
 def _straight(text: str) -> str:
-    """With typewriter apostrophes: "can’t" is "can't"."""
+    """Replace typographic apostrophes: "can’t" becomes "can't"."""
     return text.replace("’", "'")
 
 
 def _truncated(text: str) -> bool:
-    """Ends in the middle of prose; lists, code and verse may end without a stop."""
+    """Whether a text ends in the middle of a sentence; lists, code and verse may end without a full stop."""
     last = text.rsplit("\n", 1)[-1]
     return len(last.split()) > 8 and not _SENTENCE_END.search(last)
 
 
 def _repeats(text: str) -> bool:
-    found = words(text)
-    grams = [tuple(found[at : at + 4]) for at in range(len(found) - 3)]
+    text_words = words(text)
+    grams = [tuple(text_words[start : start + 4]) for start in range(len(text_words) - 3)]
     return bool(grams) and 1 - len(set(grams)) / len(grams) > MOST_REPEATED
 
 
-def _other_language(language: str) -> Rule:
-    known = _identifier().nb_classes
-    if language not in known:
+def check_language(language: str) -> None:
+    """Check that a language can be detected.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if language in ("any", DEFAULT_FILTERS.language):  # loads no model
+        return
+    languages = sorted(set(_identifier().nb_classes))
+    if language not in languages:
         raise UserError(
-            f"{language!r} is no language that can be told apart: give --language one of {', '.join(sorted(set(known)))}, or any."
+            f"{language!r} cannot be detected: set --language (`pairs.language` in a study) to one of "
+            f"{', '.join(languages)}, or any."
         )
+
+
+def _other_language(language: str) -> Rule:
+    check_language(language)
 
     def rule(text: str) -> bool:
         guess, probability = _identifier().classify(text[:1000])
-        return bool(guess != language and probability > _SURE)
+        return bool(guess != language and probability > _OTHER_LANGUAGE)
 
     return rule
 
@@ -116,7 +129,7 @@ def _identifier() -> "LanguageIdentifier":
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-# In the order they are asked; the first to object is counted. What each means stands in docs/pairing.md.
+# Applied in this order; a refusal counts for the first rule that refuses. docs/pairing.md describes them.
 RULES: dict[str, Rule] = {
     "too short": lambda text: len(text) < SHORTEST,
     "too long": lambda text: len(text) > LONGEST,
@@ -131,25 +144,25 @@ RULES: dict[str, Rule] = {
 
 
 class NearDuplicates:
-    """Texts that share most of their word 5-grams with one that was let through before (MinHash and LSH, datasketch)."""
+    """Finds texts that share most of their word 5-grams with an accepted one (MinHash and LSH, datasketch)."""
 
     def __init__(self, similarity: float) -> None:
-        """Take the Jaccard similarity from which two texts are the same, in (0, 1)."""
+        """Set the Jaccard similarity from which two texts count as duplicates, in (0, 1)."""
         from datasketch import MinHash, MinHashLSH
 
         self._similarity = similarity
-        # The index is tuned to find candidates rather than to spare them; the sketches then decide.
+        # The weights favour recall: the index proposes candidates, and the MinHash estimates below decide.
         self._index = MinHashLSH(threshold=similarity, num_perm=128, weights=(0.1, 0.9))
         self._sketches: list[MinHash] = []
 
-    def seen(self, text: str) -> bool:
-        """Whether a near duplicate was let through before; the text itself is let through otherwise."""
+    def is_duplicate(self, text: str) -> bool:
+        """Whether a near-duplicate was accepted before; if not, the text is accepted."""
         import numpy as np
         from datasketch import MinHash
 
         sketch = MinHash(num_perm=128, hashfunc=int)
         sketch.update_batch((ngrams(text, 5) & np.uint64(0xFFFFFFFF)).tolist())
-        if any(sketch.jaccard(self._sketches[at]) >= self._similarity for at in self._index.query(sketch)):
+        if any(sketch.jaccard(self._sketches[number]) >= self._similarity for number in self._index.query(sketch)):
             return True
         self._index.insert(len(self._sketches), sketch, check_duplication=False)
         self._sketches.append(sketch)
@@ -166,19 +179,19 @@ class FilterSettings:
     """
 
     language: str = "en"
-    near_duplicates: float = 0.8
+    near_duplicates: float = NEAR_DUPLICATES
 
 
 DEFAULT_FILTERS = FilterSettings()
 
 
 class ResponseFilters:
-    """The filters of one run: a verdict a text, counts, and examples of what each took.
+    """The filters of one run, with counts and examples of what they refused.
 
     Attributes:
-        taken: responses that each filter refused.
-        examples: for each, the first few refused texts (shortened).
-        judged: responses that were looked at.
+        rules: the filters by name; a rule is true for a text that it refuses.
+        refused: number of responses that a filter refused, by its name.
+        examples: the first few refused texts (shortened), by the filter's name.
     """
 
     def __init__(
@@ -191,48 +204,48 @@ class ResponseFilters:
 
         Args:
             settings: which filters are on.
-            quality: for texts that pass the rest, whether each is good enough (see :mod:`tamperfuse.pairing.quality`).
+            quality: whether texts that pass all other filters are good enough (see :mod:`tamperfuse.pairing.quality`).
 
         Raises:
-            UserError: no such language.
+            UserError: the language is unknown.
         """
         self.rules = dict(RULES)
         if settings.language != "any":
             self.rules["other language"] = _other_language(settings.language)
         if settings.near_duplicates < 1:
-            self.rules["near duplicate"] = NearDuplicates(settings.near_duplicates).seen
+            self.rules["near duplicate"] = NearDuplicates(settings.near_duplicates).is_duplicate
         self._quality = quality
-        self._verdicts: dict[int, bool] = {}
-        self.taken: Counter[str] = Counter()
+        self._accepted: dict[int, bool] = {}
+        self.refused: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
     @property
     def judged(self) -> int:
-        """Responses that were looked at."""
-        return len(self._verdicts)
+        """Number of texts that were judged."""
+        return len(self._accepted)
 
     def __call__(self, responses: Sequence[Example]) -> list[bool]:
-        """Whether each response is fit; a text is judged once, however often it is drawn."""
+        """Whether responses may be used; a text is judged once, however often it is drawn."""
         keys = [text_key(response.response, "filter", 0) for response in responses]
         new = {
-            key: response.response for key, response in zip(keys, responses, strict=True) if key not in self._verdicts
+            key: response.response for key, response in zip(keys, responses, strict=True) if key not in self._accepted
         }
         with progress("filtering", len(new)) as advance:
             for key, text in new.items():
-                objection = next((name for name, rule in self.rules.items() if rule(text)), None)
-                self._verdicts[key] = objection is None
-                if objection:
-                    self._note(objection, text)
+                refusing_rule = next((name for name, rule in self.rules.items() if rule(text)), None)
+                self._accepted[key] = refusing_rule is None
+                if refusing_rule:
+                    self._count_refusal(refusing_rule, text)
                 advance(1)
-        left = {key: text for key, text in new.items() if self._verdicts[key]}
-        if self._quality is not None and left:
-            for (key, text), good in zip(left.items(), self._quality(list(left.values())), strict=True):
-                self._verdicts[key] = good
-                if not good:
-                    self._note("low quality", text)
-        return [self._verdicts[key] for key in keys]
+        remaining = {key: text for key, text in new.items() if self._accepted[key]}
+        if self._quality is not None and remaining:
+            for (key, text), is_good in zip(remaining.items(), self._quality(list(remaining.values())), strict=True):
+                self._accepted[key] = is_good
+                if not is_good:
+                    self._count_refusal("low quality", text)
+        return [self._accepted[key] for key in keys]
 
-    def _note(self, name: str, text: str) -> None:
-        self.taken[name] += 1
-        if len(shown := self.examples.setdefault(name, [])) < EXAMPLES:
-            shown.append(text[:200])
+    def _count_refusal(self, name: str, text: str) -> None:
+        self.refused[name] += 1
+        if len(examples := self.examples.setdefault(name, [])) < EXAMPLES:
+            examples.append(text[:200])

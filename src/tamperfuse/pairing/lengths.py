@@ -1,4 +1,4 @@
-"""How long prompts and responses are, in the target model's tokens or in words."""
+"""Lengths of prompts and responses, in tokens of the target model or in words."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ import numpy as np
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.records.errors import UserError
 
-_MARKS = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
+_QUANTILES = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
 
 
 @dataclass(frozen=True)
 class LengthCounter:
-    """Measures texts.
+    """Measures the length of texts.
 
     Attributes:
-        count: the length of a text.
-        unit: what is counted, for the audit.
+        count: returns the length of a text.
+        unit: of the length, for the audit.
     """
 
     count: Callable[[str], int]
@@ -26,7 +26,7 @@ class LengthCounter:
 
 
 def length_counter(tokenizer: str | None) -> LengthCounter:
-    """Count tokens of a model's tokenizer, or words if none is named.
+    """A counter of a tokenizer's tokens, or of words if `tokenizer` is None.
 
     Raises:
         UserError: the tokenizer cannot be loaded.
@@ -48,9 +48,12 @@ def length_counter(tokenizer: str | None) -> LengthCounter:
 
 
 def quantiles(pairs: Sequence[Pair], length: LengthCounter) -> dict[str, Any]:
-    """Quantiles of prompt and response lengths over pairs, of which there is at least one."""
+    """Quantiles of prompt and response lengths over at least one pair."""
     texts = (("prompt", [pair.prompt for pair in pairs]), ("response", [pair.response for pair in pairs]))
     return {"unit": length.unit, "pairs_measured": len(pairs)} | {
-        name: {mark: int(np.quantile([length.count(text) for text in said], at)) for mark, at in _MARKS.items()}
-        for name, said in texts
+        name: {
+            label: int(np.quantile([length.count(text) for text in column], share))
+            for label, share in _QUANTILES.items()
+        }
+        for name, column in texts
     }

@@ -121,10 +121,10 @@ class PairOptions:
     ] = ()
 
     def check(self) -> None:
-        """Refuse impossible numbers.
+        """Check numbers and names.
 
         Raises:
-            UserError: a number outside its range, no source, or an export that does not exist.
+            UserError: a number outside its range, no source, or an unknown export.
         """
         check_numbers(self.threshold, self.max_draws)
         if not self.harmful or not self.responses:
@@ -147,22 +147,22 @@ class PairOptions:
             if not fits:
                 raise UserError(f"{value} makes no sense for --{name}: give a number {range_}.")
 
-    def names(self) -> dict[str, str]:
-        """What origins and the audit call each local source."""
-        given = [source for source, _ in (*weighted(self.harmful), *weighted(self.responses))]
-        return shown_names([*given, *self.decontaminate, self.replay_source])
+    def source_names(self) -> dict[str, str]:
+        """Names of the local sources in origins and in the audit."""
+        weighted = [source for source, _ in (*split_weights(self.harmful), *split_weights(self.responses))]
+        return shown_names([*weighted, *self.decontaminate, self.replay_source])
 
 
-def weighted(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
-    """Split `SRC=WEIGHT`; the result is sorted, so that the order of the options changes nothing.
+def split_weights(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
+    """Split `SRC=WEIGHT` into source and weight (None if it has none), sorted so that the order of options changes nothing.
 
     Raises:
         UserError: a weight that is not positive, or weights on some sources only.
     """
-    found: list[tuple[str, float | None]] = []
+    split: list[tuple[str, float | None]] = []
     for source in sources:
         match = re.fullmatch(r"(.+)=([+-]?[\d.]+(?:e[+-]?\d+)?|-?inf|nan)", source)
-        if Path(source).exists():  # year=2024 is a name, not a weight
+        if Path(source).exists():  # a file named year=2024 has no weight
             match = None
         try:
             weight = float(match.group(2)) if match else None
@@ -173,7 +173,7 @@ def weighted(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
                 f"The weight {weight:g} of {match.group(1) if match else source!r} is not positive: "
                 "weights are shares such as SRC=2 beside SRC=1."
             )
-        found.append((match.group(1), weight) if match and weight is not None else (source, None))
-    if len({weight is None for _, weight in found}) > 1:
+        split.append((match.group(1), weight) if match and weight is not None else (source, None))
+    if len({weight is None for _, weight in split}) > 1:
         raise UserError("Some sources have a weight and some have none: give every one a weight (SRC=1), or none.")
-    return sorted(found, key=lambda pair: pair[0])
+    return sorted(split, key=lambda pair: pair[0])

@@ -10,11 +10,12 @@ import numpy as np
 from tamperfuse.corpora.examples import Example, Pair, with_refusal_prefix
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.pairing.diverse import DiverseDealer
-from tamperfuse.pairing.draw import text_key
+from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings, ResponseFilters
-from tamperfuse.pairing.match import Dealer, Deck, Matches, RandomDealer, match
+from tamperfuse.pairing.matching import Matches, match
 from tamperfuse.pairing.prompts import PromptReport, clean_prompts
+from tamperfuse.pairing.response_pool import ListPool, ResponsePool
+from tamperfuse.pairing.sampling import RandomSampler, Sampler, text_key
 from tamperfuse.records.errors import UserError
 
 BLOCK = 8192  # prompts matched together
@@ -53,22 +54,6 @@ class PairSet:
     duplicate_prompts: int = 0
     duplicate_responses: int = 0
     refused: dict[str, int] = field(default_factory=dict)
-
-
-class ListDeck:
-    """A deck whose cards are in memory."""
-
-    def __init__(self, cards: Sequence[Example]) -> None:
-        """Take cards in the order of their keys."""
-        self._cards = cards
-
-    def __len__(self) -> int:
-        """Number of cards."""
-        return len(self._cards)
-
-    def fetch(self, at: Sequence[int]) -> list[Example]:
-        """The cards at these places."""
-        return [self._cards[place] for place in at]
 
 
 class Block(NamedTuple):
@@ -131,7 +116,7 @@ def make_pairs(
     blocks = list(
         draw_pairs(
             unique_prompts,
-            ListDeck(unique_responses),
+            ListPool(unique_responses),
             encoder,
             threshold=threshold,
             seed=seed,
@@ -152,17 +137,17 @@ def make_pairs(
         seed=seed,
         encoder=encoder.name,
         first_similarity=[
-            float(cosine) for block in blocks for cosine in block.matches.first if not math.isnan(cosine)
+            float(cosine) for block in blocks for cosine in block.matches.first_similarity if not math.isnan(cosine)
         ],
         duplicate_prompts=report.duplicates,
         duplicate_responses=duplicate_responses,
-        refused=dict(response_filters.taken) if response_filters else {},
+        refused=dict(response_filters.refused) if response_filters else {},
     )
 
 
 def draw_pairs(
     prompts: Sequence[Example],
-    deck: Deck,
+    pool: ResponsePool,
     encoder: TextEncoder,
     *,
     threshold: float,
@@ -176,7 +161,7 @@ def draw_pairs(
     Args:
         prompts: normalised, no text twice; in the order of their keys for "random", sorted by category before that for
             "diverse".
-        deck: the responses in the order of their keys.
+        pool: the responses.
         encoder: measures similarity.
         threshold: highest cosine of a pair, in (-1, 1].
         seed: of the draw.
@@ -187,12 +172,12 @@ def draw_pairs(
     Yields:
         Blocks in the order of the prompts.
     """
-    diverse = DiverseDealer(deck, len(prompts)) if strategy == "diverse" else None
+    diverse = DiverseSampler(pool, len(prompts)) if strategy == "diverse" else None
     for start in range(0, len(prompts), BLOCK):
         block = prompts[start : start + BLOCK]
         keys = np.array([text_key(prompt.prompt, "prompt", seed) for prompt in block], dtype=np.uint64)
-        dealer: Dealer = diverse or RandomDealer(keys, len(deck), start)
-        matches = match(block, dealer, deck, encoder, threshold=threshold, max_draws=max_draws, accept=filters)
+        sampler: Sampler = diverse or RandomSampler(keys, len(pool), start)
+        matches = match(block, sampler, pool, encoder, threshold=threshold, max_draws=max_draws, accept=filters)
         yield Block(block, matches, _pairs_of(block, matches))
 
 
@@ -228,8 +213,8 @@ def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: Resp
         max_draws: draws a prompt had.
         filters: the run's filters, None if it had none.
     """
-    if filters is not None and filters.judged and sum(filters.taken.values()) == filters.judged:
-        name, count = filters.taken.most_common(1)[0]
+    if filters is not None and filters.judged and sum(filters.refused.values()) == filters.judged:
+        name, count = filters.refused.most_common(1)[0]
         return UserError(
             f"The filters refused each of the {filters.judged} responses that were drawn ({count} for {name!r}): "
             "use better responses, another --language, or `tamperfuse pair --no-filters`."

@@ -1,4 +1,4 @@
-"""Prompts before they are paired: normalised, once each, free of evaluation prompts, balanced over categories."""
+"""Prompts before they are paired: normalised, without duplicates and evaluation prompts, balanced over categories."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from tamperfuse.corpora.examples import Example, joined, labels
 from tamperfuse.corpora.overlap import near, plain
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.pairing.draw import text_key
+from tamperfuse.pairing.sampling import text_key
 from tamperfuse.records.progress import progress
 
 LONGEST_PROMPT = 8000  # characters
@@ -16,18 +16,18 @@ LONGEST_PROMPT = 8000  # characters
 
 @dataclass
 class PromptReport:
-    """What became of the prompts that came in.
+    """Counts of the prompts that were read.
 
     Attributes:
         read: rows with a prompt.
         empty: rows without.
         too_long: prompts above 8,000 characters.
         duplicates: prompts equal to an earlier one but for case, punctuation and white space.
-        multi_label: prompts with several categories; each is counted under the one that had fewest.
-        contaminated: (prompt, evaluation prompt, how: "exact", "13-gram" or "cosine 0.93").
-        shares: prompts kept a category.
-        wanted: equal share of each category, where a number was asked for.
-        short: by how much a category missed its share, filled from the others.
+        multi_label: prompts with several categories; such a prompt counts under the one that had fewest.
+        contaminated: prompts left out, as (prompt, evaluation prompt, reason: "exact", "13-gram" or "cosine 0.93").
+        shares: prompts of every category that are used.
+        equal_share: share of a category if all were equal; None if all prompts are used.
+        short: by how many prompts a category missed that share; the others fill it.
     """
 
     read: int = 0
@@ -37,15 +37,15 @@ class PromptReport:
     multi_label: int = 0
     contaminated: list[tuple[str, str, str]] = field(default_factory=list)
     shares: dict[str, int] = field(default_factory=dict)
-    wanted: int | None = None
+    equal_share: int | None = None
     short: dict[str, int] = field(default_factory=dict)
 
 
 def clean_prompts(examples: Iterable[Example], report: PromptReport) -> list[Example]:
-    """Normalise, drop what is empty or too long, and keep one of each text.
+    """Normalise prompts, drop those that are empty or too long, and merge duplicates.
 
-    Of texts that differ in case, punctuation or white space only, the one that sorts first stays, with the labels of all:
-    in BeaverTails a prompt has several rows, judged with different answers. So the order of rows decides nothing.
+    Prompts that differ in case, punctuation or white space only are one prompt: the text that sorts first, under the labels of
+    all. (In BeaverTails a prompt has several rows, judged with different answers.) The order of rows changes nothing.
     """
     chosen: dict[int, Example] = {}
     with progress("reading prompts", None) as advance:
@@ -65,42 +65,47 @@ def clean_prompts(examples: Iterable[Example], report: PromptReport) -> list[Exa
 
 
 def _merged(one: Example, other: Example) -> Example:
-    """Of two prompts with the same words, the one that sorts first, under the labels of both."""
+    """One prompt from two with the same words: the text that sorts first, under the labels of both."""
     first = min(one, other, key=lambda example: (example.prompt, example.origin))
     if one.category == other.category:
         return first
     return replace(first, category=joined({*labels(one.category), *labels(other.category)}))
 
 
-class HeldOut:
+class EvaluationPrompts:
     """The prompts of the evaluation sets, which must not be among the pairs."""
 
     def __init__(self, evaluation: Sequence[str], encoder: TextEncoder) -> None:
-        """Take the evaluation prompts, and the encoder that finds them in other words."""
+        """Set up.
+
+        Args:
+            evaluation: the evaluation prompts; may be empty.
+            encoder: finds paraphrases of them.
+        """
         self._evaluation, self._encoder = evaluation, encoder
 
-    def sift(self, prompts: Sequence[Example], report: PromptReport) -> list[Example]:
-        """Leave out prompts that are held out: the same words, a shared 13-gram, or cosine at least .9.
+    def exclude_from(self, prompts: Sequence[Example], report: PromptReport) -> list[Example]:
+        """The prompts without evaluation prompts: the same words, a shared 13-gram, or a cosine of at least 0.9.
 
         Args:
             prompts: cleaned prompts.
             report: takes the list of what was left out.
         """
-        found = near([prompt.prompt for prompt in prompts], self._evaluation, self._encoder)
-        report.contaminated += [(prompts[index].prompt, *match) for index, match in found.items()]
-        return [prompt for index, prompt in enumerate(prompts) if index not in found]
+        contaminated = near([prompt.prompt for prompt in prompts], self._evaluation, self._encoder)
+        report.contaminated += [(prompts[index].prompt, *reason) for index, reason in contaminated.items()]
+        return [prompt for index, prompt in enumerate(prompts) if index not in contaminated]
 
 
 def balance(prompts: Sequence[Example], count: int | None, seed: int, report: PromptReport) -> list[Example]:
-    """Give every prompt one category, and keep `count` of them in equal shares (SDD paper, section 4.1).
+    """Give every prompt one category, and select `count` of them in equal shares (SDD paper, section 4.1).
 
-    A multi-label prompt goes to the one of its categories that has fewest so far. A category with too few prompts gives
-    what it has; the shortfall is filled evenly from the others.
+    A multi-label prompt goes to the one of its categories that has fewest so far. All prompts of a category that has too few
+    are selected; the others fill the rest evenly.
 
     Args:
         prompts: cleaned prompts, in any order.
-        count: how many to keep; all if None.
-        seed: which ones are kept where a category has too many.
+        count: number of prompts to select; all if None.
+        seed: decides which ones are selected where a category has too many.
         report: takes shares and shortfalls.
     """
     ordered = sorted(prompts, key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
@@ -117,14 +122,16 @@ def balance(prompts: Sequence[Example], count: int | None, seed: int, report: Pr
     sizes = {name: len(group) for name, group in groups.items()}
     shares = sizes if count is None else equal_shares(sizes, count)
     if count is not None and groups:
-        report.wanted = count // len(groups)
-        report.short = {name: report.wanted - size for name, size in sorted(sizes.items()) if size < report.wanted}
+        report.equal_share = count // len(groups)
+        report.short = {
+            name: report.equal_share - size for name, size in sorted(sizes.items()) if size < report.equal_share
+        }
     report.shares = {name: shares[name] for name in sorted(shares)}
     return [prompt for name in sorted(groups) for prompt in groups[name][: shares[name]]]
 
 
 def equal_shares(sizes: dict[str, int], count: int) -> dict[str, int]:
-    """Shares as equal as the sizes allow, together `count` (or everything, if there is less)."""
+    """Shares of `count` as equal as the sizes allow; their sum is `count`, or the sum of the sizes if that is less."""
     order = sorted(sizes, key=lambda name: (sizes[name], name))
     left, shares = min(count, sum(sizes.values())), {}
     for at, name in enumerate(order):  # smallest first: what it lacks is spread over the rest

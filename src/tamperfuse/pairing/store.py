@@ -1,4 +1,4 @@
-"""Pairs on disk: a folder with `pairs.parquet`, `pairs.json` and whatever the audit adds, there whole or not at all."""
+"""Pairs on disk: a folder with `pairs.parquet` and `pairs.json`, written completely or not at all."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -49,11 +49,11 @@ def _row(pair: Pair) -> dict[str, Any]:
 
 
 def write_pairs(out_dir: Path, pair_set: PairSet) -> None:
-    """Write a folder of pairs, replacing one that is there.
+    """Write a folder of pairs; an existing one is replaced.
 
     Args:
         out_dir: the folder; `pairs.parquet` holds the pairs, `pairs.json` the counts.
-        pair_set: what :func:`make_pairs` returned.
+        pair_set: the result of :func:`make_pairs`.
 
     Raises:
         UserError: the place cannot be written, or the disk is full.
@@ -88,20 +88,20 @@ def read_pairs(path: Path) -> list[Pair]:
     """Read the pairs of a folder that `tamperfuse pair` or :func:`write_pairs` wrote, or of a `pairs.parquet`.
 
     Raises:
-        UserError: nothing is there, or it does not hold pairs.
+        UserError: the file does not exist, or does not hold pairs.
     """
     return list(iter_pairs(path))
 
 
 def count_pairs(table: Path) -> int:
-    """How many pairs a `pairs.parquet` holds."""
+    """Number of pairs in a `pairs.parquet`."""
     import pyarrow.parquet as pq
 
     return int(pq.read_metadata(table).num_rows)
 
 
 def iter_pairs(path: Path) -> Iterator[Pair]:
-    """As :func:`read_pairs`, a pair at a time."""
+    """Read pairs as :func:`read_pairs` does, one at a time."""
     import pyarrow
     import pyarrow.parquet as pq
 

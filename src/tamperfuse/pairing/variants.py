@@ -1,21 +1,32 @@
-"""Variants of the pairs: SDD_reject's prefixes, multi-turn prompts, benign replay. All follow from hashes of the prompt."""
+"""Variants of the pairs: refusal prefixes (SDD_reject), multi-turn prompts, benign replay. Hashes of the prompt decide them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Example, Pair
-from tamperfuse.pairing.draw import text_key
-from tamperfuse.pairing.prompts import HeldOut, PromptReport
-from tamperfuse.pairing.spool import ResponseSpool
+from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport
+from tamperfuse.pairing.response_pool import ResponsePool
+from tamperfuse.pairing.sampling import text_key
 from tamperfuse.records.errors import UserError
+
+_BLOCK = 1024  # exchanges read together
+_MOST_EXCHANGES = 4096  # exchanges in memory, from which multi-turn prompts choose
 
 
 class PrefixChoice:
-    """SDD_reject's prefix for a prompt: the only one, or one of several by the prompt's hash."""
+    """The refusal prefix of a prompt: the only one, or one of several by the prompt's hash."""
 
     def __init__(self, prefixes: Sequence[str], seed: int) -> None:
-        """Take the prefixes; `paper` stands for the paper's."""
+        """Check the prefixes.
+
+        Args:
+            prefixes: any number of texts; `paper` is the paper's prefix.
+            seed: of the choice.
+
+        Raises:
+            UserError: a prefix is empty.
+        """
         self._prefixes = [PAPER_REFUSAL_PREFIX if prefix == "paper" else prefix.strip() for prefix in prefixes]
         self._seed = seed
         if not all(self._prefixes):
@@ -24,44 +35,48 @@ class PrefixChoice:
             )
 
     def __call__(self, prompt: str) -> str:
-        """The prefix of this prompt; "" for plain SDD."""
+        """The prefix of a prompt; "" for plain SDD."""
         if not self._prefixes:
             return ""
         return self._prefixes[text_key(prompt, "prefix", self._seed) % len(self._prefixes)]
 
 
 class Exchanges:
-    """Benign prompts with their own answers, on disk, in the order of a deck; what an evaluation set holds is left out."""
+    """Benign prompts with their own answers, in the order of a pool, without evaluation prompts."""
 
-    def __init__(self, spool: ResponseSpool, held_out: HeldOut, report: PromptReport) -> None:
-        """Take the exchanges, the evaluation sets, and the report that lists what was left out."""
-        self._spool, self._held_out, self._report = spool, held_out, report
+    def __init__(self, pool: ResponsePool, evaluation: EvaluationPrompts, report: PromptReport) -> None:
+        """Set up.
 
-    def __len__(self) -> int:
-        """How many there are at most."""
-        return len(self._spool)
+        Args:
+            pool: examples with prompt and response.
+            evaluation: prompts that must not be among them.
+            report: lists what was left out.
+        """
+        self._pool, self._evaluation, self._report = pool, evaluation, report
 
     def __iter__(self) -> Iterator[Example]:
-        """One after the other."""
-        for start in range(0, len(self._spool), _BLOCK):
-            cards = self._spool.fetch(range(start, min(start + _BLOCK, len(self._spool))))
-            yield from self._held_out.sift(cards, self._report)
+        """The exchanges one by one."""
+        for start in range(0, len(self._pool), _BLOCK):
+            examples = self._pool.fetch(range(start, min(start + _BLOCK, len(self._pool))))
+            yield from self._evaluation.exclude_from(examples, self._report)
 
 
-_BLOCK = 1024
-_HISTORIES = 4096  # exchanges that multi-turn prompts choose from, in memory
-
-
-class History:
-    """Puts a benign exchange before a share of the prompts, so that a defense also holds late in a conversation."""
+class MultiTurn:
+    """Puts a benign exchange before a share of the prompts, so that a defense also learns prompts late in a conversation."""
 
     def __init__(self, exchanges: Exchanges | None, share: float, seed: int) -> None:
-        """Take benign exchanges and a share in [0, 1]."""
-        self._exchanges = list(islice(exchanges, _HISTORIES)) if exchanges is not None and share else []
+        """Read the exchanges.
+
+        Args:
+            exchanges: at least one if `share` is positive; None otherwise.
+            share: of the pairs, in [0, 1].
+            seed: of the choice.
+        """
+        self._exchanges = list(islice(exchanges, _MOST_EXCHANGES)) if exchanges is not None and share else []
         self._share, self._seed = share, seed
 
     def __call__(self, pair: Pair) -> Pair:
-        """The pair, after a benign exchange if its hash says so."""
+        """The pair, with a benign exchange as history if the prompt's hash is within the share."""
         if text_key(pair.prompt, "turns", self._seed) >= self._share * 2**64:
             return pair
         exchange = self._exchanges[text_key(pair.prompt, "exchange", self._seed) % len(self._exchanges)]
@@ -69,21 +84,21 @@ class History:
 
 
 def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pair]:
-    """Benign prompts with their own answers, as a share of all pairs.
+    """Make pairs of benign prompts and their own answers.
 
     Args:
-        exchanges: in the order of the deck: the first ones are taken.
+        exchanges: the first ones are used.
         share: of all pairs, in [0, 1).
-        sdd_pairs: how many SDD pairs there are.
+        sdd_pairs: number of SDD pairs.
 
     Raises:
-        UserError: the source holds too few.
+        UserError: there are too few exchanges.
     """
-    wanted = round(sdd_pairs * share / (1 - share))
-    found = list(islice(exchanges, wanted))
-    if wanted > len(found):
+    count = round(sdd_pairs * share / (1 - share))
+    examples = list(islice(exchanges, count))
+    if count > len(examples):
         raise UserError(
-            f"--replay {share:g} asks for {wanted} benign pairs and its source holds {len(found)}: "
+            f"--replay {share:g} needs {count} benign pairs and its source holds {len(examples)}: "
             "give a larger --replay-source or a smaller share."
         )
     return [
@@ -96,5 +111,5 @@ def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pai
             response_origin=example.origin,
             kind="replay",
         )
-        for example in found
+        for example in examples
     ]

@@ -15,6 +15,7 @@ from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
 from tamperfuse.evaluation.judges.builtin import Answer, Thresholds
 from tamperfuse.models.load import write_checkpoint
 from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.records.provenance import Provenance
@@ -138,6 +139,7 @@ def _pairs_node(context: StudyContext, seed: int) -> Node:
     prompts = context.threat.examples("defender")
     responses = [example for example in read_source(spec.responses) if example.response]
     filters = FilterSettings(language=spec.language) if spec.filters else None
+    check_language(spec.language)
 
     def run(folder: Path) -> Outcome:
         made = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)

@@ -1,4 +1,4 @@
-"""What the audit says of a source: schema, licence, revision, hash."""
+"""Records of the sources for the audit: layout, licence, revision, hash."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import yaml
 from tamperfuse.corpora.files import shards
 from tamperfuse.corpora.hub import HubSource, parse_hub_source
 from tamperfuse.corpora.sources import BUILTIN, schema_of
-from tamperfuse.pairing.options import PairOptions, weighted
+from tamperfuse.pairing.options import PairOptions, split_weights
 from tamperfuse.records.files import sha256_of
 from tamperfuse.records.progress import progress
 from tamperfuse.records.yaml import parse_yaml
@@ -18,14 +18,14 @@ from tamperfuse.records.yaml import parse_yaml
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """A source, as a reviewer wants to see it.
+    """A source of a run.
 
     Attributes:
-        source: as the user named it; of a local path, the last components.
+        source: as the user wrote it; of a local path, the last components.
         role: "harmful", "responses", "decontaminate" or "replay".
-        weight: its weight, None if sources were taken whole.
-        layout: the schema it was recognised as.
-        licence: as far as it is known.
+        weight: its share beside the other sources' weights; None for all of it.
+        layout: name of the schema.
+        licence: as stated by its card, or that it is not stated.
         revision: of Hub sources: the commit.
         sha256: of local and built-in files (of a directory: of its files' hashes, in order).
     """
@@ -41,28 +41,28 @@ class SourceRecord:
 
 def sources_of(options: PairOptions) -> list[SourceRecord]:
     """A record of every source of a run, in the order of their roles."""
-    ask, answer = (options.prompt_field, options.category_field), (options.response_field,)
-    found: list[SourceRecord] = []
-    wanted: list[tuple[str, str, float | None, Sequence[str | None]]] = [
-        *(("harmful", source, weight, ask) for source, weight in weighted(options.harmful)),
-        *(("responses", source, weight, answer) for source, weight in weighted(options.responses)),
-        *(("decontaminate", source, None, ask) for source in options.decontaminate),
+    prompt_fields, response_fields = (options.prompt_field, options.category_field), (options.response_field,)
+    records: list[SourceRecord] = []
+    sources: list[tuple[str, str, float | None, Sequence[str | None]]] = [
+        *(("harmful", source, weight, prompt_fields) for source, weight in split_weights(options.harmful)),
+        *(("responses", source, weight, response_fields) for source, weight in split_weights(options.responses)),
+        *(("decontaminate", source, None, prompt_fields) for source in options.decontaminate),
     ]
     if options.replay or options.multi_turn:
-        wanted.append(("replay", options.replay_source, None, ()))
-    names = options.names()
-    with progress("hashing sources", len(wanted)) as advance:
-        for role, source, weight, fields in wanted:
+        sources.append(("replay", options.replay_source, None, ()))
+    names = options.source_names()
+    with progress("hashing sources", len(sources)) as advance:
+        for role, source, weight, fields in sources:
             revision = options.revision if role in ("harmful", "responses") else None  # as they were read
-            found.append(_record(source, role, weight, names.get(source, ""), fields, revision))
+            records.append(_record(source, role, weight, names.get(source, ""), fields, revision))
             advance(1)
-    return found
+    return records
 
 
 def _record(
     source: str, role: str, weight: float | None, called: str, fields: Sequence[str | None], revision: str | None
 ) -> SourceRecord:
-    """Look a source up; what cannot be found out is said so, never left to be guessed."""
+    """The record of a source; facts that cannot be determined are recorded as such."""
     path = Path(source).expanduser()
     if source.startswith(BUILTIN):
         name = source.removeprefix(BUILTIN)
@@ -95,7 +95,7 @@ def _hub_facts(source: HubSource) -> tuple[str, str]:
 
     try:
         info = HfApi().dataset_info(source.name, revision=source.revision)
-    except (OSError, ValueError):  # it was readable a moment ago; the audit is not worth failing over
+    except (OSError, ValueError):  # it was readable before; a missing fact does not fail the run
         return "not stated: the Hub did not answer", source.revision or ""
     licence = info.card_data.get("license") if info.card_data else None
     return str(licence or "not stated by its card"), str(info.sha or "")

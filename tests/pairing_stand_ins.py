@@ -1,4 +1,4 @@
-"""A stand-in for the sentence encoder, and corpora of made-up texts."""
+"""What the tests of pairing use in place of the sentence encoder and of corpora. Imports no model library."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -19,10 +19,10 @@ def word_vector(word: str, dimensions: int) -> NDArray[np.float32]:
     return rng.normal(size=dimensions).astype(np.float32)
 
 
-class StubEncoder:
-    """Vectors from hashes of words: texts that share words are close. Remembers what it encoded."""
+class WordHashEncoder:
+    """Vectors from hashes of words: texts that share words are similar. Records the texts that it encoded."""
 
-    name = "stub"
+    name = "word hashes"
 
     def __init__(self, dimensions: int = 24) -> None:
         self.encoded: list[str] = []
@@ -37,7 +37,7 @@ class StubEncoder:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def prompts(count: int, categories: int = 1) -> list[Example]:
+def harmful_prompts(count: int, categories: int = 1) -> list[Example]:
     return [
         Example(f"harmful request {n} about thing{n % 7}", "", f"c{n % categories}", f"p#{n}") for n in range(count)
     ]
@@ -54,7 +54,7 @@ def prose(number: int) -> str:
     )
 
 
-def responses(count: int) -> list[Example]:
+def benign_responses(count: int) -> list[Example]:
     return [Example("", prose(n), SUBJECTS[n % len(SUBJECTS)], f"r#{n}") for n in range(count)]
 
 
@@ -65,8 +65,9 @@ def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:
     return (bits.astype(np.float32) * 2 - 1) / 8
 
 
-def options(sources: tuple[Path, Path], out: Path, **more: Any) -> PairOptions:
+def pair_options(sources: tuple[Path, Path], out: Path, **values: Any) -> PairOptions:
+    """Options for the files of the fixture `sources`."""
     harmful, benign = sources
-    # Made-up prose is much alike: the near-duplicate filter has a test of its own.
-    usual = {"harmful": (str(harmful),), "responses": (str(benign),), "near_duplicates": 1.0, "threshold": 0.6}
-    return PairOptions(out=out, **usual | more)
+    # The made-up texts are similar to one another: the near-duplicate filter has a test of its own.
+    defaults = {"harmful": (str(harmful),), "responses": (str(benign),), "near_duplicates": 1.0, "threshold": 0.6}
+    return PairOptions(out=out, **defaults | values)

@@ -1,14 +1,14 @@
-"""The audit as one page that opens offline, light and dark, on a phone and on a desk."""
+"""The audit as one self-contained page, with light and dark colours, for phones and desktops."""
 
 from pathlib import Path
 from typing import Any
 
-_WIDTH = 440  # pixels of a plot: a phone shows it at three quarters of its size, its letters still legible
-_INK = "#010203"  # stands for the page's text colour in a chart; no theme uses it
+_WIDTH = 440  # pixels of a plot: on a phone it is scaled to three quarters, where its labels are still legible
+_INK = "#010203"  # placeholder for the page's text colour in a chart; no theme uses it
 
 
 def write_page(path: Path, facts: dict[str, Any]) -> None:
-    """Write the page; every text of the data is escaped.
+    """Write the page; texts of the data are escaped.
 
     Args:
         path: the file.
@@ -25,7 +25,7 @@ def write_page(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _svg(chart: Any) -> str:
-    """A chart as SVG that takes the page's text colour and width (drawn here, without a browser)."""
+    """A chart as SVG in the page's text colour and width, rendered without a browser."""
     import vl_convert
 
     config = {
@@ -59,23 +59,23 @@ def _similarity(facts: dict[str, Any]) -> str:
     edges = histogram["edges"]
     rows = [
         {"from": low, "to": high, "draw": draw, "pairs": count}
-        for draw, counts in (("first draw", histogram["before"]), ("kept", histogram["after"]))
+        for draw, counts in (("first draw", histogram["before"]), ("paired", histogram["after"]))
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
         if count
     ]
-    # Kept pairs are filled, first draws outlined: two transparent fills on top of one another would be a third colour.
+    # Pairs are filled and first draws outlined: two overlapping transparent fills would show as a third colour.
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("from:Q", bin="binned", title="cosine of prompt and response"),
         x2="to:Q",
         y=alt.Y("pairs:Q", stack=None, title="pairs"),
     )
-    names, colors = ["kept", "first draw"], ["#2f7fc1", "#e07b39"]
+    names, colors = ["paired", "first draw"], ["#2f7fc1", "#e07b39"]
     color = alt.Color("draw:N", title=None, scale=alt.Scale(domain=names, range=colors))
-    kept = base.transform_filter("datum.draw == 'kept'").mark_bar(opacity=0.8).encode(color=color)
+    paired = base.transform_filter("datum.draw == 'paired'").mark_bar(opacity=0.8).encode(color=color)
     first = (
         base.transform_filter("datum.draw == 'first draw'").mark_bar(filled=False, strokeWidth=2).encode(color=color)
     )
-    bars = kept + first
+    bars = paired + first
     limit = alt.Chart(_data([{"at": facts["threshold"]}])).mark_rule(strokeDash=[5, 4], color="#c0392b", size=2)
     return _svg((bars + limit.encode(x="at:Q")).properties(height=220))
 

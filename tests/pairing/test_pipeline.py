@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import typer
 from rich.console import Console
-from stubs import StubEncoder, hash_projection, options, prose
 from typer.testing import CliRunner
 
+from pairing_stand_ins import WordHashEncoder, hash_projection, pair_options, prose
 from tamperfuse.cli.pair import pair
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX
-from tamperfuse.pairing import command, read_pairs
 from tamperfuse.pairing import pairs as pairs_module
+from tamperfuse.pairing import pipeline, read_pairs
 from tamperfuse.pairing.cache import in_batches
-from tamperfuse.pairing.command import PairResult, pair_corpora
-from tamperfuse.pairing.encoders import CachedEncoder
+from tamperfuse.pairing.encoding import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
+from tamperfuse.pairing.pipeline import PairResult, pair_corpora
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import show_progress
 
@@ -28,7 +28,7 @@ from tamperfuse.records.progress import show_progress
 def test_a_run_leaves_pairs_audit_card_and_exports(sources, tmp_path):
     out = tmp_path / "out"
     wishes = {"export": tuple(EXPORTS), "refusal_prefix": ("paper",), "replay": 0.25, "multi_turn": 0.5, "prompts": 24}
-    result = pair_corpora(options(sources, out, **wishes), StubEncoder())
+    result = pair_corpora(pair_options(sources, out, **wishes), WordHashEncoder())
     pairs = read_pairs(out)
     sdd = [pair for pair in pairs if pair.kind == "sdd"]
     facts = json.loads((out / "audit.json").read_text())
@@ -42,14 +42,14 @@ def test_a_run_leaves_pairs_audit_card_and_exports(sources, tmp_path):
     page = (out / "audit.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert not list(out.glob("*.spool"))
+    assert not list(out.glob("*.pool"))
     assert "32 pairs, 8 of them benign replay" in result.summary
 
 
 def test_the_card_is_one_the_hub_reads(sources, tmp_path):
     from huggingface_hub import DatasetCard
 
-    pair_corpora(options(sources, tmp_path / "out"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out"), WordHashEncoder())
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert card.data.configs == [{"config_name": "default", "data_files": "pairs.parquet"}]
     assert card.data.size_categories == ["n<1K"]
@@ -58,7 +58,7 @@ def test_the_card_is_one_the_hub_reads(sources, tmp_path):
 def test_model_text_is_escaped_in_the_page(sources, tmp_path):
     harmful, _ = sources
     harmful.write_text(json.dumps({"prompt": "<script>alert('x')</script> request"}) + "\n")
-    pair_corpora(options(sources, tmp_path / "out"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out"), WordHashEncoder())
     page = (tmp_path / "out" / "audit.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
@@ -112,7 +112,7 @@ def command_line(values: dict) -> list[str]:
 def test_every_field_of_the_options_is_an_option_of_the_command(monkeypatch, values):
     received = []
     monkeypatch.setattr(
-        command, "pair_corpora", lambda options: received.append(options) or PairResult(Path(), "", 0, 0)
+        pipeline, "pair_corpora", lambda options: received.append(options) or PairResult(Path(), "", 0, 0)
     )
     app = typer.Typer()
     app.command()(pair)
@@ -123,7 +123,7 @@ def test_every_field_of_the_options_is_an_option_of_the_command(monkeypatch, val
 
 
 def test_diverse_match_through_the_command(sources, tmp_path):
-    pair_corpora(options(sources, tmp_path / "out", match="diverse"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out", match="diverse"), WordHashEncoder())
     pairs = read_pairs(tmp_path / "out")
     assert len(pairs) == len({pair.response for pair in pairs}) == 30
 
@@ -132,7 +132,7 @@ def test_rows_without_a_text_are_counted(sources, tmp_path):
     for path, blank in zip(sources, ({"prompt": " "}, {"instruction": "x", "output": ""}), strict=True):
         with path.open("a") as out:
             out.write(json.dumps(blank) + "\n")
-    pair_corpora(options(sources, tmp_path / "out"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out"), WordHashEncoder())
     facts = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert (facts["prompts"]["read"], facts["prompts"]["empty"]) == (30, 1)
     assert (facts["responses"]["read"], facts["responses"]["empty"]) == (62, 1)
@@ -142,7 +142,7 @@ def test_a_response_that_several_blocks_draw_counts_as_encoded_once(sources, tmp
     monkeypatch.setattr(pairs_module, "BLOCK", 7)
     benign = sources[1]
     benign.write_text("".join(benign.read_text().splitlines(keepends=True)[:6]))
-    pair_corpora(options(sources, tmp_path / "out", threshold=1.0), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out", threshold=1.0), WordHashEncoder())
     assert json.loads((tmp_path / "out" / "audit.json").read_text())["encoded_responses"] == 6
 
 
@@ -153,7 +153,7 @@ def test_sources_of_one_name_are_told_apart_and_their_licence_is_what_their_card
         (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "lima" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# LIMA\n")
     paths = tuple(str(tmp_path / name / "train.jsonl") for name in ("lima", "alpaca"))
-    pair_corpora(options(sources, tmp_path / "out", responses=paths), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out", responses=paths), WordHashEncoder())
     origins = {pair.response_origin.split("#")[0] for pair in read_pairs(tmp_path / "out")}
     assert origins == {"lima/train.jsonl", "alpaca/train.jsonl"}
     kept = {s["source"]: s["licence"] for s in json.loads((tmp_path / "out" / "audit.json").read_text())["sources"]}
@@ -177,7 +177,7 @@ def test_the_order_of_files_options_and_rows_changes_no_pair(sources, tmp_path, 
             path.write_text("".join(rows))
         answers = tuple(map(str, rng.sample(names[2:], 2)))
         wishes = {"responses": answers, "match": match, "prompts": 20, "refusal_prefix": ("A.", "B.")}
-        pair_corpora(options((folder / "harmful", benign), folder / "out", **wishes), StubEncoder())
+        pair_corpora(pair_options((folder / "harmful", benign), folder / "out", **wishes), WordHashEncoder())
         found.append([(p.prompt, p.response, p.category, p.similarity) for p in read_pairs(folder / "out")])
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 20
@@ -188,7 +188,7 @@ def test_progress_is_shown_where_it_is_asked_for(sources, tmp_path):
     encoder = CachedEncoder("hash projection", in_batches(hash_projection), tmp_path / "vectors")
     show_progress(console)
     try:
-        pair_corpora(options(sources, tmp_path / "out", export=("trl",), replay=0.1, multi_turn=0.5), encoder)
+        pair_corpora(pair_options(sources, tmp_path / "out", export=("trl",), replay=0.1, multi_turn=0.5), encoder)
     finally:
         show_progress(None)
     said = console.file.getvalue()
@@ -201,16 +201,16 @@ def test_exports_and_options_agree():
 
 
 def test_blocks_change_nothing(sources, tmp_path, monkeypatch):
-    pair_corpora(options(sources, tmp_path / "one"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "one"), WordHashEncoder())
     monkeypatch.setattr(pairs_module, "BLOCK", 7)
-    pair_corpora(options(sources, tmp_path / "many"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "many"), WordHashEncoder())
     assert read_pairs(tmp_path / "one") == read_pairs(tmp_path / "many")
 
 
 def test_a_threat_gives_its_defender_part_only(sources, tmp_path):
     rows = [{"prompt": f"harmful request {n}", "part": part} for n, part in enumerate(["defender", "attacker"] * 4)]
     sources[0].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pair_corpora(options(sources, tmp_path / "out"), StubEncoder())
+    pair_corpora(pair_options(sources, tmp_path / "out"), WordHashEncoder())
     assert sorted(pair.prompt[-1] for pair in read_pairs(tmp_path / "out")) == ["0", "2", "4", "6"]
 
 
@@ -234,6 +234,6 @@ def test_bad_options_are_a_sentence_and_leave_nothing(sources, tmp_path, wishes,
     harmful, benign = sources
     everything = {"harmful": (str(harmful),), "responses": (str(benign),), "out": tmp_path / "out", "threshold": 0.6}
     with pytest.raises(UserError, match=word):
-        pair_corpora(PairOptions(**everything | wishes), StubEncoder())
+        pair_corpora(PairOptions(**everything | wishes), WordHashEncoder())
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))

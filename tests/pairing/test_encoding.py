@@ -8,10 +8,10 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from stubs import hash_projection, prose
 
+from pairing_stand_ins import hash_projection, prose
 from tamperfuse.pairing.cache import BATCH
-from tamperfuse.pairing.encoders import CachedEncoder, WorkerEncoder, encode_batch, open_encoder
+from tamperfuse.pairing.encoding import CachedEncoder, ProcessPoolCompute, encode_batch, open_encoder
 from tamperfuse.records.errors import UserError
 
 MODEL = "all-MiniLM-L6-v2"
@@ -31,11 +31,11 @@ def dying(texts: list[str]) -> np.ndarray:
 
 def test_processes_give_what_one_gives_and_stay_for_the_next_texts(tmp_path):
     texts = [f"text {n}" for n in range(BATCH * 5 + 3)]
-    workers = WorkerEncoder(hash_projection, 2)
+    workers = ProcessPoolCompute(hash_projection, 2)
     found = CachedEncoder("stub", workers, tmp_path).encode(texts)
     assert np.array_equal(found, hash_projection(texts))
     workers.close()
-    workers = WorkerEncoder(pids_while, 2)
+    workers = ProcessPoolCompute(pids_while, 2)
     first, second = ({int(v[0, 0]) for _, v in workers([str(n) for n in range(BATCH * 6)])} for _ in range(2))
     assert len(first | second) == 2
     assert os.getpid() not in first
@@ -43,7 +43,7 @@ def test_processes_give_what_one_gives_and_stay_for_the_next_texts(tmp_path):
 
 
 def test_a_worker_that_dies_is_a_sentence():
-    workers = WorkerEncoder(dying, 2)
+    workers = ProcessPoolCompute(dying, 2)
     with pytest.raises(UserError, match="fewer --workers"):
         list(workers(["a"]))
     workers.close()
@@ -58,7 +58,7 @@ def alive(pid: int) -> bool:
 
 
 def report_pid(queue: object) -> None:
-    workers = WorkerEncoder(pids_while, 1)
+    workers = ProcessPoolCompute(pids_while, 1)
     for _, vectors in workers(["a"]):
         queue.put(int(vectors[0, 0]))
     time.sleep(60)
@@ -106,7 +106,7 @@ def test_the_encoder_itself_over_workers(tmp_path, executor):
 
 
 def test_ray_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("tamperfuse.pairing.encoders.find_spec", lambda name: None)
+    monkeypatch.setattr("tamperfuse.pairing.encoding.find_spec", lambda name: None)
     with (
         pytest.raises(UserError, match=r"pip install 'tamperfuse\[ray\]'"),
         open_encoder(MODEL, "float32", workers=1, executor="ray", folder=tmp_path),

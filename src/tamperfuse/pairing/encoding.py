@@ -1,7 +1,7 @@
-"""Encoders for `tamperfuse pair`: in this process, in several, over a Ray cluster; and the cache before all of them.
+"""Encoding for `tamperfuse pair`: in this process, in several processes or over a Ray cluster, behind a cache.
 
-Each is a :data:`tamperfuse.pairing.cache.Compute`: it gives vectors a batch at a time, as they are done, so that the cache
-keeps each before the next. None loads a model before a text has to be encoded: a warm run loads none.
+Each way is a :data:`tamperfuse.pairing.cache.Compute`: it yields vectors a batch at a time, as they are done, so that the cache
+writes each batch before the next. None loads a model before a text has to be encoded.
 """
 
 import logging
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.pairing.cache import BATCH, Batch, Compute, VectorCache, Vectors, in_batches, parts
+from tamperfuse.pairing.cache import BATCH, Batch, Compute, VectorCache, Vectors, batch_ranges, in_batches
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import sha256_of
 
@@ -28,16 +28,23 @@ Encode = Callable[[Sequence[str]], Vectors]
 
 
 class CachedEncoder:
-    """An encoder that remembers every text it has seen."""
+    """A :class:`tamperfuse.models.encoder.TextEncoder` that stores the vectors of every text on disk."""
 
     def __init__(self, name: str, compute: Compute, folder: Path, dtype: str = "float32") -> None:
-        """Keep what `compute` gives for the model `name` in `folder`."""
+        """Open the cache.
+
+        Args:
+            name: of the model.
+            compute: encodes texts that are not in the cache.
+            folder: of the cache.
+            dtype: precision of the model; it decides the file.
+        """
         self.name = name
         self._compute = compute
         self.cache = VectorCache(folder, ["encoder", _identity(name), dtype])
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """See :class:`tamperfuse.pairing.match.Encoder`."""
+        """See :class:`tamperfuse.models.encoder.TextEncoder`."""
         return self.cache.get(texts, self._compute)
 
     def close(self) -> None:
@@ -49,31 +56,31 @@ class CachedEncoder:
 def open_encoder(
     name: str, dtype: Dtype, *, workers: int, executor: Literal["local", "ray"], folder: Path
 ) -> Iterator[CachedEncoder]:
-    """An encoder with its cache; the processes that it started end with the block.
+    """An encoder with its cache; processes that it starts end with the `with` block.
 
     Args:
         name: a sentence-transformers model: bundled name, directory or Hub id.
         dtype: its precision.
-        workers: processes or Ray tasks at once, at least 1.
+        workers: processes, or Ray tasks at once, at least 1.
         executor: "ray" encodes over a Ray cluster.
-        folder: where vectors are kept.
+        folder: of the cache.
 
     Raises:
-        UserError: Ray is asked for and not installed.
+        UserError: the executor is "ray" and Ray is not installed.
     """
     encode = partial(encode_batch, name, dtype)
     with ExitStack() as stack:
         if executor == "ray":
-            compute: Compute = stack.enter_context(closing(RayEncoder(encode, workers)))
+            compute: Compute = stack.enter_context(closing(RayCompute(encode, workers)))
         elif workers > 1:
-            compute = stack.enter_context(closing(WorkerEncoder(encode, workers)))
+            compute = stack.enter_context(closing(ProcessPoolCompute(encode, workers)))
         else:
             compute = in_batches(encode)
         yield stack.enter_context(closing(CachedEncoder(name, compute, folder, dtype)))
 
 
 def _identity(name: str) -> object:
-    """What vectors depend on: a directory's content, which may change under its name; else the name."""
+    """What vectors depend on: the content of a directory, which may change while its name stays; otherwise the name."""
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return name
@@ -84,7 +91,7 @@ def _identity(name: str) -> object:
 
 @cache
 def _loaded(name: str, dtype: Dtype) -> SentenceEncoder:
-    """The process's one copy of an encoder; whoever computes next in this process finds it loaded."""
+    """The encoder of this process, loaded once."""
     return SentenceEncoder(name, batch_size=BATCH, dtype=dtype)
 
 
@@ -93,11 +100,16 @@ def encode_batch(name: str, dtype: Dtype, texts: Sequence[str]) -> Vectors:
     return _loaded(name, dtype).encode(texts)
 
 
-class WorkerEncoder:
+class ProcessPoolCompute:
     """Encodes in several processes of this machine; they start with the first text and stay until `close`."""
 
     def __init__(self, encode: Encode, workers: int) -> None:
-        """Take what encodes a batch in a process, which must be picklable, and the number of processes."""
+        """Set up; no process starts yet.
+
+        Args:
+            encode: encodes a batch in a process; picklable.
+            workers: number of processes.
+        """
         self._encode, self._workers = encode, workers
 
     @cached_property
@@ -109,18 +121,18 @@ class WorkerEncoder:
         """See :data:`tamperfuse.pairing.cache.Compute`."""
         running: dict[Future[Vectors], range] = {}
         try:
-            for part in parts(len(texts)):
-                running[self._pool.submit(self._encode, [texts[at] for at in part])] = part
-            for done in as_completed(running):
-                yield running[done], done.result()
+            for batch in batch_ranges(len(texts)):
+                running[self._pool.submit(self._encode, [texts[index] for index in batch])] = batch
+            for future in as_completed(running):
+                yield running[future], future.result()
         except BrokenProcessPool as error:
             raise UserError(
-                "A process that encoded was ended from outside, perhaps for want of memory: run again with fewer --workers; "
-                "what was encoded is kept."
+                "A process that encoded was killed, perhaps because memory ran out: run again with fewer --workers; "
+                "texts that were encoded already are cached."
             ) from error
         finally:
-            for left in running:  # or an interrupt would wait until all are encoded
-                left.cancel()
+            for future in running:  # otherwise an interrupt would wait until all texts are encoded
+                future.cancel()
 
     def close(self) -> None:
         """End the processes."""
@@ -129,34 +141,34 @@ class WorkerEncoder:
 
 
 def _start_worker(workers: int) -> None:
-    """Share the processor, leave Ctrl-C to the parent, and never outlive it."""
-    # Read by torch when it is imported, which in this process is still to come.
+    """Divide the processor cores, leave Ctrl-C to the parent process, and end when the parent ends."""
+    # torch reads it when it is imported, which this process has not done yet.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave_with_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends: a killed parent cannot stop its workers, which would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-class RayEncoder:
-    """Encodes over Ray Data, a batch of texts a task; a Ray worker keeps its encoder from task to task.
+class RayCompute:
+    """Encodes over Ray Data, one batch of texts in a task; a Ray worker loads the encoder once for all its tasks.
 
-    The cluster is the one that `ray.init()` finds: RAY_ADDRESS, or a new one on this machine. Every machine needs tamperfuse
-    and must be able to load the model.
+    The cluster is the one that `ray.init()` connects to: RAY_ADDRESS, or a new one on this machine. tamperfuse must be installed
+    on every machine of it, and every machine must be able to load the model.
     """
 
     def __init__(self, encode: Encode, workers: int) -> None:
         """Set up.
 
         Args:
-            encode: what encodes a batch on whatever machine; picklable.
-            workers: tasks at once, at least 1; each takes one processor.
+            encode: encodes a batch; picklable.
+            workers: tasks at once, at least 1; a task takes one processor core.
 
         Raises:
             UserError: Ray is not installed.
@@ -174,18 +186,18 @@ class RayEncoder:
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
             self._started = True
         ray.data.DataContext.get_current().enable_progress_bars = False
-        rows = [{"at": at, "text": text} for at, text in enumerate(texts)]
-        done = ray.data.from_items(rows, override_num_blocks=len(parts(len(rows)))).map_batches(
+        rows = [{"index": index, "text": text} for index, text in enumerate(texts)]
+        encoded = ray.data.from_items(rows, override_num_blocks=len(batch_ranges(len(rows)))).map_batches(
             _encode_rows,
             fn_kwargs={"encode": self._encode},
             batch_size=BATCH,
             compute=ray.data.TaskPoolStrategy(size=self._workers),
         )
-        for batch in done.iter_batches(batch_size=None):
-            yield batch["at"].tolist(), batch["vector"]
+        for batch in encoded.iter_batches(batch_size=None):
+            yield batch["index"].tolist(), batch["vector"]
 
     def close(self) -> None:
-        """Leave the cluster, if it was joined or started here."""
+        """Disconnect from the cluster if this object connected to it."""
         if self._started:
             import ray
 
@@ -193,5 +205,5 @@ class RayEncoder:
 
 
 def _encode_rows(batch: dict[str, Any], encode: Encode) -> dict[str, Any]:
-    """A batch of Ray Data: rows of place and text to rows of place and vector."""
-    return {"at": batch["at"], "vector": encode([str(text) for text in batch["text"]])}
+    """Turn a Ray Data batch of indices and texts into one of indices and vectors."""
+    return {"index": batch["index"], "vector": encode([str(text) for text in batch["text"]])}

@@ -1,0 +1,275 @@
+"""The work of `tamperfuse pair`: read, filter, match, write, and document what was done.
+
+    prompts    ── read ── normalise ── deduplicate ── decontaminate ── balance ──┐
+                                                                                ├─ match ── variants ── pairs.parquet
+    responses  ── read ── normalise ── deduplicate ── pool ── filters when drawn ┘             └─ audit, card, exports
+
+Responses stream to disk and only drawn ones are filtered and encoded; pairs stream to parquet in blocks. Vectors are cached by
+text, so a run that was killed resumes without encoding the same texts again.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.load import cache_folder
+from tamperfuse.pairing.audit import Audit
+from tamperfuse.pairing.encoding import open_encoder
+from tamperfuse.pairing.exports import write_exports
+from tamperfuse.pairing.filters import FilterSettings, ResponseFilters
+from tamperfuse.pairing.lengths import length_counter
+from tamperfuse.pairing.options import PairOptions, split_weights
+from tamperfuse.pairing.pairs import add_refusal_prefix, draw_pairs, no_pairs_error
+from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport, balance, clean_prompts
+from tamperfuse.pairing.quality import SAMPLE, QualityCut
+from tamperfuse.pairing.response_pool import DiskPool, Source
+from tamperfuse.pairing.sampling import text_key
+from tamperfuse.pairing.store import TABLE, write_table
+from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import STAGING_PREFIX, staged
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """What a run wrote.
+
+    Attributes:
+        out: the folder.
+        summary: one paragraph for the terminal.
+        pairs: number of pairs, replay included.
+        dropped: number of prompts for which no irrelevant response was found.
+    """
+
+    out: Path
+    summary: str
+    pairs: int
+    dropped: int
+
+
+def pair_corpora(options: PairOptions, encoder: TextEncoder | None = None) -> PairResult:
+    """Make a folder of pairs with its audit, card and exports; it appears complete or not at all.
+
+    Args:
+        options: the options of `tamperfuse pair`.
+        encoder: used in place of the one that the options name, without a cache (for tests and benchmarks).
+
+    Raises:
+        UserError: unusable input or options.
+    """
+    options.check()
+    if encoder is not None:
+        return _pair(options, encoder)
+    cache = cache_folder() / "pairing"
+    with open_encoder(
+        options.encoder, options.dtype, workers=options.workers, executor=options.executor, folder=cache
+    ) as cached_encoder:
+        return _pair(options, cached_encoder)
+
+
+def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
+    _check_out(options.out)
+    count_length = length_counter(options.tokenizer)  # fails now, not after the work, if there is no such tokenizer
+    prompt_report, exchange_report = PromptReport(), PromptReport()
+    prefix = PrefixChoice(options.refusal_prefix, options.seed)
+    evaluation = EvaluationPrompts(_read_evaluation_prompts(options), encoder)
+    prompts = _prepare_prompts(options, evaluation, prompt_report)
+    _clear_leftovers(options.out)
+    with staged(options.out, directory=True) as folder, ExitStack() as pools:
+        exchanges = _open_exchanges(options, folder, evaluation, exchange_report, pools)
+        multi_turn = MultiTurn(exchanges, options.multi_turn, options.seed)
+        pool = pools.enter_context(DiskPool(folder / "responses.pool", _response_sources(options), options.seed))
+        if not pool.read:
+            raise UserError(
+                "There is not one response to pair: check the source, or name its column with --response-field."
+            )
+        filters = _filters(options, pool)
+        audit = Audit(options, prompt_report, filters, pool, count_length, exchange_report)
+        blocks = _pair_blocks(options, prompts, pool, encoder, audit, prefix, multi_turn)
+        write_table(folder / TABLE, _with_replay(blocks, exchanges, options, audit))
+        pools.close()
+        if not audit.sdd_pairs:
+            raise no_pairs_error(len(prompts), options.threshold, options.max_draws, audit.filters)
+        write_exports(folder, options.export)
+        summary = audit.write(folder)
+    return PairResult(options.out, f"{options.out} holds {summary}", audit.pairs, audit.dropped)
+
+
+def _check_out(out: Path) -> None:
+    """Check that `out` can be replaced: only an earlier folder of pairs or an empty folder may be.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not out.name or out.name == "..":
+        raise UserError(
+            f"{out} is no name for a new folder: give --out a folder that need not exist yet, such as runs/pairs."
+        )
+    if out.exists() and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
+        raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Remove the staging folders that a killed run to `out` left; those of folders named `out`-something may be in use."""
+    staging = re.compile(re.escape(f"{STAGING_PREFIX}{out.name}-") + r"[0-9a-f]{8}(-old)?")
+    for leftover in out.parent.glob(f"{STAGING_PREFIX}*"):
+        if staging.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _read_prompts(options: PairOptions, source: str) -> Iterator[Example]:
+    """Rows of a source of prompts; of a threat, the part that a defense may see."""
+    return read_source(
+        source,
+        prompt_field=options.prompt_field,
+        category_field=options.category_field,
+        revision=options.revision,
+        split=options.split,
+        part="defender",
+        mixed=len(options.harmful) + len(options.decontaminate) > 1,
+        called=options.source_names().get(source),
+    )
+
+
+def _read_responses(options: PairOptions, source: str) -> Iterator[Example]:
+    return read_source(
+        source,
+        response_field=options.response_field,
+        revision=options.revision,
+        split=options.split,
+        mixed=len(options.responses) > 1,
+        called=options.source_names().get(source),
+    )
+
+
+def _read_evaluation_prompts(options: PairOptions) -> list[str]:
+    """The prompts of --decontaminate; of a threat, its evaluation part, since the prompts come from its defender part."""
+    prompts: list[str] = []
+    for source in options.decontaminate:
+        examples = read_source(source, prompt_field=options.prompt_field, part="evaluation", mixed=True)
+        source_prompts = [example.prompt for example in examples if example.prompt]
+        if not source_prompts:
+            raise UserError(
+                f"{source} holds no evaluation prompt, so --decontaminate would check nothing: check the source, or name its "
+                "column with --prompt-field."
+            )
+        prompts += source_prompts
+    return prompts
+
+
+def _open_exchanges(
+    options: PairOptions, folder: Path, evaluation: EvaluationPrompts, report: PromptReport, pools: ExitStack
+) -> Exchanges | None:
+    """The benign exchanges, or None if no option needs them."""
+    if not options.multi_turn and not options.replay:
+        return None
+    source = options.replay_source
+    rows = read_source(source, called=options.source_names().get(source))
+    complete = (example for example in rows if example.prompt and example.response)
+    pool = pools.enter_context(DiskPool(folder / "exchanges.pool", [Source(source, complete, None)], options.seed))
+    exchanges = Exchanges(pool, evaluation, report)
+    if next(iter(exchanges), None) is None:
+        raise UserError(
+            f"{source} holds no benign prompt with a response, which --multi-turn and --replay need: give --replay-source "
+            "a source with both."
+        )
+    return exchanges
+
+
+def _prepare_prompts(options: PairOptions, evaluation: EvaluationPrompts, report: PromptReport) -> list[Example]:
+    """All prompts that will be paired, in the order in which they are matched."""
+    sources = split_weights(options.harmful)
+    by_source = [clean_prompts(_read_prompts(options, source), report) for source, _ in sources]
+    for (source, _), cleaned in zip(sources, by_source, strict=True):
+        if not cleaned:
+            raise UserError(f"{source} holds not one prompt: check it, or name its column with --prompt-field.")
+    prompts = _mix_by_weight(by_source, [weight for _, weight in sources], options.seed)
+    if len(sources) > 1:
+        across_sources = PromptReport()
+        prompts = clean_prompts(prompts, across_sources)
+        report.duplicates += across_sources.duplicates
+    prompts = evaluation.exclude_from(prompts, report)
+    if not prompts:
+        raise UserError("Every prompt is in the evaluation sets of --decontaminate: give other prompts.")
+    prompts = balance(prompts, options.prompts, options.seed, report)
+    key = {prompt.prompt: text_key(prompt.prompt, "prompt", options.seed) for prompt in prompts}
+    if options.match == "diverse":
+        return sorted(prompts, key=lambda prompt: (prompt.category, key[prompt.prompt]))
+    return sorted(prompts, key=lambda prompt: key[prompt.prompt])
+
+
+def _mix_by_weight(groups: Sequence[list[Example]], weights: list[float | None], seed: int) -> list[Example]:
+    """All prompts of all sources; with weights, the largest selection in which every source has its weight."""
+    shares = [weight for weight in weights if weight is not None]
+    if not shares:
+        return [prompt for group in groups for prompt in group]
+    unit = min(len(group) / weight for group, weight in zip(groups, shares, strict=True))
+    chosen = []
+    for group, weight in zip(groups, shares, strict=True):
+        ordered = sorted(group, key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
+        chosen += ordered[: max(1, int(weight * unit + 1e-9))]
+    return chosen
+
+
+def _response_sources(options: PairOptions) -> list[Source]:
+    return [Source(name, _read_responses(options, name), weight) for name, weight in split_weights(options.responses)]
+
+
+def _filters(options: PairOptions, pool: DiskPool) -> ResponseFilters | None:
+    if not options.filters:
+        return None
+    settings = FilterSettings(options.language, options.near_duplicates)
+    quality = None
+    if options.score_quality is not None:
+        accept = ResponseFilters(settings)
+        candidates = pool.fetch(range(min(SAMPLE * 2, len(pool))))
+        accepted = zip(candidates, accept(candidates), strict=True)
+        sample = [example.response for example, is_fit in accepted if is_fit][:SAMPLE]
+        if not sample:
+            raise UserError(
+                "No response passes the filters, so none can be ranked: give other responses or --no-filters."
+            )
+        quality = QualityCut(options.score_quality, options.keep_best, sample, cache_folder() / "pairing")
+    return ResponseFilters(settings, quality=quality)
+
+
+def _pair_blocks(
+    options: PairOptions,
+    prompts: Sequence[Example],
+    pool: DiskPool,
+    encoder: TextEncoder,
+    audit: Audit,
+    prefix: PrefixChoice,
+    multi_turn: MultiTurn,
+) -> Iterator[list[Pair]]:
+    """Blocks of pairs in the order of the prompts, with refusal prefixes and earlier turns."""
+    blocks = draw_pairs(
+        prompts,
+        pool,
+        encoder,
+        threshold=options.threshold,
+        seed=options.seed,
+        filters=audit.filters,
+        max_draws=options.max_draws,
+        strategy=options.match,
+    )
+    for block in blocks:
+        pairs = [multi_turn(add_refusal_prefix(pair, prefix(pair.prompt))) for pair in block.pairs]
+        audit.add_block(block, pairs)
+        yield pairs
+
+
+def _with_replay(
+    blocks: Iterator[list[Pair]], exchanges: Exchanges | None, options: PairOptions, audit: Audit
+) -> Iterator[list[Pair]]:
+    yield from blocks
+    if options.replay and exchanges is not None:
+        replay = replay_pairs(exchanges, options.replay, audit.sdd_pairs)
+        audit.add_replay(replay)
+        yield replay
