@@ -249,7 +249,7 @@ def test_measures_are_printed_with_interval_and_resolution(measure: Measure, tex
     assert percent(measure) == text
 
 
-def test_the_wheel_holds_the_demo_study(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_demo_study_and_the_data_without_its_script(tmp_path: Path) -> None:
     """The built package has no source tree beside it, so it carries a copy."""
     subprocess.run(
         [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "build_py", "--build-lib", str(tmp_path)],
@@ -260,6 +260,7 @@ def test_the_wheel_holds_the_demo_study(tmp_path: Path) -> None:
     copy = tmp_path / "tamperfuse" / "studies" / "demo.yaml"
     assert copy.read_bytes() == (ROOT / "studies" / "demo.yaml").read_bytes()
     assert (tmp_path / "tamperfuse" / "report" / "templates").is_dir()
+    assert {path.suffix for path in (tmp_path / "tamperfuse" / "corpora" / "data").iterdir()} == {".jsonl", ".md"}
 
 
 def test_the_table_of_a_study_has_a_cell_for_every_model(finished_run: Path) -> None:
