@@ -1,4 +1,4 @@
-"""Capability by lm-eval's names: groups are pooled, examples are shown, limits are spread, what is absent is said at once."""
+"""Capability tasks of lm-eval: groups are pooled, few-shot examples, limits, and errors for tasks that are not available."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def stub(folder: Path, name: str, count: int) -> Path:
 
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A group of two tasks of 6 and 10 questions, which lm-eval knows by name."""
+    """A group of two tasks with 6 and 10 questions, registered in lm-eval."""
     for name, count in (("one", 6), ("two", 10)):
         stub(tmp_path, name, count)
     (tmp_path / "both.yaml").write_text("group: both\ntask: [one, two]\n")
@@ -57,15 +57,15 @@ def test_a_group_is_its_subtasks_pooled(tiny: LoadedModel, group: str) -> None:
 def test_examples_are_shown_before_each_question(
     tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, asked = str(stub(tmp_path, "three", 5)), []
+    task, contexts = str(stub(tmp_path, "three", 5)), []
     plain = capability._sample
-    monkeypatch.setattr(capability, "_sample", lambda *rest: asked.append(rest[1]) or plain(*rest))
+    monkeypatch.setattr(capability, "_sample", lambda *rest: contexts.append(rest[1]) or plain(*rest))
     measure_capability(tiny, [task], 2)
     measure_capability(tiny, [CapabilityTask(task=task, fewshot=2)], 2)
-    assert [text.count("question") for text in asked] == [1] * 4 + [3] * 4
-    again = list(asked)
+    assert [text.count("question") for text in contexts] == [1] * 4 + [3] * 4
+    before = list(contexts)
     measure_capability(tiny, [CapabilityTask(task=task, fewshot=2)], 2)
-    assert asked[len(again) :] == again[4:], "the same examples every time"
+    assert contexts[len(before) :] == before[4:], "the same examples every time"
 
 
 def test_a_study_names_examples() -> None:
@@ -75,18 +75,18 @@ def test_a_study_names_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
+    ("task", "message"),
     [
         ("openbookqa", "'openbookqa' cannot be loaded .*: use `builtin`, or a machine that has access to the Hub"),
         ("openbokqa", "no capability task named 'openbokqa': did you mean 'openbookqa'"),
     ],
 )
-def test_a_task_that_cannot_be_had_gets_a_sentence(task: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_a_task_that_is_not_available_is_an_error(task: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         capability.load_tasks([task])
 
 
-def test_a_task_is_asked_for_once(tmp_path: Path) -> None:
+def test_a_task_named_twice_is_an_error(tmp_path: Path) -> None:
     task = str(stub(tmp_path, "four", 2))
     with pytest.raises(UserError, match="'four' is named twice"):
         capability.load_tasks([task, CapabilityTask(task=task, fewshot=1)])

@@ -19,7 +19,7 @@ from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.records.errors import UserError
 
 
-def prompts(tiny: LoadedModel) -> list[list[int]]:
+def encoded_prompts(tiny: LoadedModel) -> list[list[int]]:
     return [tiny.chat.prompt(text) for text in ("short", "a somewhat longer request", "mid size one", "x")]
 
 
@@ -39,34 +39,34 @@ def one_by_one(tiny: LoadedModel, prompt: list[int], new: int) -> list[int]:
 
 @pytest.fixture
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding off, so that equality is exact."""
+    """Generate in float32, so that results are equal up to ties."""
     monkeypatch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
 
 
 @pytest.mark.usefixtures("in_float32")
 def test_batched_decoding_equals_one_by_one(tiny: LoadedModel) -> None:
-    asked = prompts(tiny)
-    assert generate(tiny, asked, new_tokens=12) == [one_by_one(tiny, prompt, 12) for prompt in asked]
+    prompts = encoded_prompts(tiny)
+    assert generate(tiny, prompts, new_tokens=12) == [one_by_one(tiny, prompt, 12) for prompt in prompts]
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_finished_rows_leave_and_the_rest_is_unharmed(tiny: LoadedModel) -> None:
-    asked = prompts(tiny)
-    free = generate(tiny, asked, new_tokens=12)
+def test_finished_rows_leave_the_batch_and_the_others_do_not_change(tiny: LoadedModel) -> None:
+    prompts = encoded_prompts(tiny)
+    free = generate(tiny, prompts, new_tokens=12)
     # Make the third token of the first answer an end token: that row stops there, all others go on as before.
     stop = free[0][2]
     object.__setattr__(tiny.chat, "end", stop)
     expected = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
-    assert generate(tiny, asked, new_tokens=12) == expected
+    assert generate(tiny, prompts, new_tokens=12) == expected
     assert len({len(answer) for answer in expected}) > 1
 
 
 @pytest.mark.usefixtures("in_float32")
 def test_a_small_memory_limit_changes_nothing(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts(tiny)
-    whole = generate(tiny, asked, new_tokens=6)
+    prompts = encoded_prompts(tiny)
+    whole = generate(tiny, prompts, new_tokens=6)
     monkeypatch.setattr("tamperfuse.evaluation.generate.TOKENS_IN_FLIGHT", 30)
-    assert generate(tiny, asked, new_tokens=6) == whole
+    assert generate(tiny, prompts, new_tokens=6) == whole
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -78,36 +78,36 @@ def test_answers_equal_those_of_transformers_generate(window: int | None) -> Non
     model = MistralForCausalLM(
         MistralConfig(**config, **heads, sliding_window=window, max_position_embeddings=64)
     ).eval()
-    asked = [[1, 2, 3, *range(10, 10 + n)] for n in (1, 7, 4, 12)]
+    prompts = [[1, 2, 3, *range(10, 10 + n)] for n in (1, 7, 4, 12)]
     # An end token that some of the answers meet, at different lengths.
-    free = model.generate(torch.tensor([asked[0]]), max_new_tokens=16, do_sample=False, eos_token_id=96)
-    end = int(free[0, len(asked[0]) + 5])
+    free = model.generate(torch.tensor([prompts[0]]), max_new_tokens=16, do_sample=False, eos_token_id=96)
+    end = int(free[0, len(prompts[0]) + 5])
     expected = []
-    for tokens in asked:
-        made = model.generate(torch.tensor([tokens]), max_new_tokens=16, do_sample=False, eos_token_id=end)
-        answer = made[0, len(tokens) :].tolist()
+    for tokens in prompts:
+        output = model.generate(torch.tensor([tokens]), max_new_tokens=16, do_sample=False, eos_token_id=end)
+        answer = output[0, len(tokens) :].tolist()
         expected.append(answer[: answer.index(end)] if end in answer else answer)
     assert len(set(map(len, expected))) > 1
     use_packed_attention(model)
     loaded = SimpleNamespace(model=model, window=64, chat=SimpleNamespace(end=end))
-    assert generate(loaded, asked, new_tokens=16) == expected  # type: ignore[arg-type]
+    assert generate(loaded, prompts, new_tokens=16) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_samples_depend_on_seed_and_prompt_alone(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = prompts(tiny)
+def test_samples_depend_only_on_seed_and_prompt(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = encoded_prompts(tiny)
     how = Sampling(temperature=0.8, top_p=0.9, seed=4)
-    together = generate(tiny, asked, new_tokens=8, sampling=how)
-    assert together == [generate(tiny, [prompt], new_tokens=8, sampling=how)[0] for prompt in asked]
-    assert together == generate(tiny, asked[::-1], new_tokens=8, sampling=how)[::-1]
-    assert together != generate(tiny, asked, new_tokens=8, sampling=Sampling(temperature=0.8, top_p=0.9, seed=5))
+    together = generate(tiny, prompts, new_tokens=8, sampling=how)
+    assert together == [generate(tiny, [prompt], new_tokens=8, sampling=how)[0] for prompt in prompts]
+    assert together == generate(tiny, prompts[::-1], new_tokens=8, sampling=how)[::-1]
+    assert together != generate(tiny, prompts, new_tokens=8, sampling=Sampling(temperature=0.8, top_p=0.9, seed=5))
     monkeypatch.setattr("tamperfuse.evaluation.generate.TOKENS_IN_FLIGHT", 30)
-    assert together == generate(tiny, asked, new_tokens=8, sampling=how)
+    assert together == generate(tiny, prompts, new_tokens=8, sampling=how)
 
 
 @pytest.mark.usefixtures("in_float32")
-def test_the_same_prompt_asked_again_gets_another_answer(tiny: LoadedModel) -> None:
-    answers = generate(tiny, prompts(tiny)[:1] * 8, new_tokens=8, sampling=Sampling())
+def test_a_repeated_prompt_gets_different_samples(tiny: LoadedModel) -> None:
+    answers = generate(tiny, encoded_prompts(tiny)[:1] * 8, new_tokens=8, sampling=Sampling())
     assert len(set(map(tuple, answers))) == 8
 
 
@@ -133,7 +133,7 @@ def test_only_the_nucleus_is_drawn_from(logits: list[float], top_p: float, numbe
     assert likelier < top_p + 1e-6
 
 
-def test_a_nucleus_wider_than_what_is_looked_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nucleus_larger_than_the_first_top_k(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tamperfuse.evaluation.sampling.FIRST_TOP_K", 2)
     numbers = torch.linspace(0, 0.999, 400, dtype=torch.float64)
     drawn = Sampling(top_p=0.85).draw(torch.arange(20.0).div(20).expand(400, -1), numbers)
@@ -143,38 +143,40 @@ def test_a_nucleus_wider_than_what_is_looked_at_first(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_impossible_sampling_is_said(wrong: dict[str, float]) -> None:
+def test_sampling_out_of_range_is_an_error(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.7, top_p=0.9, seed=3)])
-def test_what_vllm_is_asked_for(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampling: Sampling | None) -> None:
-    """A stand-in for the module: it cannot run here. It answers with the prompt's length, an end token and one token more."""
-    asked_of: dict[str, Any] = {}
+def test_arguments_passed_to_vllm(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampling: Sampling | None
+) -> None:
+    """A stub that answers with the prompt's length plus 20, the end token and one more token."""
+    received: dict[str, Any] = {}
 
     class Engine:
         def __init__(self, model: str, **settings: Any) -> None:
-            asked_of["files"], asked_of["settings"] = {path.name for path in Path(model).iterdir()}, settings
+            received["files"], received["settings"] = {path.name for path in Path(model).iterdir()}, settings
 
-        def generate(self, wanted: list[dict[str, Any]], sampling_params: list[dict[str, Any]]) -> list[Any]:
-            asked_of["params"] = sampling_params
-            made = [[20 + len(one["prompt_token_ids"]), tiny.chat.end, 5] for one in wanted]
-            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens)]) for tokens in made]
+        def generate(self, inputs: list[dict[str, Any]], sampling_params: list[dict[str, Any]]) -> list[Any]:
+            received["params"] = sampling_params
+            answers = [[20 + len(entry["prompt_token_ids"]), tiny.chat.end, 5] for entry in inputs]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens)]) for tokens in answers]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=dict))
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (40, 80))
     monkeypatch.setattr("tamperfuse.evaluation.generate.use_vllm", lambda loaded, tokens: True)
-    asked = prompts(tiny)
-    assert generate(tiny, asked, new_tokens=9, sampling=sampling) == [[20 + len(prompt)] for prompt in asked]
-    assert "model.safetensors" in asked_of["files"] and asked_of["settings"]["gpu_memory_utilization"] == 0.45
-    for one in asked_of["params"]:
+    prompts = encoded_prompts(tiny)
+    assert generate(tiny, prompts, new_tokens=9, sampling=sampling) == [[20 + len(prompt)] for prompt in prompts]
+    assert "model.safetensors" in received["files"] and received["settings"]["gpu_memory_utilization"] == 0.45
+    for one in received["params"]:
         assert (one["max_tokens"], one["stop_token_ids"]) == (9, [tiny.chat.end])
         assert one["temperature"] == (sampling.temperature if sampling else 0.0)
-    assert len({one.get("seed") for one in asked_of["params"]}) == (len(asked) if sampling else 1)
+    assert len({one.get("seed") for one in received["params"]}) == (len(prompts) if sampling else 1)
 
 
-def test_vllm_is_left_alone_without_a_gpu(tiny: LoadedModel) -> None:
+def test_vllm_is_not_used_without_a_gpu(tiny: LoadedModel) -> None:
     assert not use_vllm(tiny, 10**9)
 
 
@@ -190,10 +192,10 @@ def test_choices_scored_together_are_scored_as_if_alone(tiny: LoadedModel) -> No
 
 def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:
     samples = [Sample([5, 6, 7, 8, 9], 3), Sample([5, 6, 1, 2], 2)]
-    found = score(tiny, samples)
+    scores = score(tiny, samples)
     tiny.model.set_attn_implementation("eager")
     tiny.model.requires_grad_(False)
-    for sample, (value, greedy) in zip(samples, found, strict=True):
+    for sample, (value, greedy) in zip(samples, scores, strict=True):
         logits = tiny.model(input_ids=torch.tensor([sample.tokens])).logits[0].log_softmax(-1)
         picked = [logits[i - 1, sample.tokens[i]] for i in range(sample.start, len(sample.tokens))]
         assert value == pytest.approx(float(sum(picked)), rel=0.02)
@@ -201,6 +203,6 @@ def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:
         assert greedy == all(best)
 
 
-def test_a_window_that_is_too_small_is_said(tiny: LoadedModel) -> None:
+def test_a_context_window_that_is_too_small_is_an_error(tiny: LoadedModel) -> None:
     with pytest.raises(UserError, match="exceed the model's context window"):
         generate(tiny, [[1] * 500], new_tokens=64)

@@ -1,4 +1,4 @@
-"""The theory page is one offline file, escapes what it shows, and has its figures beside it; the charts compile."""
+"""The theory page is one offline file with escaped text; the data of its figures are in theory.json; the charts compile."""
 
 import json
 import re

@@ -41,14 +41,16 @@ def enumerated(invariant: Fraction, features: list[Fraction], classes: int, p: F
 
 
 def enumerated_mixture(counts: FeatureCounts, classes: int, p: Fraction, lam: Fraction) -> Fraction:
-    own, other = lam**2, (1 - lam) ** 2
+    hardened, optimum = lam**2, (1 - lam) ** 2
     invariant = (
-        own * (counts.invariant - counts.shared_invariant)
-        + other * (counts.attack_invariant - counts.shared_invariant)
+        hardened * (counts.invariant - counts.shared_invariant)
+        + optimum * (counts.attack_invariant - counts.shared_invariant)
         + counts.shared_invariant
     )
     shared = counts.shared_spurious
-    features = [own] * (counts.spurious - shared) + [other] * (counts.attack_spurious - shared) + [Fraction(1)] * shared
+    features = (
+        [hardened] * (counts.spurious - shared) + [optimum] * (counts.attack_spurious - shared) + [Fraction(1)] * shared
+    )
     return enumerated(invariant, features, classes, p)
 
 
@@ -131,8 +133,8 @@ def test_without_spurious_features() -> None:
 @pytest.mark.parametrize(("classes", "p"), [(2, 0.9), (3, 0.9), (4, 0.3), (5, 1.0)])
 def test_limit_form_is_the_gaussian_orthant(classes: int, p: float) -> None:
     size = classes - 1
-    own, cross = p * (classes + 2 - p * classes) / classes, p * (classes + 1 - p * classes) / classes
-    covariance = np.full((size, size), cross) + (own - cross) * np.eye(size)
+    variance, cross = p * (classes + 2 - p * classes) / classes, p * (classes + 1 - p * classes) / classes
+    covariance = np.full((size, size), cross) + (variance - cross) * np.eye(size)
     for x in (-0.5, 0.0, 0.7, 1.8):
         expected = multivariate_normal.cdf(np.full(size, x), np.zeros(size), covariance, abseps=1e-7, releps=1e-7)
         assert limit_form(x, classes, p) == pytest.approx(expected, abs=2e-5)
@@ -184,7 +186,7 @@ def test_limit_form_at_its_ends() -> None:
         lambda: exact_accuracy(FeatureCounts(1, 300, 0, 300, 0, 100).mixture(0.3), 3, 0.9),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(make) -> None:  # type: ignore[no-untyped-def]
+def test_bad_input_raises_an_error_of_one_sentence(make) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(TheoryError) as caught:
         make()
     assert isinstance(caught.value, ValueError)

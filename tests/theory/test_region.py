@@ -33,7 +33,7 @@ def feature_counts(draw: st.DrawFn) -> FeatureCounts:
     return FeatureCounts(n_v, n_s, a_v, a_s, draw(st.integers(0, min(n_v, a_v))), draw(st.integers(0, min(n_s, a_s))))
 
 
-def test_the_known_counterexamples() -> None:
+def test_counterexamples_of_the_documentation() -> None:
     first = accuracies(FeatureCounts(3, 20, 2, 21), 3, 0.9)
     assert (first.hardened, first.mixture) == (pytest.approx(0.8414, abs=5e-5), pytest.approx(0.9198, abs=5e-5))
     assert (first.hardened_limit, first.mixture_limit) == (
@@ -54,7 +54,7 @@ def test_both_forms_of_the_first_rise_and_of_the_second_disagree() -> None:
 
 
 def test_a_model_that_never_errs_cannot_gain() -> None:
-    """Without spurious features accuracy is 1: the least setting of all, (1, 0, 0, 1), falls, as Theorem 2 says."""
+    """Without spurious features accuracy is 1: in the smallest setting, (1, 0, 0, 1), it falls, as Theorem 2 says."""
     check = theorem_two(FeatureCounts(1, 0, 0, 1), 3, 0.9)
     assert check.conditions_met and check.holds_exactly and check.holds_in_limit
     assert (check.values.hardened, check.values.mixture) == (1.0, pytest.approx(0.7))
@@ -91,9 +91,9 @@ def test_the_smallest_setting_that_errs_breaks_both_theorems() -> None:
     ],
 )
 def test_smallest_counterexamples(classes: int, p: float, kind: str, expected: tuple[int, ...]) -> None:
-    found = search_counterexamples(classes, p, kind)  # type: ignore[arg-type]
-    assert FeatureCounts(*expected) in [c.counts for c in found]
-    for c in found:
+    counterexamples = search_counterexamples(classes, p, kind)  # type: ignore[arg-type]
+    assert FeatureCounts(*expected) in [c.counts for c in counterexamples]
+    for c in counterexamples:
         assert theorem_two(c.counts, classes, p).conditions_met
         if kind == "rises":
             assert c.after > c.before
@@ -122,7 +122,7 @@ def test_the_threshold_at_one_half(n_s: int, a_s: int, a_v: int, p: float) -> No
     assert limit_threshold(FeatureCounts(1, n_s, a_v, a_s), p) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_optimum_must_know_less_than_root_two_minus_one() -> None:
+def test_the_optimum_must_have_less_than_root_two_minus_one() -> None:
     for n_v in (10, 100, 1000):
         for a_v in (math.ceil((math.sqrt(2) - 1) * n_v), n_v - 1):
             assert limit_threshold(FeatureCounts(n_v, 5000, a_v, 5000), 1.0) > n_v
@@ -161,7 +161,7 @@ def test_required_change_is_the_least(start: FeatureCounts, form: str) -> None:
     assert holds(replace(start, invariant=start.invariant + extra, spurious=start.spurious - fewer), 3, 0.9)
 
 
-def test_what_a_defender_must_change() -> None:
+def test_required_changes_of_the_documentation() -> None:
     change = required_change(FeatureCounts(3, 20, 2, 21), 3, 0.9)
     assert (change.extra_invariant, change.fewer_spurious) == (5, 16)
     assert required_change(FeatureCounts(9, 20, 2, 30), 3, 0.9).inside
@@ -169,12 +169,12 @@ def test_what_a_defender_must_change() -> None:
     assert frontier[0] == (0, 5) and frontier[15] == (15, 0)
 
 
-def test_an_attack_that_changes_nothing_has_no_way_in() -> None:
+def test_no_change_suffices_against_an_attack_that_changes_nothing() -> None:
     change = required_change(FeatureCounts(3, 5, 1, 6), 3, 0.9, lam=1.0)
     assert (change.extra_invariant, change.fewer_spurious, change.mixed) == (None, None, None)
 
 
-def test_the_exact_region_has_a_far_side() -> None:
+def test_the_exact_region_is_bounded_above() -> None:
     """With more invariant votes than spurious ones the exact accuracy is 1 before and after: nothing falls."""
     grid = map_region(FeatureCounts(2, 4, 1, 6), range(2, 16), [6], 3, 0.9)
     falls = (grid.drop[:, 0] > 1e-9).tolist()
@@ -182,7 +182,7 @@ def test_the_exact_region_has_a_far_side() -> None:
     assert grid.drop_limit[-1, 0] >= 0 and grid.threshold.shape == (1,)
 
 
-def test_theorem_one_turns() -> None:
+def test_the_drop_of_theorem_one_has_a_maximum() -> None:
     """At lambda = 1/2 without overlap the limit's drop is deepest at n_s + n*_s = (n_v + n*_v) / (1 - p)."""
     base = FeatureCounts(4, 10, 0, 5)
     assert strongest_attack(base, 0.9) == pytest.approx(30)

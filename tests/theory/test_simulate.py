@@ -54,11 +54,11 @@ def test_logits_have_the_law_of_feature_vectors() -> None:
         vectors[np.arange(len(weights)), np.arange(len(weights)) * classes + votes] += 1.0
         drawn[i] = (weights @ vectors) @ head
     labels, logits = sample_logits(counts.mixture(lam), classes, p, samples, rng, noise=sigma)
-    ours = np.stack([np.roll(row, -label) for row, label in zip(logits, labels, strict=True)])
+    by_margin = np.stack([np.roll(row, -label) for row, label in zip(logits, labels, strict=True)])
     for column in range(classes):
-        error = ours[:, column].std() * np.sqrt(2 / samples)
-        assert ours[:, column].mean() == pytest.approx(drawn[:, column].mean(), abs=4 * error)
-        assert ours[:, column].std() == pytest.approx(drawn[:, column].std(), rel=0.05)
+        error = by_margin[:, column].std() * np.sqrt(2 / samples)
+        assert by_margin[:, column].mean() == pytest.approx(drawn[:, column].mean(), abs=4 * error)
+        assert by_margin[:, column].std() == pytest.approx(drawn[:, column].std(), rel=0.05)
 
 
 def test_small_noise_breaks_ties_at_random() -> None:
