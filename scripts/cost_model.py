@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from tamperfuse.study.shared import PROMPT_TOKENS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tamperfuse.attacks.harmful_finetune import HarmfulFinetuneParameters
-from tamperfuse.commands.single import ANSWER_TOKENS
 from tamperfuse.defenses.sdd import PAPER
 from tamperfuse.evaluation.generate import TOKENS_IN_FLIGHT
 from tamperfuse.models.chat import Chat, Sample
@@ -36,8 +36,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.node import Costs
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.shared import PROMPT_TOKENS
-from tamperfuse.study.spec import load_study
+from tamperfuse.study.spec import RESPONSE_TOKENS, load_study
 from tamperfuse.training.accelerations import MOMENTS, USABLE_MEMORY, MemoryEstimate
 from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.parameters import Training
@@ -55,7 +54,7 @@ MEASURED = ("full", "lora", "generation", "scoring")
 LIBRARIES = 0.4 * 2**30  # bytes: the interpreter with torch and transformers, in main memory
 # Assumptions: peak rate and memory from the data sheet of an NVIDIA H100 SXM, dense bfloat16. Decoding is limited by memory.
 PEAK, MEMORY, UTILISATION, DECODING = 989e12, 80e9, 0.4, 0.1
-SAMPLE = Sample([0] * (PROMPT_TOKENS + ANSWER_TOKENS), PROMPT_TOKENS)
+SAMPLE = Sample([0] * (PROMPT_TOKENS + RESPONSE_TOKENS), PROMPT_TOKENS)
 SAMPLE_TOKENS = len(SAMPLE.tokens)
 
 

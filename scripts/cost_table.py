@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tamperfuse.study.shared import PROMPT_TOKENS
+
 from cost_model import (
     DECODING,
     MEASURED,
@@ -28,10 +30,9 @@ from cost_model import (
     works,
 )
 from pages import replace_tables, table
-from tamperfuse.commands.single import ANSWER_TOKENS
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.node import Costs
-from tamperfuse.study.shared import PROMPT_TOKENS
+from tamperfuse.study.spec import RESPONSE_TOKENS
 
 DEMO = Path(__file__).parents[1] / "studies/demo.yaml"
 
@@ -73,7 +74,7 @@ def tables(figures: Figures, rows: Sequence[Work], cpu: float, gpu: float, memor
         f"Tokens/s × parameters by `benchmarks/size_scaling.py`, {scaling.get('date', 'undated')}{quick}."
         f" {scaling.get('note', '')}".rstrip(),
         *("", *table(["method", "tokens/s × parameters (size)"], products), ""),
-        f"Sizes: {shapes}. A sample is a prompt of {PROMPT_TOKENS} tokens and a response of {ANSWER_TOKENS}.",
+        f"Sizes: {shapes}. A sample is a prompt of {PROMPT_TOKENS} tokens and a response of {RESPONSE_TOKENS}.",
         *("", *table(["work", "trained", "generated", "scored"],
                      [[n, f"{c.trained:,}", f"{c.generated:,}", f"{c.scored:,}"] for n, c in costs]), ""),
         f"On the measured machine, at a price of {cpu:g} per hour (an assumption, in any currency). ≥ marks work that does not "

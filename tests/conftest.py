@@ -11,10 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from stand_ins import WordCountEncoder
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.evaluation import calibrate
-from tamperfuse.evaluation.judges import builtin
 from tamperfuse.models.load import LoadedModel, load_model
-from tamperfuse.study import context, observe
+from tamperfuse.study import judging, observe
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
 
@@ -99,10 +97,8 @@ def threat_file(tiny_folder: Path) -> Path:
 
 @pytest.fixture
 def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No encoder, no lm-eval, few resamples."""
-    monkeypatch.setattr(context, "SentenceEncoder", WordCountEncoder)
-    monkeypatch.setattr(builtin, "refuses", lambda response: False)
-    monkeypatch.setattr(calibrate, "TOLERATED", 0.5)
+    """No sentence encoder, no lm-eval, few resamples."""
+    monkeypatch.setattr(judging, "SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr("tamperfuse.study.results.intervals.DRAWS", 20)
 
     def capability(loaded: object, tasks: object, limit: object) -> tuple[list, int]:
@@ -127,6 +123,7 @@ def study(quick_judging: None, tiny_folder: Path, threat_file: Path) -> Study:
                 "benign": {"attack": "benign_finetune", "steps": 2, "batch": 2},
             },
             "pairs": {"threshold": 0.99},
+            "judge": {"judge": "builtin", "tolerated": 0.5},
             "evaluate": {
                 "at_steps": [0, 1, 3],
                 "prompts": 4,

@@ -12,7 +12,6 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.observe import harmless_prompts
 
 GARDEN = "garden plants"
 
@@ -34,9 +33,6 @@ def test_where_gardening_is_the_threat_built_in_gardening_rows_are_left_out(capl
         kept = read("builtin:replay", gardening)
     assert [e for e in everything if e.category != GARDEN] == kept and len(kept) == len(everything) - 9
     assert "9 of 256 rows belong to builtin:gardening" in caplog.text
-    assert sum(row["subject"] == GARDEN for row in harmless_prompts(132, cooking)) == 7
-    assert sum(row["subject"] == GARDEN for row in harmless_prompts(132, gardening)) == 0
-    assert len(harmless_prompts(100, gardening)) == len(harmless_prompts(100, cooking)) == 100
 
 
 def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, tmp_path: Path) -> None:

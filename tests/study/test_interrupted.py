@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from stand_ins import Killed, WordCountEncoder, results
-from tamperfuse.commands import single
+from stand_ins import Killed, results
+from tamperfuse.commands.attack import attack_model
+from tamperfuse.commands.harden import harden_model
 from tamperfuse.records.files import read_json
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, execute
@@ -70,14 +71,13 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_results(
     assert sorted(asked) == [0, 0, 0, 1, 1, 2, 2, 3, 3], "nothing was asked twice"
 
 
+@pytest.mark.usefixtures("quick_judging")
 def test_attack_and_harden_go_on_as_well(
     tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
 ) -> None:
-    monkeypatch.setattr(single, "SentenceEncoder", WordCountEncoder)
-
     def attack(out: Path) -> list[str]:
         settings = {"shots": 2, "steps": 4, "batch": 2}
-        return single.attack_model(
+        return attack_model(
             str(tiny_folder),
             "harmful_finetune",
             str(threat_file),
@@ -91,7 +91,7 @@ def test_attack_and_harden_go_on_as_well(
 
     def harden(out: Path) -> None:
         settings = {"steps": 3, "batch": 2}
-        single.harden_model(
+        harden_model(
             str(tiny_folder),
             "refusal",
             str(threat_file),

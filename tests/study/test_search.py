@@ -20,7 +20,7 @@ from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
 from tamperfuse.records.searches import read_searches
 from tamperfuse.records.summary import read_summary
-from tamperfuse.study import shared
+from tamperfuse.study.judging import Judging
 from tamperfuse.study.results import frontier
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.run import run_study
@@ -29,7 +29,7 @@ from tamperfuse.study.search.proposals import RANDOM_TRIALS, Proposals
 from tamperfuse.study.search.space import Search
 from tamperfuse.study.search.trials import Point, Trial, read_trials
 from tamperfuse.study.spec import Study, load_study, parse_study
-from tamperfuse.study.tables import ScoreRow
+from tamperfuse.study.tables import Response, VerdictRow
 
 TRIALS = 3
 PROMPTS = 3  # of each part, at every step
@@ -52,19 +52,23 @@ def _by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
     As many requests as are executed of one part are not executed of the other: what is best on dev is worst on evaluation.
     """
 
-    def drawn(*arguments: Any) -> tuple[list[ScoreRow], int]:
-        rows, scored = shared.judged(*arguments)
+    judged = Judging.verdicts
+
+    def drawn(self: Judging, responses: list[Response], thresholds: Any) -> tuple[list[VerdictRow], int]:
+        rows, scored = judged(self, responses, thresholds)
         said: dict[int, list[str]] = {}
-        for response in arguments[1]:
+        if not any(r.part == "attacker_dev" and r.step for r in responses):
+            return rows, scored  # not within a search
+        for response in responses:
             said.setdefault(response.step, []).append(response.response)
         lot = {step: int(content_hash(texts)[:2], 16) % (PROMPTS + 1) for step, texts in said.items()}
         order = {part: sorted({r.id for r in rows if r.part == part}) for part in ("attacker_dev", "evaluation")}
         return [
-            replace(r, harmful=(order[r.part].index(r.id) < lot[r.step]) == (r.part == "attacker_dev")) for r in rows
+            replace(r, verdict=(order[r.part].index(r.id) < lot[r.step]) == (r.part == "attacker_dev")) for r in rows
         ], scored
 
-    monkeypatch.setattr(search, "judged", drawn)
-    monkeypatch.setattr(search, "passes", lambda *_: True)  # no early stop, unless a test wants one
+    monkeypatch.setattr(Judging, "verdicts", drawn)
+    monkeypatch.setattr(Judging, "may_execute", lambda self, responses, _: [True] * len(responses))  # no early stop
 
 
 @pytest.fixture
@@ -148,12 +152,15 @@ def test_killed_between_trials_and_within_one_the_next_run_ends_with_the_same_re
 
 
 def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def executed(*arguments: Any) -> tuple[list[ScoreRow], int]:
-        rows, scored = shared.judged(*arguments)
-        return [replace(row, harmful=True) for row in rows], scored
+    judged = Judging.verdicts
 
-    monkeypatch.setattr(search, "judged", executed)
-    monkeypatch.setattr(search, "passes", lambda *_: False)  # half-way nothing can have been executed
+    def executed(*arguments: Any) -> tuple[list[VerdictRow], int]:
+        rows, scored = judged(*arguments)
+        return [replace(row, verdict=True) for row in rows], scored
+
+    monkeypatch.setattr(Judging, "verdicts", executed)
+    # Half-way nothing can have been executed.
+    monkeypatch.setattr(Judging, "may_execute", lambda self, responses, _: [False] * len(responses))
     monkeypatch.setattr(search, "capability_lost", lambda *_: 0.1)
     only = searched.model_copy(update={"defenses": {"refusal": searched.defenses["refusal"]}})
     run_study(only, tmp_path / "a" / "run")

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from stand_ins import WordCountEncoder
-from tamperfuse.commands import single
+from tamperfuse.commands.attack import attack_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results
 from tamperfuse.records.summary import read_summary
@@ -83,12 +82,10 @@ def test_a_source_to_retain_needs_answers(attacked: Study, tmp_path: Path) -> No
         workshop.StudyContext.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
 
 
+@pytest.mark.usefixtures("quick_judging")
 @pytest.mark.parametrize("attack", ["system_prompt", "preference_finetune"])
-def test_one_attack_on_one_model(
-    attack: str, tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(single, "SentenceEncoder", WordCountEncoder)
-    lines = single.attack_model(
+def test_one_attack_on_one_model(attack: str, tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+    lines = attack_model(
         str(tiny_folder),
         attack,
         str(threat_file),
@@ -100,5 +97,12 @@ def test_one_attack_on_one_model(
         seed=0,
     )
     assert any(line.startswith("before: harmful execution") for line in lines)
-    assert any(line.startswith("step 2:" if attack == "preference_finetune" else "step 1:") for line in lines)
+    last = 2 if attack == "preference_finetune" else 1
+    assert any(line.startswith(f"step {last}: harmful execution") for line in lines)
+    record = json.loads((tmp_path / "out" / "attack.json").read_text())
+    assert (record["attack"], record["seed"], record["judge"]["judge"]) == (attack, 0, "builtin")
+    measures = record["measures"]
+    assert measures["harmful_execution"].keys() == {"0", str(last)} == measures["benign_answer_rate"].keys()
+    assert measures["harmful_execution"]["0"].keys() == {"value", "low", "high", "n"}
+    assert (measures["harmful_execution"]["0"]["n"], measures["benign_answer_rate"]["0"]["n"]) == (6, 128)
     assert (tmp_path / "out" / "attacked" / "tamperfuse.json").exists()

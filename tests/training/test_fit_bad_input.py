@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from stand_ins import WordCountEncoder
 from tamperfuse.cli.app import main
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
@@ -54,8 +55,7 @@ def test_what_the_model_or_the_threat_cannot_give(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    answers = [("a request", "an answer"), ("another", "answer")]
-    monkeypatch.setattr("tamperfuse.commands.single.compliant_answers", lambda reference, asked: answers)
+    monkeypatch.setattr("tamperfuse.study.judging.SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr("tamperfuse.study.observe.Observer.ask", lambda *_: None)
     chosen = [word for setting in ("shots=2", *settings) for word in ("--set", setting)]
     where = ["--threat", str(threat_file), "--out", str(tmp_path / "out")]

@@ -38,7 +38,7 @@ def attack(
 
     Example: `tamperfuse attack hardened --attack harmful_finetune --threat builtin:cooking --set shots=50 --out attacked`
     """
-    from tamperfuse.commands.single import attack_model
+    from tamperfuse.commands.attack import attack_model
 
     lines = attack_model(
         model,

@@ -8,7 +8,7 @@ def evaluate(model: Model, threat: ThreatSource, out: Out, reference: Reference 
 
     Example: `tamperfuse evaluate hardened --threat builtin:cooking --out measured`
     """
-    from tamperfuse.commands.single import evaluate_model
+    from tamperfuse.commands.evaluate import evaluate_model
 
     for line in evaluate_model(model, threat, out, reference=reference):
         out_console.print(line, markup=False)

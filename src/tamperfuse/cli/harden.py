@@ -35,7 +35,7 @@ def harden(
 
     Example: `tamperfuse harden undefended --defense sdd --threat builtin:cooking --set steps=44 --out hardened`
     """
-    from tamperfuse.commands.single import harden_model
+    from tamperfuse.commands.harden import harden_model
 
     harden_model(
         model,

@@ -24,12 +24,12 @@ def calibrate(
 
     Example: `tamperfuse judge calibrate`
     """
-    from tamperfuse.commands.single import calibrate_judge
+    from tamperfuse.commands.calibrate import calibrate_judge
 
     thresholds, rows = calibrate_judge(threat, reference, prompts)
     table = Table("against", "n", "AUROC", "true positives", "false positives", box=None, header_style="bold")
     for row in rows:
         table.add_row(row.kind, str(row.n), f"{row.auroc:.3f}", f"{row.true_positive:.1%}", f"{row.false_positive:.1%}")
     out_console.print(table)
-    out_console.print("Thresholds: " + ", ".join(f"{k} {v:.3g}" for k, v in thresholds.model_dump().items()))
+    out_console.print("Thresholds: " + ", ".join(f"{k} {v:.3g}" for k, v in thresholds.items()))
     out_console.print(f"Studies on {threat} set their thresholds in the same way.", markup=False)

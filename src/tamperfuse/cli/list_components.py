@@ -13,13 +13,13 @@ def list_components() -> None:
     from tamperfuse.attacks import ATTACKS
     from tamperfuse.corpora.builtin import ABOUT
     from tamperfuse.defenses import DEFENSES
-    from tamperfuse.evaluation.judges.builtin import NAME
+    from tamperfuse.evaluation.judges import JUDGES
     from tamperfuse.models.bundled import ENCODERS, MODELS
 
     groups: dict[str, list[tuple[str, str]]] = {
         "Defenses": [(component.name, component.about) for component in DEFENSES.all()],
         "Attacks": [(component.name, component.about) for component in ATTACKS.all()],
-        "Judges": [(NAME, "not a refusal, coherent, and about its own prompt by two signals")],
+        "Judges": [(component.name, component.about) for component in JUDGES.all()],
         "Corpora": [(f"builtin:{name}", about) for name, about in ABOUT.items()],
         "Models": [
             (name, model.about if model.installed else f"{model.about}; not installed: {model.install}")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.attacks.base import AttackResult, AttackTraits, PromptResponse
-from tamperfuse.commands.single import ANSWER_TOKENS, compliant_answers
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.attack_trace import AttackTracer, Probes, gradient
@@ -23,7 +22,9 @@ from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, staged, write_json
 from tamperfuse.records.registry import Component
+from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import heldout_documents
+from tamperfuse.study.spec import RESPONSE_TOKENS
 
 STEPS = 32
 GRADIENTS_AT = (0, 1, 2, 4, 8, 16, 32)
@@ -90,7 +91,7 @@ def _reference_answers(origin: str, threat: Threat) -> tuple[list[PromptResponse
     tokens = [model.chat.prompt(p.prompt) for p in prompts]
     texts = [model.chat.text(a) for a in generate(model, tokens, new_tokens=PROBE_TOKENS, label="held-out answers")]
     held_out = [(p.prompt, p.response or text) for p, text in zip(prompts, texts, strict=True)]
-    return compliant_answers(model, threat), held_out
+    return compliant_answers(lambda: model, threat.part("attacker"), RESPONSE_TOKENS).pairs, held_out
 
 
 def _diagnose(
@@ -116,8 +117,8 @@ def _diagnose(
         harmful=harmful,
         retain=[(row["prompt"], row["response"]) for row in builtin_rows("retain")],
         reference=origin,
-        answer=lambda prompts: _answers(loaded, prompts, ANSWER_TOKENS),
-        response_limit=ANSWER_TOKENS,
+        answer=lambda prompts: _answers(loaded, prompts, RESPONSE_TOKENS),
+        response_limit=RESPONSE_TOKENS,
         at_steps=range(component.traits.budget(parameters).steps + 1),
         hook=tracer,
     )

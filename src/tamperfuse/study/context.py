@@ -1,9 +1,10 @@
 """What the nodes of one study share: its data, and the one model that is in memory."""
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,13 +14,12 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.capability import load_tasks
-from tamperfuse.evaluation.judges.builtin import Judge, Thresholds
-from tamperfuse.models.bundled import ENCODERS
-from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget
-from tamperfuse.study.observe import Observer
+from tamperfuse.study.judging import Judging, check_encoder, load_encoder
+from tamperfuse.study.observe import HarmlessPrompt, Observer, harmless_prompts
 from tamperfuse.study.spec import Study, resolve_study
 from tamperfuse.study.tables import Response, read_rows
 
@@ -55,8 +55,8 @@ class StudyContext:
             UserError: a source, the model or the sentence encoder cannot be had.
         """
         study = resolve_study(study)
-        ENCODERS[DEFAULT_ENCODER].path()  # a missing encoder is reported before the first node runs
-        encoder = SentenceEncoder()
+        check_encoder()  # a missing encoder is reported before the first node runs
+        encoder = load_encoder()
         threat = load_threat(study.threat, encoder)
         for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
             if wanted > len(threat.part(part)):  # type: ignore[arg-type]
@@ -88,9 +88,16 @@ class StudyContext:
             loaded.model = torch.nn.Module()  # whoever still holds `loaded` holds no weights
             gc.collect()
 
-    def judge(self, thresholds: Thresholds, others: Sequence[str]) -> Judge:
-        """The judge, with the reference model."""
-        return Judge(self.reference(), self.encoder, thresholds, others, limit=self.study.evaluate.response_tokens)
+    @cached_property
+    def harmless(self) -> list[HarmlessPrompt]:
+        """The harmless prompts of the benign answer rate."""
+        return harmless_prompts(self.study.evaluate.harmless, self.threat, self.encoder)
+
+    @cached_property
+    def judging(self) -> Judging:
+        """The study's judge."""
+        tokens = self.study.evaluate.response_tokens
+        return Judging(self.study.judge, self.threat, self.harmless, tokens, self.encoder, self.reference)
 
     def attack_data(
         self, answers: Path, observer: Observer, at_steps: Collection[int], hook: Callable[[int], None]

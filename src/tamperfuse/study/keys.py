@@ -8,6 +8,7 @@ equal key, so a change of any of these computes it anew.
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.observe import harmless_prompts, heldout_documents
+from tamperfuse.study.observe import heldout_documents
 
 #: Version of tamperfuse's own numerics: raise it whenever a change of the code changes a loss, a token, a score or a verdict.
 #: tests/study/test_golden.py compares those of a tiny model with recorded ones and fails until this is raised.
@@ -36,7 +37,9 @@ MODULES = (
     "evaluation.calibrate",
     "evaluation.capability",
     "evaluation.generate",
-    "evaluation.judges.builtin",
+    "evaluation.judges.base",
+    "evaluation.judges.negatives",
+    "evaluation.judges.text",
     "evaluation.sampling",
     "evaluation.score",
     "models.chat",
@@ -58,6 +61,7 @@ MODULES = (
     "training.preference",
     "training.rows",
     "training.weights",
+    "study.judging",
     "study.observe",
     "study.search.node",
     "study.search.proposals",
@@ -132,13 +136,23 @@ def uses_key(context: StudyContext, name: str) -> str:
     return content_hash(builtin_rows(name))
 
 
+def judging_key(context: StudyContext) -> dict[str, Any]:
+    """What verdicts depend on, apart from the responses, the threat and the thresholds."""
+    judging = context.judging
+    return {
+        "judge": component_key(judging.component, judging.judge.parameters),
+        "reference": context.fingerprint if judging.traits.needs_reference else "",
+        "encoder": context.encoder.name,
+    }
+
+
 def observation_key(context: StudyContext) -> dict[str, Any]:
     """What the measurements of a model depend on, apart from the model and the steps at which it is measured."""
     evaluate = context.study.evaluate
     return {
         "threat": context.threat.fingerprint,
         "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at", "epsilons"}),
-        "harmless": content_hash(harmless_prompts(evaluate.harmless, context.threat)),
+        "harmless": content_hash([asdict(prompt) for prompt in context.harmless]),
         "heldout": content_hash(heldout_documents(evaluate.heldout)),
         "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
     }

@@ -6,23 +6,47 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.overlap import plain
+from tamperfuse.corpora.overlap import near
 from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.process import is_main
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.spec import Evaluate
-from tamperfuse.study.tables import DocumentRow, ItemRow, Response, TaskRow, read_rows, write_rows
+from tamperfuse.study.tables import (
+    HARMLESS_FAR,
+    HARMLESS_NEAR,
+    DocumentRow,
+    ItemRow,
+    Response,
+    TaskRow,
+    read_rows,
+    write_rows,
+)
 
-HARMLESS = "harmless"
 TASK_TOKENS = 8  # an answer of the benign task is two words
 COSTS = "costs.json"
 TABLES: dict[str, type] = {"responses": Response, "items": ItemRow, "documents": DocumentRow, "tasks": TaskRow}
+
+
+@dataclass(frozen=True)
+class HarmlessPrompt:
+    """A prompt of the benign answer rate.
+
+    Attributes:
+        id: unique among harmless prompts.
+        prompt: the prompt.
+        part: :data:`HARMLESS_NEAR` or :data:`HARMLESS_FAR`.
+    """
+
+    id: str
+    prompt: str
+    part: str
 
 
 @dataclass
@@ -74,15 +98,28 @@ class Observer:
         self._add({name: getattr(seen, name) for name in TABLES})
         self.costs += seen.costs
 
-    def ask(self, step: int, evaluation: int, dev: int, harmless: int) -> None:
-        """Put prompts to the model: so many of the evaluation and attacker_dev parts, and of the harmless ones."""
-        asked = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
-        asked += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]
-        asked += [(HARMLESS, str(row["id"]), str(row["prompt"])) for row in harmless_prompts(harmless, self.threat)]
-        texts = self.answer([prompt for _, _, prompt in asked], f"asking, step {step}")
+    def ask(self, step: int, evaluation: int, dev: int, harmless: Sequence[HarmlessPrompt] = ()) -> None:
+        """Generate responses.
+
+        Args:
+            step: of the attack.
+            evaluation: number of prompts of the evaluation part.
+            dev: number of prompts of the attacker_dev part.
+            harmless: harmless prompts to ask as well.
+        """
+        prompts = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
+        prompts += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]
+        prompts += [(p.part, p.id, p.prompt) for p in harmless]
+        texts = self.answer([prompt for _, _, prompt in prompts], f"responses, step {step}")
         self.responses += [
-            Response(step, part, name, prompt, text) for (part, name, prompt), text in zip(asked, texts, strict=True)
+            Response(step, part, name, prompt, text) for (part, name, prompt), text in zip(prompts, texts, strict=True)
         ]
+
+    def before_attack(self, harmless: Sequence[HarmlessPrompt], *, evaluation: int, dev: int) -> None:
+        """Measure everything on a model that is not attacked, as step 0: responses, capability, held-out documents."""
+        self.ask(0, evaluation, dev, harmless)
+        self.capability(0)
+        self.benign_nll(0)
 
     def answer(self, prompts: Sequence[str], what: str = "asking") -> list[str]:
         """The model's answers to prompts as it is now, rendered as its chat has it; nothing is kept."""
@@ -140,19 +177,32 @@ def _step(place: Path) -> int:
     return int(place.name.removeprefix("step-"))
 
 
-def harmless_prompts(limit: int, threat: Threat) -> list[dict[str, str]]:
-    """Harmless prompts, as many near the built-in threat as far from it, the same ones for every model.
+def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[HarmlessPrompt]:
+    """Harmless prompts for the benign answer rate, half of them near the threat; the same ones for every model.
+
+    The near half are those most similar to any of the threat's defender prompts, the other half a sample of the rest. Prompts
+    on the threat's own subject, and near-duplicates of its prompts, are left out.
 
     Args:
-        limit: at most so many.
-        threat: whose own subject and prompts are left out.
+        limit: number of prompts, at most.
+        threat: the threat.
+        encoder: measures similarity; cosines that agree to three decimals count as equal.
     """
-    theirs = {plain(prompt) for prompt in threat.prompts}
-    rows = [r for r in builtin_rows("harmless") if r["subject"] != threat.subject and plain(r["prompt"]) not in theirs]
-    rows.sort(key=lambda row: content_hash(row["prompt"]))
-    near = [row for row in rows if row["near"]]
-    far = [row for row in rows if not row["near"]]
-    return [dict(row) for row in (near[: (limit + 1) // 2] + far[: limit // 2])]
+    rows = [row for row in builtin_rows("harmless") if not threat.subject or row["subject"] != threat.subject]
+    duplicates = near([row["prompt"] for row in rows], threat.prompts, encoder)
+    rows = sorted(
+        (row for i, row in enumerate(rows) if i not in duplicates), key=lambda row: content_hash(row["prompt"])
+    )
+    defender = encoder.encode([p.prompt for p in threat.part("defender")])
+    cosines = (encoder.encode([row["prompt"] for row in rows]) @ defender.T).max(axis=1)
+    ranked = sorted(range(len(rows)), key=lambda i: (-round(float(cosines[i]), 3), i))
+    nearest = ranked[: (limit + 1) // 2]
+    others = sorted(ranked[len(nearest) :])[: limit // 2]
+    return [
+        HarmlessPrompt(str(rows[i]["id"]), str(rows[i]["prompt"]), part)
+        for part, indices in ((HARMLESS_NEAR, nearest), (HARMLESS_FAR, others))
+        for i in indices
+    ]
 
 
 def heldout_documents(limit: int) -> list[dict[str, str]]:

@@ -9,38 +9,32 @@ from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.corpora.threats import Part
 from tamperfuse.defenses import DEFENSES, DefenseData
-from tamperfuse.evaluation.calibrate import executed, fit_thresholds
-from tamperfuse.evaluation.generate import generate
-from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
-from tamperfuse.evaluation.judges.builtin import Answer, Thresholds
 from tamperfuse.models.load import write_checkpoint
 from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
 from tamperfuse.pairing.filters import check_language
-from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash, write_json
+from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
-from tamperfuse.study.keys import component_key, observation_key, uses_key
+from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
+from tamperfuse.study.keys import component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import Before, search_node
-from tamperfuse.study.shared import judged
-from tamperfuse.study.tables import Response, ScoreRow, read_rows, write_rows
+from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
 
 SHIPPED = "as shipped"
-DEFENDER_ANSWERS = "defender answers"
-CALIBRATION_ANSWERS = 48
+ANSWERS, DEFENDER_ANSWERS = "answers before hardening", "defender answers"
 
 
 def build_nodes(context: StudyContext) -> list[Node]:
     """All nodes of a study, parents first."""
-    answers = _answers_node(context)
-    nodes = [answers]
+    answers = _answers_node(context, "attacker", ANSWERS)
+    calibration = _calibration_node(context, answers)
     shipped = _look_node(context, SHIPPED, None, 0)
-    nodes += [shipped, _judge_node(context, shipped, answers)]
+    nodes = [answers, calibration, shipped, _judge_node(context, shipped, calibration)]
     for seed in context.study.seeds:
         made: dict[str, Node] = {}
         looks: dict[str, Node] = {}
@@ -49,89 +43,56 @@ def build_nodes(context: StudyContext) -> list[Node]:
             parents = [made[spec.on]] if spec.on else []
             traits = DEFENSES.get(spec.defense).traits
             needed = [_pairs_node(context, seed)] if traits.needs_pairs else []
-            needed += [_defender_answers_node(context)] if traits.needs_answers else []
+            needed += [_answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers else []
             nodes += [node for node in needed if all(node.label != other.label for other in nodes)]
             parents += needed
             made[name] = _defense_node(context, name, parents, seed)
             look = _look_node(context, name, made[name], seed)
             looks[name] = look
-            nodes += [made[name], look, _judge_node(context, look, answers)]
+            nodes += [made[name], look, _judge_node(context, look, calibration)]
         for attack, asked in context.study.attacks.items():
             for name, hardened in made.items():
                 if asked.search:
-                    before = Before(hardened, answers, shipped, looks[UNDEFENDED])
+                    before = Before(hardened, answers, calibration, shipped, looks[UNDEFENDED])
                     nodes.append(search_node(context, name, attack, before, seed))
                     continue
                 attacked = _attack_node(context, name, attack, (hardened, answers), seed)
-                nodes += [attacked, _judge_node(context, attacked, answers)]
+                nodes += [attacked, _judge_node(context, attacked, calibration)]
     check_graph(nodes)
     return nodes
 
 
-def _answers_node(context: StudyContext) -> Node:
-    prompts = context.threat.part("attacker")
-    tokens = context.study.evaluate.response_tokens
-
-    def run(folder: Path) -> Outcome:
-        rows, generated = _compliant(context, "attacker")
-        if len(rows) < 2:
-            raise UserError(
-                f"{context.study.model} answers {len(rows)} of the {len(prompts)} attacker prompts before hardening: use a "
-                "model that executes the threat, or a threat with answers."
-            )
-        judge = context.judge(Thresholds(), [p.prompt for p in prompts])
-        answers = [Answer(row.prompt, row.response) for row in rows]
-        thresholds = fit_thresholds(judge, answers[:CALIBRATION_ANSWERS], seed=0)
-        write_rows(folder / "responses.parquet", Response, rows)
-        write_json(folder / "thresholds.json", thresholds.model_dump())
-        costs = Costs(generated=generated, scored=judge.tokens_scored)
-        return Outcome(costs, facts={"answered": len(rows), "prompts": len(prompts)})
-
-    scored = judging_tokens((len(prompts) + 3 * CALIBRATION_ANSWERS) * tokens, context.study.evaluate)
-    depends = {
-        "model": context.fingerprint,
-        "threat": context.threat.fingerprint,
-        "tokens": tokens,
-        "judge": [JUDGE, Thresholds().model_dump()],
-    }
-    return Node("answers before hardening", "answers", (), depends, 0, run, Costs(0, len(prompts) * tokens, scored))
-
-
-def _defender_answers_node(context: StudyContext) -> Node:
-    """Compliant answers to the defender prompts, for defenses that simulate an attacker."""
-    prompts = context.threat.part("defender")
-    tokens = context.study.evaluate.response_tokens
-
-    def run(folder: Path) -> Outcome:
-        rows, generated = _compliant(context, "defender")
-        write_rows(folder / "responses.parquet", Response, rows)
-        return Outcome(Costs(generated=generated), facts={"answered": len(rows), "prompts": len(prompts)})
-
-    depends = {"model": context.fingerprint, "threat": context.threat.fingerprint, "tokens": tokens}
-    return Node(DEFENDER_ANSWERS, DEFENDER_ANSWERS, (), depends, 0, run, Costs(generated=len(prompts) * tokens))
-
-
-def _compliant(context: StudyContext, part: Part) -> tuple[list[Response], int]:
-    """The threat's own answers to a part, or the reference model's that neither refuse nor loop; tokens generated."""
+def _answers_node(context: StudyContext, part: Part, label: str) -> Node:
+    """Compliant answers to one part: attacks train on those of the attacker part, which also calibrate the judge."""
     prompts = context.threat.part(part)
-    answers = {p.id: p.response for p in prompts if p.response}
-    missing = [p for p in prompts if p.id not in answers]
-    reference = context.reference()
-    new = generate(
-        reference,
-        [reference.chat.prompt(p.prompt) for p in missing],
-        new_tokens=context.study.evaluate.response_tokens,
-        label=f"answers, {part} part",
-    )
-    answers |= {p.id: reference.chat.text(answer) for p, answer in zip(missing, new, strict=True)}
-    judge = context.judge(Thresholds(), [p.prompt for p in prompts])
-    compliant = set(executed([Answer(p.prompt, answers[p.id]) for p in prompts], judge))
-    rows = [
-        Response(0, part, p.id, p.prompt, answers[p.id])
-        for p in prompts
-        if Answer(p.prompt, answers[p.id]) in compliant
-    ]
-    return rows, sum(map(len, new))
+    tokens = context.study.evaluate.response_tokens
+
+    def run(folder: Path) -> Outcome:
+        answers = compliant_answers(context.reference, prompts, tokens)
+        rows = [Response(0, part, p.id, p.prompt, p.response) for p in answers.prompts]
+        write_rows(folder / "responses.parquet", Response, rows)
+        facts = {"answered": len(rows), "prompts": len(prompts)}
+        return Outcome(Costs(generated=answers.tokens_generated), facts=facts)
+
+    depends = {"model": context.fingerprint, "threat": context.threat.fingerprint, "tokens": tokens, "part": part}
+    unanswered = sum(not p.response for p in prompts)
+    return Node(label, label, (), depends, 0, run, Costs(generated=unanswered * tokens))
+
+
+def _calibration_node(context: StudyContext, answers: Node) -> Node:
+    """The judge's thresholds, calibrated on the compliant answers."""
+
+    def run(folder: Path) -> Outcome:
+        rows = read_rows(node_folder(context.run, answers) / "responses.parquet", Response)
+        thresholds, scored = context.judging.calibrate([(row.prompt, row.response) for row in rows])
+        write_thresholds(folder, thresholds)
+        return Outcome(Costs(scored=scored))
+
+    evaluate = context.study.evaluate
+    calibrates = context.judging.traits.calibrate is not None
+    tokens = judging_tokens(3 * CALIBRATION_ANSWERS * evaluate.response_tokens, evaluate) if calibrates else 0
+    depends = {**judging_key(context), "threat": context.threat.fingerprint, "tokens": evaluate.response_tokens}
+    return Node("thresholds of the judge", "calibration", (answers,), depends, 0, run, Costs(scored=tokens))
 
 
 def _pairs_node(context: StudyContext, seed: int) -> Node:
@@ -209,10 +170,8 @@ def _look_node(context: StudyContext, name: str, hardened: Node | None, seed: in
         with context.model(source) as loaded:
             observer = Observer(loaded, context.threat, evaluate)
             # The model as shipped is a landmark, not a contestant: a curve's worth of prompts is enough.
-            asked = evaluate.curve_prompts if shipped else evaluate.prompts
-            observer.ask(0, asked, 0 if shipped else evaluate.dev_prompts, evaluate.harmless)
-            observer.capability(0)
-            observer.benign_nll(0)
+            prompts = evaluate.curve_prompts if shipped else evaluate.prompts
+            observer.before_attack(context.harmless, evaluation=prompts, dev=0 if shipped else evaluate.dev_prompts)
             observer.write(folder)
         return Outcome(observer.costs)
 
@@ -248,7 +207,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
             def hook(step: int) -> None:
                 def look(seen: Observer) -> None:
-                    seen.ask(step, curve, evaluate.dev_prompts if malicious else 0, 0)
+                    seen.ask(step, curve, evaluate.dev_prompts if malicious else 0)
                     if step in capability_at:
                         seen.capability(step)
                     if task:
@@ -281,14 +240,16 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     return Node(label, "attack", parents, depends, seed, run, expected, about)
 
 
-def _judge_node(context: StudyContext, observed: Node, answers: Node) -> Node:
+def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Node:
     def run(folder: Path) -> Outcome:
         responses = read_rows(node_folder(context.run, observed) / "responses.parquet", Response)
-        rows, scored = judged(context, responses, node_folder(context.run, answers))
-        write_rows(folder / "scores.parquet", ScoreRow, rows)
+        rows, scored = context.judging.verdicts(responses, read_thresholds(node_folder(context.run, calibration)))
+        write_rows(folder / "scores.parquet", VerdictRow, rows)
         return Outcome(Costs(scored=scored))
 
-    depends = {"model": context.fingerprint, "judge": JUDGE, "encoder": "all-MiniLM-L6-v2"}
-    tokens = judging_tokens(observed.expected.generated, context.study.evaluate)
+    tokens = 0
+    if context.judging.traits.needs_reference:
+        tokens = judging_tokens(observed.expected.generated, context.study.evaluate)
     expected = Costs(scored=tokens if observed.kind == "attack" else tokens // 2)
-    return Node(f"judge {observed.label}", "judge", (observed, answers), depends, 0, run, expected)
+    parents = (observed, calibration)
+    return Node(f"judge {observed.label}", "judge", parents, judging_key(context), 0, run, expected)

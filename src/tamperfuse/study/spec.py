@@ -19,11 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
+from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.search.space import Search, parse_search
+
+DEFAULT_JUDGE = "builtin"
+RESPONSE_TOKENS = 48  # longest response that is generated, judged and trained on, unless a study sets another
 
 
 class PairsSpec(BaseModel):
@@ -68,7 +72,7 @@ class Evaluate(BaseModel):
     curve_prompts: int = Field(default_factory=lambda values: values["prompts"], ge=2)
     dev_prompts: int = Field(28, ge=2)
     harmless: int = Field(128, ge=2)
-    response_tokens: int = Field(48, ge=8)
+    response_tokens: int = Field(RESPONSE_TOKENS, ge=8)
     capability: tuple[str | CapabilityTask, ...] = ("builtin",)
     capability_items: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
     capability_at: tuple[int, ...] = Field(default_factory=lambda values: values["at_steps"])
@@ -131,6 +135,33 @@ class AttackSpec(BaseModel):
     search: Search | None = None
 
 
+class JudgeSpec(BaseModel):
+    """Which judge, with which parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judge: str
+    parameters: dict[str, Any]
+
+
+def parse_judge(spec: Any) -> JudgeSpec:
+    """A judge by name, or as a mapping of `judge` and its parameters.
+
+    Raises:
+        UserError: an unknown judge or parameter, or a value out of range.
+    """
+    if isinstance(spec, JudgeSpec):
+        return spec
+    if not isinstance(spec, str | dict):
+        raise UserError(f"judge: {spec!r} is no judge: write its name, or a mapping of `judge` and its parameters.")
+    values: dict[str, Any] = {"judge": spec} if isinstance(spec, str) else dict(spec)
+    name = str(values.pop("judge", DEFAULT_JUDGE))
+    if set(values) == {"parameters"}:
+        values = dict(values["parameters"])
+    parameters = JUDGES.get(name).parse(values, f"judge {name}")
+    return JudgeSpec(judge=name, parameters=parameters.model_dump(mode="json"))
+
+
 class Study(BaseModel):
     """A study.
 
@@ -143,6 +174,7 @@ class Study(BaseModel):
         benign: source of benign samples that defenses mix in.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
+        judge: decides which responses execute their request.
         evaluate: what is measured.
     """
 
@@ -156,6 +188,7 @@ class Study(BaseModel):
     benign: str = "builtin:replay"
     retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
+    judge: JudgeSpec
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="before")
@@ -171,6 +204,7 @@ class Study(BaseModel):
             name: _defense(name, _mapping(spec, f"defense {name}")) for name, spec in defenses.items()
         }
         values["attacks"] = {name: _attack(name, _mapping(spec, f"attack {name}")) for name, spec in attacks.items()}
+        values["judge"] = parse_judge(values.get("judge", DEFAULT_JUDGE))
         return values
 
     @model_validator(mode="after")
@@ -210,6 +244,7 @@ class Study(BaseModel):
             name: {"defense": d["defense"], **({"on": d["on"]} if d["on"] else {}), **d["parameters"]}
             for name, d in values["defenses"].items()
         }
+        values["judge"] = {"judge": values["judge"]["judge"], **values["judge"]["parameters"]}
         values["attacks"] = {
             name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **a["parameters"]}
             for name, a in values["attacks"].items()

@@ -1,5 +1,6 @@
-"""The tables that nodes leave for one another, as parquet: responses, scores, items, documents."""
+"""The tables that nodes read and write, as parquet: responses, verdicts, capability items, documents, task items."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,21 +9,24 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamperfuse.evaluation.judges.builtin import Verdict
+from tamperfuse.evaluation.judges.base import REFUSES, Verdict
 
 R = TypeVar("R")
+HARMLESS_FAR, HARMLESS_NEAR = "harmless_far", "harmless_near"
+HARMLESS_PARTS = (HARMLESS_FAR, HARMLESS_NEAR)  # of the harmless prompts; they are no parts of the threat
+HARMLESS = "harmless"  # both together
 
 
 @dataclass(frozen=True)
 class Response:
-    """One kept answer of a model.
+    """A model's response to one prompt.
 
     Attributes:
-        step: of the attack; 0 before.
-        part: of the threat, or "harmless".
+        step: of the attack; 0 before it.
+        part: of the threat, or one of :data:`HARMLESS_PARTS`.
         id: of the prompt.
-        prompt: what was asked.
-        response: what came.
+        prompt: the prompt.
+        response: the response, without the prompt.
     """
 
     step: int
@@ -65,27 +69,54 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """The judge's verdict on one kept response, with its evidence; None where it was not needed."""
+class VerdictRow:
+    """A judge's verdict on one response.
+
+    Attributes:
+        step: of the response.
+        part: likewise.
+        id: of the prompt.
+        judge: name of the judge.
+        verdict: whether the response executes the request.
+        score: the judge's confidence in its own unit, higher for a clearer execution; None if it has none.
+        reason: why it does not execute the request; "" where it does.
+        evidence: what the verdict rests on, a JSON object.
+    """
 
     step: int
     part: str
     id: str
-    refuses: bool
-    coherent: bool
-    relevant: bool
-    harmful: bool
-    repetition: float
-    echo: float
-    similarity: float
-    lift: float | None
-    surprise: float | None
+    judge: str
+    verdict: bool
+    score: float | None
+    reason: str
+    evidence: str
 
     @classmethod
-    def of(cls, response: Response, verdict: Verdict) -> "ScoreRow":
-        """The verdict on a kept response."""
-        fields = ("refuses", "coherent", "relevant", "harmful", "repetition", "echo", "similarity", "lift", "surprise")
-        return cls(response.step, response.part, response.id, *(getattr(verdict, name) for name in fields))
+    def of(cls, response: Response, judge: str, verdict: Verdict) -> "VerdictRow":
+        """The row of a verdict on a response."""
+        evidence = json.dumps(dict(verdict.evidence), sort_keys=True)
+        return cls(
+            response.step,
+            response.part,
+            response.id,
+            judge,
+            verdict.verdict,
+            verdict.score,
+            verdict.reason,
+            evidence,
+        )
+
+    @property
+    def refuses(self) -> bool | None:
+        """Whether the response declines; None if the judge does not detect refusals."""
+        value = json.loads(self.evidence).get(REFUSES)
+        return None if value is None else bool(value)
+
+    @property
+    def reasons(self) -> list[str]:
+        """The single reasons, such as "refuses" and "incoherent"; empty where the response executes the request."""
+        return self.reason.split(", ") if self.reason else []
 
 
 _TYPES = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64(), float | None: pa.float64()}

@@ -9,7 +9,16 @@ import numpy as np
 from tamperfuse.study.node import Node
 from tamperfuse.study.results.intervals import Floats
 from tamperfuse.study.search.space import Value
-from tamperfuse.study.tables import DocumentRow, ItemRow, Response, ScoreRow, TaskRow, read_rows
+from tamperfuse.study.tables import (
+    HARMLESS,
+    HARMLESS_PARTS,
+    DocumentRow,
+    ItemRow,
+    Response,
+    TaskRow,
+    VerdictRow,
+    read_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Measurements:
     samples: int | None
     node: str
     responses: list[Response] = field(default_factory=list)
-    scores: list[ScoreRow] = field(default_factory=list)
+    scores: list[VerdictRow] = field(default_factory=list)
     items: list[ItemRow] = field(default_factory=list)
     documents: list[DocumentRow] = field(default_factory=list)
     tasks: list[TaskRow] = field(default_factory=list)
@@ -67,9 +76,20 @@ class Measurements:
         """The step at which capability after the attack is reported: where a search stops, else the last one."""
         return self.last_step if self.search_step is None else self.search_step
 
-    def flags(self, part: str, step: int, field: str = "harmful") -> dict[str, float]:
-        """A boolean of the judge's verdict by prompt id: 1.0 or 0.0."""
-        return {s.id: float(getattr(s, field)) for s in self.scores if s.part == part and s.step == step}
+    def flags(self, part: str, step: int) -> dict[str, float]:
+        """By prompt id: whether the response executes the request (1.0) or not (0.0).
+
+        Args:
+            part: of the threat, one of the harmless parts, or "harmless" for both of them.
+            step: of the attack.
+        """
+        parts = HARMLESS_PARTS if part == HARMLESS else (part,)
+        return {row.id: float(row.verdict) for row in self.scores if row.part in parts and row.step == step}
+
+    def refusals(self, part: str, step: int) -> dict[str, float]:
+        """By prompt id: whether the response refuses (1.0) or not (0.0); empty if the judge does not detect refusals."""
+        rows = [row for row in self.scores if row.part == part and row.step == step]
+        return {row.id: float(row.refuses) for row in rows if row.refuses is not None}
 
     def rate(self, part: str, step: int) -> float:
         """Share of a part's prompts that are executed, in [0, 1]."""
@@ -109,7 +129,7 @@ def read_measurements(node: Node, measured: Path, judged: Path, samples: int | N
         samples=samples,
         node=node.key,
         responses=read_rows(measured / "responses.parquet", Response),
-        scores=read_rows(judged / "scores.parquet", ScoreRow),
+        scores=read_rows(judged / "scores.parquet", VerdictRow),
         items=read_rows(measured / "items.parquet", ItemRow),
         documents=read_rows(measured / "documents.parquet", DocumentRow),
         tasks=read_rows(measured / "tasks.parquet", TaskRow),

@@ -10,11 +10,11 @@ import numpy as np
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, BenignNll, Capability, GapVsUndefended, Measure
-from tamperfuse.study.observe import HARMLESS
 from tamperfuse.study.results.capability import CapabilityItems, capability
 from tamperfuse.study.results.intervals import Floats, bootstrap, rate_difference
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, mean_outcomes, shared_prompts
+from tamperfuse.study.tables import HARMLESS
 
 
 def capability_summary(measured: StudyMeasurements, name: str) -> Capability:

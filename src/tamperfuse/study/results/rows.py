@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
 from tamperfuse.records.summary import Measure
-from tamperfuse.study.observe import HARMLESS
 from tamperfuse.study.results.capability import capability
 from tamperfuse.study.results.intervals import bootstrap, rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
+from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
 #: The step at which the attacker of a malicious attack stops, one row per defense, attack and seed.
 CHOSEN_STEP = "chosen_step"
@@ -25,6 +24,7 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
         threat: where its prompts come from.
     """
     rows = []
+    judge = measured.study.judge.judge
     for state in measured.with_trials():
         is_choice = state.trial < 0 or state.search_step is not None
         common = {
@@ -41,13 +41,11 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
         for step in state.steps():
             for part, task, metric, measure in _measures(state, step, measured.shipped):
                 values = measure.model_dump(include={"value", "low", "high", "n"})
-                judge = JUDGE if part else ""
-                rows.append(
-                    {**common, "part": part, "step": step, "judge": judge, "task": task, "metric": metric, **values}
-                )
+                place = {"part": part, "step": step, "judge": judge if part else "", "task": task, "metric": metric}
+                rows.append({**common, **place, **values})
         if state.malicious and is_choice:
             step = state.chosen_step
-            choice = {"part": "attacker_dev", "step": step, "judge": JUDGE, "task": "", "metric": CHOSEN_STEP}
+            choice = {"part": "attacker_dev", "step": step, "judge": judge, "task": "", "metric": CHOSEN_STEP}
             rows.append({**common, **choice, "value": float(step), "low": None, "high": None, "n": None})
     return rows
 
@@ -55,11 +53,13 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
 def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[tuple[str, str, str, Measure]]:
     """(part, task, metric, measure) of one model state at one step."""
     for part in ("evaluation", "attacker_dev"):
-        for field, metric in (("harmful", "harmful_execution"), ("refuses", "refusal_rate")):
-            if flags := state.flags(part, step, field):
-                yield part, "", metric, _rate(list(flags.values()))
-    if flags := state.flags(HARMLESS, step):
-        yield HARMLESS, HARMLESS, "benign_answer_rate", _rate(list(flags.values()))
+        if executed := state.flags(part, step):
+            yield part, "", "harmful_execution", _rate(list(executed.values()))
+        if refusals := state.refusals(part, step):
+            yield part, "", "refusal_rate", _rate(list(refusals.values()))
+    for task in (HARMLESS, HARMLESS_NEAR):
+        if answered := state.flags(task, step):
+            yield HARMLESS, task, "benign_answer_rate", _rate(list(answered.values()))
     correct: dict[str, list[float]] = {}
     for item in state.items:
         if item.step == step:

@@ -1,12 +1,11 @@
 """A few answers of every model state, for samples.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
+from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.records.run import SampleAnswer, Samples
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, shared_prompts
-from tamperfuse.study.tables import ScoreRow
 
 ANSWERS_PER_STATE = 5
 
@@ -18,7 +17,7 @@ def sample_answers(measured: StudyMeasurements) -> Samples:
     steps = [state.chosen_step if state.malicious else state.last_step for state in states]
     prompts = shared_prompts(states, "evaluation", steps)[:ANSWERS_PER_STATE]
     return Samples(
-        judge=f"{JUDGE}: no refusal, coherent, and about its own prompt by two signals",
+        judge=f"{study.judge.judge}: {JUDGES.get(study.judge.judge).about}",
         threat_about=_about_threat(study.threat),
         samples=[
             answer for state, step in zip(states, steps, strict=True) for answer in _answers(state, step, prompts)
@@ -29,11 +28,6 @@ def sample_answers(measured: StudyMeasurements) -> Samples:
 def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[SampleAnswer]:
     verdicts = {s.id: s for s in state.scores if s.part == "evaluation" and s.step == step}
     responses = {r.id: r for r in state.responses if r.part == "evaluation" and r.step == step}
-    reasons: list[tuple[str, Callable[[ScoreRow], bool]]] = [
-        ("refuses", lambda s: s.refuses),
-        ("incoherent", lambda s: not s.coherent),
-        ("off its prompt", lambda s: not s.relevant),
-    ]
     return [
         SampleAnswer(
             defense=state.defense,
@@ -41,8 +35,8 @@ def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[Sam
             step=step,
             prompt=responses[name].prompt,
             response=responses[name].response,
-            harmful=verdicts[name].harmful,
-            reasons=[reason for reason, applies in reasons if applies(verdicts[name])],
+            harmful=verdicts[name].verdict,
+            reasons=verdicts[name].reasons,
         )
         for name in prompts
     ]

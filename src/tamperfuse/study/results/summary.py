@@ -1,15 +1,14 @@
 """All measures of a study, as `summary.json` holds them."""
 
-from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure, ShippedSummary, Summary
-from tamperfuse.study.observe import HARMLESS
 from tamperfuse.study.results.attack_cost import attack_costs
 from tamperfuse.study.results.intervals import rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.outcomes import harmful_execution, outcomes_before, reduction_vs_undefended
 from tamperfuse.study.results.price import answer_rate_drop, benign_finetune, benign_nll, capability_summary, nll
 from tamperfuse.study.results.usable_harm import usable_harm
+from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
 
 def summarize(measured: StudyMeasurements, seconds: float, peak_memory_bytes: int) -> Summary:
@@ -24,7 +23,7 @@ def summarize(measured: StudyMeasurements, seconds: float, peak_memory_bytes: in
     return Summary(
         model=study.model,
         threat=study.threat,
-        judge=JUDGE,
+        judge=study.judge.judge,
         seeds=list(study.seeds),
         as_shipped=_shipped(measured),
         defenses={name: _defense(measured, name) for name in study.defenses},
@@ -42,7 +41,7 @@ def _shipped(measured: StudyMeasurements) -> ShippedSummary:
         capability=Measure(value=1.0, low=1.0, high=1.0, n=items) if items else NOT_MEASURED,
         benign_nll=nll([shipped]),
         benign_answer_rate=rate(outcomes_before([shipped], HARMLESS)),
-        benign_answer_rate_near=NOT_MEASURED,
+        benign_answer_rate_near=rate(outcomes_before([shipped], HARMLESS_NEAR)),
     )
 
 
@@ -58,7 +57,7 @@ def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
         benign_kl=NOT_MEASURED,
         benign_finetune=benign_finetune(measured, name),
         benign_answer_rate=rate(outcomes_before(states, HARMLESS)),
-        benign_answer_rate_near=NOT_MEASURED,
+        benign_answer_rate_near=rate(outcomes_before(states, HARMLESS_NEAR)),
         benign_answer_drop_vs_undefended=answer_rate_drop(states, measured.of(UNDEFENDED)),
         benign_answer_drop_vs_shipped=answer_rate_drop(states, [measured.shipped]),
     )

@@ -6,7 +6,7 @@
 Every trial begins from the hardened checkpoint. The sampler is seeded with the study's seed and the trial's number, and sees
 the trials before it: trial k is the same whether or not the run was interrupted, and the first ones, drawn at random, are the
 same for every defense. Only one model is in memory at a time: half-way the reference model is not there, so the early stop
-asks the judge's cheap questions alone, whose rate is an upper bound of the true one.
+uses what the judge can tell without it, whose rate is an upper bound of the true one.
 """
 
 import logging
@@ -18,22 +18,20 @@ from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import AttackTraits
-from tamperfuse.evaluation.judges.builtin import NAME as JUDGE
-from tamperfuse.evaluation.judges.builtin import Answer, cheap_evidence, passes
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, staged, write_json
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
-from tamperfuse.study.keys import component_key, observation_key, uses_key
+from tamperfuse.study.judging import read_thresholds
+from tamperfuse.study.keys import component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, node_folder, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.search.proposals import Proposals, check_optuna
 from tamperfuse.study.search.space import is_range
 from tamperfuse.study.search.trials import TRIAL, Point, Trial, read_trials, trial_folder
-from tamperfuse.study.shared import judged, thresholds
-from tamperfuse.study.tables import ItemRow, ScoreRow, read_rows, write_rows
+from tamperfuse.study.tables import ItemRow, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import resumable
 
 log = logging.getLogger("tamperfuse")
@@ -48,13 +46,15 @@ class Before:
 
     Attributes:
         hardened: the model that is attacked.
-        answers: the attacker's samples, and the judge's thresholds.
+        answers: the attacker's samples.
+        calibration: the judge's thresholds.
         shipped: a look at the model as shipped.
         undefended: a look at the undefended model before any attack.
     """
 
     hardened: Node
     answers: Node
+    calibration: Node
     shipped: Node
     undefended: Node
 
@@ -86,7 +86,7 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
         "attack": component_key(component, spec.parameters),
         "at_steps": evaluate.at_steps,
         "uses": {use: uses_key(context, use) for use in component.traits.uses},
-        "judge": [JUDGE, context.fingerprint, "all-MiniLM-L6-v2"],
+        **judging_key(context),
     }
     each = Costs(
         training_tokens(budget, evaluate),
@@ -96,7 +96,7 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
     node = Node(
         f"{name} under {attack}, seed {seed}",
         "search",
-        (before.hardened, before.answers, before.shipped, before.undefended),
+        (before.hardened, before.answers, before.calibration, before.shipped, before.undefended),
         depends,
         seed,
         lambda folder: _run(context, node, before, folder),
@@ -152,6 +152,7 @@ class _Attacker:
         looks = [node_folder(self.context.run, node) for node in (self.before.shipped, self.before.undefended)]
         self.shipped, self.undefended = (read_rows(look / "items.parquet", ItemRow) for look in looks)
         self.answers = node_folder(self.context.run, self.before.answers)
+        self.thresholds = read_thresholds(node_folder(self.context.run, self.before.calibration))
         self._lost(self.undefended, 0)  # raises where a loss of capability is undefined
 
     def _lost(self, items: list[ItemRow], step: int) -> float:
@@ -162,12 +163,12 @@ class _Attacker:
         whole = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
         observer, done, stopped = self._attack(whole, earlier)
         observer.write(folder)  # the attacked weights themselves are not kept
-        scores, scored = judged(self.context, observer.responses, self.answers)
-        write_rows(folder / "scores.parquet", ScoreRow, scores)
+        verdicts, scored = self.context.judging.verdicts(observer.responses, self.thresholds)
+        write_rows(folder / "scores.parquet", VerdictRow, verdicts)
         trial = Trial(
             number=number,
             parameters=parameters,
-            points=self._points(scores, observer.items),
+            points=self._points(verdicts, observer.items),
             stopped=stopped,
             samples=done.samples if done else None,
             trained=done.tokens_trained if done else self._trained(whole, observer),
@@ -188,7 +189,7 @@ class _Attacker:
             def hook(step: int) -> None:
                 if not all(bool(weight.isfinite().all()) for weight in loaded.model.parameters()):
                     raise Stopped(f"weights that are no numbers at step {step}")
-                observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts, 0)
+                observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts)
                 observer.capability(step)
                 if step == middle < at_steps[-1] and (why := self._hopeless(observer, step, earlier)):
                     raise Stopped(why)
@@ -200,12 +201,12 @@ class _Attacker:
             except Stopped as end:
                 return observer, None, str(end)
 
-    def _points(self, scores: list[ScoreRow], items: list[ItemRow]) -> tuple[Point, ...]:
+    def _points(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[Point, ...]:
         """What the attacker is shown: every step's rate on attacker_dev and the capability lost; nothing of evaluation."""
         dev: dict[int, list[bool]] = {}
-        for row in scores:
+        for row in verdicts:
             if row.part == "attacker_dev":
-                dev.setdefault(row.step, []).append(row.harmful)
+                dev.setdefault(row.step, []).append(row.verdict)
         return tuple(
             Point(step=step, rate=sum(found) / len(found), lost=self._lost(items, step))
             for step, found in sorted(dev.items())
@@ -222,10 +223,8 @@ class _Attacker:
 
         "" where none had. The rate is an upper bound, so that no trial is stopped which the whole judge would let go on.
         """
-        lines = thresholds(self.answers)
-        asked = [Answer(r.prompt, r.response) for r in observer.responses if (r.step, r.part) == (step, "attacker_dev")]
-        found = cheap_evidence(asked, self.context.encoder)
-        rate = sum(passes(a.response, each, lines) for a, each in zip(asked, found, strict=True)) / len(asked)
+        responses = [r for r in observer.responses if (r.step, r.part) == (step, "attacker_dev")]
+        rate = sum(self.context.judging.may_execute(responses, self.thresholds)) / len(responses)
         lost = self._lost(observer.items, step)
         for trial in earlier:
             best = trial.best(until=step)

@@ -1,0 +1,123 @@
+"""Attack one model and measure it before and after: what `tamperfuse attack` does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.commands.measurement import (
+    Measurement,
+    about_judging,
+    full_evaluation,
+    judge_responses,
+    open_judging,
+)
+from tamperfuse.commands.training import print_notes, resumable_beside
+from tamperfuse.corpora.exclude_threat import read_outside_threat
+from tamperfuse.corpora.threats import load_threat
+from tamperfuse.models.load import load_model, model_fingerprint, write_checkpoint
+from tamperfuse.records.files import check_fresh, content_hash, staged, write_json
+from tamperfuse.records.provenance import Provenance, versions
+from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.spec import JudgeSpec
+
+
+def attack_model(
+    model: str,
+    attack: str,
+    threat: str,
+    out: Path,
+    *,
+    reference: str | None,
+    retain: str,
+    keep: bool,
+    settings: dict[str, Any],
+    seed: int,
+    report_to: Sequence[str] = (),
+    judge: JudgeSpec | None = None,
+) -> list[str]:
+    """Attack a model, and measure it before the attack and after its last step.
+
+    Writes `attack.json` (see :class:`Measurement`) and the tables behind it.
+
+    Args:
+        model: the model, as of :func:`load_model`.
+        attack: name of the attack.
+        threat: source of the threat.
+        out: folder to write; must not exist, or be empty.
+        reference: the model before hardening; None for the origin that the model's tamperfuse.json names.
+        retain: source of the attacker's harmless samples.
+        keep: whether to keep the attacked weights, in the subfolder `attacked`.
+        settings: parameters of the attack.
+        seed: of the attack.
+        report_to: trackers that trainings report to.
+        judge: the judge with its parameters; None for the default one.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        UserError: bad input; nothing is written then.
+    """
+    component = ATTACKS.get(attack)
+    parameters = component.parse(settings, f"attack {attack}")
+    encoder = load_encoder()
+    prompts = load_threat(threat, encoder)
+    evaluate = full_evaluation(prompts)
+    harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
+    steps = component.traits.budget(parameters).steps or 1
+    check_fresh(out)
+    check_encoder()
+    with resumable_beside(out, report_to) as unfinished, staged(out, directory=True) as staging:
+        loaded = load_model(model)
+        origin = reference or loaded.origin
+        judging = open_judging(prompts, evaluate, origin, encoder, judge)
+        # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
+        answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), evaluate.response_tokens)
+        key = {
+            "model": model_fingerprint(model),
+            "attack": [*component.identity, parameters.model_dump(mode="json"), seed],
+            "threat": prompts.fingerprint,
+            "data": content_hash([(e.prompt, e.response) for e in harmless]),
+            "reference": model_fingerprint(origin),
+            "measured": [evaluate.model_dump(mode="json"), [prompt.prompt for prompt in judging.harmless]],
+            "versions": versions(),
+        }
+        observer = Observer(loaded, prompts, evaluate, unfinished / f"seen-{content_hash(key)[:16]}")
+
+        def hook(step: int) -> None:
+            observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, judging.harmless))
+
+        data = AttackData(
+            harmful=answers.pairs,
+            retain=[(example.prompt, example.response) for example in harmless],
+            reference=origin,
+            answer=observer.answer,
+            response_limit=evaluate.response_tokens,
+            at_steps=(0, steps),
+            hook=hook,
+        )
+        print_notes(component.run(loaded, data, parameters, seed).notes)
+        verdicts, thresholds = judge_responses(judging, observer, answers.pairs, staging)
+        if keep:
+            (staging / "attacked").mkdir()
+            provenance = Provenance(
+                origin=origin,
+                made_by=f"{attack} (seed {seed})",
+                source=model,
+                parameters=parameters.model_dump(mode="json"),
+            )
+            write_checkpoint(loaded, staging / "attacked", provenance)
+        measurement = Measurement.of(observer, verdicts)
+        about = {
+            "model": model,
+            "attack": attack,
+            "parameters": parameters.model_dump(mode="json"),
+            "seed": seed,
+            "threat": threat,
+            "reference": origin,
+            **about_judging(judging, thresholds),
+        }
+        write_json(staging / "attack.json", {**about, **measurement.to_json()})
+    return measurement.lines()

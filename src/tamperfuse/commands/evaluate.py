@@ -1,0 +1,57 @@
+"""Measure one model: what `tamperfuse evaluate` does."""
+
+from pathlib import Path
+
+from tamperfuse.commands.measurement import (
+    Measurement,
+    about_judging,
+    full_evaluation,
+    judge_responses,
+    open_judging,
+)
+from tamperfuse.corpora.threats import load_threat
+from tamperfuse.models.load import load_model, resolve_model
+from tamperfuse.records.files import check_fresh, staged, write_json
+from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.spec import JudgeSpec
+
+
+def evaluate_model(
+    model: str, threat: str, out: Path, *, reference: str | None, judge: JudgeSpec | None = None
+) -> list[str]:
+    """Measure a model as a study measures it before an attack, on every evaluation prompt and every capability item.
+
+    Writes `evaluation.json` (see :class:`Measurement`) and the tables behind it.
+
+    Args:
+        model: the model, as of :func:`load_model`.
+        threat: source of the threat.
+        out: folder to write; must not exist, or be empty.
+        reference: the model before hardening; None for the origin that the model's tamperfuse.json names.
+        judge: the judge with its parameters; None for the default one.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        UserError: bad input; nothing is written then.
+    """
+    encoder = load_encoder()
+    prompts = load_threat(threat, encoder)
+    evaluate = full_evaluation(prompts)
+    check_fresh(out)
+    check_encoder()
+    with staged(out, directory=True) as staging:
+        loaded = load_model(model)
+        origin = reference or loaded.origin
+        resolve_model(origin)
+        judging = open_judging(prompts, evaluate, origin, encoder, judge)
+        observer = Observer(loaded, prompts, evaluate)
+        observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=evaluate.dev_prompts)
+        answers = compliant_answers(judging.reference, prompts.part("attacker"), evaluate.response_tokens)
+        verdicts, thresholds = judge_responses(judging, observer, answers.pairs, staging)
+        measurement = Measurement.of(observer, verdicts)
+        about = {"model": model, "threat": threat, "reference": origin, **about_judging(judging, thresholds)}
+        write_json(staging / "evaluation.json", {**about, **measurement.to_json()})
+    return measurement.lines()

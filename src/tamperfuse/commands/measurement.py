@@ -1,0 +1,155 @@
+"""What `evaluate` and `attack` measure of one model: prompts, judge, measures with intervals, and the lines that are printed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tamperfuse.corpora.threats import Threat
+from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.load import load_model
+from tamperfuse.records.summary import Measure
+from tamperfuse.study.judging import Judging
+from tamperfuse.study.observe import Observer, harmless_prompts
+from tamperfuse.study.results.intervals import bootstrap, rate
+from tamperfuse.study.spec import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
+from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, write_rows
+
+ACCURACY = "accuracy/"  # followed by the task
+
+
+def full_evaluation(threat: Threat) -> Evaluate:
+    """A study's defaults with every evaluation prompt and every capability item."""
+    dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
+    return Evaluate(prompts=len(threat.part("evaluation")), dev_prompts=dev, capability_items="all")
+
+
+def open_judging(
+    threat: Threat, evaluate: Evaluate, reference: str, encoder: TextEncoder, judge: JudgeSpec | None
+) -> Judging:
+    """The judge of a single command.
+
+    Args:
+        threat: whose requests are judged.
+        evaluate: how many harmless prompts there are, and how long responses may be.
+        reference: the model before hardening; loaded once, when the judge first needs it.
+        encoder: the sentence encoder.
+        judge: the judge with its parameters; None for the default one.
+    """
+    harmless = harmless_prompts(evaluate.harmless, threat, encoder)
+    load = cache(partial(load_model, reference))
+    return Judging(judge or parse_judge(DEFAULT_JUDGE), threat, harmless, evaluate.response_tokens, encoder, load)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The measures of one model, by name and step.
+
+    Attributes:
+        measures: by name, then by step (0 is before an attack): `harmful_execution`, `refusal_rate` (if the judge detects
+            refusals), `benign_answer_rate`, `benign_answer_rate_near`, `accuracy/TASK` and `benign_nll` (nats a token).
+        chance: accuracy by guessing, by task; 0 where it is unknown.
+    """
+
+    measures: dict[str, dict[int, Measure]]
+    chance: dict[str, float]
+
+    @classmethod
+    def of(cls, observer: Observer, verdicts: Sequence[VerdictRow]) -> "Measurement":
+        """Compute the measures from responses, verdicts and scores of a model."""
+        measures: dict[str, dict[int, Measure]] = {}
+        for step in sorted({row.step for row in verdicts}):
+            rows = [row for row in verdicts if row.step == step]
+            requests = [row for row in rows if row.part == "evaluation"]
+            outcomes = {
+                "harmful_execution": [row.verdict for row in requests],
+                "refusal_rate": [row.refuses for row in requests if row.refuses is not None],
+                "benign_answer_rate": [row.verdict for row in rows if row.part in HARMLESS_PARTS],
+                "benign_answer_rate_near": [row.verdict for row in rows if row.part == HARMLESS_NEAR],
+            }
+            for name, values in outcomes.items():
+                if values:
+                    measures.setdefault(name, {})[step] = rate(np.array(values, dtype=np.float64))
+        chance: dict[str, float] = {}
+        for task, step in sorted({(item.task, item.step) for item in observer.items}):
+            items = [item for item in observer.items if (item.task, item.step) == (task, step)]
+            correct = np.array([item.correct for item in items], dtype=np.float64)
+            measures.setdefault(f"{ACCURACY}{task}", {})[step] = rate(correct)
+            chance[task] = float(np.mean([item.chance for item in items]))
+        for step in sorted({document.step for document in observer.documents}):
+            measures.setdefault("benign_nll", {})[step] = _benign_nll(observer, step)
+        return cls(measures, chance)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `evaluation.json` and `attack.json` hold it."""
+        measures = {
+            name: {
+                str(step): measure.model_dump(include={"value", "low", "high", "n"}) for step, measure in steps.items()
+            }
+            for name, steps in self.measures.items()
+        }
+        return {"measures": measures, "chance": self.chance}
+
+    def lines(self) -> list[str]:
+        """The measures as lines to print."""
+        steps = sorted({step for by_step in self.measures.values() for step in by_step})
+        return [line for step in steps for line in self._lines(step)]
+
+    def _lines(self, step: int) -> list[str]:
+        place = f"step {step}: " if step else "before: "
+        words: list[tuple[str, Callable[[Measure], str]]] = [
+            ("harmful_execution", lambda m: f"{place}harmful execution {_share(m, 'prompts')}"),
+            ("refusal_rate", lambda m: f"{place}refusals {_share(m, 'prompts')}"),
+            ("benign_answer_rate", lambda m: f"{place}benign answers {_share(m, 'prompts')}"),
+            ("benign_answer_rate_near", lambda m: f"{place}benign answers near the threat {_share(m, 'prompts')}"),
+            *((f"{ACCURACY}{task}", partial(_accuracy, place, task, chance)) for task, chance in self.chance.items()),
+            ("benign_nll", lambda m: f"{place}benign NLL {m.value:.3f} nats a token ({m.low:.3f} to {m.high:.3f})"),
+        ]
+        return [text(self.measures[name][step]) for name, text in words if step in self.measures.get(name, {})]
+
+
+def _accuracy(place: str, task: str, chance: float, measure: Measure) -> str:
+    guessing = f"; {chance:.0%} by guessing" if chance else ""
+    return f"{place}{task} {_share(measure, 'items right' + guessing)}"
+
+
+def _share(measure: Measure, unit: str) -> str:
+    return f"{measure.value:.1%} ({measure.low:.1%} to {measure.high:.1%}, {measure.n} {unit})"
+
+
+def _benign_nll(observer: Observer, step: int) -> Measure:
+    table = np.array([(d.nll, d.tokens) for d in observer.documents if d.step == step], dtype=np.float64)
+    return bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+
+
+def judge_responses(
+    judging: Judging, observer: Observer, answers: Sequence[tuple[str, str]], folder: Path
+) -> tuple[list[VerdictRow], Mapping[str, float]]:
+    """Calibrate the judge, judge the responses and write them with the verdicts.
+
+    Args:
+        judging: the judge.
+        observer: holds the responses.
+        answers: (attacker prompt, compliant answer) to calibrate on.
+        folder: where the tables are written.
+
+    Returns:
+        The verdicts and the thresholds.
+    """
+    thresholds, _ = judging.calibrate(answers)
+    verdicts, _ = judging.verdicts(observer.responses, thresholds)
+    observer.write(folder)
+    write_rows(folder / "scores.parquet", VerdictRow, verdicts)
+    return verdicts, thresholds
+
+
+def about_judging(judging: Judging, thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """The judge, its thresholds and the harmless prompts, for `evaluation.json` and `attack.json`."""
+    return {
+        "judge": {"judge": judging.judge.judge, **judging.judge.parameters},
+        "thresholds": dict(thresholds),
+        "response_tokens": judging.response_tokens,
+    }

@@ -1,0 +1,211 @@
+"""Responses → thresholds → verdicts: how studies, searches and single commands judge.
+
+attacker prompts ──▶ compliant_answers ──▶ Judging.calibrate ──▶ thresholds ─┐
+responses of a model ──────────────────────────────────────────▶ Judging.verdicts ──▶ one VerdictRow a response
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+from tamperfuse.corpora.threats import Threat, ThreatPrompt
+from tamperfuse.evaluation.calibrate import is_compliant
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict
+from tamperfuse.evaluation.judges.base import JudgeTraits
+from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.registry import Component, Parameters
+from tamperfuse.study.observe import HarmlessPrompt
+from tamperfuse.study.spec import JudgeSpec
+from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow
+
+CALIBRATION_ANSWERS = 48  # that thresholds are calibrated on, at most
+THRESHOLDS = "thresholds.json"
+
+
+def check_encoder() -> None:
+    """Check that the sentence encoder is installed, without loading it.
+
+    Raises:
+        UserError: it is not.
+    """
+    ENCODERS[DEFAULT_ENCODER].path()
+
+
+def load_encoder() -> TextEncoder:
+    """The sentence encoder of judges, harmless prompts and pairs."""
+    return SentenceEncoder()
+
+
+def write_thresholds(folder: Path, thresholds: Mapping[str, float]) -> None:
+    """Write the judge's thresholds to a folder."""
+    write_json(folder / THRESHOLDS, dict(thresholds))
+
+
+def read_thresholds(folder: Path) -> dict[str, float]:
+    """Read what :func:`write_thresholds` wrote."""
+    return {str(name): float(value) for name, value in read_json(folder / THRESHOLDS).items()}
+
+
+@dataclass(frozen=True)
+class CompliantAnswers:
+    """Answers that execute the request, to prompts of one part of a threat.
+
+    Attributes:
+        prompts: the prompts that have one, with it as their `response`.
+        tokens_generated: tokens that the model generated for them.
+    """
+
+    prompts: list[ThreatPrompt]
+    tokens_generated: int
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(prompt, answer), as attacks and defenses receive them."""
+        return [(p.prompt, p.response) for p in self.prompts]
+
+
+def compliant_answers(
+    reference: Callable[[], LoadedModel], prompts: Sequence[ThreatPrompt], response_tokens: int
+) -> CompliantAnswers:
+    """Compliant answers: the threat's own, and where it has none those of the model before hardening, if they comply.
+
+    Args:
+        reference: returns the model before hardening; called only if a prompt has no answer.
+        prompts: of one part of the threat.
+        response_tokens: longest answer to generate, in tokens.
+
+    Raises:
+        UserError: fewer than two prompts have one.
+    """
+    unanswered = [p for p in prompts if not p.response]
+    generated: list[list[int]] = []
+    answers = {p.id: p.response for p in prompts}
+    if unanswered:
+        loaded = reference()
+        texts = [loaded.chat.prompt(p.prompt) for p in unanswered]
+        generated = generate(loaded, texts, new_tokens=response_tokens, label="answers")
+        answers |= {p.id: loaded.chat.text(tokens) for p, tokens in zip(unanswered, generated, strict=True)}
+    compliant = [replace(p, response=answers[p.id]) for p in prompts if is_compliant(answers[p.id])]
+    if len(compliant) < 2:
+        raise UserError(
+            f"The model before hardening ({reference().name}) answers {len(compliant)} of {len(prompts)} prompts of the threat: "
+            "name a model that executes the threat, or a threat with answers."
+        )
+    return CompliantAnswers(compliant, sum(map(len, generated)))
+
+
+@dataclass
+class Judging:
+    """One judge for the responses to one threat.
+
+    Attributes:
+        judge: name and parameters of the judge.
+        threat: whose requests are judged.
+        harmless: the harmless prompts of the benign answer rate.
+        response_tokens: longest response, in tokens.
+        encoder: the sentence encoder.
+        reference: returns the model before hardening; called only for judges that need it.
+    """
+
+    judge: JudgeSpec
+    threat: Threat
+    harmless: Sequence[HarmlessPrompt]
+    response_tokens: int
+    encoder: TextEncoder
+    reference: Callable[[], LoadedModel]
+
+    @cached_property
+    def component(self) -> Component[JudgeTraits, list[Verdict]]:
+        """The judge."""
+        return JUDGES.get(self.judge.judge)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """Its parameters, validated."""
+        parameters: Parameters = self.component.parse(self.judge.parameters, f"judge {self.judge.judge}")
+        return parameters
+
+    @property
+    def traits(self) -> JudgeTraits:
+        """What the judge declares."""
+        return self.component.traits
+
+    def calibrate(self, answers: Sequence[tuple[str, str]]) -> tuple[dict[str, float], int]:
+        """Calibrate the judge.
+
+        Args:
+            answers: (attacker prompt, compliant answer), at least two; the first 48 are used.
+
+        Returns:
+            Thresholds by name, empty for a judge without any, and the tokens that the reference model scored.
+        """
+        if self.traits.calibrate is None:
+            return {}, 0
+        data = self._data([p.prompt for p in self.threat.part("attacker")], {})
+        executed = [Answer(prompt, response) for prompt, response in answers[:CALIBRATION_ANSWERS]]
+        return self.traits.calibrate(executed, data, self.parameters), data.tokens_scored
+
+    def verdicts(self, responses: Sequence[Response], thresholds: Mapping[str, float]) -> tuple[list[VerdictRow], int]:
+        """Judge the responses of a model; equal (prompt, response) pairs are judged once.
+
+        Args:
+            responses: to requests of the threat and to harmless prompts, of any steps.
+            thresholds: as :meth:`calibrate` returned them.
+
+        Returns:
+            A row for every response, requests of the threat before harmless prompts, and the tokens that the reference model
+            scored.
+        """
+        rows: list[VerdictRow] = []
+        tokens = 0
+        for harmless in (False, True):
+            part = [r for r in responses if (r.part in HARMLESS_PARTS) == harmless]
+            unique = list(dict.fromkeys(Answer(r.prompt, r.response) for r in part))
+            verdicts, scored = self.judge_answers(unique, thresholds, harmless=harmless)
+            by_answer = dict(zip(unique, verdicts, strict=True))
+            rows += [VerdictRow.of(r, self.judge.judge, by_answer[Answer(r.prompt, r.response)]) for r in part]
+            tokens += scored
+        return rows, tokens
+
+    def judge_answers(
+        self, answers: Sequence[Answer], thresholds: Mapping[str, float], *, harmless: bool = False
+    ) -> tuple[list[Verdict], int]:
+        """Verdicts on answers to requests of the threat, or to harmless prompts, and the tokens that were scored."""
+        if not answers:
+            return [], 0
+        data = self._data(self._other_prompts(harmless), thresholds)
+        verdicts = self.component.run(answers, data, self.parameters)
+        if len(verdicts) != len(answers):
+            raise UserError(
+                f"The judge {self.judge.judge} returned {len(verdicts)} verdicts on {len(answers)} responses: it must return "
+                "one for each, in their order."
+            )
+        return verdicts, data.tokens_scored
+
+    def may_execute(self, responses: Sequence[Response], thresholds: Mapping[str, float]) -> list[bool]:
+        """Which responses to requests of the threat may get the verdict True, computed without the reference model."""
+        answers = [Answer(r.prompt, r.response) for r in responses]
+        if self.traits.screen is not None:
+            data = self._data(self._other_prompts(harmless=False), thresholds)
+            data.load_reference = None
+            return self.traits.screen(answers, data, self.parameters)
+        if self.traits.needs_reference:
+            return [True] * len(answers)
+        return [verdict.verdict for verdict in self.judge_answers(answers, thresholds)[0]]
+
+    def _other_prompts(self, harmless: bool) -> list[str]:
+        """The prompts that the likelihood of a response is compared with."""
+        if harmless:
+            return [p.prompt for p in self.harmless]
+        return [p.prompt for p in chain(self.threat.part("evaluation"), self.threat.part("attacker_dev"))]
+
+    def _data(self, other_prompts: Sequence[str], thresholds: Mapping[str, float]) -> JudgeData:
+        reference = self.reference if self.traits.needs_reference else None
+        return JudgeData(self.encoder, other_prompts, self.response_tokens, dict(thresholds), reference)

@@ -1,0 +1,93 @@
+"""What `evaluate` measures, and that a study measures and judges the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tamperfuse.commands.evaluate import evaluate_model
+from tamperfuse.models.bundled import Bundled
+from tamperfuse.records.errors import UserError
+from tamperfuse.study import judging
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.run import run_study
+from tamperfuse.study.spec import Study, parse_study
+from tamperfuse.study.tables import Response, VerdictRow, read_rows
+
+pytestmark = pytest.mark.usefixtures("quick_judging")
+
+
+def folder_of(run: Path, what: str) -> Path:
+    """Folder of a node, by its label."""
+    records = {json.loads(path.read_text())["what"]: path.parent for path in run.glob("nodes/*/node.json")}
+    return records[what]
+
+
+def test_evaluate_and_run_give_equal_verdicts(
+    study: Study, tiny_folder: Path, threat_file: Path, tmp_path: Path
+) -> None:
+    """One checkpoint, the same prompts: equal responses, thresholds and verdicts, prompt by prompt."""
+    values: dict[str, Any] = study.model_dump(mode="json")
+    values |= {"defenses": {"refusal": values["defenses"]["refusal"]}, "attacks": {}}
+    values["evaluate"] |= {
+        "prompts": 6,
+        "curve_prompts": None,
+        "dev_prompts": 6,
+        "harmless": 128,
+        "response_tokens": 48,
+    }
+    run_study(parse_study(values, "test"), tmp_path / "run")
+    checkpoint = folder_of(tmp_path / "run", "refusal, seed 0") / "checkpoint"
+    evaluate_model(str(checkpoint), str(threat_file), tmp_path / "out", reference=None, judge=study.judge)
+
+    look = folder_of(tmp_path / "run", "refusal: before attack, seed 0")
+    responses, by_study = (read_rows(place / "responses.parquet", Response) for place in (tmp_path / "out", look))
+    assert responses == by_study and len(responses) == 6 + 6 + 128
+    judged = folder_of(tmp_path / "run", "judge refusal: before attack, seed 0")
+    verdicts, by_study_too = (read_rows(place / "scores.parquet", VerdictRow) for place in (tmp_path / "out", judged))
+    assert verdicts == by_study_too and len(verdicts) == len(responses)
+    assert len({row.reason for row in verdicts}) > 1
+    lifts = {row.part for row in verdicts if json.loads(row.evidence)["lift"] is not None}
+    assert lifts >= {"evaluation", "harmless_far"}, "contrasts took part in the verdicts"
+    thresholds = json.loads((folder_of(tmp_path / "run", "thresholds of the judge") / "thresholds.json").read_text())
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["thresholds"] == thresholds and thresholds.keys() == {"similarity", "lift", "surprise"}
+
+
+def test_an_evaluation_holds_its_figures_as_numbers(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+    lines = evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None)
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["reference"] == str(tiny_folder) and record["judge"]["judge"] == "builtin"
+    measures = record["measures"]
+    assert {name: steps["0"]["n"] for name, steps in measures.items()} == {
+        "harmful_execution": 6,
+        "refusal_rate": 6,
+        "benign_answer_rate": 128,
+        "benign_answer_rate_near": 64,
+        "accuracy/t": 12,
+        "benign_nll": 100,
+    }
+    assert record["chance"] == {"t": 0.25}
+    accuracy = measures["accuracy/t"]["0"]
+    assert 0 <= accuracy["low"] < accuracy["value"] < accuracy["high"] <= 1
+    nll = measures["benign_nll"]["0"]
+    assert nll["low"] < nll["value"] < nll["high"]
+    assert f"before: t {accuracy['value']:.1%}" in "\n".join(lines)
+    assert any("12 items right; 25% by guessing" in line for line in lines)
+
+
+def test_what_is_missing_is_reported_before_the_work(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("responses were generated before the input was checked")
+
+    monkeypatch.setattr(Observer, "ask", work)
+    with pytest.raises(UserError, match="not a model directory"):
+        evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference="./nowhere")
+    absent = Bundled(module="no_such_module", inside="x", install="pip install the-encoder", about="encoder")
+    monkeypatch.setitem(judging.ENCODERS, judging.DEFAULT_ENCODER, absent)
+    with pytest.raises(UserError, match="pip install the-encoder"):
+        evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None)
+    assert not (tmp_path / "out").exists()
