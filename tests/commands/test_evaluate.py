@@ -32,7 +32,7 @@ def test_evaluate_and_run_give_equal_verdicts(
     values |= {"defenses": {"refusal": values["defenses"]["refusal"]}, "attacks": {}}
     values["evaluate"] |= {
         "prompts": 6,
-        "curve_prompts": None,
+        "curve_prompts": 6,
         "dev_prompts": 6,
         "harmless": 128,
         "response_tokens": 48,
