@@ -29,5 +29,5 @@ def test_hardening_prints_the_preset_and_the_reason(
         settings={"steps": 1, "batch": 2},
         seed=0,
     )
-    assert "preset small (steps 1, learning rate 6e-05, batch 2, replay 0.1): the model has 0 million" in caplog.text
+    assert "preset small (steps 1, learning rate 6e-05, batch 2, replay 0.1); the model has 0 million" in caplog.text
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)

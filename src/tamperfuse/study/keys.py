@@ -38,6 +38,7 @@ MODULES = (
     "evaluation.capability",
     "evaluation.generate",
     "evaluation.judges.base",
+    "evaluation.judges.builtin",
     "evaluation.judges.negatives",
     "evaluation.judges.text",
     "evaluation.sampling",
