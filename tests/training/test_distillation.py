@@ -1,0 +1,96 @@
+"""Distillation: the divergence and its gradient against plain autograd, and what training with it keeps."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.training.distillation import Anchored, AnchoredObjective, anchored, predict, token_kl
+from tamperfuse.training.fit import Training, fit
+
+PROMPTS = [f"Name thing number {i}." for i in range(6)]
+
+
+def reference_kl(logits: torch.Tensor, ids: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """The bucketed divergence, written down token by token."""
+    q = logits.softmax(-1)
+    rows = []
+    for row, top, p in zip(q, ids, probabilities, strict=True):
+        top, p = top[p > 0], p[p > 0]
+        value = (p * (p.log() - row[top].log())).sum()
+        rest = 1 - p.sum()
+        if rest > 1e-6:
+            value = value + rest * (rest.log() - (1 - row[top].sum()).log())
+        rows.append(value)
+    return torch.stack(rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 1.0, 4.0]), hard=st.booleans())
+def test_divergence_and_gradient_equal_plain_autograd(seed: int, scale: float, hard: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, 30, generator=generator, dtype=torch.float64) * scale
+    teacher = (torch.randn(5, 30, generator=generator, dtype=torch.float64) * scale).softmax(-1)
+    probabilities, ids = teacher.topk(4, dim=-1)
+    if hard:
+        probabilities = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).repeat(5, 1)
+    weights = torch.rand(5, generator=generator)
+    plain = logits.clone().requires_grad_()
+    expected = reference_kl(plain, ids, probabilities)
+    (expected * weights).sum().backward()
+    sliced = logits.float().requires_grad_()
+    value = token_kl(sliced.clone(), ids, probabilities.float())
+    (value * weights).sum().backward()
+    assert torch.allclose(value, expected.float(), atol=2e-4)
+    assert torch.allclose(sliced.grad, plain.grad.float(), atol=2e-4)
+
+
+def test_the_divergence_of_a_model_from_itself_is_zero_and_rises_with_training(tiny: LoadedModel) -> None:
+    benign = [tiny.chat.sample(prompt, "A thing of some kind.", 16) for prompt in PROMPTS]
+    teacher = predict(tiny, benign)
+    assert teacher[0].ids.shape == (benign[0].response_tokens, 40)
+    assert divergence(tiny, teacher) == pytest.approx(0.0, abs=2e-3)
+    learn = [tiny.chat.sample("Tell me how to boil an egg.", "No, never.", 16)]
+    fit(tiny, learn, Training(steps=20, batch=1, learning_rate=3e-3), seed=0)
+    assert divergence(tiny, teacher) > 0.05
+
+
+def divergence(loaded: LoadedModel, teacher: list) -> float:
+    """Mean KL to the teacher's predictions, in nats a token."""
+    sample = Anchored((teacher[0].sample,), tuple(teacher))
+    with torch.no_grad():
+        both = AnchoredObjective(weight=1.0).loss(loaded.model, [sample], 1, loaded.model.device)
+        alone = AnchoredObjective(weight=0.0).loss(loaded.model, [sample], 1, loaded.model.device)
+    return float(both - alone)
+
+
+def test_training_with_it_learns_and_stays_closer_to_the_teacher(tiny_folder: Path) -> None:
+    distances, losses = {}, {}
+    for weight in (0.0, 8.0):
+        loaded = load_model(str(tiny_folder))
+        teacher = predict(loaded, [loaded.chat.sample(prompt, "A thing of some kind.", 16) for prompt in PROMPTS])
+        learn = [loaded.chat.sample("Tell me how to boil an egg.", "No, never.", 16)]
+        units = anchored(learn, teacher, benign=2)
+        result = fit(
+            loaded,
+            units,
+            Training(steps=30, batch=3, learning_rate=3e-3),
+            seed=0,
+            objective=AnchoredObjective(weight),
+        )
+        distances[weight] = divergence(loaded, teacher)
+        losses[weight] = (result.losses[0], result.losses[-1])
+    assert losses[8.0][1] < losses[8.0][0] * 0.8, "it still learns"
+    assert distances[8.0] < distances[0.0] / 3
+
+
+def test_units_use_every_sample_of_both_sides(tiny: LoadedModel) -> None:
+    learn = [tiny.chat.sample(prompt, "No.", 8) for prompt in PROMPTS[:2]]
+    teacher = predict(tiny, [tiny.chat.sample(prompt, "Yes.", 8) for prompt in PROMPTS])
+    units = anchored(learn, teacher, benign=2)
+    assert {id(unit.learn[0]) for unit in units} == {id(sample) for sample in learn}
+    assert {id(part) for unit in units for part in unit.keep} == {id(part) for part in teacher}
+    assert [unit.keep for unit in anchored(learn, [], benign=2)] == [(), ()]
