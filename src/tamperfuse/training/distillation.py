@@ -64,7 +64,9 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
             batch = pack_samples([samples[i] for i in row], device)
             logits = packed_logits(loaded.model, batch.row, batch.layout, batch.keep)
             ids, probabilities = _most_likely(logits)
-            parts = zip(row, torch.split(ids, batch.counts), torch.split(probabilities, batch.counts), strict=True)
+            parts = zip(
+                row, torch.split(ids, list(batch.counts)), torch.split(probabilities, list(batch.counts)), strict=True
+            )
             predicted |= {i: TeacherSample(samples[i], top.clone(), p.clone()) for i, top, p in parts}
             advance(len(row))
     return [predicted[i] for i in range(len(samples))]
