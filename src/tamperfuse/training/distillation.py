@@ -62,7 +62,7 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
     with reduced_precision(loaded.model, dtype), progress(label, len(samples)) as advance:
         for row in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
             batch = pack_samples([samples[i] for i in row], device)
-            logits = packed_logits(loaded.model, batch.row, batch.layout, batch.keep)
+            logits = packed_logits(loaded.model, batch.row, batch.layout, batch.positions)
             ids, probabilities = _most_likely(logits)
             parts = zip(
                 row, torch.split(ids, list(batch.counts)), torch.split(probabilities, list(batch.counts)), strict=True
@@ -157,7 +157,7 @@ class AnchoredObjective(Objective[Anchored]):
                 probabilities.append(teacher.probabilities)
                 weights += [self.weight / kept] * teacher.sample.response_tokens
         batch = pack_samples(sequences, device)
-        logits = packed_logits(model, batch.row, batch.layout, batch.keep)
+        logits = packed_logits(model, batch.row, batch.layout, batch.positions)
         divergence = token_kl(logits, _stacked(ids).to(device), _stacked(probabilities).to(device))
         return (divergence * torch.tensor(weights, device=device)).sum() / total
 
