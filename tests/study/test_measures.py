@@ -10,7 +10,7 @@ from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.spec import Study, parse_study
-from tamperfuse.study.tables import DocumentRow, ItemRow, ScoreRow
+from tamperfuse.study.tables import HARMLESS_FAR, HARMLESS_NEAR, DocumentRow, ItemRow, VerdictRow
 
 STEPS = (1, 2, 4)
 
@@ -34,11 +34,8 @@ def plain() -> Study:
     )
 
 
-def scores(step: int, part: str, executed: int, n: int = 10) -> list[ScoreRow]:
-    return [
-        ScoreRow(step, part, f"{part}-{i}", False, True, True, i < executed, 0.0, 0.0, 0.0, None, None)
-        for i in range(n)
-    ]
+def verdicts(step: int, part: str, executed: int, n: int = 10) -> list[VerdictRow]:
+    return [VerdictRow(step, part, f"{part}-{i}", "builtin", i < executed, None, "", "{}") for i in range(n)]
 
 
 def items(step: int, right: int, n: int = 20) -> list[ItemRow]:
@@ -54,13 +51,16 @@ def state(
     capability: dict[int, int] | None = None,
     malicious: bool = True,
     has_steps: bool = True,
-    harmless: int = 10,
+    near: int = 5,
 ) -> Measurements:
-    """A model state: numbers of executed prompts and right answers by step."""
+    """A model state: by step how many of 10 prompts it executes, and how many of 20 questions it answers right.
+
+    Before any attack it answers 5 of 5 harmless prompts far from the threat, and `near` of 5 near it.
+    """
     steps = STEPS[-len(executed) :] if attack else (0,)
-    rows = [row for step, hits in zip(steps, executed, strict=True) for row in scores(step, "evaluation", hits)]
+    rows = [row for step, hits in zip(steps, executed, strict=True) for row in verdicts(step, "evaluation", hits)]
     for step, hits in zip(steps, dev or executed, strict=True):
-        rows += scores(step, "attacker_dev", hits) if malicious else []
+        rows += verdicts(step, "attacker_dev", hits) if malicious else []
     measured = {steps[-1]: 20} if capability is None else capability
     return Measurements(
         defense,
@@ -69,7 +69,7 @@ def state(
         seed=0,
         samples=0,
         node="",
-        scores=rows + ([] if attack else scores(0, "harmless", harmless)),
+        verdicts=rows + ([] if attack else verdicts(0, HARMLESS_FAR, 5, 5) + verdicts(0, HARMLESS_NEAR, near, 5)),
         items=[item for step, right in measured.items() for item in items(step, right)],
         documents=[] if attack else [DocumentRow(0, f"d{i}", 10.0 + i, 5) for i in range(8)],
         has_steps=has_steps,
@@ -177,11 +177,13 @@ def test_no_usable_checkpoint_is_no_usable_harm_of_zero(plain: Study) -> None:
 
 
 def test_the_price_against_as_shipped_and_against_undefended(plain: Study) -> None:
-    changed = [state("sdd", harmless=6, capability={0: 17}), state("refusal", harmless=9, capability={0: 18})]
+    changed = [state("sdd", near=1, capability={0: 17}), state("refusal", near=4, capability={0: 18})]
     summary = summarize(measurements(plain, *changed), 0, 0)
     sdd, shipped = summary.defenses["sdd"], summary.as_shipped
     assert (shipped.harmful_execution.value, shipped.benign_answer_rate.value, shipped.capability.value) == (0.9, 1, 1)
-    assert sdd.benign_answer_rate.value == 0.6
+    assert (sdd.benign_answer_rate.value, sdd.benign_answer_rate.n) == (0.6, 10)
+    assert (sdd.benign_answer_rate_near.value, sdd.benign_answer_rate_near.n) == (0.2, 5)
+    assert shipped.benign_answer_rate_near.value == 1
     assert sdd.benign_answer_drop_vs_shipped.value == pytest.approx(0.4)
     assert sdd.benign_answer_drop_vs_undefended.value == pytest.approx(0.3)
     assert sdd.capability.before_attack.value == pytest.approx(12 / 15)

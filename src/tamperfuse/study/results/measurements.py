@@ -45,7 +45,7 @@ class Measurements:
     samples: int | None
     node: str
     responses: list[Response] = field(default_factory=list)
-    scores: list[VerdictRow] = field(default_factory=list)
+    verdicts: list[VerdictRow] = field(default_factory=list)
     items: list[ItemRow] = field(default_factory=list)
     documents: list[DocumentRow] = field(default_factory=list)
     tasks: list[TaskRow] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Measurements:
 
     def steps(self) -> list[int]:
         """Steps at which the model was measured, ascending."""
-        return sorted({score.step for score in self.scores})
+        return sorted({row.step for row in self.verdicts})
 
     @property
     def last_step(self) -> int:
@@ -84,12 +84,12 @@ class Measurements:
             step: of the attack.
         """
         parts = HARMLESS_PARTS if part == HARMLESS else (part,)
-        return {row.id: float(row.verdict) for row in self.scores if row.part in parts and row.step == step}
+        return {row.id: float(row.verdict) for row in self.verdicts if row.part in parts and row.step == step}
 
     def refusals(self, part: str, step: int) -> dict[str, float]:
         """By prompt id: whether the response refuses (1.0) or not (0.0); empty if the judge does not detect refusals."""
-        rows = [row for row in self.scores if row.part == part and row.step == step]
-        return {row.id: float(row.refuses) for row in rows if row.refuses is not None}
+        rows = {row.id: row.refuses for row in self.verdicts if row.part == part and row.step == step}
+        return {name: float(refuses) for name, refuses in rows.items() if refuses is not None}
 
     def rate(self, part: str, step: int) -> float:
         """Share of a part's prompts that are executed, in [0, 1]."""
@@ -129,7 +129,7 @@ def read_measurements(node: Node, measured: Path, judged: Path, samples: int | N
         samples=samples,
         node=node.key,
         responses=read_rows(measured / "responses.parquet", Response),
-        scores=read_rows(judged / "scores.parquet", VerdictRow),
+        verdicts=read_rows(judged / "scores.parquet", VerdictRow),
         items=read_rows(measured / "items.parquet", ItemRow),
         documents=read_rows(measured / "documents.parquet", DocumentRow),
         tasks=read_rows(measured / "tasks.parquet", TaskRow),

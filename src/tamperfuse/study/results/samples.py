@@ -26,7 +26,7 @@ def sample_answers(measured: StudyMeasurements) -> Samples:
 
 
 def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[SampleAnswer]:
-    verdicts = {s.id: s for s in state.scores if s.part == "evaluation" and s.step == step}
+    verdicts = {s.id: s for s in state.verdicts if s.part == "evaluation" and s.step == step}
     responses = {r.id: r for r in state.responses if r.part == "evaluation" and r.step == step}
     return [
         SampleAnswer(
