@@ -1,6 +1,7 @@
-"""Names in src/tamperfuse: words that say nothing are not used, and no two classes share a name."""
+"""Names in src/tamperfuse say what things are, no two classes share one, and no file tells how the project was made."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import tamperfuse
 
 ROOT = Path(tamperfuse.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
 MODULES = sorted(ROOT.rglob("*.py"))
 SAYS_NOTHING = frozenset(
     [
@@ -121,3 +123,33 @@ def test_no_two_classes_share_a_name() -> None:
 def test_the_exceptions_are_needed() -> None:
     revised = UNREVISED - {directory(path) for path in MODULES if empty_names(path)}
     assert not revised, f"Remove from UNREVISED: {sorted(revised)}"
+
+
+# Machine paths, and documents that are not part of the repository.
+FOREIGN = re.compile(
+    r"(?<![\w.])/(?:work|home/\w+|Users/\w+)/|\b(?:DESIGN|STYLE|FACTS)\.md\b|NOTE_FROM_LEAD|\bno GPU here\b", re.I
+)
+
+
+def foreign_words(text: str) -> list[str]:
+    return [match[0] for match in FOREIGN.finditer(text)]
+
+
+@pytest.mark.parametrize("text", ["see DESIGN.md", "/home/someone/models", "in /work/main", "there is no GPU here"])
+def test_a_foreign_word_is_noticed(text: str) -> None:
+    assert foreign_words(text)
+
+
+def test_no_file_tells_how_the_project_was_made() -> None:
+    folders = ["src", "tests", "docs", "scripts", "benchmarks", "studies", "examples", ".github"]
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".j2", ".css", ".js", ".cff", ".txt"}
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.suffix in suffixes]
+    files += [path for path in REPOSITORY.iterdir() if path.suffix in suffixes or path.name == "Makefile"]
+    notes = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {word}"
+        for path in files
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for word in foreign_words(line)
+    ]
+    assert not notes, "\n".join(notes)
