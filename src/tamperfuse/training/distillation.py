@@ -150,12 +150,12 @@ class AnchoredObjective(Objective[Anchored]):
                 ids.append(torch.tensor(sample.tokens[sample.start :], dtype=torch.int32)[:, None])
                 probabilities.append(torch.ones(sample.response_tokens, 1))
                 weights += [1.0 / learned] * sample.response_tokens
-            kept = sum(teacher.sample.response_tokens for teacher in unit.keep)
+            anchored = sum(teacher.sample.response_tokens for teacher in unit.keep)
             for teacher in unit.keep:
                 sequences.append(teacher.sample)
                 ids.append(teacher.ids)
                 probabilities.append(teacher.probabilities)
-                weights += [self.weight / kept] * teacher.sample.response_tokens
+                weights += [self.weight / anchored] * teacher.sample.response_tokens
         batch = pack_samples(sequences, device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
         divergence = token_kl(logits, _stacked(ids).to(device), _stacked(probabilities).to(device))
