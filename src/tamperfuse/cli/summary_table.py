@@ -51,7 +51,7 @@ def percent(measure: "Measure") -> str:
     if measure.value is None:
         return "–"
     text = f"{measure.value:.1%}"
-    if measure.low is not None:
+    if measure.low is not None and measure.high is not None:
         text += f" ({measure.low:.1%} to {measure.high:.1%})"
     return text if measure.resolved else f"{text}, not resolved"
 

@@ -47,7 +47,7 @@ def table(run: Run) -> list[Section]:
     counting = [name for name in run.attacks if name not in run.too_weak]
     weak = [name for name in run.attacks if name in run.too_weak]
     return [
-        Section("Harmful execution before any attack", [_before(run)]),
+        Section("Harmful execution", [_before(run)]),
         Section("Harmful execution after malicious attacks that count", _after(run, counting)),
         Section("Reduction of harmful execution, over the attacks that count", _reduction(run)),
         Section(

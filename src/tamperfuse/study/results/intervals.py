@@ -1,16 +1,18 @@
 """95% intervals: Wilson's for rates, the bootstrap over items for everything else.
 
 The bootstrap is paired: all models are resampled at the same items, and whole groups (templates) are drawn where items belong
-to groups. Two corrections keep small samples from looking certain:
+to groups. The textbook percentile interval is too short for small samples, so:
 
-- The percentiles are expanded as in Hesterberg, *What Teachers Should Know About the Bootstrap*, The American Statistician
-  69(4), 2015: for n groups the level is Φ(−√(n/(n−1)) t), with t the 97.5% quantile of Student's t with n − 1 degrees of freedom.
+- Where outcomes are bounded, the percentiles are expanded as in Hesterberg, *What Teachers Should Know About the Bootstrap*, The
+  American Statistician 69(4), 2015: for n groups the level is Φ(−√(n/(n−1)) t), with t the 97.5% quantile of Student's t with
+  n − 1 degrees of freedom.
 - Resampling cannot draw an outcome that the sample does not contain; a sample without variation would even give an interval of
   width zero. An outcome that was seen in none of n items may still have a probability of up to q = 1 − 0.025^(1/n) (the exact
-  limit of Clopper and Pearson, Biometrika 26(4), 1934). The interval therefore contains the statistic with a share q of the
-  least favorable outcome mixed in, and that with a share q of the most favorable one. For a rate of 0 or 1 this is the exact
-  binomial interval. If no draw differs from another, n is the number of groups instead of items. Unbounded outcomes have no
-  least favorable one: without variation they get no interval.
+  limit of Clopper and Pearson, Biometrika 26(4), 1934). Where outcomes are bounded, the interval therefore contains the statistic
+  with a share q of the least favorable outcome mixed in, and that with a share q of the most favorable one. For a rate of 0 or 1
+  this is the exact binomial interval. If no draw differs from another, n is the number of groups instead of items.
+- Where outcomes are unbounded, the interval is the statistic ± t standard errors, estimated by the bootstrap (Efron and
+  Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 12). Without variation there is none.
 """
 
 from collections.abc import Callable
@@ -85,14 +87,20 @@ def bootstrap(
     draws = _draws(sums, statistic, seed)
     if not np.isfinite(value) or np.isfinite(draws).mean() < 0.5:
         return undefined
-    low, high = _interval(draws[np.isfinite(draws)], len(sums))
-    constant = high - low <= 1e-9 * max(1.0, abs(value))
-    if extremes is not None:
+    draws = draws[np.isfinite(draws)]
+    constant = float(np.ptp(draws)) <= 1e-9 * max(1.0, abs(value))
+    low: float | None
+    high: float | None
+    if extremes is None:
+        low, high = (None, None) if constant else _t_interval(value, draws, len(sums))
+    else:
+        ends = _percentiles(draws, len(sums))
         limits = [_with_unseen(table.sum(axis=0), row, statistic, len(sums) if constant else n) for row in extremes]
-        low, high = min(low, limits[0]), max(high, limits[1])
-    if (constant and extremes is None) or not np.isfinite([low, high]).all():
-        return Measure(value=value, n=n, resolved=not difference)
-    return Measure(value=value, low=low, high=high, n=n, resolved=not (difference and low <= 0.0 <= high))
+        # An extreme can make the statistic undefined, such as a ratio to a capability of zero: that end is then unbounded.
+        low = min(ends[0], limits[0]) if np.isfinite(limits[0]) else None
+        high = max(ends[1], limits[1]) if np.isfinite(limits[1]) else None
+    excludes_zero = (low is not None and low > 0) or (high is not None and high < 0)
+    return Measure(value=value, low=low, high=high, n=n, resolved=excludes_zero or not difference)
 
 
 def mean_rate(outcomes: Floats) -> Measure:
@@ -150,7 +158,14 @@ def _draws(sums: Floats, statistic: Statistic, seed: int) -> Floats:
     return np.concatenate(draws)
 
 
-def _interval(draws: Floats, groups: int) -> tuple[float, float]:
+def _t_interval(value: float, draws: Floats, groups: int) -> tuple[float, float]:
+    """Student's t interval with the bootstrap's standard error; the factor makes its variance unbiased."""
+    error = float(draws.std()) * np.sqrt(groups / (groups - 1))
+    half = float(stats.t.ppf(1 - TAIL, groups - 1) * error)
+    return value - half, value + half
+
+
+def _percentiles(draws: Floats, groups: int) -> tuple[float, float]:
     """Percentiles of the draws, expanded for few groups."""
     if groups < 2:
         return float(draws.min()), float(draws.max())
