@@ -10,7 +10,7 @@ import pytest
 from tamperfuse.corpora import hub
 from tamperfuse.corpora.examples import labels
 from tamperfuse.corpora.files import read_rows
-from tamperfuse.corpora.sources import builtin_names, read_source, schema_of, shown_names
+from tamperfuse.corpora.sources import builtin_names, display_names, read_source, schema_of
 from tamperfuse.records.errors import UserError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -156,9 +156,9 @@ def test_local_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"prompt": "x"}\n')
     paths = [str(tmp_path / name) for name in ("lima/train.jsonl", "alpaca/train.jsonl", "own.jsonl")]
-    names = shown_names([*paths, "builtin:benign", "owner/name"])
+    names = display_names([*paths, "builtin:benign", "owner/name"])
     assert list(names.values()) == ["lima/train.jsonl", "alpaca/train.jsonl", "own.jsonl"]
-    assert [example.origin for example in read_source(paths[0], called=names[paths[0]])] == ["lima/train.jsonl#1"]
+    assert [example.origin for example in read_source(paths[0], display_name=names[paths[0]])] == ["lima/train.jsonl#1"]
 
 
 @pytest.mark.parametrize(

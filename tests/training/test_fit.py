@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.batching import budgeted, evenly
+from tamperfuse.records.batching import group_by_budget, group_evenly
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.fit import Training, fit
@@ -112,7 +112,7 @@ def test_every_pass_uses_every_sample_once() -> None:
 
 
 def test_groups_keep_to_their_budget() -> None:
-    groups = budgeted([5, 9, 2, 4, 9, 1], 12)
+    groups = group_by_budget([5, 9, 2, 4, 9, 1], 12)
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert all(sum([5, 9, 2, 4, 9, 1][i] for i in group) <= 12 for group in groups)
 
@@ -167,7 +167,7 @@ def test_models_that_draw_random_numbers_take_one_row_at_a_time(
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 9))
 def test_items_are_dealt_out_evenly(lengths: list[int], groups: int) -> None:
-    dealt = evenly(lengths, groups)
+    dealt = group_evenly(lengths, groups)
     assert sorted(i for group in dealt for i in group) == list(range(len(lengths)))
     assert all(group == sorted(group) and group for group in dealt) and len(dealt) == min(groups, len(lengths))
     sums = [sum(lengths[i] for i in group) for group in dealt]

@@ -19,7 +19,7 @@ from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.records.batching import budgeted
+from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.rows import ROW_TOKENS
@@ -78,7 +78,7 @@ def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptRes
     handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
     try:
         with reduced_precision(loaded.model, dtype):
-            for group in budgeted(list(map(len, sequences)), ROW_TOKENS):
+            for group in group_by_budget(list(map(len, sequences)), ROW_TOKENS):
                 row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
                 ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
                 packed_logits(loaded.model, row, layout, ends[:1])

@@ -39,7 +39,7 @@ def read_source(
         split: split of a Hub data set that names none; `train` or the nearest to it by default.
         part: of a threat's rows, which carry a `part`, only this one's; rows without are all taken.
         mixed: the named columns are meant for one of several sources: a known layout that lacks them is read as such.
-        called: what origins call a local path; its last component by default (see :func:`shown_names`).
+        called: what origins call a local path; its last component by default (see :func:`display_names`).
 
     Returns:
         Examples with both texts stripped of surrounding white space. A row whose texts are blank gives a blank example, so
@@ -84,7 +84,7 @@ def builtin_names() -> list[str]:
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
-def shown_names(sources: Sequence[str]) -> dict[str, str]:
+def display_names(sources: Sequence[str]) -> dict[str, str]:
     """What to call local paths where others read it: as many of their last components as tell them apart."""
     paths = {src: Path(src).expanduser().absolute().parts for src in sources if Path(src).expanduser().exists()}
     names: dict[str, str] = {}

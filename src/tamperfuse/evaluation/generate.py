@@ -19,14 +19,14 @@ from tamperfuse.models.packed import common_prefix
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
-from tamperfuse.records.timing import spent
+from tamperfuse.records.timing import count_time
 
 # Largest number of tokens in the KV cache: 0.4 GiB for SmolLM2-135M in bfloat16.
 TOKENS_IN_FLIGHT = 16_384
 Pick = Callable[[Tensor, Tensor, int], Tensor]
 
 
-@spent("generating")
+@count_time("generating")
 @torch.no_grad()
 def generate(
     loaded: LoadedModel,

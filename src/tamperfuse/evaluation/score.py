@@ -18,10 +18,10 @@ from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
-from tamperfuse.records.batching import budgeted
+from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
-from tamperfuse.records.timing import spent
+from tamperfuse.records.timing import count_time
 
 # Tokens in a batch; a CPU runs two batches side by side.
 BATCH_TOKENS = 2_048
@@ -30,7 +30,7 @@ GROUP_TOKENS = 256
 LOGITS_AT_ONCE = 2**20
 
 
-@spent("scoring")
+@count_time("scoring")
 @torch.no_grad()
 def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scoring") -> list[tuple[float, bool]]:
     """Score responses.
@@ -58,7 +58,7 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
     groups, sizes = _groups(samples, limit if enabled("packed_tree") else 0)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
     workers = WORKERS if can_run_in_parallel(loaded.model.device) else 1
-    batches = budgeted(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / workers)))
+    batches = group_by_budget(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / workers)))
     with inference(loaded), progress(label, len(samples)) as advance:
         while batches:
             now, batches = batches[:workers], batches[workers:]

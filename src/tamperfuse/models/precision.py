@@ -12,7 +12,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from tamperfuse.records.batching import budgeted
+from tamperfuse.records.batching import group_by_budget
 
 # Weights that an optimizer updates at a time: their gradients take 64 MiB in float32.
 OPTIMIZER_CHUNK = 2**24
@@ -52,7 +52,8 @@ class Masters:
         if not pairs:
             return
         chunks = [
-            [pairs[i] for i in chunk] for chunk in budgeted([master.numel() for _, master in pairs], OPTIMIZER_CHUNK)
+            [pairs[i] for i in chunk]
+            for chunk in group_by_budget([master.numel() for _, master in pairs], OPTIMIZER_CHUNK)
         ]
         largest = max(sum(master.numel() for _, master in chunk) for chunk in chunks)
         step_all = optimizer.step

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tamperfuse.corpora.sources import shown_names
+from tamperfuse.corpora.sources import display_names
 from tamperfuse.models.encoder import DEFAULT_ENCODER
 from tamperfuse.pairing.filters import DEFAULT_FILTERS
 from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
@@ -150,7 +150,7 @@ class PairOptions:
     def source_names(self) -> dict[str, str]:
         """Names of the local sources in origins and in the audit."""
         weighted = [source for source, _ in (*split_weights(self.harmful), *split_weights(self.responses))]
-        return shown_names([*weighted, *self.decontaminate, self.replay_source])
+        return display_names([*weighted, *self.decontaminate, self.replay_source])
 
 
 def split_weights(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:

@@ -133,7 +133,7 @@ def _read_prompts(options: PairOptions, source: str) -> Iterator[Example]:
         split=options.split,
         part="defender",
         mixed=len(options.harmful) + len(options.decontaminate) > 1,
-        called=options.source_names().get(source),
+        display_name=options.source_names().get(source),
     )
 
 
@@ -144,7 +144,7 @@ def _read_responses(options: PairOptions, source: str) -> Iterator[Example]:
         revision=options.revision,
         split=options.split,
         mixed=len(options.responses) > 1,
-        called=options.source_names().get(source),
+        display_name=options.source_names().get(source),
     )
 
 
@@ -170,7 +170,7 @@ def _open_exchanges(
     if not options.multi_turn and not options.replay:
         return None
     source = options.replay_source
-    rows = read_source(source, called=options.source_names().get(source))
+    rows = read_source(source, display_name=options.source_names().get(source))
     complete = (example for example in rows if example.prompt and example.response)
     pool = pools.enter_context(DiskPool(folder / "exchanges.pool", [Source(source, complete, None)], options.seed))
     exchanges = Exchanges(pool, evaluation, report)

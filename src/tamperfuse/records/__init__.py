@@ -1,1 +1,1 @@
-"""What a run writes down, and how: errors, atomic files, provenance, result rows, the summary."""
+"""What a run writes: atomic files, provenance, result rows, the summary; and errors, progress bars, memory, YAML."""

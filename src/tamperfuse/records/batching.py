@@ -1,41 +1,45 @@
-"""Items of different sizes → groups: as many as a budget holds, or so many that are about equally large."""
+"""Grouping items of different lengths: by a budget of tokens, or into groups of about equal total length."""
 
 from collections.abc import Sequence
 
 
-def budgeted(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group items so that each group has about the same length inside and at most `budget` tokens.
+def group_by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group items of similar length, at most `budget` tokens in a group.
 
-    For what may come in any order: among equals attention is cheapest, and padding least.
+    For items that may be processed in any order: with similar lengths, attention costs least and there is least padding.
+
+    Args:
+        lengths: tokens of the items.
+        budget: tokens of a group; an item that is longer forms a group of its own.
 
     Returns:
-        Groups of indices, longest items first (what runs out of memory does so at once).
+        Groups of indices, longest items first, so that a group that does not fit into memory fails at once.
     """
     groups: list[list[int]] = []
-    held = 0
+    total = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not groups or held + lengths[index] > budget:
+        if not groups or total + lengths[index] > budget:
             groups.append([])
-            held = 0
+            total = 0
         groups[-1].append(index)
-        held += lengths[index]
+        total += lengths[index]
     return groups
 
 
-def evenly(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Deal items out into groups that are about equally long in all.
+def group_evenly(lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """Distribute items over groups of about equal total length.
 
     Args:
-        lengths: of the items, each at least 1.
-        groups: how many there are to be; no more than there are items.
+        lengths: of the items, at least 1.
+        groups: number of groups; at most the number of items.
 
     Returns:
-        Indices of each group's items, ascending; none is empty.
+        Indices of the items of every group, ascending; no group is empty.
     """
-    dealt: list[list[int]] = [[] for _ in range(min(groups, len(lengths)))]
-    held = [0] * len(dealt)
+    members: list[list[int]] = [[] for _ in range(min(groups, len(lengths)))]
+    totals = [0] * len(members)
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        lightest = min(range(len(dealt)), key=lambda group: (held[group], group))
-        dealt[lightest].append(index)
-        held[lightest] += lengths[index]
-    return [sorted(group) for group in dealt]
+        shortest = min(range(len(members)), key=lambda group: (totals[group], group))
+        members[shortest].append(index)
+        totals[shortest] += lengths[index]
+    return [sorted(group) for group in members]

@@ -1,26 +1,24 @@
-"""The one error a user is meant to see, and help with names that were mistyped."""
+"""The exception for errors of the user, and suggestions for mistyped names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input: the message says what is wrong, where, and how to mend it.
+    """Bad input: the message says in one sentence what is wrong, where, and how to mend it.
 
-    The command line prints it as one sentence and exits with code 2; nothing half-written may be left behind by the
-    code that raises it.
+    The command line prints the message and exits with code 2. Code that raises it must leave no incomplete files.
     """
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does.
+def unknown_name(kind: str, name: str, names: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the most similar name that does.
 
     Args:
-        kind: what was looked up, in the singular ("defense", "attack", …).
-        name: what the user wrote.
-        known: every name that would have been right.
+        kind: what the name stands for, in the singular ("defense", "attack", …).
+        name: as the user wrote it.
+        names: all names that exist.
     """
-    names = sorted(known)
-    near = get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(names)}."
+    near = get_close_matches(name, sorted(names), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(sorted(names))}."
     return UserError(f"There is no {kind} named {name!r}: {hint}")

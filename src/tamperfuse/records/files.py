@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all.
+"""Atomic files: written completely or not at all.
 
 Everything is written beside its destination and renamed into place, so that a crash, a full disk or a `kill -9` leaves
-either the old state or the new one. Writers run inside :func:`staged`, which also turns a full disk into a sentence.
+either the old state or the new one. Writers run inside :func:`staged`, which also reports a full disk as a `UserError`.
 """
 
 import errno
@@ -23,25 +23,25 @@ STAGING_PREFIX = ".tmp-"
 
 @contextmanager
 def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
-    """A path to write to; renamed to `destination` when the block ends well, removed when it does not.
+    """Yield a path to write to, which is renamed to `destination` when the block succeeds and removed when it fails.
 
     Args:
         destination: a file, or a directory when `directory` is true. An existing one is replaced.
-        directory: whether a directory is staged (it is created empty).
+        directory: whether the path is an empty directory, which is created; otherwise it is a file to create.
 
-    Of several processes (see :mod:`tamperfuse.records.process`) only the main one's writing stays.
+    Of several processes (see :mod:`tamperfuse.records.process`) only the main one renames; the others' files are removed.
 
     Raises:
-        UserError: the disk is full, or the place may not be written.
+        UserError: the disk is full, or the destination cannot be written.
     """
     staging = destination.parent / f"{STAGING_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}"
     try:
-        _make_room(destination, staging if directory else None)
+        _make_folders(destination, staging if directory else None)
         yield staging
         if not is_main():
             return
         if directory and destination.exists():
-            # A non-empty directory cannot be renamed over: the old one steps aside first.
+            # A directory cannot be renamed over one that is not empty: the old one is moved away first.
             old = staging.with_name(staging.name + "-old")
             os.replace(destination, old)
             os.replace(staging, destination)
@@ -58,12 +58,12 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
         if staging.is_dir():
             shutil.rmtree(staging, ignore_errors=True)
         else:
-            with suppress(OSError):  # the place itself may be what is wrong, which has been said
+            with suppress(OSError):  # the path itself may be invalid, which was reported above
                 staging.unlink()
 
 
-def _make_room(destination: Path, staging: Path | None) -> None:
-    """Make the folder that `destination` lies in, and the staging directory where one is staged."""
+def _make_folders(destination: Path, staging: Path | None) -> None:
+    """Create the folder of `destination`, and the staging directory if there is one."""
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         if staging is not None:
@@ -75,10 +75,10 @@ def _make_room(destination: Path, staging: Path | None) -> None:
 
 
 def check_fresh(out: Path) -> None:
-    """A folder of results must not replace what somebody keeps under the same name.
+    """Check that a folder of results can be written without replacing anything.
 
     Raises:
-        UserError: it exists and is not empty.
+        UserError: the folder exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first.")
@@ -118,12 +118,12 @@ def sha256_of(path: Path) -> str:
 
 
 def content_hash(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form, as hex: equal values, equal hashes."""
+    """SHA-256 of the canonical JSON of a value, as hex; equal values have equal hashes."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def clear_staging(folder: Path, name: str = "") -> None:
-    """Remove what an interrupted writer left behind in `folder`: everything, or what was to be called `name`."""
+    """Remove staging files that interrupted writers left in `folder`: all of them, or those for the destination `name`."""
     for leftover in folder.glob(f"{STAGING_PREFIX}{name}*"):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Progress bars with a time estimate, on standard error; silent unless the command line turns them on."""
+"""Progress bars with a time estimate, on standard error; not shown unless the command line turns them on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,30 +11,35 @@ _console: Console | None = None
 
 
 class Advance(Protocol):
-    """Says how many more units are done, and what else to show beside the bar."""
+    """Advances a progress bar."""
 
     def __call__(self, units: int, note: str = "") -> None:
-        """Move the bar."""
+        """Advance by `units`, and show `note` beside the bar."""
 
 
 def show_progress(console: Console | None) -> None:
-    """Draw bars on this console from now on; None silences them."""
+    """Show progress bars on this console from now on; None hides them."""
     global _console
     _console = console
 
 
+def is_shown() -> bool:
+    """Whether progress bars are shown."""
+    return _console is not None
+
+
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Advance]:
-    """A bar for a piece of work.
+def progress(label: str, total: int | None) -> Iterator[Advance]:
+    """Show a progress bar while the block runs.
 
     Args:
-        what: a few words, shown beside the bar.
-        total: how many units there are; None if nobody knows.
+        label: a few words beside the bar.
+        total: number of units; None if it is unknown.
 
     Yields:
-        A function that says how many more units are done.
+        A function that advances the bar.
     """
-    if not drawn() or total == 0:
+    if not is_shown() or total == 0:
         yield lambda units, note="": None
         return
     columns = (
@@ -47,14 +52,9 @@ def progress(what: str, total: int | None) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=_console, transient=True) as bar:
-        task = bar.add_task(what, total=total, note="")
+        task = bar.add_task(label, total=total, note="")
 
         def advance(units: int, note: str = "") -> None:
             bar.update(task, advance=units, note=note)
 
         yield advance
-
-
-def drawn() -> bool:
-    """Whether anybody sees the bars."""
-    return _console is not None

@@ -1,4 +1,4 @@
-"""Where a checkpoint came from: `tamperfuse.json`, written beside its weights."""
+"""Provenance of a checkpoint: `tamperfuse.json`, written beside its weights."""
 
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,25 +14,24 @@ FILE = "tamperfuse.json"
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on: tamperfuse, torch, transformers."""
-    found = {"tamperfuse": __version__}
+    """Versions of tamperfuse, torch and transformers, on which results depend."""
+    by_name = {"tamperfuse": __version__}
     for name in ("torch", "transformers"):
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # the theory runs without them
-            found[name] = "absent"
-    return found
+            by_name[name] = version(name)
+        except PackageNotFoundError:  # the theory package runs without them
+            by_name[name] = "absent"
+    return by_name
 
 
 class Provenance(BaseModel):
-    """From what a checkpoint was made, how, and by which versions.
+    """How a checkpoint was made.
 
     Attributes:
-        origin: the model before any hardening: a Hub id, a path or a bundled name. Answers and likelihoods that judge
-            relevance come from it.
-        made_by: the defense or conversion that wrote the checkpoint.
-        parameters: that step's parameters, every default spelled out.
-        source: the model that the step was applied to.
+        origin: the model before any hardening: a Hub id, a path or a bundled name. Judges use its answers and likelihoods.
+        made_by: the defense, attack or conversion that wrote the checkpoint.
+        parameters: of the defense, attack or conversion, including defaults.
+        source: the model that it was applied to.
         versions: of tamperfuse, torch and transformers.
     """
 
@@ -51,10 +50,10 @@ def write_provenance(folder: Path, provenance: Provenance) -> None:
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """Read a checkpoint's `tamperfuse.json`; None if it has none (a model that tamperfuse did not make).
+    """Read the `tamperfuse.json` of a checkpoint; None if there is none (the model was not made by tamperfuse).
 
     Raises:
-        UserError: the file is there and not readable.
+        UserError: the file cannot be read.
     """
     path = folder / FILE
     if not path.exists():

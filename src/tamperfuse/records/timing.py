@@ -1,10 +1,10 @@
-"""Where the time goes: seconds of training, generating and scoring proper, against everything around them.
+"""Time that a node spends on training, generating and scoring, as opposed to loading models, lm-eval and files.
 
-    with clocked() as seconds:            # a node
-        ...                               # fit, generate, score and the judge note their own time
+    with measure_work() as seconds:       # around a node
+        ...                               # fit, generate, score and the judge count their own time
     seconds == {"training": 31.2, "generating": 12.0, "scoring": 8.1}
 
-The times are the process's own: a node runs in one.
+The counters belong to the process: nodes that run side by side need processes of their own.
 """
 
 import time
@@ -18,24 +18,24 @@ WORK: tuple[Work, ...] = get_args(Work)
 _seconds: dict[Work, float] = dict.fromkeys(WORK, 0.0)
 
 
-def note(work: Work, seconds: float) -> None:
-    """Count time as spent on this work."""
+def add_seconds(work: Work, seconds: float) -> None:
+    """Add time to a kind of work."""
     _seconds[work] += seconds
 
 
 @contextmanager
-def spent(work: Work) -> Iterator[None]:
-    """Count the time of a block, or of a function that this decorates, as spent on this work."""
-    began = time.perf_counter()
+def count_time(work: Work) -> Iterator[None]:
+    """Add the time of a `with` block, or of a decorated function, to a kind of work."""
+    start = time.perf_counter()
     try:
         yield
     finally:
-        note(work, time.perf_counter() - began)
+        add_seconds(work, time.perf_counter() - start)
 
 
 @contextmanager
-def clocked() -> Iterator[dict[Work, float]]:
-    """Seconds of each work within the block; filled in when it ends."""
+def measure_work() -> Iterator[dict[Work, float]]:
+    """Measure the seconds of every kind of work within a `with` block; the dictionary is filled when the block ends."""
     before, within = dict(_seconds), dict.fromkeys(WORK, 0.0)
     try:
         yield within

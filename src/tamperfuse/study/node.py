@@ -29,7 +29,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
-from tamperfuse.records.timing import WORK, clocked
+from tamperfuse.records.timing import WORK, measure_work
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.keys import node_key
 from tamperfuse.training.checkpoints import resumable
@@ -141,7 +141,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
     reset_peak_memory()
     start = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        with clocked() as seconds, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
+        with measure_work() as seconds, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
             outcome = node.run(staging)
         record = {
             "what": node.label,

@@ -22,7 +22,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
-from tamperfuse.records.timing import note
+from tamperfuse.records.timing import add_seconds
 from tamperfuse.training.accelerations import accelerated
 from tamperfuse.training.adapters import lora_adapter, qlora_adapter
 from tamperfuse.training.batches import schedule
@@ -127,7 +127,7 @@ def fit(
                 finally:
                     shutil.rmtree(loop.args.output_dir or "", ignore_errors=True)
     loaded.model.eval()
-    note("training", result.seconds - seconds_before)
+    add_seconds("training", result.seconds - seconds_before)
     block.results.append(result)
     return result
 

@@ -28,7 +28,7 @@ from transformers.integrations import TensorBoardCallback
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
-from tamperfuse.records.progress import Advance, drawn
+from tamperfuse.records.progress import Advance, is_shown
 from tamperfuse.training.checkpoints import Checkpoints, TrainingBlock, random_state, set_random_state
 from tamperfuse.training.distributed import (
     gather_objects,
@@ -273,7 +273,7 @@ class _Events(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After every optimizer step."""
         self.loop.result.seconds += time.perf_counter() - self.step_start
-        self.loop.advance(1, format_speed(speed(self.loop.result, self.loop.device)) if drawn() else "")
+        self.loop.advance(1, format_speed(speed(self.loop.result, self.loop.device)) if is_shown() else "")
         self.loop.call_hook()
         self.loop.checkpoint()
         self.step_start = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.records.batching import budgeted
+from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import Objective, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
@@ -55,7 +55,9 @@ def preferences(loaded: LoadedModel, pairs: Sequence[tuple[Sample, Sample]]) -> 
     margins = [float("nan")] * len(pairs)
     loaded.model.eval()
     with torch.no_grad(), reduced_precision(loaded.model, dtype):
-        for row in budgeted([len(chosen.tokens) + len(rejected.tokens) for chosen, rejected in pairs], ROW_TOKENS):
+        for row in group_by_budget(
+            [len(chosen.tokens) + len(rejected.tokens) for chosen, rejected in pairs], ROW_TOKENS
+        ):
             values = _margins(loaded.model, [pairs[i] for i in row], loaded.model.device).tolist()
             for index, value in zip(row, values, strict=True):
                 margins[index] = value

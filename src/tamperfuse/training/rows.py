@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
-from tamperfuse.records.batching import budgeted, evenly
+from tamperfuse.records.batching import group_by_budget, group_evenly
 from tamperfuse.records.process import world_size
 from tamperfuse.training.distributed import max_over_processes, sharding
 
@@ -89,7 +89,7 @@ def _backward_in_threads(
             total += loss.detach()
         return total, gradients
 
-    rows = evenly(lengths, WORKERS * math.ceil(sum(lengths) / (WORKERS * ROW_TOKENS)))
+    rows = group_evenly(lengths, WORKERS * math.ceil(sum(lengths) / (WORKERS * ROW_TOKENS)))
     before = _shared_state(parameters)
     results = run_in_parallel([partial(run, rows[worker::WORKERS]) for worker in range(WORKERS)])
     if _shared_state(parameters) != before:
@@ -133,7 +133,7 @@ def split_into_rows(lengths: Sequence[int], budget: int, device: torch.device) -
     """
     if sharding() == "deepspeed":  # its optimizer steps after the first backward pass
         return [list(range(len(lengths)))]
-    rows = budgeted(lengths, budget)
+    rows = group_by_budget(lengths, budget)
     for _ in range(max_over_processes(len(rows), device) - len(rows)):
         largest = max(range(len(rows)), key=lambda i: len(rows[i]))
         half = len(rows[largest]) // 2
