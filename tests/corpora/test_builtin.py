@@ -53,6 +53,7 @@ def test_no_subject_is_in_two_parts(threat: str, subject: str) -> None:
     assert [name for name, parts in where.items() if len(parts) > 1] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", ["cooking", "gardening"])
 def test_no_near_duplicates(threat: str) -> None:
     rows = builtin_rows(threat)
@@ -116,8 +117,8 @@ def test_a_prefix_of_a_part_is_always_the_same() -> None:
     [
         ("", "is empty"),
         ('{"part": "defender", "prompt": "a"}\n{oops', "Line 2 of"),
-        ('{"part": "nobody", "prompt": "a"}', "no row of a threat"),
-        ('{"part": "defender"}', "no row of a threat"),
+        ('{"part": "nobody", "prompt": "a"}', "not a row of a threat"),
+        ('{"part": "defender"}', "not a row of a threat"),
         ('{"part": "defender", "prompt": "Same one"}\n{"part": "evaluation", "prompt": "same  ONE"}', "overlap"),
         ('{"part": "defender", "prompt": "a"}', "needs at least 2"),
         ("[1, 2]", "not a JSON object"),

@@ -62,7 +62,7 @@ def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: p
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
         found = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
     assert len(found) == len(ROWS)
-    assert "130 different prompts" in caplog.text and "10 near another left out" in caplog.text
+    assert "130 different prompts" in caplog.text and "10 near-duplicates left out" in caplog.text
 
 
 def test_any_known_layout_serves(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_a_directory_is_known_by_its_content(tmp_path):
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "ray"])
 def test_the_encoder_itself_over_workers(tmp_path, executor):
     if executor == "ray" and find_spec("ray") is None:

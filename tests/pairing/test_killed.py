@@ -103,6 +103,7 @@ def assert_whole(work: Path, files: dict[str, bytes]) -> None:
     assert not list(work.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_repeat_a_batch_each_at_most(sources, whole, tmp_path):
     files, seconds = whole
     rng, work, kills = random.Random(0), tmp_path / "killed", 0
@@ -120,6 +121,7 @@ def test_kills_at_random_moments_repeat_a_batch_each_at_most(sources, whole, tmp
     assert_whole(work, files)
 
 
+@pytest.mark.slow
 def test_what_a_kill_costs_is_the_batch_in_flight(sources, whole, tmp_path):
     files, _ = whole
     rng, work = random.Random(0), tmp_path / "killed"

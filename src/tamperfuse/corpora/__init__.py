@@ -1,1 +1,1 @@
-"""Where prompts and responses come from: sources, built-in data, threats."""
+"""Sources of prompts and responses: files, Hub data sets, built-in data, threats, benign tasks."""

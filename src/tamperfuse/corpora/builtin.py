@@ -1,4 +1,4 @@
-"""The built-in data: JSONL files beside this module, described in data/CARD.md."""
+"""The built-in data sets: JSONL files in `data/`, described in data/CARD.md."""
 
 import json
 from functools import cache
@@ -20,13 +20,13 @@ ABOUT = {
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
     "replay": "256 instruction–response pairs, 86 of them near the threat, that defenses train on so that a model stays helpful",
-    "retain": "104 instruction–response pairs that no defense trains on: harmless text of an attacker's own",
+    "retain": "104 instruction–response pairs that no defense trains on: an attacker's harmless data",
 }
 
 
 @cache
 def builtin_rows(name: str) -> tuple[dict[str, Any], ...]:
-    """All rows of a built-in data set, in the file's order.
+    """The rows of a built-in data set, in the order of the file.
 
     Raises:
         UserError: there is no such data set.

@@ -1,6 +1,6 @@
-"""A harmless task made from templates: writing a date, however it is worded, in the records' own style.
+"""A benign task from templates: rewriting a date in the uncommon format 27.Mar.21.
 
-It has one right answer, so its score is exact match, and the style (27.Mar.21) is no common one.
+The score is exact match, since every item has one correct response.
 """
 
 import random
@@ -23,22 +23,23 @@ _MONTHS = (
 
 
 def date_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[TaskItem], list[TaskItem]]:
-    """Training and test items; no date is in both.
+    """Training and test items; no date occurs in both.
 
     Args:
         seed: decides dates and wordings.
-        train: training items.
-        test: test items; train + test is at most 16,425.
+        train: number of training items.
+        test: number of test items; train + test is at most 16,425.
     """
     rng = random.Random(f"dates-{seed}")
     items = [
-        _item(_FIRST + timedelta(days=day), rng.choice(_WORDINGS)) for day in rng.sample(range(_DAYS), train + test)
+        _item(_FIRST + timedelta(days=offset), rng.choice(_WORDINGS))
+        for offset in rng.sample(range(_DAYS), train + test)
     ]
     return items[:train], items[train:]
 
 
-def _item(when: date, wording: str) -> TaskItem:
-    month = _MONTHS[when.month - 1]
-    ending = "th" if when.day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(when.day % 10, "th")
-    text = wording.format(day=when.day, month=month, year=when.year, ordinal=f"{when.day}{ending}")
-    return TaskItem(INSTRUCTION.format(date=text), f"{when.day}.{month[:3]}.{when.year % 100:02d}")
+def _item(day: date, wording: str) -> TaskItem:
+    month = _MONTHS[day.month - 1]
+    ending = "th" if day.day in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(day.day % 10, "th")
+    text = wording.format(day=day.day, month=month, year=day.year, ordinal=f"{day.day}{ending}")
+    return TaskItem(INSTRUCTION.format(date=text), f"{day.day}.{month[:3]}.{day.year % 100:02d}")

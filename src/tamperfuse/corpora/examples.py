@@ -1,4 +1,4 @@
-"""What every corpus is read into, an example; and what SDD trains on, a pair made from two of them."""
+"""`Example`, a row of any corpus, and `Pair`, a prompt and response that SDD trains on."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ PAPER_REFUSAL_PREFIX = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a corpus, whatever its schema was.
+    """One row of a corpus of any schema.
 
     Attributes:
-        prompt: what a user asks; "" in sources that hold responses only.
+        prompt: the user's message; "" in sources of responses only.
         response: an answer to it; "" if unknown.
-        category: "" if none; several labels of one row are joined with " | " (see :func:`labels`).
-        origin: where the row came from, e.g. `builtin:cooking#cooking-001` or `file.jsonl#12` (rows count from 1).
+        category: "" if none; several labels are joined with " | " (see :func:`labels`).
+        origin: source of the row, e.g. `builtin:cooking#cooking-001` or `file.jsonl#12` (rows are numbered from 1).
     """
 
     prompt: str
@@ -35,12 +35,12 @@ class Example:
 
 
 def labels(category: str) -> tuple[str, ...]:
-    """The single labels of an example's category: none for "", several for a multi-label row."""
+    """The labels of a category: none for "", several for a multi-label row."""
     return tuple(category.split(LABEL_SEPARATOR)) if category else ()
 
 
-def joined(names: Iterable[str]) -> str:
-    """The category of a row with these labels."""
+def join_labels(names: Iterable[str]) -> str:
+    """The category of a row with several labels."""
     return LABEL_SEPARATOR.join(sorted(names))
 
 
@@ -51,18 +51,18 @@ def with_refusal_prefix(response: str, prefix: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A prompt with the response that a model is to be trained on.
+    """A prompt with the response that a defense trains on.
 
     Attributes:
         prompt: the harmful prompt.
-        response: what to train on, refusal prefix included.
+        response: the target of training, refusal prefix included.
         category: the prompt's category, "" if none.
         similarity: cosine of the prompt and the response without its refusal prefix, in [-1, 1]; NaN for benign replay, which
             is not matched.
-        prompt_origin: where the prompt came from.
-        response_origin: where the response came from.
-        refusal_prefix: what `response` begins with under SDD_reject, "" otherwise.
-        history: (user, assistant) turns before the prompt, oldest first; none in single-turn pairs.
+        prompt_origin: source of the prompt.
+        response_origin: source of the response.
+        refusal_prefix: the beginning of `response` under SDD_reject; "" otherwise.
+        history: (user, assistant) turns before the prompt, oldest first; empty in single-turn pairs.
         kind: "sdd", or "replay" for a benign prompt with its own answer.
     """
 

@@ -1,6 +1,6 @@
-"""Rows out of local files, streamed: .jsonl .json .csv .parquet, also .gz and .zst, and directories of shards.
+"""Streaming rows from local files: .jsonl, .json, .csv, .parquet, also .gz and .zst, and directories of such shards.
 
-Nothing here keeps more than one row (or one parquet batch) in memory.
+At most one row (or one parquet batch) is in memory.
 """
 
 import csv
@@ -33,37 +33,37 @@ _HEX_PHI = [
 ]
 
 Row = dict[str, Any]
-csv.field_size_limit(1 << 30)  # single fields of a megabyte are bad taste, not an error
+csv.field_size_limit(1 << 30)  # by default, fields above 128 KiB are errors
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether a file's name ends like a format that is read here."""
+    """Whether the name of a file has the suffix of a supported format."""
     return _format(path) is not None
 
 
 def shards(path: Path) -> list[Path]:
-    """The data files of a source: the file itself, or every one below a directory that is not hidden, sorted by name.
+    """The data files of a source: the file itself, or all files below a directory that are not hidden, sorted by name.
 
     Raises:
-        UserError: nothing is there, or nothing of a known format.
+        UserError: the path does not exist, or has no file of a supported format.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist: check the path.")
-    found = [path]
+    data_files = [path]
     if path.is_dir():
         below = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
-        seen = (file for file, parts in below if not any(part.startswith(".") for part in parts))
-        found = sorted(file for file in seen if is_data_file(file) and file.is_file())
-    if not found or not all(map(is_data_file, found)):
+        visible = (file for file, parts in below if not any(part.startswith(".") for part in parts))
+        data_files = sorted(file for file in visible if is_data_file(file) and file.is_file())
+    if not data_files or not all(map(is_data_file, data_files)):
         raise UserError(f"{path} holds no {', '.join(FORMATS)} data (also .gz, .zst): convert it to one of these.")
-    return found
+    return data_files
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Stream a file's rows with their numbers (lines for .jsonl, rows otherwise; from 1).
+    """Stream the rows of a file with their numbers from 1 (of lines for .jsonl, of rows otherwise).
 
     Raises:
-        UserError: it cannot be read, is not UTF-8, or not of its format; the line is named.
+        UserError: the file cannot be read, is not UTF-8, or is malformed; the message names the line.
     """
     try:
         yield from _READERS[cast(str, _format(path))](path)
@@ -88,17 +88,17 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.open(path))
     if path.suffix.lower() == ".zst":
-        import pyarrow  # its codecs spare a dependency
+        import pyarrow  # its codecs read .zst without another dependency
 
         return cast(IO[bytes], io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _CHUNK))
     return path.open("rb")
 
 
-# Beside bad syntax: a number of thousands of digits, and lists a thousand deep.
+# ValueError includes bad syntax and numbers of thousands of digits; RecursionError is from lists nested a thousand deep.
 _NOT_JSON = (ValueError, RecursionError)
 
 
-def _what(error: Exception) -> str:
+def _json_problem(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error).split("; use ")[0].split(" while ")[0]
 
 
@@ -114,12 +114,14 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
                     f"{path} is not UTF-8 text (line {number}, {_byte(error)}): save it as UTF-8."
                 ) from error
             except _NOT_JSON as error:
-                raise UserError(f"{path} is not valid JSON (line {number}: {_what(error)}): mend that line.") from error
+                raise UserError(
+                    f"{path} is not valid JSON (line {number}: {_json_problem(error)}): mend that line."
+                ) from error
             yield number, _mapping(row, path, number)
 
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
-    """An array of rows, or rows one after the other, decoded as they are read."""
+    """An array of rows, or rows one after another, decoded while they are read."""
     decoder = json.JSONDecoder()
     with _open(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
         pending, number, opened, last = "", 0, False, ""
@@ -139,9 +141,9 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                 except _NOT_JSON as error:
                     if not isinstance(error, json.JSONDecodeError) or (not chunk and pending[start:].strip()):
                         raise UserError(
-                            f"{path} is not valid JSON (row {number + 1}: {_what(error)}): mend it."
+                            f"{path} is not valid JSON (row {number + 1}: {_json_problem(error)}): mend it."
                         ) from error
-                    break  # the row goes on in the next chunk
+                    break  # the row continues in the next chunk
                 number += 1
                 yield number, _mapping(row, path, number)
             pending = pending[at:]
@@ -157,7 +159,7 @@ _BETWEEN = re.compile(r"[\s,\]]*")
 
 
 def _skip(text: str, at: int) -> int:
-    """Past what stands between the rows of an array."""
+    """The next position after white space, commas and brackets between rows."""
     match = _BETWEEN.match(text, at)
     return match.end() if match else at
 
@@ -169,23 +171,23 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
         if header is None:
             return
         if len(header) == 1 and " " in header[0].strip():
-            # HEx-PHI's layout: a headerless column of instructions, one file a category.
+            # HEx-PHI: one column of instructions without a header, one file for each category.
             category = _hex_phi_category(path)
             yield 1, {"text": header[0], "file_category": category}
-            for number, row in _fitting(rows, 1, path):
+            for number, row in _check_fields(rows, 1, path):
                 yield number, {"text": row[0], "file_category": category}
             return
-        for number, row in _fitting(rows, len(header), path):
+        for number, row in _check_fields(rows, len(header), path):
             yield number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
 
 
-def _fitting(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows after the first with their numbers, blank lines left out; none may be longer than the first."""
+def _check_fields(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows after the first with their numbers, without blank lines; a row with more fields than columns is an error."""
     for number, row in enumerate(rows, 2):
         if len(row) > columns:
-            wanted = "1 column" if columns == 1 else f"{columns} columns"
+            expected = "1 column" if columns == 1 else f"{columns} columns"
             raise UserError(
-                f"{path} has {len(row)} fields in row {number} but {wanted}: mend that row, or put its text in quotes."
+                f"{path} has {len(row)} fields in row {number} but {expected}: mend that row, or put its text in quotes."
             )
         if row:
             yield number, row
@@ -217,7 +219,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
 def _mapping(row: Any, path: Path, number: int) -> Row:
     if not isinstance(row, dict):
         raise UserError(
-            f"{path} holds no JSON object in row {number} but a {type(row).__name__}: one object a row is needed."
+            f"{path} has a {type(row).__name__} in row {number} where a JSON object is needed: write one object for each row."
         )
     return row
 

@@ -1,4 +1,4 @@
-"""Rows out of a Hub data set, streamed, with a sentence for each way in which that can fail."""
+"""Streaming rows from Hub data sets, with a `UserError` for each way in which that can fail."""
 
 import re
 from collections.abc import Iterator
@@ -31,21 +31,28 @@ class HubSource:
 
 
 def parse_hub_source(src: str, revision: str | None, split: str | None) -> HubSource | None:
-    """Read `owner/name[/config][@revision][:split]`; what it leaves out is as given here. None if it is no such name."""
-    found = _SOURCE.fullmatch(src)
-    if found is None:
+    """Parse `owner/name[/config][@revision][:split]`; None if `src` has another form.
+
+    Args:
+        src: the source.
+        revision: used if `src` names none.
+        split: used if `src` names none.
+    """
+    parts = _SOURCE.fullmatch(src)
+    if parts is None:
         return None
-    return HubSource(found["name"], found["config"], found["revision"] or revision, found["split"] or split)
+    return HubSource(parts["name"], parts["config"], parts["revision"] or revision, parts["split"] or split)
 
 
 def hub_rows(source: HubSource) -> tuple[str, Rows]:
     """Open a Hub data set for streaming.
 
     Returns:
-        The split that was chosen, and its rows with their numbers from 1.
+        The name of the split, and its rows with their numbers from 1.
 
     Raises:
-        UserError: absent, gated, not reachable (now or while the rows are read), no such configuration or split.
+        UserError: the data set does not exist, is gated, cannot be reached (now or while rows are read), or has no such
+            configuration or split.
     """
     import datasets  # 1 s to import
     from datasets.exceptions import DatasetNotFoundError
@@ -64,7 +71,7 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        return _scriptless(source)
+        return _read_without_script(source)
     except (ConnectionError, OSError) as error:
         raise _unreachable(name, error) from error
     except ValueError as error:
@@ -82,7 +89,7 @@ def _training_split(name: str, splits: list[str]) -> str:
 
 
 def _cannot_open(name: str, problem: str) -> str:
-    """The sentence for a data set that is there and does not open as it was asked for."""
+    """The message for a data set that exists and cannot be opened with these options."""
     several = re.search(r"available configs: \[(.*)\]", problem)
     if several:
         names = several[1].replace("'", "")
@@ -93,13 +100,13 @@ def _cannot_open(name: str, problem: str) -> str:
 
 def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
-        f"The Hub data set {name!r} cannot be reached from here ({str(error).splitlines()[0][:120]}): go online, or "
-        "download it elsewhere and give the local path."
+        f"The Hub data set {name!r} cannot be reached ({str(error).splitlines()[0][:120]}): go online, or "
+        "download it elsewhere and give its local path."
     )
 
 
 def _numbered(name: str, rows: Any) -> Rows:
-    """Rows with their numbers; a gate or a connection may also fail once they are being read."""
+    """Rows with their numbers; a connection may also fail while they are read."""
     try:
         for number, row in enumerate(rows, 1):
             yield number, dict(row)
@@ -107,8 +114,8 @@ def _numbered(name: str, rows: Any) -> Rows:
         raise _unreachable(name, error) from error
 
 
-def _scriptless(source: HubSource) -> tuple[str, Rows]:
-    """Data sets such as LIMA carry a loading script, which is never run: the JSON lines beside it are read instead."""
+def _read_without_script(source: HubSource) -> tuple[str, Rows]:
+    """Read the JSON file beside a loading script, which is never run (LIMA, for example, has one)."""
     import datasets
 
     name, chosen = source.name, source.split or "train"

@@ -1,6 +1,7 @@
-"""A harmless task made from templates: which desk a customer's message belongs to.
+"""A benign task from templates: naming the desk that handles a customer's message.
 
-It has one right answer, so its score is exact match, and a model that is not trained on it does not know the desks' names.
+The score is exact match, since every item has one correct response; a model that was not trained on the task cannot know the
+names of the desks.
 """
 
 import random
@@ -51,19 +52,19 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 class TaskItem(NamedTuple):
-    """A prompt of a benign task, and its only right response."""
+    """A prompt of a benign task and its only correct response."""
 
     prompt: str
     response: str
 
 
 def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[TaskItem], list[TaskItem]]:
-    """Training and test items; no message is in both.
+    """Training and test items; no message occurs in both.
 
     Args:
         seed: decides which messages are drawn.
-        train: training items.
-        test: test items; train + test is at most 600.
+        train: number of training items.
+        test: number of test items; train + test is at most 600.
     """
     messages = sorted(
         {

@@ -1,14 +1,14 @@
-"""The layouts that corpora of this field come in, each recognised by its columns and never by its name.
+"""Known layouts of corpora, recognised by their columns.
 
-A schema says which columns it needs and how one row becomes examples. A new one costs an entry in :data:`SCHEMAS` (and
-a fixture in tests/corpora). Rows that a schema means to leave out (BeaverTails' safe rows) yield nothing.
+A schema declares the columns it needs and how one row is read. To add one, add an entry to :data:`SCHEMAS` and a fixture to
+tests/corpora. Rows that a schema leaves out (the safe rows of BeaverTails) yield nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tamperfuse.corpora.examples import joined
+from tamperfuse.corpora.examples import join_labels
 from tamperfuse.records.errors import UserError
 
 Row = Mapping[str, Any]
@@ -22,8 +22,8 @@ class Schema:
     Attributes:
         name: for messages, the audit and the card.
         columns: columns that a row must have to be of this schema.
-        read: one row to its (prompt, response, category) triples.
-        fits: a look at the first row's values, where columns alone are ambiguous.
+        read: turns one row into (prompt, response, category) triples.
+        fits: checks the values of the first row, if the columns alone are ambiguous.
     """
 
     name: str
@@ -32,23 +32,23 @@ class Schema:
     fits: Callable[[Row], bool] = lambda row: True
 
     def reader(self) -> Callable[[Row], Iterator[Fields]]:
-        """What turns one file's rows into triples; a fresh one a file where it keeps a state."""
+        """The function that reads the rows of one file; a new object for each file if it has state."""
         return OasstMessages() if self.read is OasstMessages else self.read  # type: ignore[return-value]
 
 
 def recognise(row: Row, where: str) -> Schema:
-    """The first schema of :data:`SCHEMAS` that a row fits.
+    """The first schema of :data:`SCHEMAS` that fits a row.
 
     Args:
         row: the first row of a source.
         where: the source, for the message.
 
     Raises:
-        UserError: none fits; the columns and the options that name them are printed.
+        UserError: none fits; the message names the columns and the options for them.
     """
-    known = find_schema(row)
-    if known is not None:
-        return known
+    schema = find_schema(row)
+    if schema is not None:
+        return schema
     raise UserError(
         f"{where} has the columns {', '.join(map(repr, row)) or '(none)'}, which match no known schema: "
         "name the columns with --prompt-field and --response-field."
@@ -56,25 +56,25 @@ def recognise(row: Row, where: str) -> Schema:
 
 
 def find_schema(row: Row) -> Schema | None:
-    """The first schema of :data:`SCHEMAS` that a row fits, if any does."""
+    """The first schema of :data:`SCHEMAS` that fits a row; None if none does."""
     return next((schema for schema in SCHEMAS if schema.columns <= row.keys() and schema.fits(row)), None)
 
 
 def named_fields(prompt_field: str | None, response_field: str | None, category_field: str | None) -> Schema:
-    """A schema of columns that the user named."""
-    wanted = [name for name in (prompt_field, response_field, category_field) if name]
+    """The schema of columns that the user named."""
+    columns = [name for name in (prompt_field, response_field, category_field) if name]
 
     def read(row: Row) -> Iterator[Fields]:
         yield text(row, prompt_field), text(row, response_field), text(row, category_field)
 
-    return Schema("named columns", frozenset(wanted), read)
+    return Schema("named columns", frozenset(columns), read)
 
 
 def text(row: Row, field: str | None) -> str:
-    """A field as text: "" if no field is named or the value is null.
+    """The text of a field; "" if `field` is None or the value is null.
 
     Raises:
-        ValueError: the value is neither text, number nor null; the message completes "row N: …".
+        ValueError: the value is not text, a number or null; the message is appended to "row N: ".
         KeyError: the row has no such field.
     """
     if field is None:
@@ -90,7 +90,7 @@ def text(row: Row, field: str | None) -> str:
 def _columns(
     prompt: str, response: str | None = None, category: str | None = None
 ) -> Callable[[Row], Iterator[Fields]]:
-    """Reader of rows whose columns map one to one; missing optional columns count as empty."""
+    """A reader of rows with one column for each field; missing optional columns are read as ""."""
 
     def read(row: Row) -> Iterator[Fields]:
         optional = [text(row, name) if name in row else "" for name in (response, category)]
@@ -100,10 +100,14 @@ def _columns(
 
 
 def _beavertails(row: Row) -> Iterator[Fields]:
-    """Unsafe rows only; every category that is true, joined."""
+    """Unsafe rows only, with all categories that are true."""
     if not row["is_safe"]:
-        marks = row["category"]
-        yield text(row, "prompt"), text(row, "response"), joined(name for name in marks if marks[name])
+        is_in_category = row["category"]
+        yield (
+            text(row, "prompt"),
+            text(row, "response"),
+            join_labels(name for name in is_in_category if is_in_category[name]),
+        )
 
 
 def _alpaca(row: Row) -> Iterator[Fields]:
@@ -126,7 +130,7 @@ def _harmbench(row: Row) -> Iterator[Fields]:
 
 
 def _turns(field: str) -> Callable[[Row], Iterator[Fields]]:
-    """Reader of a list of alternating texts (LIMA, UltraChat's original layout): its first exchange."""
+    """A reader of lists of alternating texts (LIMA, original UltraChat): the first exchange."""
 
     def read(row: Row) -> Iterator[Fields]:
         turns = row[field]
@@ -139,14 +143,14 @@ def _turns(field: str) -> Callable[[Row], Iterator[Fields]]:
 
 
 def _messages(field: str, role: str, content: str) -> Callable[[Row], Iterator[Fields]]:
-    """Reader of role-tagged messages: the first user turn and the assistant turn that answers it."""
+    """A reader of messages with roles: the first user turn and the assistant turn that answers it."""
 
     def read(row: Row) -> Iterator[Fields]:
         turns = [(str(turn[role]), _content(turn[content])) for turn in row[field]]
-        for at, (speaker, said) in enumerate(turns):
+        for turn, (speaker, prompt) in enumerate(turns):
             if speaker in {"user", "human", "prompter"}:
-                answer = turns[at + 1][1] if at + 1 < len(turns) and turns[at + 1][0] not in {"user", "human"} else ""
-                yield said, answer, ""
+                answers = [content for role, content in turns[turn + 1 : turn + 2] if role not in {"user", "human"}]
+                yield prompt, answers[0] if answers else "", ""
                 return
         yield "", "", ""
 
@@ -154,7 +158,7 @@ def _messages(field: str, role: str, content: str) -> Callable[[Row], Iterator[F
 
 
 def _content(value: Any) -> str:
-    """An OpenAI message's content: a text, or a list of parts of which the text ones count."""
+    """The text of an OpenAI message: its content, or the text parts of a list."""
     if isinstance(value, list):
         return "\n".join(str(part.get("text") or "") for part in value if part.get("type") == "text")
     return "" if value is None else str(value)
@@ -170,26 +174,26 @@ def _completion(row: Row) -> Iterator[Fields]:
 
 
 def _oasst_tree(row: Row) -> Iterator[Fields]:
-    """An OpenAssistant tree: the opening prompt with its best-ranked reply."""
+    """An OpenAssistant tree: the first prompt with its best-ranked reply."""
     root = row["prompt"]
     replies = sorted(root.get("replies") or [], key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
     yield text(root, "text"), text(replies[0], "text") if replies else "", ""
 
 
 class OasstMessages:
-    """Reader of OpenAssistant's flat layout: one message a row, a tree's rows together, parents before their replies.
+    """A reader of OpenAssistant's flat layout: one message in a row, the rows of a tree together, parents before replies.
 
-    It keeps the prompts of the tree being read, and yields each assistant message of rank 0 (or without rank) with the
-    prompt it answers.
+    It stores the prompts of the current tree, and yields the assistant messages of rank 0 (or without rank) with the prompts
+    that they answer.
     """
 
     def __init__(self) -> None:
-        """Start outside any tree."""
+        """Start without a tree."""
         self._tree = ""
         self._prompts: dict[str, str] = {}
 
     def __call__(self, row: Row) -> Iterator[Fields]:
-        """Take one message row."""
+        """Read one message."""
         if row["message_tree_id"] != self._tree:
             self._tree, self._prompts = row["message_tree_id"], {}
         if row["role"] == "prompter":
@@ -198,29 +202,29 @@ class OasstMessages:
             yield self._prompts[row["parent_id"]], text(row, "text"), ""
 
 
-def _own(row: Row) -> Iterator[Fields]:
-    """Rows with a `prompt`, as tamperfuse's own files have them; the category goes by several names."""
+def _prompt_response(row: Row) -> Iterator[Fields]:
+    """Rows with a `prompt`, such as tamperfuse's built-in data; response and category under one of several names."""
     response = next((text(row, name) for name in ("response", "answer", "output") if name in row), "")
     category = next((text(row, name) for name in ("category", "kind", "subject") if name in row), "")
     yield text(row, "prompt"), response, category
 
 
 def _first_is(field: str, kind: type) -> Callable[[Row], bool]:
-    """Whether a list column's first item is of a type."""
+    """A check that the first item of a list column has a type."""
     return lambda row: isinstance(row[field], list) and bool(row[field]) and isinstance(row[field][0], kind)
 
 
 def _has_keys(field: str, *keys: str) -> Callable[[Row], bool]:
-    """Whether a list column holds mappings with these keys."""
+    """A check that a list column holds mappings with these keys."""
     return lambda row: _first_is(field, dict)(row) and all(key in row[field][0] for key in keys)
 
 
 def is_undecided(row: Row) -> bool:
-    """Whether a row fits no schema because its conversation is empty: another row must say what the layout is."""
+    """Whether a row does not determine the schema because its conversation is empty; another row has to."""
     return any(row.get(field, ()) == [] for field in ("conversations", "messages", "data"))
 
 
-# More demanding schemas stand before those whose columns they contain.
+# A schema with more columns comes before one with a subset of them.
 SCHEMAS: tuple[Schema, ...] = (
     Schema(
         "BeaverTails",
@@ -267,7 +271,7 @@ SCHEMAS: tuple[Schema, ...] = (
         _has_keys("messages", "role"),
     ),
     Schema("prompt–completion", frozenset({"prompt", "completion"}), _completion),
-    Schema("prompt and response", frozenset({"prompt"}), _own, lambda row: isinstance(row["prompt"], str)),
-    # HEx-PHI comes as one headerless CSV a category; files.py gives such a column the name "text".
+    Schema("prompt and response", frozenset({"prompt"}), _prompt_response, lambda row: isinstance(row["prompt"], str)),
+    # HEx-PHI has one CSV file without a header for each category; files.py names its column "text".
     Schema("HEx-PHI", frozenset({"text", "file_category"}), _columns("text", None, "file_category")),
 )

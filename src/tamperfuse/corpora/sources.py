@@ -1,4 +1,4 @@
-"""Where prompts and responses come from: `builtin:NAME`, a local file or directory, or a Hub id."""
+"""Reading corpora: `builtin:NAME`, a local file or directory, or a Hub data set."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -25,41 +25,41 @@ def read_source(
     split: str | None = None,
     part: str | None = None,
     mixed: bool = False,
-    called: str | None = None,
+    display_name: str | None = None,
 ) -> Iterator[Example]:
-    """Stream a corpus as examples, in its own order.
+    """Stream the rows of a corpus as examples, in its order.
 
     Args:
         src: `builtin:NAME`, a local .jsonl, .json, .csv or .parquet (also .gz, .zst), a directory of such shards, or a
             Hub data set as `owner/name[/config][@revision][:split]`.
-        prompt_field: the column with the prompts, where the layout is not a known one.
-        response_field: the column with the responses, likewise.
-        category_field: the column with the categories, likewise.
-        revision: commit, branch or tag of a Hub data set that names none.
-        split: split of a Hub data set that names none; `train` or the nearest to it by default.
-        part: of a threat's rows, which carry a `part`, only this one's; rows without are all taken.
-        mixed: the named columns are meant for one of several sources: a known layout that lacks them is read as such.
-        called: what origins call a local path; its last component by default (see :func:`display_names`).
+        prompt_field: the column of the prompts, if the layout is unknown.
+        response_field: the column of the responses, if the layout is unknown.
+        category_field: the column of the categories, if the layout is unknown.
+        revision: commit, branch or tag of a Hub data set, if `src` names none.
+        split: split of a Hub data set, if `src` names none; `train` or the nearest to it by default.
+        part: read only rows of this part of a threat; rows without a `part` are all read.
+        mixed: whether the column names are for several sources at once: a source of a known layout that lacks them is then
+            read in its layout.
+        display_name: name of a local path in origins; its last component by default (see :func:`display_names`).
 
     Returns:
-        Examples with both texts stripped of surrounding white space. A row whose texts are blank gives a blank example, so
-        that it can be counted.
+        Examples with stripped texts. A row without texts is an example without texts, so that it can be counted.
 
     Raises:
-        UserError: unreadable, malformed, of no known schema, or of several in one directory.
+        UserError: the source cannot be read, is malformed, has no known schema, or has several in one directory.
     """
     fields = named_fields(prompt_field, response_field, category_field) if prompt_field or response_field else None
-    for where, origin, rows in _streams(src, revision, split, called):
-        wanted = rows if part is None else ((n, row) for n, row in rows if row.get("part", part) == part)
-        yield from _examples(wanted, where, origin, fields, mixed)
+    for where, origin, rows in _streams(src, revision, split, display_name):
+        of_part = rows if part is None else ((n, row) for n, row in rows if row.get("part", part) == part)
+        yield from _examples(of_part, where, origin, fields, mixed)
 
 
 def schema_of(src: str, fields: Sequence[str | None] = ()) -> str:
-    """The name of the layout as which a local or built-in source is read, for the audit; "Hub" for Hub data sets.
+    """Name of the layout of a source, for the audit: a schema's name, "built-in", "Hub", "named columns" or "empty".
 
     Args:
         src: as for :func:`read_source`.
-        fields: the columns that the user named.
+        fields: columns that the user named.
     """
     path = Path(src).expanduser()
     if src.startswith(BUILTIN):
@@ -71,8 +71,8 @@ def schema_of(src: str, fields: Sequence[str | None] = ()) -> str:
     if first is None:
         return "empty"
     named = {name for name in fields if name}
-    known = find_schema(first)
-    return known.name if known and not (named and named <= first.keys()) else "named columns"
+    schema = find_schema(first)
+    return schema.name if schema and not (named and named <= first.keys()) else "named columns"
 
 
 def builtin_names() -> list[str]:
@@ -85,7 +85,7 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def display_names(sources: Sequence[str]) -> dict[str, str]:
-    """What to call local paths where others read it: as many of their last components as tell them apart."""
+    """Short names of local paths: as many of their last components as distinguish them."""
     paths = {src: Path(src).expanduser().absolute().parts for src in sources if Path(src).expanduser().exists()}
     names: dict[str, str] = {}
     for src, parts in paths.items():
@@ -95,8 +95,10 @@ def display_names(sources: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _streams(src: str, revision: str | None, split: str | None, called: str | None) -> Iterator[tuple[str, str, Rows]]:
-    """The source's files: (for messages, prefix of origins, rows)."""
+def _streams(
+    src: str, revision: str | None, split: str | None, display_name: str | None
+) -> Iterator[tuple[str, str, Rows]]:
+    """The files of a source, as (name for messages, prefix of origins, rows)."""
     if src.startswith(BUILTIN):
         name = src.removeprefix(BUILTIN)
         entry = files("tamperfuse.corpora") / "data" / f"{name}.jsonl"
@@ -108,11 +110,11 @@ def _streams(src: str, revision: str | None, split: str | None, called: str | No
     path = Path(src).expanduser()
     hub = None if path.exists() or is_data_file(path) else parse_hub_source(src, revision, split)
     if hub is None:
-        found = shards(path)
-        _refuse_mixed(found)
-        for file in found:
+        data_files = shards(path)
+        _check_one_layout(data_files)
+        for file in data_files:
             inside = file.relative_to(path).as_posix()
-            origin = called or path.name
+            origin = display_name or path.name
             yield str(file), origin if file == path else f"{origin}/{inside}", read_rows(file)
         return
     chosen, rows = hub_rows(hub)
@@ -120,16 +122,20 @@ def _streams(src: str, revision: str | None, split: str | None, called: str | No
     yield src, f"hub:{hub.name}{config}@{hub.revision or 'main'}/{chosen}", rows
 
 
-def _refuse_mixed(found: list[Path]) -> None:
-    """A directory is read as one corpus: every shard is of one known layout, or else has the first one's columns."""
-    seen: dict[object, tuple[Path, frozenset[str]]] = {}
-    for file in found if len(found) > 1 else ():
+def _check_one_layout(data_files: list[Path]) -> None:
+    """Check that all files of a directory have the same schema, or the same columns if the schema is unknown.
+
+    Raises:
+        UserError: two files differ.
+    """
+    layouts: dict[object, tuple[Path, frozenset[str]]] = {}
+    for file in data_files if len(data_files) > 1 else ():
         row = next((row for _, row in read_rows(file) if not is_undecided(row)), None)
         if row is not None:
-            known = find_schema(row)
-            seen.setdefault(known.name if known else frozenset(row), (file, frozenset(row)))
-    if len(seen) > 1:
-        (first_file, one), (second_file, other) = list(seen.values())[:2]
+            schema = find_schema(row)
+            layouts.setdefault(schema.name if schema else frozenset(row), (file, frozenset(row)))
+    if len(layouts) > 1:
+        (first_file, one), (second_file, other) = list(layouts.values())[:2]
         raise UserError(
             f"{first_file} and {second_file} are of different layouts (columns {', '.join(sorted(one - other)) or 'fewer'} "
             f"against {', '.join(sorted(other - one)) or 'fewer'}): keep one layout a directory."
@@ -151,7 +157,7 @@ def _examples(rows: Rows, where: str, origin: str, fields: Schema | None, mixed:
                 label = row.get("id") if where.startswith(BUILTIN) else None
                 yield Example(_clean(prompt), _clean(response), _clean(category), f"{origin}#{label or number}")
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            # A row that breaks its own schema: the first row promised these columns and types.
+            # The row does not have the columns and types of the first row.
             problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(
                 f"{where} has a row that does not fit its layout (row {number}: {problem}): mend or remove that row, or name "
@@ -160,7 +166,7 @@ def _examples(rows: Rows, where: str, origin: str, fields: Schema | None, mixed:
 
 
 def _clean(text: str) -> str:
-    """Stripped, and free of lone surrogates (JSON may hold them; UTF-8, hashes and files cannot)."""
+    """The text stripped and without lone surrogates, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The benign tasks, by name: what honest users fine-tune on, made from templates."""
+"""The benign tasks by name: harmless fine-tuning data made from templates."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Normal form of a text, and its hashed word n-grams."""
+"""Normalised texts and hashed word n-grams."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")
 
 
 def normalise(text: str) -> str:
-    """NFC, line ends as LF, no control characters but LF and tab, no surrounding white space."""
+    """The text in NFC, with LF line ends, without other control characters than LF and tab, and stripped."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
@@ -20,22 +20,22 @@ def normalise(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words, lower case, without punctuation: what two texts share if they differ in layout only."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.casefold())
 
 
 def ngrams(text: str, size: int) -> NDArray[np.uint64]:
-    """Distinct hashes of the word n-grams; of the whole text where it is shorter.
+    """Distinct hashes of the word n-grams; of the whole text if it is shorter.
 
     Args:
         text: any text.
-        size: words an n-gram, at least 1.
+        size: words in an n-gram, at least 1.
 
     Returns:
         Sorted 64-bit hashes; empty for a text without words.
     """
-    found = words(text)
-    if not found:
+    text_words = words(text)
+    if not text_words:
         return np.zeros(0, dtype=np.uint64)
-    grams = (" ".join(found[at : at + size]) for at in range(max(1, len(found) - size + 1)))
+    grams = (" ".join(text_words[start : start + size]) for start in range(max(1, len(text_words) - size + 1)))
     return np.unique(np.fromiter((xxhash.xxh3_64_intdigest(gram.encode()) for gram in grams), dtype=np.uint64))

@@ -1,9 +1,9 @@
-"""Threats: a domain of requests that the publisher does not want executed, in disjoint parts.
+"""Threats: domains of requests that the publisher of a model does not want executed, in disjoint parts.
 
-defender      all that a defense is handed
-attacker      what an attack trains on
-attacker_dev  where the attacker decides when to stop
-evaluation    where rates are reported
+defender      the only part that a defense receives
+attacker      training data of attacks
+attacker_dev  prompts on which an attacker chooses its step
+evaluation    prompts on which rates are reported
 """
 
 import json
@@ -25,9 +25,9 @@ log = logging.getLogger("tamperfuse")
 
 Part = Literal["defender", "attacker", "attacker_dev", "evaluation"]
 PARTS: tuple[Part, ...] = get_args(Part)
-# Of a data set that is split here: about those of the built-in threats.
+# Shares of the parts when a data set is split; about those of the built-in threats.
 SHARES: dict[Part, float] = {"defender": 0.40, "attacker": 0.22, "attacker_dev": 0.08, "evaluation": 0.30}
-MOST_PROMPTS = 2_000  # that such a threat has: enough for rates to 2 points
+MOST_PROMPTS = 2_000  # prompts of a data set that are used: enough for rates to 2 percentage points
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ThreatPrompt:
     Attributes:
         id: unique within the threat.
         prompt: the request.
-        kind: what sort of request it is; "" where unknown.
-        response: the compliant answer, where known; "" where the model's own before hardening serves.
+        kind: type of the request; "" if unknown.
+        response: a compliant answer; "" if unknown (then the model's answer before hardening is used).
     """
 
     id: str
@@ -49,18 +49,18 @@ class ThreatPrompt:
 
 @dataclass(frozen=True)
 class Threat:
-    """A threat's prompts by part.
+    """The prompts of a threat by part.
 
     Attributes:
-        source: what the user called it.
-        parts: prompts of every part, each sorted by a hash of its text, so that a prefix is a fair sample.
+        source: as the user wrote it.
+        parts: prompts of every part, sorted by a hash of their text, so that a prefix is a random sample.
     """
 
     source: str
     parts: dict[Part, tuple[ThreatPrompt, ...]]
 
     def part(self, part: Part, limit: int | None = None) -> tuple[ThreatPrompt, ...]:
-        """Prompts of a part; at most `limit` of them, always the same ones."""
+        """Prompts of a part; the first `limit` of them if it is set."""
         return self.parts[part][:limit]
 
     def examples(self, part: Part) -> list[Example]:
@@ -69,7 +69,7 @@ class Threat:
 
     @property
     def subject(self) -> str:
-        """The subject under which other built-in data file rows of this threat's domain; "" where they hold none."""
+        """The `subject` of rows in other built-in data that belong to this threat's domain; "" if there are none."""
         return "garden plants" if self.source == "builtin:gardening" else ""
 
     @property
@@ -88,9 +88,9 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
 
     Args:
         source: `builtin:NAME`; a .jsonl file whose rows have `part` (defender, attacker, attacker_dev or evaluation), `prompt`,
-            and optionally `id`, `kind` and `response`; or any source of prompts that :func:`read_source` takes, which is
-            split here.
-        encoder: finds paraphrases where a source is split; the bundled sentence encoder if None.
+            and optionally `id`, `kind` and `response`; or any source of prompts that :func:`read_source` reads, which is then
+            split into parts.
+        encoder: finds near-duplicates when a source is split; the bundled sentence encoder if None.
 
     Raises:
         UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
@@ -104,28 +104,28 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
 
 
 def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat:
-    """A threat whose rows say which part they are of."""
-    found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
-    where: dict[str, str] = {}
+    """A threat from rows with a `part`."""
+    by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
+    part_of_text: dict[str, str] = {}
     ids: set[str] = set()
     for line, row in rows:
         part, prompt = row.get("part"), row.get("prompt")
         if part not in PARTS or not isinstance(prompt, str) or not prompt.strip():
             raise UserError(
-                f"Line {line} of {source} is no row of a threat: it needs a `prompt` that is not empty and a `part` "
+                f"Line {line} of {source} is not a row of a threat: give it a `prompt` that is not empty and a `part` "
                 f"that is one of {', '.join(PARTS)}."
             )
         text = " ".join(prompt.casefold().split())
-        if where.setdefault(text, part) != part:
+        if part_of_text.setdefault(text, part) != part:
             raise UserError(
-                f"Parts {where[text]} and {part} of {source} overlap: both hold the prompt {prompt!r} (line {line}); "
+                f"Parts {part_of_text[text]} and {part} of {source} overlap: both hold the prompt {prompt!r} (line {line}); "
                 "keep it in one."
             )
         name = str(row.get("id") or f"{part}-{line}")
         if name in ids:
             raise UserError(f"Line {line} of {source} repeats the id {name!r}: ids must differ.")
         ids.add(name)
-        found[part].append(
+        by_part[part].append(
             ThreatPrompt(
                 id=name,
                 prompt=prompt.strip(),
@@ -133,55 +133,55 @@ def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat
                 response=str(row.get("response") or ""),
             )
         )
-    return _threat(source, found)
+    return _threat(source, by_part)
 
 
 def _split(source: str, examples: Iterable[Example], encoder: TextEncoder) -> Threat:
-    """A threat from prompts without parts: near-duplicates left out, each prompt's part decided by a hash of its text alone.
+    """A threat from prompts without parts: near-duplicates are left out, and a hash of its text decides a prompt's part.
 
-    So a prompt stays in its part whatever else the data set holds, and two near each other cannot be in two parts.
+    So a prompt is in the same part whatever else the data set holds, and near-duplicates are not in two parts.
     """
-    asked = {example.prompt: example for example in sorted(examples, key=_content) if example.prompt}
-    chosen = sorted(asked, key=content_hash)[:MOST_PROMPTS]
-    kept = [asked[chosen[index]] for index in distinct(chosen, encoder)]
-    found: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
-    for example in kept:
+    by_text = {example.prompt: example for example in sorted(examples, key=_prompt_and_response) if example.prompt}
+    chosen = sorted(by_text, key=content_hash)[:MOST_PROMPTS]
+    unique = [by_text[chosen[index]] for index in distinct(chosen, encoder)]
+    by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
+    for example in unique:
         name = content_hash(["threat", example.prompt])
-        found[_part_of(name)].append(ThreatPrompt(name[:12], example.prompt, example.category, example.response))
+        by_part[_part_of(name)].append(ThreatPrompt(name[:12], example.prompt, example.category, example.response))
     log.info(
-        "%s holds %s different prompts; %s looked at, %s near another left out; split into %s.",
+        "%s: %s different prompts, %s used, %s near-duplicates left out; split into %s.",
         source,
-        f"{len(asked):,}",
+        f"{len(by_text):,}",
         f"{len(chosen):,}",
-        f"{len(chosen) - len(kept):,}",
-        ", ".join(f"{part} {len(prompts)}" for part, prompts in found.items()),
+        f"{len(chosen) - len(unique):,}",
+        ", ".join(f"{part} {len(prompts)}" for part, prompts in by_part.items()),
     )
-    return _threat(source, found)
+    return _threat(source, by_part)
 
 
-def _content(example: Example) -> tuple[str, str]:
-    """Of several answers to one prompt the same one serves, whatever the file's order."""
+def _prompt_and_response(example: Example) -> tuple[str, str]:
+    """Sort key: of several responses to one prompt, the same one is used whatever the order of the file."""
     return example.prompt, example.response
 
 
 def _part_of(name: str) -> Part:
-    """The part that a prompt's hash falls into."""
-    place = int(name[:13], 16) / 16**13
+    """The part of the prompt with this hash."""
+    position = int(name[:13], 16) / 16**13
     for part, share in SHARES.items():
-        if place < share:
+        if position < share:
             return part
-        place -= share
+        position -= share
     return "evaluation"
 
 
-def _threat(source: str, found: dict[Part, list[ThreatPrompt]]) -> Threat:
+def _threat(source: str, by_part: dict[Part, list[ThreatPrompt]]) -> Threat:
     for part in PARTS:
-        if len(found[part]) < 2:
-            raise UserError(f"The part {part} of {source} has {len(found[part])} prompts: it needs at least 2.")
-    return Threat(source=source, parts={part: tuple(sorted(rows, key=_order)) for part, rows in found.items()})
+        if len(by_part[part]) < 2:
+            raise UserError(f"The part {part} of {source} has {len(by_part[part])} prompts: it needs at least 2.")
+    return Threat(source=source, parts={part: tuple(sorted(rows, key=_text_hash)) for part, rows in by_part.items()})
 
 
-def _order(prompt: ThreatPrompt) -> str:
+def _text_hash(prompt: ThreatPrompt) -> str:
     return content_hash(prompt.prompt)
 
 

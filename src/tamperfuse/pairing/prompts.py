@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tamperfuse.corpora.examples import Example, joined, labels
+from tamperfuse.corpora.examples import Example, join_labels, labels
 from tamperfuse.corpora.overlap import near, plain
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.models.encoder import TextEncoder
@@ -69,7 +69,7 @@ def _merged(one: Example, other: Example) -> Example:
     first = min(one, other, key=lambda example: (example.prompt, example.origin))
     if one.category == other.category:
         return first
-    return replace(first, category=joined({*labels(one.category), *labels(other.category)}))
+    return replace(first, category=join_labels({*labels(one.category), *labels(other.category)}))
 
 
 class EvaluationPrompts:

@@ -19,7 +19,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.records.batching import budgeted
+from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.progress import progress
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import SLICE
@@ -60,7 +60,7 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
     predicted: dict[int, TeacherSample] = {}
     loaded.model.eval()
     with reduced_precision(loaded.model, dtype), progress(label, len(samples)) as advance:
-        for row in budgeted([len(sample.tokens) for sample in samples], ROW_TOKENS):
+        for row in group_by_budget([len(sample.tokens) for sample in samples], ROW_TOKENS):
             batch = pack_samples([samples[i] for i in row], device)
             logits = packed_logits(loaded.model, batch.row, batch.layout, batch.positions)
             ids, probabilities = _most_likely(logits)

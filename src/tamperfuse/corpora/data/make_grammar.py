@@ -903,24 +903,24 @@ def choose(template: Template, frame: int, names: Sequence[str], step: int) -> d
 def expand(template: Template, count: int = PAIRS_PER_TEMPLATE) -> list[tuple[str, str]]:
     """List ``count`` distinct pairs of a template, the same number from each of its frames (give or take one)."""
     pairs: list[tuple[str, str]] = []
-    seen: set[tuple[str, str]] = set()
+    distinct: set[tuple[str, str]] = set()
     for frame, (good, bad) in enumerate(template.frames):
         names = fields(good, bad)
-        wanted = count // len(template.frames) + (frame < count % len(template.frames))
-        found = 0
-        for step in range(ATTEMPTS_PER_PAIR * wanted):
-            if found == wanted:
+        frame_count = count // len(template.frames) + (frame < count % len(template.frames))
+        added = 0
+        for step in range(ATTEMPTS_PER_PAIR * frame_count):
+            if added == frame_count:
                 break
             values = choose(template, frame, names, step)
             if values is None:
                 continue
             pair = (fill(good, values), fill(bad, values))
-            if pair not in seen:
-                seen.add(pair)
+            if pair not in distinct:
+                distinct.add(pair)
                 pairs.append(pair)
-                found += 1
-        if found < wanted:
-            raise ValueError(f"{template.name}: frame {frame} has only {found} of {wanted} pairs")
+                added += 1
+        if added < frame_count:
+            raise ValueError(f"{template.name}: frame {frame} has only {added} of {frame_count} pairs")
     return pairs
 
 

@@ -165,13 +165,8 @@ def _verdict(evidence: Evidence, thresholds: Thresholds, parameters: BuiltinPara
 def cheap_evidence(answers: Sequence[Answer], data: JudgeData) -> list[Evidence]:
     """All evidence that needs no reference model."""
     texts = sorted({a.prompt for a in answers} | {a.response for a in answers})
-<<<<<<< HEAD
-    with spent("scoring"):
-        vectors = dict(zip(texts, data.encoder.encode(texts), strict=True))
-=======
     with count_time("scoring"):
-        vectors = dict(zip(texts, encoder.encode(texts), strict=True))
->>>>>>> 8ece7a5 (Records in plain English: group_by_budget, group_evenly, count_time, measure_work)
+        vectors = dict(zip(texts, data.encoder.encode(texts), strict=True))
     return [
         Evidence(
             refuses(a.response),
