@@ -10,7 +10,9 @@ group: `tamperfuse.defenses`, `tamperfuse.attacks`, `tamperfuse.judges`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points, version
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -65,7 +67,6 @@ class Component(Generic[T, R]):
         parameters: its parameter model.
         traits: what the study has to know about it, as its decorator declared it.
         version: raised by its author when its results can change; part of every node's key.
-        distribution: name and version of the package that registered it; "" for tamperfuse's own.
     """
 
     name: str
@@ -73,7 +74,11 @@ class Component(Generic[T, R]):
     parameters: type[Parameters]
     traits: T
     version: int = 1
-    distribution: str = ""
+
+    @property
+    def distribution(self) -> str:
+        """Name and version of the plug-in that registered it; "" for tamperfuse's own and for those of a script."""
+        return plugin_of(self.run.__module__)
 
     @property
     def about(self) -> str:
@@ -119,25 +124,26 @@ class Registry(Generic[T, R]):
     kind: str
     group: str
     components: dict[str, Component[T, R]] = field(default_factory=dict)
-    _distribution: str = ""
     _entry_points_loaded: bool = False
 
     def register(
         self, name: str, parameters: type[Parameters], traits: T, version: int = 1
     ) -> Callable[[Callable[..., R]], Callable[..., R]]:
-        """Decorator that registers a function under a name.
+        """Decorator that registers a function under a name. The same function may be registered again (in a notebook).
 
         Raises:
-            ValueError: another function has that name.
+            UserError: another function has that name.
         """
 
         def add(run: Callable[..., R]) -> Callable[..., R]:
             present = self.components.get(name)
-            if present is not None and present.run.__module__ != run.__module__:
-                raise ValueError(
-                    f"{present.run.__module__} and {run.__module__} both register the {self.kind} {name!r}."
+            if present is not None and _place(present.run) != _place(run):
+                owners = [plugin_of(function.__module__) or function.__module__ for function in (present.run, run)]
+                raise UserError(
+                    f"The {self.kind} {name!r} is registered twice, by {owners[0]} and by {owners[1]}: rename one of them, or "
+                    "uninstall one of the two packages."
                 )
-            self.components[name] = Component(name, run, parameters, traits, version, self._distribution)
+            self.components[name] = Component(name, run, parameters, traits, version)
             return run
 
         return add
@@ -162,16 +168,50 @@ class Registry(Generic[T, R]):
         """Import the modules that other packages name; importing them runs their decorators."""
         if self._entry_points_loaded:
             return
-        self._entry_points_loaded = True
-        for point in entry_points(group=self.group):
-            package = point.dist.name if point.dist else point.module.partition(".")[0]
-            self._distribution = f"{package} {version(package)}" if point.dist else package
-            try:
-                point.load()
-            except Exception as error:
-                raise UserError(
-                    f"The plug-in {package} could not be imported ({type(error).__name__}: {error}): "
-                    f"update it, or remove it with: pip uninstall {package}"
-                ) from error
-            finally:
-                self._distribution = ""
+        self._entry_points_loaded = True  # a plug-in may look up components while it is imported
+        try:
+            for point in entry_points(group=self.group):
+                _import_plugin(point)
+        except UserError:
+            self._entry_points_loaded = False
+            raise
+
+
+def _import_plugin(point: EntryPoint) -> None:
+    try:
+        point.load()
+    except UserError:
+        raise
+    except Exception as error:
+        package = point.dist.name if point.dist else point.module
+        raise UserError(
+            f"The plug-in {package} could not be imported ({type(error).__name__}: {' '.join(str(error).split())}): update it, "
+            f"or remove it with: pip uninstall {package}"
+        ) from error
+
+
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
+@cache
+def plugin_of(module: str) -> str:
+    """Name and version of the installed plug-in that a module belongs to; "" for a module of no plug-in.
+
+    It is looked up by the module's name: one plug-in may register components of several kinds when one of its modules is
+    imported, and may have been imported before any registry looked for plug-ins.
+
+    Args:
+        module: its full name.
+    """
+    if module.partition(".")[0] == __name__.partition(".")[0]:
+        return ""
+    points = entry_points()
+    best, name = 0, ""
+    for group in sorted(points.groups):
+        for point in points.select(group=group) if group.startswith("tamperfuse.") else ():
+            pairs = zip(module.split("."), point.module.split("."), strict=False)
+            common = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            if point.dist is not None and common > best:
+                best, name = common, f"{point.dist.name} {point.dist.version}"
+    return name
