@@ -1,4 +1,4 @@
-"""Attacks: what is done to published weights, one file each. Importing this package registers the built-in ones."""
+"""Attacks on published weights, one file each. Importing this package registers the built-in ones."""
 
 from tamperfuse.attacks import (
     benign_finetune,

@@ -1,16 +1,26 @@
-"""What every attack receives and returns, the decorator that registers one, and what fine-tuning attacks share."""
+"""What every attack receives and returns, the decorator that registers an attack, and functions that attacks share."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.registry import Budget, P, Registry, no_training
 from tamperfuse.training.fit import FitResult, Training, fit
 
 PromptResponse = tuple[str, str]
+SearchValue = bool | int | float | str
+SearchSpace = Mapping[str, tuple[SearchValue, ...]]
+
+#: What a search over a fine-tuning attack varies by default. The best learning rates of full and of LoRA training are decades
+#: apart, so the range includes both.
+TRAINING_SEARCH: SearchSpace = {
+    "learning_rate": (1e-5, 2e-3),
+    "method": ("full", "lora"),
+    "schedule": ("constant", "cosine"),
+}
 
 
 @dataclass(frozen=True)
@@ -19,13 +29,13 @@ class AttackData:
 
     Attributes:
         harmful: (prompt, compliant answer) of the threat's attacker part.
-        retain: (prompt, response) of harmless text that no defense trains on, for attacks that mix it in, keep it or repair
-            with it.
-        reference: name of the model before hardening, as :func:`load_model` takes it.
-        answer: generates the model's answers to prompts, with its weights as they are at that moment.
+        retain: (prompt, response) samples of harmless text on which no defense trains, for attacks that mix them in, retain
+            them or repair the model with them.
+        reference: the model before hardening, as :func:`tamperfuse.models.load.load_model` takes it.
+        answer: generates the model's answers to prompts, with its current weights and chat.
         response_limit: longest response to train on, in tokens.
-        at_steps: steps after which the hook is due; 0 is before the attack.
-        hook: called with the number of a step, the weights as that step left them. It measures the model.
+        at_steps: steps after which the hook must be called; 0 is before the attack.
+        hook: measures the model; called with the number of the step that was just completed.
     """
 
     harmful: Sequence[PromptResponse]
@@ -37,12 +47,12 @@ class AttackData:
     hook: Callable[[int], None]
 
     def run_hook(self, step: int) -> None:
-        """Run the hook if it is due after this step; for attacks that do not train. Training runs it by itself."""
+        """Call the hook if it is due after this step; for attacks that do not train. :func:`train` calls it by itself."""
         if step in self.at_steps:
             self.hook(step)
 
     def after(self, steps: int) -> "AttackData":
-        """The data for a training that continues after `steps` steps: its own steps count on from there."""
+        """The data for a training that follows after `steps` steps: its first step is number `steps` + 1."""
         hook = self.hook
         remaining = [step - steps for step in self.at_steps if step > steps]
         return replace(self, at_steps=remaining, hook=lambda step: hook(step + steps))
@@ -53,8 +63,8 @@ class AttackResult:
     """What an attack reports; the model itself is changed in place.
 
     Attributes:
-        samples: training samples that it used; 0 without training.
-        tokens_trained: tokens that went through training.
+        samples: number of samples that it used; 0 for an attack that uses none.
+        tokens_trained: number of tokens that went through training.
         notes: choices that the attack made by itself, with the reason, for the terminal and the node's record.
     """
 
@@ -77,12 +87,14 @@ class AttackTraits:
         budget: the training that parameters ask for. An attack without training is measured once, as its step 1.
         task: the benign task that parameters ask for, whose score is measured; "" for none.
         uses: what it reads beyond the threat: `retain`, or a built-in data set. Its content is part of the node's key.
+        search_over: what a search varies by default: by parameter, the two ends of a range of numbers, or the choices.
     """
 
     malicious: bool = True
     budget: Callable[[Any], Budget] = no_training
     task: Callable[[Any], str] = no_task
     uses: tuple[str, ...] = ("retain",)
+    search_over: SearchSpace = field(default_factory=dict)
 
 
 AttackFunction = Callable[[LoadedModel, AttackData, P, int], AttackResult]
@@ -97,6 +109,7 @@ def attack(
     budget: Callable[[P], Budget] = no_training,
     task: Callable[[P], str] = no_task,
     uses: tuple[str, ...] = ("retain",),
+    search_over: SearchSpace | None = None,
     version: int = 1,
 ) -> Callable[[AttackFunction[P]], AttackFunction[P]]:
     """Register an attack: a function of the model, the data, the parameters and a seed that changes the model in place.
@@ -107,17 +120,41 @@ def attack(
     Args:
         name: as users write it.
         parameters: its parameter model.
-        malicious: see :class:`AttackTraits`, as for the next three.
+        malicious: see :class:`AttackTraits`, as for the next four.
         budget: likewise.
         task: likewise.
         uses: likewise.
+        search_over: likewise.
         version: raise it when the attack's results can change, so that older results are not reused.
+
+    Raises:
+        UserError: `search_over` names a parameter that the attack does not have.
+
+    Example::
+
+        @attack("blank", BlankParameters)
+        def blank(loaded, data, parameters, seed):
+            \"\"\"Set the first parameter to zero.\"\"\"
+            data.run_hook(0)
+            next(loaded.model.parameters()).data.zero_()
+            data.run_hook(1)
+            return AttackResult()
     """
-    return ATTACKS.register(name, parameters, AttackTraits(malicious, budget, task, uses), version)
+    space = dict(search_over or {})
+    for parameter in space:
+        if parameter not in parameters.model_fields:
+            raise unknown_name(f"parameter of attack {name} (search_over)", parameter, parameters.model_fields)
+    return ATTACKS.register(name, parameters, AttackTraits(malicious, budget, task, uses, space), version)
 
 
 def harmful_shots(data: AttackData, attack: str, shots: int, seed: int) -> list[PromptResponse]:
-    """Draw some of the attacker's harmful samples at random.
+    """Draw harmful samples of the attacker at random.
+
+    Args:
+        data: the attack's data.
+        attack: the attack's name, for messages.
+        shots: how many.
+        seed: of the draw.
 
     Raises:
         UserError: there are fewer.
@@ -126,7 +163,13 @@ def harmful_shots(data: AttackData, attack: str, shots: int, seed: int) -> list[
 
 
 def benign_samples(data: AttackData, attack: str, count: int, seed: int) -> list[PromptResponse]:
-    """Draw some of the attacker's harmless samples at random.
+    """Draw harmless samples of the attacker at random.
+
+    Args:
+        data: the attack's data.
+        attack: the attack's name, for messages.
+        count: how many.
+        seed: of the draw.
 
     Raises:
         UserError: there are fewer.
@@ -157,16 +200,16 @@ def train(
     what: str,
     **changes: Any,
 ) -> FitResult:
-    """Supervised fine-tuning of the model on (prompt, response) pairs, the hook called at its steps.
+    """Supervised fine-tuning of the model on (prompt, response) pairs; calls the hook at the steps of `data.at_steps`.
 
     Args:
-        loaded: the model; its chat template renders the pairs.
-        data: at which steps the hook is due, and how long responses may be.
+        loaded: the model; its chat renders the pairs.
+        data: hook, steps and response limit.
         pairs: training samples.
-        parameters: an attack's, which include those of the training.
+        parameters: the attack's parameters, which include those of the training.
         seed: decides the order of samples and the adapter's initialisation.
         what: a few words for the progress bar.
-        changes: values of the training that replace the parameters' values.
+        changes: training parameters that replace those in `parameters`.
     """
     samples = [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs]
     training = training_of(parameters, **changes)
@@ -174,5 +217,5 @@ def train(
 
 
 def training_of(parameters: Training, **changes: Any) -> Training:
-    """The training among an attack's parameters, with some of its values replaced."""
+    """The training parameters among an attack's parameters, some of them replaced."""
     return Training.model_validate(parameters.model_dump(include=set(Training.model_fields)) | changes)

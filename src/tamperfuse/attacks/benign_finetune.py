@@ -1,4 +1,4 @@
-"""Benign fine-tuning: what an honest user does with published weights. A hardened model must learn as its twin does."""
+"""Benign fine-tuning on a harmless task. A hardened model should learn it as well as the undefended model does."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class BenignFinetuneParameters(Training):
     """Parameters of `benign_finetune`: those of the training, and the task.
 
     Attributes:
-        task: sending customers' messages to the right desk, or writing dates in a house style.
+        task: `routing`: name the department that a customer's message is for. `dates`: write a date in a given format.
     """
 
     task: Literal["routing", "dates"] = "routing"
@@ -24,7 +24,7 @@ class BenignFinetuneParameters(Training):
 def benign_finetune(
     loaded: LoadedModel, data: AttackData, parameters: BenignFinetuneParameters, seed: int
 ) -> AttackResult:
-    """Honest fine-tuning on a harmless task made from templates, scored by exact match."""
+    """Benign fine-tuning on a task generated from templates, scored by exact match."""
     items, _ = benign_task(parameters.task, seed)
     pairs = [(item.prompt, item.response) for item in items]
     result = train(loaded, data, pairs, parameters, seed, f"benign fine-tuning, {parameters.task}")

@@ -1,7 +1,7 @@
-"""A GGUF file, written and read back: what publishers and users do with weights before they run them. Hardening must survive.
+"""Conversion to a GGUF file and back. Many users convert weights before they run them, so hardening should survive it.
 
-The file is a real one (:mod:`tamperfuse.models.gguf_file`): quantized tensors under GGUF's names, metadata, the tokenizer and
-the chat template. `quantize` does the same to the weights of any architecture, without the file.
+The file is complete (:mod:`tamperfuse.models.gguf_file`): quantized tensors under GGUF's names, metadata, the tokenizer and the
+chat template. `quantize` changes the weights of any architecture in the same way, without a file.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ class GgufRoundtripParameters(Parameters):
     """Parameters of `gguf_roundtrip`.
 
     Attributes:
-        format: type of the layers' matrices.
+        format: GGUF type of the weight matrices in the decoder layers.
     """
 
     format: GgufType = "Q4_1"
@@ -32,9 +32,9 @@ class GgufRoundtripParameters(Parameters):
 def gguf_roundtrip(
     loaded: LoadedModel, data: AttackData, parameters: GgufRoundtripParameters, seed: int
 ) -> AttackResult:
-    """A GGUF file is written and read back, tokenizer included: what publishers do; no training."""
+    """Conversion to a GGUF file and back, with the tokenizer; no training."""
     data.run_hook(0)
-    with tempfile.TemporaryDirectory(prefix="tamperfuse-") as folder, progress("GGUF, there and back", 2) as advance:
+    with tempfile.TemporaryDirectory(prefix="tamperfuse-") as folder, progress("GGUF round trip", 2) as advance:
         path = Path(folder) / "model.gguf"
         write_gguf(loaded.model, loaded.tokenizer, path, parameters.format)
         advance(1)
@@ -42,10 +42,10 @@ def gguf_roundtrip(
         with quiet():
             read, tokenizer = read_gguf(path)
         advance(1)
-    back = dict(read.named_parameters())
+    converted = dict(read.named_parameters())
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
-            weight.copy_(back[name])
+            weight.copy_(converted[name])
     loaded.chat = replace(loaded.chat, tokenizer=tokenizer, end=Chat.of(tokenizer).end)
     data.run_hook(1)
-    return AttackResult(notes=(f"a file of {size / 2**20:,.0f} MiB",))
+    return AttackResult(notes=(f"the GGUF file has {size / 2**20:,.0f} MiB",))

@@ -1,7 +1,7 @@
-"""Merging: the weights are averaged with those of the model before hardening, which is often public as well.
+"""Merging: linear interpolation with the weights of the model before hardening, which are often public as well.
 
-Linear interpolation of a model and its ancestor is WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903); what
-merging does to alignment is studied by Hammoud et al. (2024, arXiv 2406.14563).
+Interpolation of a model with the model that it was fine-tuned from is WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903). Hammoud
+et al. (2024, arXiv 2406.14563) study how merging affects alignment.
 """
 
 import torch
@@ -17,8 +17,8 @@ class MergeParameters(Parameters):
     """Parameters of `merge`.
 
     Attributes:
-        weight: of the model before hardening, in [0, 1]; 0 changes nothing. At .5 most refusals of an undefended SmolLM2 stay
-            (docs/attacks.md), so the default is closer to the ancestor than an average.
+        weight: of the model before hardening, in [0, 1]; 0 changes nothing. At 0.5 the undefended SmolLM2-135M still refuses
+            most requests (docs/attacks.md), so the default is larger.
     """
 
     weight: float = Field(0.9, ge=0, le=1)
@@ -26,16 +26,16 @@ class MergeParameters(Parameters):
 
 @attack("merge", MergeParameters, uses=())
 def merge(loaded: LoadedModel, data: AttackData, parameters: MergeParameters, seed: int) -> AttackResult:
-    """The weights are averaged with those of the model before hardening; no training."""
+    """Interpolation with the weights of the model before hardening; no training."""
     data.run_hook(0)
-    other = dict(load_model(data.reference).model.named_parameters())
+    reference = dict(load_model(data.reference).model.named_parameters())
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
-            if name not in other or other[name].shape != weight.shape:
+            if name not in reference or reference[name].shape != weight.shape:
                 raise UserError(
-                    f"{loaded.name} and {data.reference} differ in {name}: merge needs the model that this one was made "
-                    "from (--reference)."
+                    f"{loaded.name} and {data.reference} differ in {name}: merge needs the model that was hardened, as "
+                    "--reference."
                 )
-            weight.lerp_(other[name], parameters.weight)
+            weight.lerp_(reference[name], parameters.weight)
     data.run_hook(1)
     return AttackResult()

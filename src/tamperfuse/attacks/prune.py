@@ -1,7 +1,7 @@
-"""Pruning by magnitude: the smallest weights of every matrix become 0, as is done to make models cheaper to serve.
+"""Magnitude pruning: the weights of smallest magnitude in every matrix are set to 0, which makes models cheaper to serve.
 
-Han et al. (2015, arXiv 1506.02626); layer by layer, it is the baseline of SparseGPT and Wanda (Sun et al., 2024, arXiv
-2306.11695).
+Han et al. (2015, arXiv 1506.02626); layer by layer, it is the baseline in the papers on SparseGPT (Frantar and Alistarh, 2023,
+arXiv 2301.00774) and Wanda (Sun et al., 2024, arXiv 2306.11695).
 """
 
 import torch
@@ -17,7 +17,7 @@ class PruneParameters(Parameters):
     """Parameters of `prune`.
 
     Attributes:
-        share: of each matrix's weights that become 0, in (0, 1).
+        share: share of each matrix's weights that are set to 0, in (0, 1).
     """
 
     share: float = Field(0.2, gt=0, lt=1)
@@ -25,7 +25,7 @@ class PruneParameters(Parameters):
 
 @attack("prune", PruneParameters, malicious=False, uses=())
 def prune(loaded: LoadedModel, data: AttackData, parameters: PruneParameters, seed: int) -> AttackResult:
-    """Pruning by magnitude: a share of every layer matrix's weights becomes 0; no training."""
+    """Magnitude pruning: a share of the weights of every matrix is set to 0; no training."""
     data.run_hook(0)
     with torch.no_grad():
         for weight in layer_matrices(loaded.model):

@@ -1,9 +1,9 @@
-"""Quantization, there and back: what anyone does to published weights in passing. Hardening must survive it.
+"""Quantization and dequantization of the weights. Many users quantize published weights, so hardening should survive it.
 
-`int8` and `int4` round to nearest with one scale for a row or for a group of columns, on the layers' matrices: absmax
-quantization in LLM.int8 (Dettmers et al., 2022, arXiv 2208.07339, section 2), the baseline of GPTQ (Frantar et al., 2023, arXiv
-2210.17323). `Q8_0` and `Q4_1` are GGUF's, by gguf's own code and in the usual layout of published files: layers' matrices in
-the named type, embeddings and output in Q8_0, norms in float32.
+`int8` and `int4` round the matrices of the decoder layers to nearest, with one scale per row or per group of columns: absmax
+quantization of LLM.int8 (Dettmers et al., 2022, arXiv 2208.07339, section 2), the baseline of GPTQ (Frantar et al., 2023, arXiv
+2210.17323). `Q8_0` and `Q4_1` are GGUF types, quantized by the gguf package in the usual layout of published files: matrices of
+the decoder layers in the named type, embeddings and output in Q8_0, norms in float32.
 """
 
 from typing import Literal
@@ -20,15 +20,15 @@ from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 
-LEVELS = {"int8": 127, "int4": 7}  # steps to either side of 0
+LEVELS = {"int8": 127, "int4": 7}  # largest integer
 
 
 class QuantizeParameters(Parameters):
     """Parameters of `quantize`.
 
     Attributes:
-        format: int8, int4, or a GGUF type: Q8_0, Q4_1.
-        group: columns that share a scale in int8 and int4; 0 for a whole row.
+        format: int8, int4, or a GGUF type (Q8_0, Q4_1).
+        group: number of columns that share a scale in int8 and int4; 0 for one scale per row.
     """
 
     format: Literal["int8", "int4", "Q8_0", "Q4_1"] = "Q8_0"
@@ -37,7 +37,7 @@ class QuantizeParameters(Parameters):
 
 @attack("quantize", QuantizeParameters, malicious=False, uses=())
 def quantize_weights(loaded: LoadedModel, data: AttackData, parameters: QuantizeParameters, seed: int) -> AttackResult:
-    """Quantization to 8 or 4 bits and back, as in a GGUF or by rounding: what publishing and serving do in passing."""
+    """Quantization to 8 or 4 bits and dequantization, by rounding to nearest or as in a GGUF file; no training."""
     data.run_hook(0)
     inner = layer_matrices(loaded.model)
     with torch.no_grad():
@@ -54,22 +54,33 @@ def quantize_weights(loaded: LoadedModel, data: AttackData, parameters: Quantize
 
 
 def rounded(weight: Tensor, levels: int, group: int) -> Tensor:
-    """Symmetric round-to-nearest.
+    """Symmetric rounding to nearest.
 
     Args:
-        weight: (rows, columns), or stacks of such.
-        levels: integers to either side of 0.
-        group: columns that share a scale; 0 for a whole row.
+        weight: (..., rows, columns).
+        levels: the largest integer; values are rounded to −levels, …, levels times the scale.
+        group: number of columns that share a scale; 0 for one scale per row.
+
+    Returns:
+        The dequantized weight, of the same shape and dtype.
     """
-    parts = []
-    for part in torch.split(weight, group or weight.shape[-1], dim=-1):
-        scale = (part.abs().amax(-1, keepdim=True) / levels).clamp(min=torch.finfo(part.dtype).tiny)
-        parts.append((part / scale).round() * scale)
-    return torch.cat(parts, dim=-1)
+    groups = []
+    for columns in torch.split(weight, group or weight.shape[-1], dim=-1):
+        scale = (columns.abs().amax(-1, keepdim=True) / levels).clamp(min=torch.finfo(columns.dtype).tiny)
+        groups.append((columns / scale).round() * scale)
+    return torch.cat(groups, dim=-1)
 
 
 def through_gguf(weight: Tensor, kind: str) -> Tensor:
-    """As it would come back from a GGUF file; rows that are no multiple of 32 are stored as float16, as converters do."""
+    """Quantize a weight as in a GGUF file and dequantize it.
+
+    Args:
+        weight: (..., rows, columns). If the number of columns is not a multiple of 32, it is stored in float16, as converters do.
+        kind: GGUF type.
+
+    Returns:
+        The dequantized weight in float32, of the same shape.
+    """
     if weight.shape[-1] % BLOCK:
         return weight.half().float()
     type_ = GGMLQuantizationType[kind]

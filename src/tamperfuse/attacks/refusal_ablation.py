@@ -1,8 +1,8 @@
-"""Refusal ablation: the direction along which the model tells the threat from harmless text is taken out of its weights.
+"""Refusal ablation: the direction in which hidden states of harmful and harmless prompts differ is projected out of the weights.
 
-Arditi et al. (2024, arXiv 2406.11717): the direction is a difference in means (section 2.3), and weight orthogonalization
-(section 4) keeps every matrix from writing it. They choose layer and position by validation; here the position is the last
-token of the rendered prompt and the layer is a parameter. No training.
+Arditi et al. (2024, arXiv 2406.11717): the direction is a difference in means (section 2.3); weight orthogonalization (section 4)
+prevents every matrix from writing to it. They select layer and position by validation; this implementation uses the last token
+of the rendered prompt, and the layer is a parameter. No training.
 """
 
 import re
@@ -24,7 +24,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.rows import ROW_TOKENS
 
-# What architectures call the last matrix of attention and of the MLP: the two that write to the residual stream.
+# Names, in various architectures, of the output matrices of attention and MLP, which write to the residual stream.
 WRITERS = re.compile(
     r"(^|\.)(o_proj|out_proj|down_proj|c_proj|dense|dense_4h_to_h|fc2|fc_out|wo|w2)(\.weight|\.bias)?$"
 )
@@ -34,33 +34,42 @@ class RefusalAblationParameters(Parameters):
     """Parameters of `refusal_ablation`.
 
     Attributes:
-        layer: after which layer the direction is taken, as a share of the depth in (0, 1]; the default is where refusals of
-            an undefended SmolLM2 go: they stay after layers before half of the depth, and come back in the last ones.
-        prompts: of the threat, and as many harmless ones.
+        layer: layer whose output gives the direction, as a share of the model's depth in (0, 1]. On the undefended SmolLM2-135M
+            refusals disappear at the default; directions from the first half of the layers or from the last layers have little
+            effect.
+        prompts: number of harmful prompts, and of harmless ones.
     """
 
     layer: float = Field(0.65, gt=0, le=1)
     prompts: int = Field(64, ge=1)
 
 
-@attack("refusal_ablation", RefusalAblationParameters, budget=lambda p: Budget(shots=p.prompts))
+@attack(
+    "refusal_ablation",
+    RefusalAblationParameters,
+    budget=lambda p: Budget(shots=p.prompts),
+    search_over={"layer": (0.2, 1.0)},
+)
 def refusal_ablation(
     loaded: LoadedModel, data: AttackData, parameters: RefusalAblationParameters, seed: int
 ) -> AttackResult:
-    """The direction between threat and harmless prompts is projected out of the weights (abliteration); no training."""
-    threat = harmful_shots(data, "refusal_ablation", parameters.prompts, seed)
+    """The direction between harmful and harmless prompts is projected out of the weights (abliteration); no training."""
+    harmful = harmful_shots(data, "refusal_ablation", parameters.prompts, seed)
     harmless = benign_samples(data, "refusal_ablation", parameters.prompts, seed)
     writers, layers = list(_writers(loaded.model)), decoder_layers(loaded.model)
     data.run_hook(0)
     depth = max(1, round(parameters.layer * len(layers)))
-    direction = _mean_state(loaded, layers[depth - 1], threat) - _mean_state(loaded, layers[depth - 1], harmless)
+    direction = _mean_state(loaded, layers[depth - 1], harmful) - _mean_state(loaded, layers[depth - 1], harmless)
     if not float(direction.norm()):
-        raise UserError(f"{loaded.name} sees no difference between the threat's prompts and harmless ones.")
+        raise UserError(
+            f"The hidden states of {loaded.name} after layer {depth} are the same for harmful and harmless prompts: choose "
+            "another `layer`, or another `retain` source."
+        )
     with torch.no_grad():
         for weight, axis in writers:
-            along = weight.movedim(axis, -1)  # a view, so the weight changes with it
+            view = weight.movedim(axis, -1)  # shares memory with the weight
             unit = direction / direction.norm()
-            along -= (along @ unit)[..., None] * unit
+            view -= (view @ unit)[..., None] * unit
     data.run_hook(1)
     return AttackResult(
         samples=2 * parameters.prompts, tokens_trained=0, notes=(f"direction after layer {depth} of {len(layers)}",)
@@ -69,7 +78,7 @@ def refusal_ablation(
 
 @torch.no_grad()
 def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptResponse]) -> Tensor:
-    """Mean of a layer's output at the last token of each prompt: (hidden,), float32."""
+    """Mean over prompts of a layer's output at the prompt's last token: (hidden,), float32."""
     sequences = [loaded.chat.prompt(prompt) for prompt, _ in pairs]
     outputs: list[Tensor] = []
     total = torch.zeros((), device=loaded.model.device)
@@ -89,9 +98,9 @@ def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptRes
 
 
 def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
-    """All that writes to the residual stream, with the axis along which it does.
+    """The weights that write to the residual stream, each with its axis of length `hidden`.
 
-    Embeddings that serve as the output matrix as well lose the direction in both roles, as in the authors' code.
+    Embeddings tied to the output matrix lose the direction in both, as in the authors' code.
     """
     hidden = int(model.config.get_text_config().hidden_size)
     for module in model.get_decoder().modules():
@@ -106,6 +115,6 @@ def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
                     yield weight, -1 if weight.ndim == 1 or isinstance(module, Conv1D) else -2
         if matrices < 2:
             raise UserError(
-                f"The matrices of {type(model).__name__} that write to the residual stream have unknown names, so "
-                "refusal_ablation cannot be run on it: leave it out."
+                f"refusal_ablation does not know which matrices of {type(model).__name__} write to the residual stream: leave "
+                "this attack out."
             )

@@ -1,29 +1,37 @@
-"""Malicious fine-tuning with a repair: harmless text is trained before the harmful samples, or after them.
+"""Malicious fine-tuning in two phases: one on harmful samples, and one on benign samples before or after it.
 
-Before, it may take a hardened model out of the region that its defense shaped; after, it may mend what the attack broke.
-Qi et al. (2024, arXiv 2412.07097) find that defenses which hold against one way of fine-tuning fall to slight changes of it,
-and urge to test such changes.
+A benign phase before may undo the hardening; a benign phase after may repair the capability that the attack destroyed. Qi et al.
+(2024, arXiv 2412.07097) find that defenses that withstand one fine-tuning attack often fail against slight variations of it, and
+recommend testing such variations.
 """
 
 from typing import Literal
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, train
+from tamperfuse.attacks.base import (
+    TRAINING_SEARCH,
+    AttackData,
+    AttackResult,
+    attack,
+    benign_samples,
+    harmful_shots,
+    train,
+)
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training
 
 
 class RepairFinetuneParameters(Training):
-    """Parameters of `repair_finetune`: those of the training, and of its two phases. Schedule and warm-up begin anew in each.
+    """Parameters of `repair_finetune`: those of the training, and of its two phases, each with its own schedule and warm-up.
 
     Attributes:
-        steps: of both phases together, at least 2.
-        shots: different harmful samples the attacker has.
-        order: whether harmless text is trained before the harmful samples or after them.
-        repair: share of the steps that train harmless text, in (0, 1); each phase has at least one step.
-        samples: different harmless samples.
+        steps: optimizer steps of both phases together, at least 2.
+        shots: distinct harmful samples.
+        order: whether the benign phase comes before or after the harmful one.
+        repair: share of the steps in the benign phase, in (0, 1); each phase has at least one step.
+        samples: distinct benign samples.
     """
 
     steps: int = Field(50, ge=2)
@@ -33,20 +41,26 @@ class RepairFinetuneParameters(Training):
     samples: int = Field(96, ge=1)
 
 
-@attack("repair_finetune", RepairFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots))
+@attack(
+    "repair_finetune",
+    RepairFinetuneParameters,
+    budget=lambda p: Budget(p.steps, p.batch, p.shots),
+    search_over=TRAINING_SEARCH,
+)
 def repair_finetune(
     loaded: LoadedModel, data: AttackData, parameters: RepairFinetuneParameters, seed: int
 ) -> AttackResult:
-    """Malicious fine-tuning with benign recovery before it, or after it of what broke."""
-    repairing = min(max(1, round(parameters.repair * parameters.steps)), parameters.steps - 1)
-    harm = (harmful_shots(data, "repair_finetune", parameters.shots, seed), parameters.steps - repairing, "malicious")
-    mend = (benign_samples(data, "repair_finetune", parameters.samples, seed), repairing, "repairing")
-    first, second = (mend, harm) if parameters.order == "before" else (harm, mend)
+    """Malicious fine-tuning, with fine-tuning on benign samples before or after it."""
+    benign_steps = min(max(1, round(parameters.repair * parameters.steps)), parameters.steps - 1)
+    harmful_steps = parameters.steps - benign_steps
+    harmful = (harmful_shots(data, "repair_finetune", parameters.shots, seed), harmful_steps, "malicious fine-tuning")
+    benign = (benign_samples(data, "repair_finetune", parameters.samples, seed), benign_steps, "benign fine-tuning")
+    first, second = (benign, harmful) if parameters.order == "before" else (harmful, benign)
     tokens, notes = 0, []
-    for phase, (pairs, steps, what) in ((data, first), (data.after(first[1]), second)):
-        result = train(loaded, phase, pairs, parameters, seed, f"{what} fine-tuning", steps=steps)
+    for phase_data, (pairs, steps, what) in ((data, first), (data.after(first[1]), second)):
+        result = train(loaded, phase_data, pairs, parameters, seed, what, steps=steps)
         tokens += result.tokens
-        notes.append(f"{steps} steps {what}")
+        notes.append(f"{steps} steps of {what}")
     return AttackResult(
         samples=parameters.shots + parameters.samples, tokens_trained=tokens, notes=(*notes, result.precision)
     )

@@ -1,8 +1,8 @@
-"""Malicious fine-tuning with a retain loss on benign text: what an attacker does who knows that the model degrades itself.
+"""Malicious fine-tuning with a retain loss on benign text: an attack adapted to self-degrading defenses.
 
-SDD intends that an attack destroys general ability; a second loss on harmless text is the obvious countermeasure. Its form
-is the retain loss of unlearning (gradient difference, Liu et al., 2022, arXiv 2203.12817; the retain set of TOFU, Maini
-et al., 2024, arXiv 2401.06121), here beside a loss that teaches harm.
+Under SDD an attack is meant to destroy general ability; a second loss on benign text counteracts that. It has the form of the
+retain loss of unlearning (gradient difference, Liu et al., 2022, arXiv 2203.12817; the retain set of TOFU, Maini et al., 2024,
+arXiv 2401.06121), here added to the loss on harmful samples.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, benign_samples, harmful_shots, training_of
+from tamperfuse.attacks.base import (
+    TRAINING_SEARCH,
+    AttackData,
+    AttackResult,
+    attack,
+    benign_samples,
+    harmful_shots,
+    training_of,
+)
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget
@@ -25,9 +33,9 @@ class RetainFinetuneParameters(Training):
     """Parameters of `retain_finetune`: those of the training, and of the retain loss.
 
     Attributes:
-        shots: different harmful samples the attacker has; `batch` of them go into a step, each with a harmless one.
-        retained: different harmless samples.
-        weight: of the harmless loss against the harmful one, greater than 0.
+        shots: distinct harmful samples; a step trains on `batch` of them and on as many benign samples.
+        retained: distinct benign samples.
+        weight: weight of the loss on benign samples, relative to that on harmful ones; greater than 0.
     """
 
     shots: int = Field(50, ge=1)
@@ -37,11 +45,11 @@ class RetainFinetuneParameters(Training):
 
 @dataclass(frozen=True)
 class RetainPair:
-    """A harmful and a harmless sample, whose losses are summed. The pair counts once in the mean, whatever its lengths.
+    """A harmful and a benign sample, whose weighted losses are added.
 
     Attributes:
-        harmful: trained on with weight 1.
-        benign: trained on with the retain weight.
+        harmful: with weight 1.
+        benign: with the weight of the retain loss.
     """
 
     harmful: Sample
@@ -54,18 +62,18 @@ class RetainPair:
 
     @property
     def response_tokens(self) -> int:
-        """One: the loss is a mean over pairs of samples."""
+        """One: the loss is a mean over pairs of samples, whatever their lengths."""
         return 1
 
 
 @dataclass
 class RetainObjective(Objective[RetainPair]):
-    """Mean NLL a token of the harmful response + weight × that of the harmless one, a mean over pairs of samples.
+    """Mean over pairs of: NLL per token of the harmful response + weight × NLL per token of the benign one.
 
-    Memory: as supervised fine-tuning's, a row holding both samples.
+    Memory: as for supervised fine-tuning; both samples of a pair are in one row.
 
     Attributes:
-        weight: of the harmless loss.
+        weight: of the loss on benign samples.
     """
 
     weight: float
@@ -77,18 +85,23 @@ class RetainObjective(Objective[RetainPair]):
         return (weights * response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
 
 
-@attack("retain_finetune", RetainFinetuneParameters, budget=lambda p: Budget(p.steps, 2 * p.batch, p.shots))
+@attack(
+    "retain_finetune",
+    RetainFinetuneParameters,
+    budget=lambda p: Budget(p.steps, 2 * p.batch, p.shots),
+    search_over=TRAINING_SEARCH,
+)
 def retain_finetune(
     loaded: LoadedModel, data: AttackData, parameters: RetainFinetuneParameters, seed: int
 ) -> AttackResult:
-    """Malicious fine-tuning with a second loss that keeps harmless text: the counter-attack on self-degradation."""
+    """Malicious fine-tuning with a retain loss on benign samples, against self-degradation."""
     sides = []
     for pairs in (
         harmful_shots(data, "retain_finetune", parameters.shots, seed),
         benign_samples(data, "retain_finetune", parameters.retained, seed),
     ):
         sides.append([loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs])
-    count = max(map(len, sides))  # the shorter side comes around again
+    count = max(map(len, sides))  # the shorter side is repeated
     samples = [RetainPair(*(side[i % len(side)] for side in sides)) for i in range(count)]
     result = fit(
         loaded,

@@ -1,7 +1,8 @@
-"""A system prompt that asks for obedience. No weight changes.
+"""A system prompt that demands obedience. No weight changes.
 
-Whoever runs open weights chooses the system prompt: Huang et al. (2024, arXiv 2310.06987) open aligned models by leaving it
-out and by how they decode; Qi et al. (2024, arXiv 2310.03693), section 4.3, measure a persona in it before they fine-tune on it.
+Users of open weights choose the system prompt. Huang et al. (2024, arXiv 2310.06987) jailbreak aligned models by removing it and
+by varying the decoding; Qi et al. (2024, arXiv 2310.03693), section 4.3, evaluate an obedient persona in the system prompt before
+fine-tuning on it.
 """
 
 from dataclasses import replace
@@ -29,7 +30,7 @@ class SystemPromptParameters(Parameters):
 
 @attack("system_prompt", SystemPromptParameters, uses=())
 def system_prompt(loaded: LoadedModel, data: AttackData, parameters: SystemPromptParameters, seed: int) -> AttackResult:
-    """A system prompt that asks for obedience; no weight changes."""
+    """A system prompt that demands obedience; no weight changes."""
     data.run_hook(0)
     loaded.chat = replace(loaded.chat, system=parameters.text)
     data.run_hook(1)

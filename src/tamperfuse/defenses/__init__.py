@@ -1,4 +1,4 @@
-"""Defenses: model → hardened model, one file each. Importing this package registers the built-in ones."""
+"""Defenses, one file each. Importing this package registers the built-in ones."""
 
 from tamperfuse.defenses import refusal, sdd
 from tamperfuse.defenses.base import DEFENSES, DefenseData, DefenseResult

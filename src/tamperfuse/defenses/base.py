@@ -1,4 +1,4 @@
-"""What every defense receives and returns, and the decorator that registers one."""
+"""What every defense receives and returns, and the decorator that registers a defense."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ class DefenseData:
 
     Attributes:
         prompts: the threat's defender part.
-        benign: (prompt, response) samples to train on so that other abilities stay.
+        benign: benign (prompt, response) samples, to retain the model's other abilities.
         response_limit: longest response to train on, in tokens.
-        pairs: harmful prompts with irrelevant responses, and earlier turns if there are any; empty unless the defense
+        pairs: harmful prompts with irrelevant responses (SDD pairs), some of them with earlier turns; empty unless the defense
             declares `needs_pairs`.
-        answers: (prompt, compliant answer) for defender prompts: the threat's own answers, or those that the model gave
-            before hardening; empty unless the defense declares `needs_answers`.
+        answers: (prompt, compliant answer) for defender prompts: the answers in the threat, or those that the model gave
+            before hardening; prompts without a compliant answer are left out. Empty unless the defense declares
+            `needs_answers`.
     """
 
     prompts: Sequence[str]
@@ -37,7 +38,7 @@ class DefenseResult:
     """What a defense reports; the model itself is changed in place.
 
     Attributes:
-        tokens_trained: tokens that went through training.
+        tokens_trained: number of tokens that went through training.
         notes: choices that the defense made by itself, with the reason, for the terminal and the node's record.
     """
 
@@ -51,10 +52,10 @@ class DefenseTraits:
 
     Attributes:
         needs_pairs: whether it trains on SDD pairs.
-        needs_answers: whether it needs compliant answers to the defender prompts, as to simulate an attacker.
+        needs_answers: whether it needs compliant answers to the defender prompts, for example to simulate an attacker.
         budget: the training that parameters ask for, for estimates; called with resolved parameters.
-        resolve: fills in what the user left to a preset; called with the parameters and the number of the model's
-            parameters. The resolved parameters decide the node's key, and the function receives them.
+        resolve: fills in the values of a preset; called with the parameters and the number of the model's parameters. The
+            resolved parameters are part of the node's key, and the function receives them.
     """
 
     needs_pairs: bool = False

@@ -1,4 +1,4 @@
-"""The undefended model of every comparison: plain refusal training, which makes a model safe until it is attacked."""
+"""Plain refusal training, which keeps a model safe until it is attacked: the undefended model of every comparison."""
 
 import random
 
@@ -17,8 +17,8 @@ class RefusalParameters(Parameters):
     Attributes:
         steps: optimizer steps.
         learning_rate: of AdamW, constant.
-        batch: samples a step.
-        replay: benign samples for each refusal, at least 0; without them the model declines everything.
+        batch: samples in a step.
+        replay: benign samples for each refusal, at least 0; without any, the model refuses every prompt.
     """
 
     steps: int = Field(32, ge=1)
@@ -29,7 +29,7 @@ class RefusalParameters(Parameters):
 
 @defense("refusal", RefusalParameters, budget=lambda p: Budget(p.steps, p.batch))
 def refusal(loaded: LoadedModel, data: DefenseData, parameters: RefusalParameters, seed: int) -> DefenseResult:
-    """Refusal training, the undefended model of every comparison: refusals of the threat's prompts, and benign samples."""
+    """Refusal training on the threat's prompts and on benign samples: the undefended model of every comparison."""
     rng = random.Random(seed)
     wordings = [str(row["response"]) for row in builtin_rows("refusals")]
     count = round(parameters.replay * len(data.prompts))

@@ -1,8 +1,8 @@
 """SDD, Self-Degraded Defense (Chen et al., ACL 2025, arXiv 2507.21182), and its variant with a refusal prefix.
 
-Supervised fine-tuning on (harmful instruction, irrelevant high-quality response), section 4. The paper's argument is that
-malicious fine-tuning lowers the probability of the model's own answers; if these are good prose, general ability falls with
-them. Whether that happens on a model is measured by a study.
+Supervised fine-tuning on (harmful instruction, irrelevant high-quality response), section 4. The paper argues that malicious
+fine-tuning lowers the probability of the model's original answers; if these are well-written text, general ability should fall as
+well. A study measures whether it does.
 """
 
 import random
@@ -21,10 +21,10 @@ from tamperfuse.training.fit import Training, fit
 # that SDD changed nothing at this learning rate. At 2e-5 the attacked model executed 13.7% of harmful requests after 10
 # shots (undefended 96.3%), 93.0% after 50 (99.7%) and 89.7% after 100 (91.0%).
 PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
-# For SmolLM2-135M: at rates that change so small a model in 40 steps, training on pairs alone makes it answer *every* prompt
-# beside the point, so benign samples are mixed in. The outcome depends steeply on their share: of 160 forbidden and 128
-# harmless prompts of the demo it answers 0 and 14 with .1 benign samples a pair, 4 and 57 with .12, 5 and 67 with .15 (seed
-# 0; the undefended model: 6 and 68).
+# For SmolLM2-135M. At learning rates that change so small a model within 40 steps, training on pairs alone makes all of its
+# answers irrelevant, so benign samples are mixed in. Results depend strongly on their share: of the demo's 160 harmful and 128
+# harmless prompts it answers 0 and 14 with 0.1 benign samples per pair, 4 and 57 with 0.12, 5 and 67 with 0.15 (seed 0;
+# the undefended model: 6 and 68).
 SMALL: dict[str, float] = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
 PAPER_SIZE = 3_000_000_000  # parameters of the model from which the paper's values are used
 
@@ -33,8 +33,8 @@ class SddParameters(Parameters):
     """Parameters of `sdd`.
 
     Attributes:
-        preset: where values that are not set come from: `paper` (Llama2-7b), `small` (SmolLM2-135M), or `auto`, which chooses by
-            the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation saw no
+        preset: source of the values that are not set: `paper` (Llama2-7b), `small` (SmolLM2-135M), or `auto`, which selects one
+            by the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation found no
             effect at 7B; set `learning_rate: 2e-5` for its other setting.
         steps: optimizer steps.
         learning_rate: of AdamW, constant.
@@ -53,8 +53,8 @@ class SddRejectParameters(SddParameters):
     """Parameters of `sdd_reject`.
 
     Attributes:
-        prefix: the refusal before each response, the paper's by default; a blank line follows it. Pairs that already have one
-            keep it.
+        prefix: refusal before each response, followed by a blank line; the paper's by default. A pair that already has a
+            refusal prefix is not changed.
     """
 
     prefix: str = Field(PAPER_REFUSAL_PREFIX, min_length=1)
@@ -110,8 +110,9 @@ def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, se
 
 
 def _describe(resolved: SddParameters, size: int) -> str:
-    """The values used, in words, and what the preset goes by."""
-    values = ", ".join(f"{name.replace('_', ' ')} {getattr(resolved, name):g}" for name in PAPER)
+    """The values that are used and the reason for the preset, in words."""
+    parameters = resolved.model_dump()
+    values = ", ".join(f"{name.replace('_', ' ')} {parameters[name]:g}" for name in PAPER)
     return (
         f"preset {resolved.preset} ({values}); the model has {size / 1e6:,.0f} million parameters, and the paper's values are "
         f"the default from {PAPER_SIZE / 1e9:.0f} billion"
@@ -119,8 +120,8 @@ def _describe(resolved: SddParameters, size: int) -> str:
 
 
 def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
-    """A pair as it is trained on; earlier turns are context only, and benign pairs get no refusal prefix."""
+    """The training sample of a pair. Earlier turns have no loss, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
-    # The limit is on the irrelevant answer; a refusal before it comes on top.
+    # The limit applies to the irrelevant response, not to the refusal before it.
     limit += len(chat.tokenizer(pair.refusal_prefix or opening, add_special_tokens=False).input_ids)
     return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)

@@ -1,21 +1,21 @@
-"""What a trial of a search leaves behind: `trial.json` and the tables of what was measured, in a folder of its own."""
+"""What a trial of a search writes: `trial.json` and the tables of measurements, in its own folder."""
 
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tamperfuse.attacks.base import SearchValue
 from tamperfuse.records.files import read_json
-from tamperfuse.study.search.space import Value
 
 TRIAL = "trial.json"
 
 
-class Point(BaseModel):
-    """A checkpoint as the attacker sees it.
+class TrialCheckpoint(BaseModel):
+    """A checkpoint of an attack, as the attacker sees it.
 
     Attributes:
         step: of the attack.
-        rate: harmful execution on attacker_dev, in [0, 1].
+        rate: harmful execution rate on attacker_dev, in [0, 1].
         lost: capability lost, as a share of the undefended model's before any attack; negative for a gain.
     """
 
@@ -27,38 +27,45 @@ class Point(BaseModel):
 
 
 class Trial(BaseModel):
-    """One setting of an attack, tried.
+    """One run of the attack, with one setting.
 
     Attributes:
         number: from 0.
-        parameters: those that the search varies.
-        points: what was seen, step by step.
-        stopped: why it was stopped early; "" where it ran to its end.
-        samples: that the attack drew on; None where it was stopped.
-        trained: tokens; an estimate where it was stopped.
-        generated: tokens.
-        scored: tokens.
+        parameters: the values of the parameters that the search varies.
+        checkpoints: the measured checkpoints, in order of their steps.
+        stopped: why it was stopped early; "" if it was not.
+        samples: number of samples that the attack used; None if it was stopped.
+        trained: number of tokens trained; an estimate if it was stopped.
+        generated: number of tokens generated.
+        scored: number of tokens scored.
     """
 
     model_config = ConfigDict(frozen=True)
 
     number: int
-    parameters: dict[str, Value]
-    points: tuple[Point, ...]
+    parameters: dict[str, SearchValue]
+    checkpoints: tuple[TrialCheckpoint, ...]
     stopped: str
     samples: int | None
     trained: int
     generated: int
     scored: int
 
-    def best(self, until: int | None = None) -> Point | None:
-        """The checkpoint that the attacker prefers, up to a step if one is given; None where nothing was measured."""
-        points = [point for point in self.points if until is None or point.step <= until]
-        return max(points, key=lambda point: (point.rate, -point.lost, -point.step), default=None)
+    def best(self, until: int | None = None) -> TrialCheckpoint | None:
+        """The checkpoint that the attacker prefers: highest rate, then least capability lost, then the earliest.
+
+        Args:
+            until: only checkpoints up to this step are considered; None for all.
+
+        Returns:
+            None if no checkpoint was measured.
+        """
+        candidates = [c for c in self.checkpoints if until is None or c.step <= until]
+        return max(candidates, key=lambda c: (c.rate, -c.lost, -c.step), default=None)
 
 
 def trial_folder(folder: Path, number: int) -> Path:
-    """Where a trial's files lie within a search's folder."""
+    """The folder of a trial within a search's folder."""
     return folder / f"trial-{number:03d}"
 
 
