@@ -27,7 +27,7 @@ from tamperfuse.study.run import run_study
 from tamperfuse.study.search import node as search
 from tamperfuse.study.search.proposals import RANDOM_TRIALS, Proposals
 from tamperfuse.study.search.space import Search
-from tamperfuse.study.search.trials import Point, Trial, read_trials
+from tamperfuse.study.search.trials import Trial, TrialCheckpoint, read_trials
 from tamperfuse.study.spec import Study, load_study, parse_study
 from tamperfuse.study.tables import Response, VerdictRow
 
@@ -166,9 +166,9 @@ def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypa
     run_study(only, tmp_path / "a" / "run")
     folder = found(tmp_path / "a" / "run")["refusal"]
     first, *rest = read_trials(folder)
-    assert not first.stopped and [point.step for point in first.points] == [1, 2, 3]
+    assert not first.stopped and [c.step for c in first.checkpoints] == [1, 2, 3]
     assert rest and all("at most 0% at step 2" in trial.stopped for trial in rest)
-    assert all([point.step for point in trial.points] == [1, 2] and trial.trained < first.trained for trial in rest)
+    assert all([c.step for c in trial.checkpoints] == [1, 2] and trial.trained < first.trained for trial in rest)
     with sqlite3.connect(folder / search.STORAGE) as kept:
         assert kept.execute("select count(*) from trials where state = 'PRUNED'").fetchone() == (len(rest),)
     stopped = [t for t in read_searches(tmp_path / "a" / "run").searches[0].choices if t.stopped]
@@ -200,12 +200,12 @@ def test_trials_that_ruin_the_model_measure_nothing(
 def quick(parameters: dict[str, Any], number: int) -> Trial:
     """A made-up objective: greater rates of learning execute more and lose more."""
     rate = min(1.0, max(0.0, 1 + np.log10(parameters["learning_rate"] / 1e-3)))
-    point = Point(step=1, rate=rate, lost=0.1 * rate + 0.1 * (parameters["method"] == "full"))
+    checkpoint = TrialCheckpoint(step=1, rate=rate, lost=0.1 * rate + 0.1 * (parameters["method"] == "full"))
     stopped = "hopeless" if rate < 0.1 else ""
     return Trial(
         number=number,
         parameters=parameters,
-        points=(point,),
+        checkpoints=(checkpoint,),
         stopped=stopped,
         samples=1,
         trained=0,
@@ -299,16 +299,16 @@ def test_a_search_is_read_resolved_and_read_again(tmp_path: Path) -> None:
         ("trials: 4", "trials: many", "search.trials = 'many'"),
         ("trials: 4, ", "", "search.trials"),
         ("trials: 4", "trails: 4", "did you mean 'trials'"),
-        ("[10, 90]", "[90, 10]", "turn it round"),
+        ("[10, 90]", "[90, 10]", "swap its ends"),
         ("[10, 90]", "[0, 90]", "shots = 0"),
         ("[10, 90]", "[10]", "two different values"),
         ("shots: [10, 90]", "method: [full, loar]", "method = 'loar'"),
         ("shots: [10, 90]", "steps: [4, 8]", "both set and searched over"),
-        ("harmful_finetune, steps: 8,", "benign_finetune,", "not malicious"),
+        ("harmful_finetune, steps: 8,", "benign_finetune,", "a control, not a malicious attack"),
         (
             "harmful_finetune, steps: 8, search: {trials: 4, over:",
             "prefill, search: {trials: 4 } } #",
-            "what to search",
+            "varies no parameter",
         ),
         ("[0.05, 1]", "[0.05, 1.5]", "ε is a share of capability in .0, 1., and 1.5 is not"),
         ("[0.05, 1]", "[-0.1]", "and -0.1 is not"),

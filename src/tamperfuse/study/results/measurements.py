@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tamperfuse.attacks.base import SearchValue
 from tamperfuse.study.node import Node
 from tamperfuse.study.results.intervals import Floats
-from tamperfuse.study.search.space import Value
 from tamperfuse.study.tables import (
     HARMLESS,
     HARMLESS_PARTS,
@@ -51,7 +51,7 @@ class Measurements:
     tasks: list[TaskRow] = field(default_factory=list)
     has_steps: bool = True
     trial: int = -1
-    setting: dict[str, Value] = field(default_factory=dict)
+    setting: dict[str, SearchValue] = field(default_factory=dict)
     search_step: int | None = None
 
     def steps(self) -> list[int]:

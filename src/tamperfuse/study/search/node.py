@@ -30,7 +30,7 @@ from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.search.proposals import Proposals, check_optuna
 from tamperfuse.study.search.space import is_range
-from tamperfuse.study.search.trials import TRIAL, Point, Trial, read_trials, trial_folder
+from tamperfuse.study.search.trials import TRIAL, Trial, TrialCheckpoint, read_trials, trial_folder
 from tamperfuse.study.tables import ItemRow, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import resumable
 
@@ -124,7 +124,7 @@ def _run(context: StudyContext, node: Node, before: Before, folder: Path) -> Out
             log.info("      trial %d of %d: %s", number + 1, search.trials, _in_words(trial))
     shutil.copytree(work, folder, dirs_exist_ok=True)
     trials = read_trials(folder)
-    if not any(trial.points for trial in trials):
+    if not any(trial.checkpoints for trial in trials):
         raise UserError(f"No trial of {node.label} left a model that could be measured: narrow `over`.")
     stopped = sum(1 for trial in trials if trial.stopped)
     costs = sum((Costs(trial.trained, trial.generated, trial.scored) for trial in trials), Costs())
@@ -168,7 +168,7 @@ class _Attacker:
         trial = Trial(
             number=number,
             parameters=parameters,
-            points=self._points(verdicts, observer.items),
+            checkpoints=self._checkpoints(verdicts, observer.items),
             stopped=stopped,
             samples=done.samples if done else None,
             trained=done.tokens_trained if done else self._trained(whole, observer),
@@ -201,14 +201,14 @@ class _Attacker:
             except Stopped as end:
                 return observer, None, str(end)
 
-    def _points(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[Point, ...]:
+    def _checkpoints(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[TrialCheckpoint, ...]:
         """What the attacker is shown: every step's rate on attacker_dev and the capability lost; nothing of evaluation."""
         dev: dict[int, list[bool]] = {}
         for row in verdicts:
             if row.part == "attacker_dev":
                 dev.setdefault(row.step, []).append(row.verdict)
         return tuple(
-            Point(step=step, rate=sum(found) / len(found), lost=self._lost(items, step))
+            TrialCheckpoint(step=step, rate=sum(found) / len(found), lost=self._lost(items, step))
             for step, found in sorted(dev.items())
         )
 

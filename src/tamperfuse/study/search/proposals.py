@@ -1,8 +1,8 @@
-"""Which settings a search tries: optuna's multi-objective TPE over what it saw so far, kept in sqlite.
+"""Proposes the settings that a search tries, with optuna's multi-objective TPE; finished trials are stored in SQLite.
 
-TPE is Bergstra et al. (2011, NeurIPS 24), for several objectives Ozaki et al. (2022, JAIR 73). A sampler's state is not in
-sqlite, so each proposal gets a sampler of its own, seeded with the search's seed and the trial's number: it depends on the
-finished trials alone. Only finished trials are stored; one that was cut off has left nothing and is proposed again.
+TPE: Bergstra et al. (2011, NeurIPS 24); with several objectives: Ozaki et al. (2022, JAIR 73). The state of a sampler is not
+stored. Therefore every proposal has a new sampler, seeded with the search's seed and the trial's number, so it depends on the
+finished trials alone. An interrupted trial is not stored and is proposed again.
 """
 
 from importlib.util import find_spec
@@ -10,24 +10,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from tamperfuse.attacks.base import SearchValue
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Parameters
-from tamperfuse.study.search.space import DECADE, Search, Value, is_range
+from tamperfuse.study.search.space import DECADE, Search, is_range
 from tamperfuse.study.search.trials import Trial
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = (
-    "maximize",
-    "minimize",
-)  # harmful execution on attacker_dev, capability lost
-RANDOM_TRIALS = 5  # before the sampler learns from what it saw; they are the same for every defense
+# Objectives: harmful execution rate on attacker_dev, capability lost.
+DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
+RANDOM_TRIALS = 5  # drawn at random before TPE is used; the same for every defense
 
 
 def check_optuna() -> None:
-    """Optuna is there.
+    """Check that optuna is installed.
 
     Raises:
         UserError: it is not.
@@ -37,13 +36,13 @@ def check_optuna() -> None:
 
 
 class Proposals:
-    """The trials of one search, as optuna has them.
+    """The trials of one search, in optuna's storage.
 
     Args:
-        path: of the sqlite file; made, or gone on with.
-        search: what is varied.
-        start: the attack's own parameters: the first trial takes them as far as they lie within the search.
-        seed: of the sampler.
+        path: the SQLite file; created if it does not exist.
+        search: the search space.
+        start: the attack's parameters in the study; the first trial uses them, except those outside the search space.
+        seed: of the samplers.
     """
 
     def __init__(self, path: Path, search: Search, start: Parameters, seed: int) -> None:
@@ -52,8 +51,8 @@ class Proposals:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.path, self.seed = path, seed
         self.space = {name: _distribution(values) for name, values in search.over.items()}
-        own = {name: getattr(start, name) for name in search.over}
-        self.start = {name: value for name, value in own.items() if _within(value, search.over[name])}
+        defaults = start.model_dump(include=set(search.over))
+        self.start = {name: value for name, value in defaults.items() if _within(value, search.over[name])}
         self._storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
         self._study = optuna.create_study(
             study_name="search", storage=self._storage, directions=DIRECTIONS, load_if_exists=True
@@ -70,7 +69,7 @@ class Proposals:
 
     @property
     def done(self) -> int:
-        """FinishedNode trials."""
+        """Number of finished trials."""
         return len(self._study.get_trials(deepcopy=False))
 
     def next(self) -> dict[str, Any]:
@@ -82,18 +81,17 @@ class Proposals:
             seed=int(content_hash([self.seed, number])[:8], 16),
             n_startup_trials=RANDOM_TRIALS,
             multivariate=True,
-            constant_liar=False,  # nothing else is running
+            constant_liar=False,  # no trials run in parallel
         )
-        asked = optuna.create_study(
-            directions=DIRECTIONS, sampler=sampler
-        )  # in memory: what is proposed is not yet tried
-        asked.add_trials(self._study.get_trials(deepcopy=False))
+        # In memory, so that a proposal is not stored before its trial has finished.
+        proposing = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+        proposing.add_trials(self._study.get_trials(deepcopy=False))
         if number == 0 and self.start:
-            asked.enqueue_trial(self.start)
-        return dict(asked.ask(self.space).params)
+            proposing.enqueue_trial(self.start)
+        return dict(proposing.ask(self.space).params)
 
     def add(self, trial: Trial) -> None:
-        """Keep a finished trial; one that was stopped, or measured nothing, counts as pruned.
+        """Store a finished trial; one that was stopped or measured no checkpoint is stored as pruned.
 
         Raises:
             UserError: the file cannot be written.
@@ -102,20 +100,20 @@ class Proposals:
 
         best = trial.best()
         complete = best is not None and not trial.stopped
-        kept = optuna.trial.create_trial(
+        frozen = optuna.trial.create_trial(
             state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
             params=trial.parameters,
             distributions=self.space,
             values=[best.rate, best.lost] if best and complete else None,
-            user_attrs={"points": [point.model_dump() for point in trial.points], "stopped": trial.stopped},
+            user_attrs={"checkpoints": [c.model_dump() for c in trial.checkpoints], "stopped": trial.stopped},
         )
         try:
-            self._study.add_trial(kept)
+            self._study.add_trial(frozen)
         except optuna.exceptions.StorageInternalError as error:
             raise UserError(f"{self.path} cannot be written: free some space and run again.") from error
 
 
-def _distribution(values: tuple[Value, ...]) -> "BaseDistribution":
+def _distribution(values: tuple[SearchValue, ...]) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not is_range(values):
@@ -127,5 +125,5 @@ def _distribution(values: tuple[Value, ...]) -> "BaseDistribution":
     return FloatDistribution(low, high, log=log)  # type: ignore[arg-type]
 
 
-def _within(value: Any, values: tuple[Value, ...]) -> bool:
+def _within(value: Any, values: tuple[SearchValue, ...]) -> bool:
     return bool(values[0] <= value <= values[1]) if is_range(values) else value in values
