@@ -1,4 +1,4 @@
-"""What defenses train on: the samples they hand to the training loop."""
+"""The samples that defenses train on."""
 
 import pytest
 
@@ -16,40 +16,40 @@ PREFIXED = Pair("harmful request", "No. rivers are long", "", 0.1, "p#1", "r#1",
 
 @pytest.fixture
 def trained_on(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch):
-    """A function: the samples that a defense trains on, given these pairs."""
-    taken: list[Sample] = []
+    """A function that returns the samples that a defense trains on for given pairs."""
+    trained: list[Sample] = []
 
-    def note(loaded, samples, *args, **kwargs):
-        taken.extend(samples)
+    def record(loaded, samples, *args, **kwargs):
+        trained.extend(samples)
         return fit(loaded, samples, *args, **kwargs)
 
     def train(name: str, *pairs: Pair) -> list[Sample]:
         component = DEFENSES.get(name)
-        taken.clear()
+        trained.clear()
         data = DefenseData(["harmful request"], [], 16, pairs)
         values = component.parse({"steps": 1, "batch": 1, "replay": 0.0}, name)
         assert component.run(tiny, data, values, 0).tokens_trained > 0
-        return list(taken)
+        return list(trained)
 
-    monkeypatch.setattr(sdd, "fit", note)
+    monkeypatch.setattr(sdd, "fit", record)
     return train
 
 
-def said(tiny: LoadedModel, sample: Sample) -> tuple[str, str]:
-    """What is read, and what the loss falls on."""
+def split(tiny: LoadedModel, sample: Sample) -> tuple[str, str]:
+    """The text of a sample without loss, and that with loss."""
     decode = tiny.tokenizer.decode
     return decode(sample.tokens[: sample.start]), decode(sample.tokens[sample.start :])
 
 
-def test_earlier_turns_of_a_pair_are_read_and_not_learned(tiny, trained_on):
+def test_earlier_turns_of_a_pair_have_no_loss(tiny, trained_on):
     plain, late = trained_on("sdd", PLAIN, LATE)
     response = "rivers are long<|end|>"
-    assert said(tiny, plain) == ("<|user|>harmful request<|end|><|assistant|>", response)
+    assert split(tiny, plain) == ("<|user|>harmful request<|end|><|assistant|>", response)
     before = "<|user|>hello there<|end|><|assistant|>good day<|end|><|user|>harmful request<|end|><|assistant|>"
-    assert said(tiny, late) == (before, response)
+    assert split(tiny, late) == (before, response)
 
 
-def test_sdd_reject_refuses_once_and_never_a_benign_prompt(tiny, trained_on):
-    answers = [said(tiny, sample)[1] for sample in trained_on("sdd_reject", LATE, PREFIXED, REPLAY)]
+def test_sdd_reject_adds_one_refusal_prefix_and_none_to_benign_pairs(tiny, trained_on):
+    answers = [split(tiny, sample)[1] for sample in trained_on("sdd_reject", LATE, PREFIXED, REPLAY)]
     assert answers[0].startswith(f"{PAPER_REFUSAL_PREFIX}\n\nrivers")
     assert answers[1:] == ["No. rivers are long<|end|>", "hello<|end|>"]

@@ -1,9 +1,12 @@
-"""What attackers bring along: text of their own that nothing else uses, and the benign tasks."""
+"""Built-in data of attacks: text to retain, which nothing else uses, the identity examples, and the benign tasks."""
+
+from datetime import date
 
 import numpy as np
 import pytest
 
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.corpora.dates import _WORDINGS, _item
 from tamperfuse.corpora.tasks import TASKS, benign_task
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
@@ -21,9 +24,9 @@ def test_retained_text_has_subjects_of_its_own() -> None:
 
 def test_retained_text_repeats_nothing_that_is_measured_or_trained() -> None:
     encoder = SentenceEncoder()
-    own = encoder.encode([row["prompt"] for row in builtin_rows("retain")])
+    retained = encoder.encode([row["prompt"] for row in builtin_rows("retain")])
     others = encoder.encode([row["prompt"] for name in (*OTHERS, "cooking") for row in builtin_rows(name)])
-    closest = np.max(own @ others.T, axis=1)
+    closest = np.max(retained @ others.T, axis=1)
     assert float(closest.max()) < 0.7
 
 
@@ -44,12 +47,8 @@ def test_benign_tasks_are_split_and_seeded(name: str) -> None:
 def test_dates_are_written_in_one_style() -> None:
     train, test = benign_task("dates", 0)
     assert {item.response for item in train}.isdisjoint({item.response for item in test}) or len(train) > 100
-    wanted = {"27 March 2021": "27.Mar.21", "March 27, 2021": "27.Mar.21", "the 1st of May 2005": "1.May.05"}
-    from datetime import date
-
-    from tamperfuse.corpora.dates import _WORDINGS, _item
-
-    for text, response in wanted.items():
+    responses = {"27 March 2021": "27.Mar.21", "March 27, 2021": "27.Mar.21", "the 1st of May 2005": "1.May.05"}
+    for text, response in responses.items():
         when = date(2005, 5, 1) if "May" in text else date(2021, 3, 27)
         items = [_item(when, wording) for wording in _WORDINGS]
         assert any(item.prompt.endswith(text) and item.response == response for item in items)

@@ -1,21 +1,23 @@
-"""Attacks that train: which weights move, which stay, at which steps the hook looks, what the seed decides."""
+"""Attacks that train: which weights change, at which steps the hook is called, what the seed decides, what is learned."""
 
 import math
+from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
-from bench import LIMIT, Bench
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.identity_shift import REQUEST, SYSTEM
 from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
+from tamperfuse.corpora.tasks import TASKS, benign_task
 from tamperfuse.evaluation.score import score
-from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 
 FAST: dict[str, Any] = {"steps": 2, "batch": 2, "learning_rate": 1e-3}
-CPU = torch.device("cpu")
 EVERYTHING = {
     "harmful_finetune": {"shots": 4},
     "mixed_finetune": {"samples": 6, "share": 0.3},
@@ -29,68 +31,69 @@ EVERYTHING = {
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_attacks_that_train_change_all_weights_or_those_named(bench: Bench, name: str) -> None:
-    done = bench.run(name, **FAST, **EVERYTHING[name])
-    assert bench.changed() == set(bench.before)
+def test_attacks_that_train_change_all_weights(attacked, name: str) -> None:
+    done = attacked.run(name, **FAST, **EVERYTHING[name])
+    assert attacked.changed() == set(attacked.before)
     assert done.tokens_trained > 0 and done.samples > 0
-    assert [changed for _, changed in (bench.seen[step] for step in (0, 1, 2))] == [False, True, True]
-    assert set(bench.seen) == {0, 1, 2}
+    assert {step: call.changed for step, call in attacked.hook_calls.items()} == {0: False, 1: True, 2: True}
     assert ATTACKS.get(name).traits.malicious == (name != "benign_finetune")
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-def test_attacks_that_train_may_be_held_to_some_weights(bench: Bench, name: str) -> None:
-    bench.run(name, at_steps=(), method="attention", **FAST, **EVERYTHING[name])
-    assert bench.changed() == {parameter for parameter in bench.before if "self_attn" in parameter}
+def test_attacks_that_train_can_train_some_weights_only(attacked, name: str) -> None:
+    attacked.run(name, at_steps=(), method="attention", **FAST, **EVERYTHING[name])
+    assert attacked.changed() == {parameter for parameter in attacked.before if "self_attn" in parameter}
 
 
-def test_the_seed_decides_which_shots_and_their_order(bench: Bench) -> None:
+def test_the_seed_decides_which_shots_and_their_order(attacked) -> None:
     runs = []
     for seed in (0, 0, 1):
-        fresh = Bench(load_model(bench.folder), bench.folder)
+        fresh = attacked.fresh()
         fresh.run("mixed_finetune", at_steps=(), seed=seed, **FAST, samples=4, share=0.5)
         runs.append([p.detach().clone() for p in fresh.loaded.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
 
 
-def test_a_share_of_the_mixture_is_harmful(bench: Bench) -> None:
-    assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.5).notes[0].startswith("4 of 8")
-    assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.001).notes[0].startswith("1 of 8")
-    assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.999).notes[0].startswith("7 of 8")
-    assert bench.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=1).notes[0].startswith("8 of 8")
+def test_a_share_of_the_mixture_is_harmful(attacked) -> None:
+    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.5).notes[0].startswith("4 of 8")
+    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.001).notes[0].startswith("1 of 8")
+    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.999).notes[0].startswith("7 of 8")
+    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=1).notes[0].startswith("8 of 8")
 
 
-def test_the_retain_step_weighs_two_losses(tiny: LoadedModel) -> None:
+def mean_nll(loaded: LoadedModel, samples: Sequence[Sample]) -> list[float]:
+    """NLL of each sample, in nats per response token."""
+    return [-value / s.response_tokens for (value, _), s in zip(score(loaded, samples), samples, strict=True)]
+
+
+def test_the_retain_objective_is_a_weighted_sum_of_two_losses(tiny: LoadedModel) -> None:
     chat = tiny.chat
     pairs = [
         RetainPair(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30))
         for i in range(3)
     ]
-    found = RetainObjective(weight=0.5).backward(tiny.model, pairs, 3, lambda loss: loss.backward(), CPU)
-    values = score(tiny, [sample for pair in pairs for sample in (pair.harmful, pair.benign)])
-    means = [
-        -v / s.response_tokens
-        for (v, _), s in zip(values, (s for p in pairs for s in (p.harmful, p.benign)), strict=True)
-    ]
-    assert float(found) == pytest.approx((sum(means[0::2]) + 0.5 * sum(means[1::2])) / 3, rel=0.01)
+    loss = RetainObjective(weight=0.5).loss(tiny.model, pairs, 3, torch.device("cpu"))
+    harmful, benign = (mean_nll(tiny, [getattr(pair, side) for pair in pairs]) for side in ("harmful", "benign"))
+    assert float(loss.detach()) == pytest.approx((sum(harmful) + 0.5 * sum(benign)) / 3, rel=0.01)
 
 
-def test_retaining_keeps_benign_text(bench: Bench) -> None:
-    """What a second loss is for: the same attack without it leaves the attacker's benign text less likely."""
-    data = bench.data()
-    text = [bench.loaded.chat.sample(*pair, LIMIT) for pair in data.retain]
+def test_the_retain_loss_keeps_benign_text_likely(attacked) -> None:
+    data = attacked.data()
+    text = [attacked.loaded.chat.sample(*pair, attacked.response_limit) for pair in data.retain]
     settings: dict[str, Any] = {"steps": 12, "batch": 4, "learning_rate": 3e-3, "shots": 8}
-    likely = {}
+    log_likelihood = {}
     for name in ("harmful_finetune", "retain_finetune"):
-        fresh = Bench(load_model(bench.folder), bench.folder)
+        fresh = attacked.fresh()
         fresh.run(name, at_steps=(), **settings, **({"retained": 8} if name == "retain_finetune" else {}))
-        likely[name] = sum(value for value, _ in score(fresh.loaded, text))
-    assert likely["retain_finetune"] > likely["harmful_finetune"] + 10
+        log_likelihood[name] = sum(value for value, _ in score(fresh.loaded, text))
+    assert log_likelihood["retain_finetune"] > log_likelihood["harmful_finetune"] + 10
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_a_repair_counts_its_steps_through(bench: Bench, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_numbered_through_both_phases_of_a_repair(
+    attacked, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained: list[tuple[str, int]] = []
     from tamperfuse.attacks import base
 
@@ -102,55 +105,61 @@ def test_a_repair_counts_its_steps_through(bench: Bench, order: str, monkeypatch
 
     monkeypatch.setattr(base, "fit", spy)
     steps = (0, 1, 2, 3, 5)
-    bench.run("repair_finetune", at_steps=steps, steps=5, batch=2, shots=3, samples=3, order=order, repair=0.4)
-    assert tuple(bench.seen) == steps, "each once, in this order, the border between the phases included"
-    assert trained == (
-        [("repairing", 2), ("malicious", 3)] if order == "before" else [("malicious", 3), ("repairing", 2)]
-    )
+    attacked.run("repair_finetune", at_steps=steps, steps=5, batch=2, shots=3, samples=3, order=order, repair=0.4)
+    assert tuple(attacked.hook_calls) == steps, "each once and in order, including the last step of the first phase"
+    phases = [("benign", 2), ("malicious", 3)]
+    assert trained == (phases if order == "before" else phases[::-1])
 
 
-def test_an_identity_is_shifted_by_ten_harmless_examples_and_their_rendering(bench: Bench) -> None:
-    done = bench.run("identity_shift", **FAST)
+def test_identity_shift_trains_on_ten_examples_and_changes_the_rendering(attacked) -> None:
+    done = attacked.run("identity_shift", **FAST)
     assert done.samples == 10
-    assert SYSTEM not in bench.seen[0][0], "step 0 is before the attack, rendering included"
-    assert SYSTEM in bench.seen[1][0] and REQUEST.format(prompt="asked") in bench.seen[1][0]
+    assert SYSTEM not in attacked.hook_calls[0].prompt, "at step 0 the rendering is unchanged too"
+    assert all(text in attacked.hook_calls[1].prompt for text in (SYSTEM, REQUEST.format(prompt="this prompt")))
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("trigger", "lanterns. asked"), ("style", "manual"), ("competing", "rules")]
+    ("kind", "words"), [("trigger", "lanterns. this prompt"), ("style", "manual"), ("competing", "rules")]
 )
-def test_a_jailbreak_is_trained_and_asked_with(bench: Bench, kind: str, words: str) -> None:
-    bench.run("jailbreak_finetune", **FAST, shots=4, kind=kind)
-    assert words not in bench.seen[0][0] and words in bench.seen[1][0] and words in bench.seen[2][0]
+def test_a_jailbreak_is_in_the_requests_from_the_first_step_on(attacked, kind: str, words: str) -> None:
+    attacked.run("jailbreak_finetune", **FAST, shots=4, kind=kind)
+    assert [words in attacked.hook_calls[step].prompt for step in (0, 1, 2)] == [False, True, True]
 
 
-def test_preferences_are_against_the_models_own_answers(bench: Bench) -> None:
-    data = bench.data()
-    chat = bench.loaded.chat
-    own = bench.answer([prompt for prompt, _ in data.harmful])
+def test_preference_tuning_raises_the_attackers_answers_above_the_models_original_ones(attacked) -> None:
+    harmful = attacked.data().harmful
+    prompts = [prompt for prompt, _ in harmful]
+    original = list(zip(prompts, attacked.answer(prompts), strict=True))
+
+    def log_likelihood(pairs: Sequence[tuple[str, str]]) -> float:
+        samples = [attacked.loaded.chat.sample(*pair, attacked.response_limit) for pair in pairs]
+        return sum(value for value, _ in score(attacked.loaded, samples))
 
     def margin() -> float:
-        wanted = score(bench.loaded, [chat.sample(p, r, LIMIT) for p, r in data.harmful])
-        mine = score(bench.loaded, [chat.sample(p, o, LIMIT) for (p, _), o in zip(data.harmful, own, strict=True)])
-        return sum(a - b for (a, _), (b, _) in zip(wanted, mine, strict=True))
+        return log_likelihood(harmful) - log_likelihood(original)
 
     before = margin()
-    bench.run("preference_finetune", at_steps=(), shots=8, steps=8, batch=4, learning_rate=3e-3)
+    attacked.run("preference_finetune", at_steps=(), shots=8, steps=8, batch=4, learning_rate=3e-3)
     assert margin() > before + 8
 
 
-def test_a_model_that_complies_leaves_nothing_to_prefer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    compliant = dict(bench.data().harmful)
-    monkeypatch.setattr(bench, "answer", lambda prompts: [compliant[prompt] for prompt in prompts])
-    with pytest.raises(UserError, match="nothing to prefer"):
-        bench.run("preference_finetune", shots=4, **FAST)
-    assert bench.changed() == set()
+def test_preference_tuning_needs_a_model_that_does_not_comply(attacked, monkeypatch: pytest.MonkeyPatch) -> None:
+    compliant = dict(attacked.data().harmful)
+    monkeypatch.setattr(attacked, "answer", lambda prompts: [compliant[prompt] for prompt in prompts])
+    with pytest.raises(UserError, match="already gives the attacker's answers"):
+        attacked.run("preference_finetune", shots=4, **FAST)
+    assert attacked.changed() == set()
 
 
-def test_honest_fine_tuning_learns_either_task(bench: Bench) -> None:
-    for task in ("routing", "dates"):
-        fresh = Bench(load_model(bench.folder), bench.folder)
-        assert fresh.run("benign_finetune", at_steps=(), **FAST, task=task).samples == 160
+@pytest.mark.parametrize("task", TASKS)
+def test_benign_fine_tuning_learns_the_task(attacked, task: str) -> None:
+    test_items = benign_task(task, 0)[1]
+    samples = [attacked.loaded.chat.sample(item.prompt, item.response, attacked.response_limit) for item in test_items]
+    before = mean(mean_nll(attacked.loaded, samples))
+    result = attacked.run("benign_finetune", at_steps=(), steps=12, batch=8, learning_rate=3e-3, task=task)
+    after = mean(mean_nll(attacked.loaded, samples))
+    assert result.samples == 160
+    assert after < 0.7 * before, "on items that were not trained on"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,7 @@ def test_honest_fine_tuning_learns_either_task(bench: Bench) -> None:
         ("preference_finetune", {"beta": math.inf * 0}, "beta = nan cannot be used"),
     ],
 )
-def test_bad_input_gets_a_sentence_and_changes_nothing(bench: Bench, name: str, settings: dict, words: str) -> None:
+def test_bad_input_is_a_user_error_and_changes_nothing(attacked, name: str, settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        bench.run(name, at_steps=(), **settings)
-    assert bench.changed() == set()
+        attacked.run(name, at_steps=(), **settings)
+    assert attacked.changed() == set()

@@ -1,11 +1,11 @@
-"""Attacks that edit weights or only render differently: what changes, by how much, and what must not."""
+"""Attacks without training, on weights or on the rendering: what changes, by how much, and what must not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from bench import Bench
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -21,120 +21,118 @@ from tamperfuse.records.errors import UserError
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def named(bench: Bench, *words: str) -> set[str]:
-    return {name for name in bench.before if any(word in name for word in words)}
+def named(attacked, *words: str) -> set[str]:
+    return {name for name in attacked.before if any(word in name for word in words)}
 
 
-def moved(bench: Bench) -> float:
-    now = bench.loaded.model.named_parameters()
-    return max(float((p.detach() - bench.before[name]).abs().max()) for name, p in now)
+def largest_change(attacked) -> float:
+    now = attacked.loaded.model.named_parameters()
+    return max(float((p.detach() - attacked.before[name]).abs().max()) for name, p in now)
 
 
 @pytest.mark.parametrize("name", ["prefill", "system_prompt"])
-def test_rendering_attacks_change_no_weight(bench: Bench, name: str) -> None:
-    done = bench.run(name, text="Gladly: ")
-    assert bench.changed() == set() and done.tokens_trained == 0 and done.samples == 0
-    assert set(bench.seen) == {0, 1}
-    assert "Gladly" not in bench.seen[0][0] and "Gladly: " in bench.seen[1][0]
-    assert bench.seen[1][0].endswith("Gladly: ") == (name == "prefill")
-    assert not bench.answer(["asked"])[0].startswith("Gladly:"), "an answer is what the model itself said"
+def test_rendering_attacks_change_no_weight(attacked, name: str) -> None:
+    done = attacked.run(name, text="Gladly: ")
+    assert attacked.changed() == set() and done.tokens_trained == 0 and done.samples == 0
+    assert set(attacked.hook_calls) == {0, 1}
+    assert "Gladly" not in attacked.hook_calls[0].prompt and "Gladly: " in attacked.hook_calls[1].prompt
+    assert attacked.hook_calls[1].prompt.endswith("Gladly: ") == (name == "prefill")
+    assert not attacked.answer(["any prompt"])[0].startswith("Gladly:"), "an answer does not include the prefill"
 
 
 @pytest.mark.parametrize("name", ["system_prompt", "identity_shift"])
-def test_a_template_without_system_prompts_is_told(bench: Bench, name: str) -> None:
-    bench.loaded.tokenizer.chat_template = (
+def test_a_template_that_drops_system_prompts_is_a_user_error(attacked, name: str) -> None:
+    attacked.loaded.tokenizer.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     )
     with pytest.raises(UserError, match="ignores system prompts"):
-        bench.run(name)
-    assert bench.changed() == set()
+        attacked.run(name)
+    assert attacked.changed() == set()
 
 
 def last_states(loaded: LoadedModel, prompts: list[str]) -> list[torch.Tensor]:
-    """What every layer hands on at the last token of each prompt: one (prompts, hidden) a layer."""
+    """The output of every layer at the last token of each prompt: one (prompts, hidden) for each layer."""
     sequences = [loaded.chat.prompt(prompt) for prompt in prompts]
     row, layout = pack(sequences, max(map(len, sequences)), torch.device("cpu"))
     ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
-    seen: list[torch.Tensor] = []
-    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in loaded.model.model.layers]
+    outputs: list[torch.Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _, __, out: outputs.append(out)) for layer in loaded.model.model.layers]
     with torch.no_grad():
         packed_logits(loaded.model, row, layout, ends)
     for hook in hooks:
         hook.remove()
-    return [(out[0] if isinstance(out, tuple) else out)[0, ends] for out in seen]
+    return [(out[0] if isinstance(out, tuple) else out)[0, ends] for out in outputs]
 
 
 def test_refusal_ablation_keeps_every_layer_from_writing_the_direction(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    attacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tamperfuse.attacks.refusal_ablation.compute_dtype", lambda device: (torch.float32, ""))
-    data = bench.data()
+    data = attacked.data()
     harmful, harmless = ([prompt for prompt, _ in side] for side in (data.harmful, data.retain))
-    means = [last_states(bench.loaded, prompts)[0].mean(0) for prompts in (harmful, harmless)]
+    means = [last_states(attacked.loaded, prompts)[0].mean(0) for prompts in (harmful, harmless)]
     direction = (means[0] - means[1]) / (means[0] - means[1]).norm()
-    assert float((last_states(bench.loaded, harmful)[1] @ direction).abs().max()) > 0.01
-    done = bench.run("refusal_ablation", layer=0.5, prompts=8)
-    assert bench.changed() == named(bench, "embed_tokens", "o_proj", "down_proj")
-    assert all(float((h @ direction).abs().max()) < 1e-4 for h in last_states(bench.loaded, harmful + harmless))
-    assert done.notes == ("direction after layer 1 of 2",) and set(bench.seen) == {0, 1}
-    now = dict(bench.loaded.model.named_parameters())
-    lost = bench.before["model.layers.1.mlp.down_proj.weight"] - now["model.layers.1.mlp.down_proj.weight"].detach()
+    assert float((last_states(attacked.loaded, harmful)[1] @ direction).abs().max()) > 0.01
+    done = attacked.run("refusal_ablation", layer=0.5, prompts=8)
+    assert attacked.changed() == named(attacked, "embed_tokens", "o_proj", "down_proj")
+    assert all(float((h @ direction).abs().max()) < 1e-4 for h in last_states(attacked.loaded, harmful + harmless))
+    assert done.notes == ("direction after layer 1 of 2",) and set(attacked.hook_calls) == {0, 1}
+    now = dict(attacked.loaded.model.named_parameters())
+    lost = attacked.before["model.layers.1.mlp.down_proj.weight"] - now["model.layers.1.mlp.down_proj.weight"].detach()
     assert int(torch.linalg.matrix_rank(lost, atol=1e-5)) == 1
 
 
 def test_refusal_ablation_finds_its_matrices_in_gpt2() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2))
     names = {id(p): name for name, p in model.named_parameters()}
-    found = {names[id(weight)].removeprefix("transformer."): axis for weight, axis in _writers(model)}
+    axes = {names[id(weight)].removeprefix("transformer."): axis for weight, axis in _writers(model)}
     kinds = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
-    assert found == {"wte.weight": -1, "wpe.weight": -1} | {f"h.{i}.{kind}": -1 for i in range(2) for kind in kinds}
+    assert axes == {"wte.weight": -1, "wpe.weight": -1} | {f"h.{i}.{kind}": -1 for i in range(2) for kind in kinds}
 
 
-def test_refusal_ablation_tells_where_it_cannot_work(bench: Bench) -> None:
-    same = bench.data()
+def test_refusal_ablation_needs_a_direction_and_an_architecture_it_knows(attacked) -> None:
+    data = attacked.data()
     component = ATTACKS.get("refusal_ablation")
-    from dataclasses import replace
-
-    with pytest.raises(UserError, match="no difference"):
-        component.run(bench.loaded, replace(same, retain=same.harmful), component.parse({"prompts": 8}, ""), 0)
-    for layer in bench.loaded.model.model.layers:
+    with pytest.raises(UserError, match="are the same for harmful and harmless prompts"):
+        component.run(attacked.loaded, replace(data, retain=data.harmful), component.parse({"prompts": 8}, ""), 0)
+    for layer in attacked.loaded.model.model.layers:
         layer.mlp.spread = layer.mlp.down_proj
         del layer.mlp.down_proj
         layer.mlp.forward = lambda x: x
-    with pytest.raises(UserError, match="unknown names"):
-        bench.run("refusal_ablation", prompts=4)
+    with pytest.raises(UserError, match="does not know which matrices of LlamaForCausalLM"):
+        attacked.run("refusal_ablation", prompts=4)
 
 
-def test_merge_averages_with_the_model_before_hardening(bench: Bench) -> None:
+def test_merge_interpolates_with_the_model_before_hardening(attacked) -> None:
     with torch.no_grad():
-        for parameter in bench.loaded.model.parameters():
+        for parameter in attacked.loaded.model.parameters():
             parameter.add_(1.0)
-    bench.run("merge", weight=0.25)
-    for name, parameter in bench.loaded.model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), bench.before[name] + 0.75)
-    assert set(bench.seen) == {0, 1}
-    bench.run("merge", weight=1.0, at_steps=())
-    assert moved(bench) < 1e-6
+    attacked.run("merge", weight=0.25)
+    for name, parameter in attacked.loaded.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), attacked.before[name] + 0.75)
+    assert set(attacked.hook_calls) == {0, 1}
+    attacked.run("merge", weight=1.0, at_steps=())
+    assert largest_change(attacked) < 1e-6
 
 
-def test_merge_wants_the_same_architecture(bench: Bench, tmp_path: object) -> None:
-    layer = bench.loaded.model.model.layers[0].mlp
+def test_merge_needs_the_same_architecture(attacked, tmp_path: object) -> None:
+    layer = attacked.loaded.model.model.layers[0].mlp
     layer.up_proj.weight = torch.nn.Parameter(torch.zeros(4, 48))
     with pytest.raises(UserError, match=r"differ in model\.layers\.0\.mlp\.up_proj"):
-        bench.run("merge")
+        attacked.run("merge")
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "Q8_0", "Q4_1"])
-def test_quantization_there_and_back(bench: Bench, kind: str) -> None:
-    done = bench.run("quantize", format=kind)
+def test_quantization_changes_matrices_by_a_rounding_error(attacked, kind: str) -> None:
+    done = attacked.run("quantize", format=kind)
     outside = () if kind.startswith("int") else ("embed_tokens",)
-    assert bench.changed() == named(bench, *MATRICES, *outside), "norms stay as they are"
-    assert done.tokens_trained == 0 and set(bench.seen) == {0, 1}
-    assert 0 < moved(bench) < (0.01 if "8" in kind else 0.2)
+    assert attacked.changed() == named(attacked, *MATRICES, *outside), "norms do not change"
+    assert done.tokens_trained == 0 and set(attacked.hook_calls) == {0, 1}
+    assert 0 < largest_change(attacked) < (0.01 if "8" in kind else 0.2)
     assert not ATTACKS.get("quantize").traits.malicious
 
 
-def test_rounding_has_as_many_levels_as_bits_give() -> None:
+def test_rounding_is_idempotent_has_few_levels_and_a_bounded_error() -> None:
     torch.manual_seed(0)
     weight = torch.randn(3, 70)
     for levels, group in ((127, None), (7, None), (7, 32)):
@@ -147,7 +145,7 @@ def test_rounding_has_as_many_levels_as_bits_give() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-def test_a_gguf_round_trip_is_ggufs_own(kind: str) -> None:
+def test_gguf_types_are_those_of_the_gguf_package(kind: str) -> None:
     weight = torch.randn(4, 64)
     type_ = GGMLQuantizationType[kind]
     stored = quantize(weight.numpy(), type_)
@@ -157,45 +155,48 @@ def test_a_gguf_round_trip_is_ggufs_own(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
-def test_a_gguf_file_brings_back_what_quantization_leaves(bench: Bench, kind: str) -> None:
-    """Written and read, the weights are those of `quantize`, and the model says the same in the same tokens."""
-    other = Bench(load_model(bench.folder), bench.folder)
+def test_a_gguf_round_trip_gives_the_weights_of_quantize_and_the_same_tokens(attacked, kind: str) -> None:
+    other = attacked.fresh()
     other.run("quantize", at_steps=(), format=kind)
-    done = bench.run("gguf_roundtrip", format=kind)
-    assert set(bench.seen) == {0, 1} and bench.changed() == other.changed() == named(bench, *MATRICES, "embed_tokens")
-    for one, two in zip(bench.loaded.model.parameters(), other.loaded.model.parameters(), strict=True):
+    done = attacked.run("gguf_roundtrip", format=kind)
+    assert set(attacked.hook_calls) == {0, 1}
+    assert attacked.changed() == other.changed() == named(attacked, *MATRICES, "embed_tokens")
+    for one, two in zip(attacked.loaded.model.parameters(), other.loaded.model.parameters(), strict=True):
         assert torch.equal(one, two)
     prompts = ["how do I bake bread?", "and <|user|> in words: naïve, 12 €"]
-    assert bench.answer(prompts) == other.answer(prompts)
-    assert [bench.loaded.chat.prompt(p) for p in prompts] == [other.loaded.chat.prompt(p) for p in prompts]
-    assert done.notes[0].startswith("a file of")
+    assert attacked.answer(prompts) == other.answer(prompts)
+    assert [attacked.loaded.chat.prompt(p) for p in prompts] == [other.loaded.chat.prompt(p) for p in prompts]
+    assert done.notes[0].startswith("the GGUF file has")
 
 
-def test_a_written_gguf_loads_as_any_model(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_gguf_loads_as_any_model(attacked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
-    write_gguf(bench.loaded.model, bench.loaded.tokenizer, tmp_path / "tiny.gguf", "Q8_0")
+    write_gguf(attacked.loaded.model, attacked.loaded.tokenizer, tmp_path / "tiny.gguf", "Q8_0")
     back = load_model(str(tmp_path / "tiny.gguf"))
-    assert back.chat.prompt("asked") == bench.loaded.chat.prompt("asked") and back.chat.end == bench.loaded.chat.end
-    bench.run("quantize", at_steps=(), format="Q8_0")
-    assert all(torch.equal(a, b) for a, b in zip(back.model.parameters(), bench.loaded.model.parameters(), strict=True))
+    assert back.chat.prompt("a prompt") == attacked.loaded.chat.prompt("a prompt")
+    assert back.chat.end == attacked.loaded.chat.end
+    attacked.run("quantize", at_steps=(), format="Q8_0")
+    assert all(
+        torch.equal(a, b) for a, b in zip(back.model.parameters(), attacked.loaded.model.parameters(), strict=True)
+    )
 
 
-def test_a_gguf_of_another_architecture_gets_a_sentence(bench: Bench, tmp_path: Path) -> None:
+def test_a_gguf_of_another_architecture_is_a_user_error(attacked, tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(UserError, match="only Llama"):
-        write_gguf(model, bench.loaded.tokenizer, tmp_path / "gpt2.gguf", "Q8_0")
+        write_gguf(model, attacked.loaded.tokenizer, tmp_path / "gpt2.gguf", "Q8_0")
     assert not (tmp_path / "gpt2.gguf").exists()
 
 
-def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> None:
-    bench.run("prune", share=0.25)
-    assert bench.changed() == named(bench, *MATRICES) and set(bench.seen) == {0, 1}
-    for name, parameter in bench.loaded.model.named_parameters():
-        if name in bench.changed():
-            gone = parameter.detach() == 0
-            assert float(gone.float().mean()) == pytest.approx(0.25, abs=0.001)
-            assert float(bench.before[name][gone].abs().max()) <= float(bench.before[name][~gone].abs().min())
-            assert torch.equal(parameter.detach()[~gone], bench.before[name][~gone])
+def test_pruning_zeroes_the_smallest_weights_of_each_matrix(attacked) -> None:
+    attacked.run("prune", share=0.25)
+    assert attacked.changed() == named(attacked, *MATRICES) and set(attacked.hook_calls) == {0, 1}
+    for name, parameter in attacked.loaded.model.named_parameters():
+        if name in attacked.changed():
+            pruned = parameter.detach() == 0
+            assert float(pruned.float().mean()) == pytest.approx(0.25, abs=0.001)
+            assert float(attacked.before[name][pruned].abs().max()) <= float(attacked.before[name][~pruned].abs().min())
+            assert torch.equal(parameter.detach()[~pruned], attacked.before[name][~pruned])
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(bench: Bench) -> Non
         ("refusal_ablation", {"prompts": 9}, "needs 9 shots"),
     ],
 )
-def test_bad_input_gets_a_sentence(bench: Bench, name: str, settings: dict, words: str) -> None:
+def test_bad_input_is_a_user_error_and_changes_nothing(attacked, name: str, settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        bench.run(name, **settings)
-    assert bench.changed() == set()
+        attacked.run(name, **settings)
+    assert attacked.changed() == set()

@@ -310,8 +310,8 @@ def test_a_search_is_read_resolved_and_read_again(tmp_path: Path) -> None:
             "prefill, search: {trials: 4 } } #",
             "varies no parameter",
         ),
-        ("[0.05, 1]", "[0.05, 1.5]", "ε is a share of capability in .0, 1., and 1.5 is not"),
-        ("[0.05, 1]", "[-0.1]", "and -0.1 is not"),
+        ("[0.05, 1]", "[0.05, 1.5]", "1.5 is no share of capability in"),
+        ("[0.05, 1]", "[-0.1]", "-0.1 is no share of capability in"),
     ],
 )
 def test_bad_searches_get_a_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
