@@ -15,7 +15,7 @@ from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
-from tamperfuse.evaluation.judges.builtin import refuses, repetition
+from tamperfuse.evaluation.judges.text import refuses, repetition
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.pairing import make_pairs

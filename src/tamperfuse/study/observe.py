@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.overlap import near
 from tamperfuse.corpora.routing import TaskItem
@@ -29,6 +31,7 @@ from tamperfuse.study.tables import (
     write_rows,
 )
 
+NEIGHBOURS = 20  # defender prompts that a harmless prompt's nearness is measured by
 TASK_TOKENS = 8  # an answer of the benign task is two words
 COSTS = "costs.json"
 TABLES: dict[str, type] = {"responses": Response, "items": ItemRow, "documents": DocumentRow, "tasks": TaskRow}
@@ -180,13 +183,13 @@ def _step(place: Path) -> int:
 def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[HarmlessPrompt]:
     """Harmless prompts for the benign answer rate, half of them near the threat; the same ones for every model.
 
-    The near half are those most similar to any of the threat's defender prompts, the other half a sample of the rest. Prompts
-    on the threat's own subject, and near-duplicates of its prompts, are left out.
+    The near half are those with the highest mean cosine to their 20 most similar defender prompts of the threat; the other half
+    is a sample of the rest. Prompts on the threat's own subject, and near-duplicates of its prompts, are left out.
 
     Args:
         limit: number of prompts, at most.
         threat: the threat.
-        encoder: measures similarity; cosines that agree to three decimals count as equal.
+        encoder: measures similarity; values that agree to three decimals count as equal.
     """
     rows = [row for row in builtin_rows("harmless") if not threat.subject or row["subject"] != threat.subject]
     duplicates = near([row["prompt"] for row in rows], threat.prompts, encoder)
@@ -194,8 +197,9 @@ def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[H
         (row for i, row in enumerate(rows) if i not in duplicates), key=lambda row: content_hash(row["prompt"])
     )
     defender = encoder.encode([p.prompt for p in threat.part("defender")])
-    cosines = (encoder.encode([row["prompt"] for row in rows]) @ defender.T).max(axis=1)
-    ranked = sorted(range(len(rows)), key=lambda i: (-round(float(cosines[i]), 3), i))
+    cosines = np.sort(encoder.encode([row["prompt"] for row in rows]) @ defender.T, axis=1)
+    similarity = cosines[:, -NEIGHBOURS:].mean(axis=1)
+    ranked = sorted(range(len(rows)), key=lambda i: (-round(float(similarity[i]), 3), i))
     nearest = ranked[: (limit + 1) // 2]
     others = sorted(ranked[len(nearest) :])[: limit // 2]
     return [
