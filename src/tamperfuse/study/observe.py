@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.corpora.overlap import near
+from tamperfuse.corpora.overlap import NEAR_COSINE
 from tamperfuse.corpora.routing import TaskItem
-from tamperfuse.corpora.threats import Threat
+from tamperfuse.corpora.threats import PARTS, Threat
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
@@ -192,14 +192,12 @@ def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[H
         encoder: measures similarity; values that agree to three decimals count as equal.
     """
     rows = [row for row in builtin_rows("harmless") if not threat.subject or row["subject"] != threat.subject]
-    duplicates = near([row["prompt"] for row in rows], threat.prompts, encoder)
-    rows = sorted(
-        (row for i, row in enumerate(rows) if i not in duplicates), key=lambda row: content_hash(row["prompt"])
-    )
-    defender = encoder.encode([p.prompt for p in threat.part("defender")])
-    cosines = np.sort(encoder.encode([row["prompt"] for row in rows]) @ defender.T, axis=1)
-    similarity = cosines[:, -NEIGHBOURS:].mean(axis=1)
-    ranked = sorted(range(len(rows)), key=lambda i: (-round(float(similarity[i]), 3), i))
+    rows.sort(key=lambda row: content_hash(row["prompt"]))
+    vectors = encoder.encode([row["prompt"] for row in rows])
+    cosines = {part: vectors @ encoder.encode([p.prompt for p in threat.part(part)]).T for part in PARTS}
+    highest = np.max([part.max(axis=1) for part in cosines.values()], axis=0)
+    similarity = np.sort(cosines["defender"], axis=1)[:, -NEIGHBOURS:].mean(axis=1)
+    ranked = [i for i in np.lexsort((np.arange(len(rows)), -similarity.round(3))) if highest[i] < NEAR_COSINE]
     nearest = ranked[: (limit + 1) // 2]
     others = sorted(ranked[len(nearest) :])[: limit // 2]
     return [
