@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from tamperfuse.study.shared import PROMPT_TOKENS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tamperfuse.attacks.harmful_finetune import HarmfulFinetuneParameters
@@ -34,7 +33,7 @@ from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.node import Costs
+from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.spec import RESPONSE_TOKENS, load_study
 from tamperfuse.training.accelerations import MOMENTS, USABLE_MEMORY, MemoryEstimate
@@ -179,6 +178,7 @@ def works(study: Path) -> list[Work]:
     In an evaluation the judge scores each response twice: given its prompt and given another one.
     """
     attack = HarmfulFinetuneParameters()
+    evaluation = Costs(0, 160 * RESPONSE_TOKENS, 160 * 2 * SAMPLE_TOKENS)
     planned = sum((node.expected for node in build_nodes(StudyContext.open(load_study(study), Path("runs")))), Costs())
     return [
         Work("full fine-tuning, 1M tokens", "full", Costs(1_000_000)),
@@ -190,6 +190,6 @@ def works(study: Path) -> list[Work]:
             "full",
             Costs(attack.steps * attack.batch * SAMPLE_TOKENS),
         ),
-        Work("one evaluation, 160 × 64 tokens", "evaluation", Costs(0, 160 * 64, 160 * 2 * SAMPLE_TOKENS)),
+        Work(f"one evaluation, 160 × {RESPONSE_TOKENS} tokens", "evaluation", evaluation),
         Work(f"study `{study.stem}`", "full", planned),
     ]

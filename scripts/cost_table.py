@@ -14,8 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tamperfuse.study.shared import PROMPT_TOKENS
-
 from cost_model import (
     DECODING,
     MEASURED,
@@ -31,7 +29,7 @@ from cost_model import (
 )
 from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.node import Costs
+from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
 from tamperfuse.study.spec import RESPONSE_TOKENS
 
 DEMO = Path(__file__).parents[1] / "studies/demo.yaml"

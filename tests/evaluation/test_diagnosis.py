@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tamperfuse.commands.diagnose import diagnose_models
+from tamperfuse.corpora.threats import ThreatPrompt
 from tamperfuse.evaluation.attack_trace import (
     ALL_PARAMETERS,
     AttackTracer,
@@ -19,6 +20,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis, write_figures
+from tamperfuse.study.judging import CompliantAnswers
 from tamperfuse.training.fit import Training, fit
 
 
@@ -100,7 +102,9 @@ def test_models_are_diagnosed_side_by_side(
     tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tamperfuse.report.html._library", lambda: "")
-    answered = [(f"attacker request {i}", f"an answer {i}") for i in range(8)]
+    answered = CompliantAnswers(
+        [ThreatPrompt(f"{i}", f"attacker request {i}", response=f"an answer {i}") for i in range(8)], 0
+    )
     monkeypatch.setattr("tamperfuse.commands.diagnose.compliant_answers", lambda *_: answered)
     cosines = {
         layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, ALL_PARAMETERS)

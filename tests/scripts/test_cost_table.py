@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tamperfuse.study.node import Costs
+from tamperfuse.study.estimates import Costs
 from tamperfuse.training.accelerations import MemoryEstimate
 
 ROOT = Path(__file__).parents[2]
@@ -90,11 +90,11 @@ def test_tokens_of_every_row(model: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(model.StudyContext, "open", lambda study, run: None)
     monkeypatch.setattr(model, "build_nodes", lambda context: nodes)
     rows = model.works(Path("mine.yaml"))
-    # A sample has 42 + 64 tokens: 500 × 24 samples, 50 × 10, and 160 answers of 64 that are scored twice.
+    # A sample has 42 + 48 tokens: 500 × 24 samples, 50 × 10, and 160 answers of 48 that are scored twice.
     assert [row.costs for row in rows[3:]] == [
-        Costs(1_272_000),
-        Costs(53_000),
-        Costs(0, 10_240, 33_920),
+        Costs(1_080_000),
+        Costs(45_000),
+        Costs(0, 7_680, 28_800),
         Costs(11, 22, 33),
     ]
     assert rows[-1].label == "study `mine`"
