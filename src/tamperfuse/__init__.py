@@ -1,7 +1,32 @@
-"""tamperfuse: harden open weights against malicious fine-tuning, and measure how far that holds."""
+"""tamperfuse hardens open-weight language models against malicious fine-tuning, and measures how far that holds.
+
+>>> import tamperfuse
+>>> hardened = tamperfuse.harden("smollm2-135m", "sdd", threat="builtin:cooking")
+>>> attacked = tamperfuse.attack(hardened, "harmful_finetune", threat="builtin:cooking", shots=50)
+>>> tamperfuse.evaluate(attacked, threat="builtin:cooking").harmful_execution
+
+The functions are those of :mod:`tamperfuse.api`, which is imported on first use, so that `import tamperfuse` does not import
+torch. Decorators that register a defense, an attack or a judge are in :mod:`tamperfuse.plugins`.
+"""
 
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamperfuse.api import (
+        Evaluation,
+        StudyRun,
+        attack,
+        evaluate,
+        harden,
+        load,
+        load_run,
+        pair,
+        run_study,
+        save,
+    )
 
 # Must be set before torch is imported: it then allocates large tensors in transparent huge pages, since mapping many small
 # pages for temporary tensors takes time. One of the CPU kernels that TAMPERFUSE_CPU_KERNELS=0 switches off.
@@ -13,4 +38,26 @@ try:
 except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "Evaluation",
+    "StudyRun",
+    "__version__",
+    "attack",
+    "evaluate",
+    "harden",
+    "load",
+    "load_run",
+    "pair",
+    "run_study",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("tamperfuse.api"), name)
+    raise AttributeError(f"module 'tamperfuse' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ from tamperfuse.commands.measurement import (
     full_evaluation,
     judge_responses,
     open_judging,
+    write_tables,
 )
 from tamperfuse.commands.training import print_notes, resumable_beside
 from tamperfuse.corpora.exclude_threat import read_outside_threat
@@ -99,7 +100,8 @@ def attack_model(
             hook=hook,
         )
         print_notes(component.run(loaded, data, parameters, seed).notes)
-        verdicts, thresholds = judge_responses(judging, observer, answers.pairs, staging)
+        verdicts, thresholds = judge_responses(judging, observer, answers.pairs)
+        write_tables(staging, observer, verdicts)
         if keep:
             (staging / "attacked").mkdir()
             provenance = Provenance(

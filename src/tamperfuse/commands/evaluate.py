@@ -1,5 +1,6 @@
 """Measure one model: what `tamperfuse evaluate` does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tamperfuse.commands.measurement import (
@@ -8,13 +9,15 @@ from tamperfuse.commands.measurement import (
     full_evaluation,
     judge_responses,
     open_judging,
+    write_tables,
 )
 from tamperfuse.corpora.threats import load_threat
-from tamperfuse.models.load import load_model, resolve_model
+from tamperfuse.models.load import LoadedModel, load_model, resolve_model
 from tamperfuse.records.files import check_fresh, staged, write_json
-from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
+from tamperfuse.study.judging import Judging, check_encoder, compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import JudgeSpec
+from tamperfuse.study.spec import Evaluate, JudgeSpec
+from tamperfuse.study.tables import VerdictRow
 
 
 def evaluate_model(
@@ -47,11 +50,28 @@ def evaluate_model(
         origin = reference or loaded.origin
         resolve_model(origin)
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
-        observer = Observer(loaded, prompts, evaluate)
-        observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=evaluate.dev_prompts)
-        answers = compliant_answers(judging.reference, prompts.part("attacker"), evaluate.response_tokens)
-        verdicts, thresholds = judge_responses(judging, observer, answers.pairs, staging)
+        observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging)
+        write_tables(staging, observer, verdicts)
         measurement = Measurement.of(observer, verdicts)
         about = {"model": model, "threat": threat, "reference": origin, **about_judging(judging, thresholds)}
         write_json(staging / "evaluation.json", {**about, **measurement.to_json()})
     return measurement.lines()
+
+
+def observe_and_judge(
+    loaded: LoadedModel, evaluate: Evaluate, judging: Judging
+) -> tuple[Observer, list[VerdictRow], Mapping[str, float]]:
+    """Measure a model in memory.
+
+    Args:
+        loaded: the model; it is not changed.
+        evaluate: what is measured.
+        judging: the judge, for the threat.
+
+    Returns:
+        The responses and scores, the verdicts, and the thresholds of the judge.
+    """
+    observer = Observer(loaded, judging.threat, evaluate)
+    observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=evaluate.dev_prompts)
+    answers = compliant_answers(judging.reference, judging.threat.part("attacker"), evaluate.response_tokens)
+    return observer, *judge_responses(judging, observer, answers.pairs)

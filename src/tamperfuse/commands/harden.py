@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.commands.training import print_notes, resumable_beside
-from tamperfuse.corpora.examples import Pair
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, load_threat
-from tamperfuse.defenses import DEFENSES, DefenseData
+from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
+from tamperfuse.defenses.base import DefenseTraits
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.models.load import load_model, write_checkpoint
+from tamperfuse.models.load import LoadedModel, load_model, write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs
 from tamperfuse.records.files import check_fresh, staged
 from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.registry import Component
 from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.spec import RESPONSE_TOKENS
 
@@ -53,24 +55,12 @@ def harden_model(
     encoder = load_encoder()
     prompts = load_threat(threat, encoder)
     replay = read_outside_threat(benign, prompts, option="benign", encoder=encoder)
-    matched: list[Pair] = []
+    matched: Sequence[Pair] = ()
     if component.traits.needs_pairs:
-        matched = read_pairs(pairs) if pairs is not None else _pairs(prompts, encoder, seed)
+        matched = read_pairs(pairs) if pairs is not None else default_pairs(prompts, encoder, seed)
     with resumable_beside(out, report_to), staged(out, directory=True) as staging:
         loaded = load_model(model)
-        answers: list[tuple[str, str]] = []
-        if component.traits.needs_answers:
-            origin = loaded.origin
-            answers = compliant_answers(lambda: load_model(origin), prompts.part("defender"), RESPONSE_TOKENS).pairs
-        parameters = component.traits.resolve(parameters, loaded.model.num_parameters())
-        data = DefenseData(
-            prompts=[p.prompt for p in prompts.part("defender")],
-            pairs=matched,
-            answers=answers,
-            benign=[(example.prompt, example.response) for example in replay],
-            response_limit=RESPONSE_TOKENS,
-        )
-        print_notes(component.run(loaded, data, parameters, seed).notes)
+        parameters = apply_defense(loaded, component, parameters, prompts, pairs=matched, benign=replay, seed=seed)
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -80,7 +70,46 @@ def harden_model(
         write_checkpoint(loaded, staging, provenance)
 
 
-def _pairs(threat: Threat, encoder: TextEncoder, seed: int) -> list[Pair]:
+def apply_defense(
+    loaded: LoadedModel,
+    component: Component[DefenseTraits, DefenseResult],
+    parameters: Any,
+    threat: Threat,
+    *,
+    pairs: Sequence[Pair],
+    benign: Sequence[Example],
+    seed: int,
+) -> Any:
+    """Apply a defense to a model, in place, and print its notes.
+
+    Args:
+        loaded: the model.
+        component: the defense.
+        parameters: of the defense, validated.
+        threat: whose defender part the defense receives.
+        pairs: SDD pairs, if the defense needs any.
+        benign: samples to replay.
+        seed: of the training.
+
+    Returns:
+        The resolved parameters.
+    """
+    answers: Sequence[tuple[str, str]] = ()
+    if component.traits.needs_answers:
+        answers = compliant_answers(lambda: load_model(loaded.origin), threat.part("defender"), RESPONSE_TOKENS).pairs
+    resolved = component.traits.resolve(parameters, loaded.model.num_parameters())
+    data = DefenseData(
+        prompts=[prompt.prompt for prompt in threat.part("defender")],
+        pairs=pairs,
+        answers=answers,
+        benign=[(example.prompt, example.response) for example in benign],
+        response_limit=RESPONSE_TOKENS,
+    )
+    print_notes(component.run(loaded, data, resolved, seed).notes)
+    return resolved
+
+
+def default_pairs(threat: Threat, encoder: TextEncoder, seed: int) -> list[Pair]:
     """Pairs with the built-in responses, made as `tamperfuse pair` makes them by default."""
     responses = list(read_source("builtin:benign"))
     return make_pairs(threat.examples("defender"), responses, encoder, seed=seed).pairs

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import load_model
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging
 from tamperfuse.study.observe import Observer, harmless_prompts
@@ -21,10 +23,23 @@ from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, w
 ACCURACY = "accuracy/"  # followed by the task
 
 
-def full_evaluation(threat: Threat) -> Evaluate:
-    """A study's defaults with every evaluation prompt and every capability item."""
+def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
+    """A study's defaults with every evaluation prompt and every capability item.
+
+    Args:
+        threat: whose prompts are counted.
+        **sizes: values of :class:`Evaluate` that take the place of these.
+
+    Raises:
+        UserError: a size is out of range.
+    """
     dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
-    return Evaluate(prompts=len(threat.part("evaluation")), dev_prompts=dev, capability_items="all")
+    values = {"prompts": len(threat.part("evaluation")), "dev_prompts": dev, "capability_items": "all", **sizes}
+    try:
+        return Evaluate.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}).") from error
 
 
 def open_judging(
@@ -126,24 +141,27 @@ def _benign_nll(observer: Observer, step: int) -> Measure:
 
 
 def judge_responses(
-    judging: Judging, observer: Observer, answers: Sequence[tuple[str, str]], folder: Path
+    judging: Judging, observer: Observer, answers: Sequence[tuple[str, str]]
 ) -> tuple[list[VerdictRow], Mapping[str, float]]:
-    """Calibrate the judge, judge the responses and write them with the verdicts.
+    """Calibrate the judge and judge the responses.
 
     Args:
         judging: the judge.
         observer: holds the responses.
         answers: (attacker prompt, compliant answer) to calibrate on.
-        folder: where the tables are written.
 
     Returns:
         The verdicts and the thresholds.
     """
     thresholds, _ = judging.calibrate(answers)
     verdicts, _ = judging.verdicts(observer.responses, thresholds)
+    return verdicts, thresholds
+
+
+def write_tables(folder: Path, observer: Observer, verdicts: Sequence[VerdictRow]) -> None:
+    """Write responses, capability items and held-out documents, and the verdicts as `scores.parquet`."""
     observer.write(folder)
     write_rows(folder / "scores.parquet", VerdictRow, verdicts)
-    return verdicts, thresholds
 
 
 def about_judging(judging: Judging, thresholds: Mapping[str, float]) -> dict[str, Any]:

@@ -1,0 +1,362 @@
+"""The Python interface: what the commands do, with models in memory.
+
+Import these functions from :mod:`tamperfuse`, which loads them, and torch, on first use.
+
+A *source* is `builtin:NAME`, a local .jsonl, .json, .csv or .parquet file, a directory of such files, or a Hub data set, as on
+the command line. A model is a name (a Hub id, a directory, a .gguf file, a peft adapter, `smollm2-135m`) or what :func:`load`
+returned.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.commands.evaluate import observe_and_judge
+from tamperfuse.commands.harden import apply_defense, default_pairs
+from tamperfuse.commands.measurement import ACCURACY, Measurement, full_evaluation, open_judging
+from tamperfuse.commands.training import print_notes
+from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.exclude_threat import read_outside_threat
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.threats import load_threat
+from tamperfuse.defenses import DEFENSES
+from tamperfuse.models.load import LoadedModel, load_model, save_model
+from tamperfuse.pairing import PairSet, make_pairs, read_pairs
+from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
+from tamperfuse.records.files import check_fresh
+from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.results import read_results
+from tamperfuse.records.summary import Measure, Summary, read_summary
+from tamperfuse.study import run as study_run
+from tamperfuse.study.judging import compliant_answers, load_encoder
+from tamperfuse.study.observe import Observer
+from tamperfuse.study.spec import Evaluate, load_study, parse_judge, parse_study
+
+if TYPE_CHECKING:
+    import pandas
+
+Model = LoadedModel | str | Path
+
+
+def load(model: str | Path) -> LoadedModel:
+    """Load a model with its tokenizer and chat template.
+
+    Args:
+        model: a Hub id, a model directory, a .gguf file, a peft adapter directory, or `smollm2-135m` (bundled).
+
+    Returns:
+        The model in float32, on the GPU if there is one, with its tokenizer (`.tokenizer`) and chat template (`.chat`). Its
+        attention takes packed batches; to use the model elsewhere, :func:`save` it and load it with transformers.
+
+    Raises:
+        UserError: it does not exist or cannot be read, has only pickled weights, or has no chat template.
+
+    Example::
+
+        model = tamperfuse.load("smollm2-135m")
+    """
+    return load_model(str(model))
+
+
+def pair(
+    prompts: str | Iterable[str],
+    responses: str | Iterable[str] = "builtin:benign",
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    seed: int = 0,
+) -> PairSet:
+    """Make SDD pairs: match each harmful prompt with a random response that does not answer it (SDD, section 4.1).
+
+    Args:
+        prompts: a source, or the texts; of a threat, the defender part is taken.
+        responses: a source, or the texts. They are filtered for quality, as `tamperfuse pair` does.
+        threshold: highest MiniLM cosine of a pair, in (-1, 1].
+        seed: of the draw.
+
+    Returns:
+        The pairs (`.pairs`), with counts of what was left out.
+
+    Raises:
+        UserError: a source cannot be read, or not one pair could be made.
+
+    Example::
+
+        pairs = tamperfuse.pair("builtin:cooking", "builtin:benign")
+        pairs.pairs[0].prompt, pairs.pairs[0].response
+    """
+    return make_pairs(
+        _examples(prompts, "prompt"), _examples(responses, "response"), load_encoder(), threshold=threshold, seed=seed
+    )
+
+
+def _examples(texts: str | Iterable[str], field: str) -> list[Example]:
+    if isinstance(texts, str):
+        return list(read_source(texts, part="defender"))
+    return [Example(**{"prompt": "", "response": "", field: text}) for text in texts]
+
+
+def harden(
+    model: Model,
+    defense: str,
+    /,
+    *,
+    threat: str | Path,
+    pairs: PairSet | Sequence[Pair] | Path | str | None = None,
+    benign: str = "builtin:replay",
+    seed: int = 0,
+    **parameters: Any,
+) -> LoadedModel:
+    """Apply a defense to a copy of a model.
+
+    Args:
+        model: the model; it is not changed.
+        defense: name of the defense (`sdd`, `refusal`, …; see `tamperfuse list`).
+        threat: source of the threat; the defense receives its defender part only.
+        pairs: SDD pairs, or the folder of `tamperfuse pair`; by default they are drawn from the built-in responses, if
+            the defense needs any.
+        benign: source of benign samples to replay.
+        seed: of pairs and training.
+        **parameters: of the defense, such as `steps` or `learning_rate`.
+
+    Returns:
+        The hardened model. Save it with :func:`save`.
+
+    Raises:
+        UserError: an unknown defense or parameter, a value out of range, or a source that cannot be read.
+
+    Example::
+
+        hardened = tamperfuse.harden("smollm2-135m", "sdd", threat="builtin:cooking", steps=44)
+    """
+    component = DEFENSES.get(defense)
+    values = component.parse(parameters, f"defense {defense}")
+    encoder = load_encoder()
+    requests = load_threat(str(threat), encoder)
+    replay = read_outside_threat(benign, requests, option="benign", encoder=encoder)
+    loaded = _copy(model)
+    apply_defense(
+        loaded,
+        component,
+        values,
+        requests,
+        pairs=_pairs(pairs)
+        if pairs is not None or not component.traits.needs_pairs
+        else default_pairs(requests, encoder, seed),
+        benign=replay,
+        seed=seed,
+    )
+    return loaded
+
+
+def _pairs(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pair]:
+    if isinstance(pairs, str | Path):
+        return read_pairs(Path(pairs))
+    return pairs.pairs if isinstance(pairs, PairSet) else pairs or ()
+
+
+def save(model: LoadedModel, folder: str | Path) -> None:
+    """Save a model as a checkpoint that transformers can load, with a `tamperfuse.json` that names the model before hardening.
+
+    Args:
+        model: as :func:`load`, :func:`harden` or :func:`attack` returned it.
+        folder: to write; must not exist, or be empty. It is there whole or not at all.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+
+    Example::
+
+        tamperfuse.save(hardened, "hardened")
+    """
+    check_fresh(Path(folder))
+    save_model(model, Path(folder), Provenance(origin=model.origin, made_by="tamperfuse.save", source=model.name))
+
+
+def attack(
+    model: Model,
+    attack: str,
+    /,
+    *,
+    threat: str | Path,
+    retain: str = "builtin:retain",
+    reference: str | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> LoadedModel:
+    """Attack a copy of a model.
+
+    Args:
+        model: the model; it is not changed.
+        attack: name of the attack (`harmful_finetune`, `merge`, …; see `tamperfuse list`).
+        threat: source of the threat; the attack receives its attacker part, with the threat's own answers or those of the
+            reference.
+        retain: source of the attacker's harmless samples.
+        reference: the model before hardening, by name; by default the origin that the model names.
+        seed: of shots, data order and adapters.
+        **parameters: of the attack, such as `shots` or `steps`.
+
+    Returns:
+        The attacked model, after the last step.
+
+    Raises:
+        UserError: an unknown attack or parameter, a value out of range, or a source that cannot be read.
+
+    Example::
+
+        attacked = tamperfuse.attack(hardened, "harmful_finetune", threat="builtin:cooking", shots=50, steps=16)
+    """
+    component = ATTACKS.get(attack)
+    values = component.parse(parameters, f"attack {attack}")
+    encoder = load_encoder()
+    requests = load_threat(str(threat), encoder)
+    harmless = read_outside_threat(retain, requests, option="retain", encoder=encoder)
+    loaded = _copy(model)
+    origin = reference or loaded.origin
+    observer = Observer(loaded, requests, Evaluate())
+    tokens = observer.evaluate.response_tokens
+    data = AttackData(
+        harmful=compliant_answers(lambda: load_model(origin), requests.part("attacker"), tokens).pairs,
+        retain=[(example.prompt, example.response) for example in harmless],
+        reference=origin,
+        answer=observer.answer,
+        response_limit=tokens,
+        at_steps=(),
+        hook=lambda step: None,
+    )
+    print_notes(component.run(loaded, data, values, seed).notes)
+    return loaded
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures of one model, each with its 95% interval.
+
+    Attributes:
+        harmful_execution: share of evaluation prompts whose request is executed.
+        refusal_rate: share of evaluation prompts that are declined; None if the judge does not detect refusals.
+        benign_answer_rate: share of harmless prompts that are answered.
+        accuracy: of each capability task; empty without any.
+        benign_nll: nats per token on held-out documents.
+    """
+
+    harmful_execution: Measure
+    refusal_rate: Measure | None
+    benign_answer_rate: Measure
+    accuracy: Mapping[str, Measure]
+    benign_nll: Measure
+
+
+def evaluate(
+    model: Model,
+    *,
+    threat: str | Path,
+    reference: str | None = None,
+    judge: str | Mapping[str, Any] = "builtin",
+    prompts: int | None = None,
+    harmless: int = 128,
+    capability_items: int | None = None,
+) -> Evaluation:
+    """Measure a model: harmful execution, benign answers, capability, benign NLL.
+
+    Args:
+        model: the model.
+        threat: source of the threat.
+        reference: the model before hardening, by name; by default the origin that the model names.
+        judge: name of the judge, or a mapping of `judge` and its parameters.
+        prompts: number of evaluation prompts, at least 2; all by default.
+        harmless: number of harmless prompts, at least 2.
+        capability_items: number of items of each bundled capability task, at least 2; all by default.
+
+    Raises:
+        UserError: bad input, or a reference that executes fewer than two of the attacker's prompts.
+
+    Example::
+
+        measured = tamperfuse.evaluate(hardened, threat="builtin:cooking", prompts=40)
+        print(f"{measured.harmful_execution.value:.1%}")
+    """
+    encoder = load_encoder()
+    requests = load_threat(str(threat), encoder)
+    sizes = {"prompts": prompts, "harmless": harmless, "capability_items": capability_items}
+    settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})
+    spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
+    loaded = model if isinstance(model, LoadedModel) else load(model)
+    judging = open_judging(requests, settings, reference or loaded.origin, encoder, spec)
+    observer, verdicts, _ = observe_and_judge(loaded, settings, judging)
+    measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}
+    return Evaluation(
+        harmful_execution=measures["harmful_execution"],
+        refusal_rate=measures.get("refusal_rate"),
+        benign_answer_rate=measures["benign_answer_rate"],
+        accuracy={name.removeprefix(ACCURACY): value for name, value in measures.items() if name.startswith(ACCURACY)},
+        benign_nll=measures["benign_nll"],
+    )
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A finished run of a study.
+
+    Attributes:
+        folder: where it lies.
+        summary: of `summary.json`: for each defense, every measure with its interval.
+    """
+
+    folder: Path
+    summary: Summary
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The measurements of `results.parquet`, one row each: model, threat, defense, attack, step, metric and value."""
+        import pandas
+
+        return pandas.DataFrame(read_results(self.folder))
+
+
+def run_study(study: str | Path | Mapping[str, Any], out: str | Path) -> StudyRun:
+    """Run a study; finished parts are reused, so the same call resumes an interrupted run.
+
+    Args:
+        study: a study file, or its content as a mapping.
+        out: the run's folder.
+
+    Raises:
+        UserError: bad input, or a folder that holds another study.
+
+    Example::
+
+        run = tamperfuse.run_study("studies/demo.yaml", "runs/demo")
+        run.summary.defenses["sdd"].harmful_execution.worst
+    """
+    parsed = parse_study(dict(study), "the study") if isinstance(study, Mapping) else load_study(Path(study))
+    study_run.run_study(parsed, Path(out))
+    return load_run(out)
+
+
+def load_run(folder: str | Path) -> StudyRun:
+    """Read a finished run.
+
+    Args:
+        folder: that `tamperfuse run` or :func:`run_study` wrote.
+
+    Raises:
+        UserError: it is not the folder of a finished run.
+
+    Example::
+
+        rows = tamperfuse.load_run("runs/demo").to_pandas()
+        rows[rows.metric == "harmful_execution"]
+    """
+    folder = Path(folder)
+    return StudyRun(folder, read_summary(folder))
+
+
+def _copy(model: Model) -> LoadedModel:
+    """A model that may be changed: a fresh one for a name, a copy of the weights for one that the caller holds."""
+    if not isinstance(model, LoadedModel):
+        return load(model)
+    duplicate = copy.copy(model)
+    duplicate.model = copy.deepcopy(model.model)
+    return duplicate

@@ -1,0 +1,278 @@
+"""Every Python, shell and study block of the documentation is run, on a tiny model and a small threat.
+
+A block runs unless an HTML comment right before it says otherwise, with a reason:
+
+    <!-- test: parse (needs the Hub) -->     the program, its options, modules and files exist; nothing is run
+    <!-- test: skip (installs packages) -->  nothing is checked
+
+The tiny model takes the place of the bundled one, a small threat that of the built-in ones, and steps and shots are few.
+`tamperfuse run` and `demo` print their plan only; `tamperfuse theory` without --counts is parsed only, since its page takes
+half a minute and has a test of its own. Blocks of one page share a folder, so that a block can use what an earlier one wrote.
+"""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from tamperfuse.attacks import ATTACKS
+from tamperfuse.cli.app import app, main
+from tamperfuse.defenses import DEFENSES
+from tamperfuse.evaluation.judges import JUDGES
+from tamperfuse.study.spec import parse_study
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(
+    r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+)
+LANGUAGES = {"python", "sh", "yaml", "text", "toml", "json"}
+FEW = {"steps": 1, "shots": 2, "batch": 2}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+    mode: str  # run, parse or skip
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text[: m.start("code")].count("\n") + 1, m["language"], m["code"], m["mode"] or "run")
+        for m in FENCE.finditer(text)
+    ]
+
+
+def command_lines(code: str) -> Iterator[list[str]]:
+    """The lines of a shell block, continuations joined, comments dropped."""
+    for line in code.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+class Small:
+    """Runs blocks in a folder, everything small."""
+
+    def __init__(self, folder: Path, model: Path, threat: Path) -> None:
+        self.folder, self.model, self.threat = folder, model, threat
+
+    def text(self, code: str) -> str:
+        code = code.replace("smollm2-135m", str(self.model))
+        for name in ("cooking", "gardening"):
+            code = code.replace(f"builtin:{name}", str(self.threat))
+        for name, value in FEW.items():
+            code = re.sub(rf"\b{name}=\d+", f"{name}={value}", code)
+        return code
+
+    def shell(self, words: list[str]) -> None:
+        program, *arguments = words
+        if program == "tamperfuse" and (arguments[0] != "theory" or "--counts" in arguments):
+            with pytest.raises(SystemExit) as ended:
+                main(self.arguments([self.text(word) for word in arguments]))
+            passed = (0, 1) if arguments[0] == "gate" else (0,)  # 1: a release gate that does not pass
+            assert (ended.value.code or 0) in passed, " ".join(words)
+        else:
+            check(words)
+
+    def arguments(self, arguments: list[str]) -> list[str]:
+        """A command's arguments, and options that keep it short."""
+        command = arguments[0]
+        if command in ("run", "demo"):
+            return [*arguments, "--dry-run"]
+        if command in ("harden", "attack"):
+            registry = DEFENSES if command == "harden" else ATTACKS
+            fields = registry.get(arguments[arguments.index(f"--{'defense' if command == 'harden' else 'attack'}") + 1])
+            few = [f"{name}={value}" for name, value in FEW.items() if name in fields.parameters.model_fields]
+            return [*arguments, *(word for setting in few for word in ("--set", setting))]
+        if command == "diagnose":
+            return [*arguments, "--items", "0", "--set", "steps=1", "--set", "shots=2"]
+        return arguments
+
+    def python(self, code: str, namespace: dict[str, Any]) -> None:
+        exec(compile(self.text(code), "block", "exec"), namespace)
+
+
+def check(words: list[str]) -> None:
+    """A command line could be run: its program, module, file or make target exists, and its options do."""
+    program, *arguments = words
+    if program == "tamperfuse":
+        typer.main.get_command(app).main(arguments, standalone_mode=False, obj=None) if not arguments else parse(
+            arguments
+        )
+    elif program == "make":
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.M), words
+    elif program == "python" and arguments[0] == "-m":
+        assert importlib.util.find_spec(arguments[1]), words
+    elif program in ("python", "pytest", "source"):
+        assert arguments[0] == ".venv/bin/activate" or (ROOT / arguments[0].partition("::")[0]).exists(), words
+    elif program == "pre-commit":
+        assert (ROOT / ".pre-commit-config.yaml").exists()
+    elif program == "accelerate":
+        parse(arguments[arguments.index("tamperfuse") + 1 :])
+    else:
+        raise AssertionError(f"{program} is not known here: mark the block with <!-- test: skip (reason) -->")
+
+
+def parse(arguments: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context("tamperfuse", list(arguments))
+
+
+def check_yaml(code: str) -> None:
+    document = yaml.safe_load(code)
+    if "attacks" in document or "defenses" in document:
+        parse_study({"model": "smollm2-135m", "threat": "builtin:cooking", **document}, "the block")
+
+
+@pytest.fixture
+def small(
+    page: Path,
+    tmp_path: Path,
+    tiny_folder: Path,
+    threat_file: Path,
+    quick_judging: None,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Small:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
+    (tmp_path / "runs").mkdir()
+    if any("runs/demo" in block.code for block in blocks(page)):
+        (tmp_path / "runs" / "demo").symlink_to(request.getfixturevalue("finished_run"))
+    for registry in (DEFENSES, ATTACKS, JUDGES):  # a recipe registers components
+        monkeypatch.setattr(registry, "components", dict(registry.components))
+    return Small(tmp_path, tiny_folder, threat_file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page: Path, small: Small) -> None:
+    namespace: dict[str, Any] = {"__name__": "block"}
+    for block in blocks(page):
+        try:
+            run_block(block, small, namespace)
+        except BaseException as error:
+            error.add_note(f"in the block at {block}")
+            raise
+
+
+def run_block(block: Block, small: Small, namespace: dict[str, Any]) -> None:
+    if block.mode == "skip":
+        return
+    if block.language == "python":
+        if block.mode == "parse":
+            compile(block.code, str(block), "exec")
+        else:
+            small.python(block.code, namespace)
+    elif block.language == "sh":
+        for words in command_lines(block.code):
+            check(words) if block.mode == "parse" else small.shell(words)
+    elif block.language == "yaml":
+        check_yaml(block.code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_stands_in_fences_with_a_language(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+    assert {block.mode for block in blocks(page)} <= {"run", "parse", "skip"}
+    assert len(re.findall("^<!-- test:", text, re.M)) == sum(block.mode != "run" for block in blocks(page)), (
+        "a marker without a block"
+    )
+    outside = FENCE.sub("", text)
+    assert "```" not in outside
+    assert not re.search(r"\n\n    \S", outside), "indented code is not tested: put it in a fence"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_anchors_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        name, _, anchor = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_exist(name: str) -> None:
+    """Of a layout that changes, the page that shows it must change as well."""
+    named = set(
+        re.findall(r"`([\w./-]+\.(?:py|yaml|md|toml|json)|[\w./-]+/)`", (ROOT / name).read_text(encoding="utf-8"))
+    )
+    written_by_a_run = {"summary.json", "run.json", "samples.json", "checkpoint/", "unfinished/"}
+    missing = {
+        path
+        for path in named - written_by_a_run
+        if not any((root / path).exists() for root in (ROOT, ROOT / "src" / "tamperfuse"))
+    }
+    assert not missing
+
+
+def test_the_architecture_shows_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    figure = blocks(ROOT / "docs" / "architecture.md")[0].code
+    lines = {m[1]: figure[: m.start()].count("\n") for m in re.finditer(r"(\w+)/", figure)}
+    ranks = [
+        [lines[package.removeprefix("tamperfuse.")] for package in layer.split(" | ")]
+        for layer in layers
+        if "cli" not in layer
+    ]
+    assert all(len(set(rank)) == 1 for rank in ranks), "neighbours stand in one line"
+    assert ranks == sorted(ranks), "layers stand in order"
+    packages = {path.parent.name for path in (ROOT / "src" / "tamperfuse").glob("*/__init__.py")}
+    assert packages <= lines.keys()
+
+
+def test_pre_commit_runs_what_make_check_runs() -> None:
+    recipe = re.search(r"^check:.*\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
+    assert hooks == [
+        line.replace("$(BIN)", ".venv/bin") for line in recipe[1].split("\n\t") for line in [line.strip()] if line
+    ]
+
+
+def test_citation_and_package_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["title"], citation["version"], citation["license"]) == (
+        project["name"],
+        project["version"],
+        project["license"],
+    )
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in project["authors"]]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.name
+)
+def test_issue_forms_have_the_fields_that_forms_need(path: Path) -> None:
+    form = yaml.safe_load(path.read_text())
+    if path.name != "config.yml":
+        assert form.keys() >= {"name", "description", "body"}
+        assert len({part["id"] for part in form["body"]}) == len(form["body"])
+        assert all(part["type"] == "textarea" and part["attributes"]["label"] for part in form["body"])
