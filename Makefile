@@ -1,4 +1,4 @@
-# Set-up happens once and again only when what is installed changes. `make demo` and `make test` each do their own.
+# Every target sets up .venv if it is missing, or if pyproject.toml or constraints.txt have changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ check: $(STAMP)
 
 setup: $(STAMP)
 
-# Every figure of docs/theory.md: the theory's in half a minute, those of the real model in a quarter of an hour.
+# All figures of docs/theory.md: half a minute for the theory, a quarter of an hour for the real model.
 figures: $(STAMP)
 	$(BIN)/python -m tamperfuse.report.theory_figures docs/figures/theory
 	$(BIN)/tamperfuse harden smollm2-135m --defense refusal --threat builtin:cooking --out runs/figures/refusal
@@ -29,7 +29,7 @@ figures: $(STAMP)
 	$(BIN)/tamperfuse diagnose runs/figures/refusal runs/figures/sdd --threat builtin:cooking --out runs/figures/diagnosis
 	$(BIN)/python -m tamperfuse.report.diagnosis runs/figures/diagnosis docs/figures/diagnosis
 
-# torch first: with it there, no other package's wish for torch pulls in a build of several gigabytes.
+# torch is installed first: as a dependency of another package, pip may choose a build of several gigabytes.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
