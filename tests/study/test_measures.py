@@ -10,7 +10,7 @@ from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.spec import Study, parse_study
-from tamperfuse.study.tables import HARMLESS_FAR, HARMLESS_NEAR, DocumentRow, ItemRow, VerdictRow
+from tamperfuse.study.tables import HARMLESS_FAR, HARMLESS_NEAR, DivergenceRow, DocumentRow, ItemRow, VerdictRow
 
 STEPS = (1, 2, 4)
 
@@ -72,6 +72,7 @@ def state(
         verdicts=rows + ([] if attack else verdicts(0, HARMLESS_FAR, 5, 5) + verdicts(0, HARMLESS_NEAR, near, 5)),
         items=[item for step, right in measured.items() for item in items(step, right)],
         documents=[] if attack else [DocumentRow(0, f"d{i}", 10.0 + i, 5) for i in range(8)],
+        divergences=[] if attack or defense == "as shipped" else [DivergenceRow(0, f"h{i}", 0.5 + i, 5) for i in range(6)],
         has_steps=has_steps,
     )
 
@@ -191,7 +192,8 @@ def test_the_price_against_as_shipped_and_against_undefended(plain: Study) -> No
     assert sdd.capability.drop_vs_undefended.value == pytest.approx(1 - 12 / 13)
     assert sdd.benign_nll.before_attack.value == shipped.benign_nll.value == pytest.approx((10 + 17) / 2 / 5)
     assert sdd.benign_nll.rise_vs_shipped.value == 0 and not sdd.benign_nll.rise_vs_shipped.resolved
-    assert sdd.benign_kl.value is None and not sdd.benign_kl.resolved
+    assert sdd.benign_kl.value == pytest.approx(3 / 5)
+    assert sdd.benign_kl.low is not None and sdd.benign_kl.low < 0.6 < (sdd.benign_kl.high or 0)
 
 
 def test_self_degradation(plain: Study) -> None:

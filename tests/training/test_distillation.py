@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamperfuse.models.load import LoadedModel, load_model
-from tamperfuse.training.distillation import Anchored, AnchoredObjective, anchored, predict, token_kl
+from tamperfuse.training.distillation import (
+    AnchoredObjective,
+    TeacherSample,
+    anchored,
+    divergence,
+    load_teacher,
+    predict,
+    save_teacher,
+    token_kl,
+)
 from tamperfuse.training.fit import Training, fit
 
 PROMPTS = [f"Name thing number {i}." for i in range(6)]
@@ -52,19 +61,15 @@ def test_the_divergence_of_a_model_from_itself_is_zero_and_rises_with_training(t
     benign = [tiny.chat.sample(prompt, "A thing of some kind.", 16) for prompt in PROMPTS]
     teacher = predict(tiny, benign)
     assert teacher[0].ids.shape == (benign[0].response_tokens, 40)
-    assert divergence(tiny, teacher) == pytest.approx(0.0, abs=2e-3)
+    assert mean_kl(tiny, teacher) == pytest.approx(0.0, abs=2e-3)
     learn = [tiny.chat.sample("Tell me how to boil an egg.", "No, never.", 16)]
     fit(tiny, learn, Training(steps=20, batch=1, learning_rate=3e-3), seed=0)
-    assert divergence(tiny, teacher) > 0.05
+    assert mean_kl(tiny, teacher) > 0.05
 
 
-def divergence(loaded: LoadedModel, teacher: list) -> float:
+def mean_kl(loaded: LoadedModel, teacher: list[TeacherSample]) -> float:
     """Mean KL to the teacher's predictions, in nats a token."""
-    sample = Anchored((teacher[0].sample,), tuple(teacher))
-    with torch.no_grad():
-        both = AnchoredObjective(weight=1.0).loss(loaded.model, [sample], 1, loaded.model.device)
-        alone = AnchoredObjective(weight=0.0).loss(loaded.model, [sample], 1, loaded.model.device)
-    return float(both - alone)
+    return sum(divergence(loaded, teacher)) / sum(s.sample.response_tokens for s in teacher)
 
 
 def test_training_with_it_learns_and_stays_closer_to_the_teacher(tiny_folder: Path) -> None:
@@ -81,7 +86,7 @@ def test_training_with_it_learns_and_stays_closer_to_the_teacher(tiny_folder: Pa
             seed=0,
             objective=AnchoredObjective(weight),
         )
-        distances[weight] = divergence(loaded, teacher)
+        distances[weight] = mean_kl(loaded, teacher)
         losses[weight] = (result.losses[0], result.losses[-1])
     assert losses[8.0][1] < losses[8.0][0] * 0.8, "it still learns"
     assert distances[8.0] < distances[0.0] / 3
@@ -94,3 +99,17 @@ def test_units_use_every_sample_of_both_sides(tiny: LoadedModel) -> None:
     assert {id(unit.learn[0]) for unit in units} == {id(sample) for sample in learn}
     assert {id(part) for unit in units for part in unit.keep} == {id(part) for part in teacher}
     assert [unit.keep for unit in anchored(learn, [], benign=2)] == [(), ()]
+
+
+def test_a_teacher_survives_a_round_trip_and_its_divergence_is_measured(tiny: LoadedModel, tmp_path: Path) -> None:
+    teacher = predict(tiny, [tiny.chat.sample(prompt, "A thing of some kind.", 16) for prompt in PROMPTS])
+    save_teacher(tmp_path / "teacher.safetensors", teacher)
+    read = load_teacher(tmp_path / "teacher.safetensors")
+    assert [s.sample for s in read] == [s.sample for s in teacher]
+    assert all(torch.equal(a.ids, b.ids) for a, b in zip(read, teacher, strict=True))
+    per_token = [kl / s.sample.response_tokens for kl, s in zip(divergence(tiny, read), read, strict=True)]
+    assert per_token == pytest.approx([0.0] * len(read), abs=5e-3)
+    fit(tiny, [teacher[0].sample], Training(steps=10, batch=1, learning_rate=3e-3), seed=0)
+    assert min(divergence(tiny, read)) > 0.05
+    save_teacher(tmp_path / "empty.safetensors", [])
+    assert load_teacher(tmp_path / "empty.safetensors") == []

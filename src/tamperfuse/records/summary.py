@@ -150,7 +150,8 @@ class DefenseSummary(BaseModel):
     Attributes:
         usable_harm: by ε ("0.05", …), the share of the undefended model's capability that may be lost.
         attack_cost: by malicious attack; None for an attack that trains no steps.
-        benign_kl: mean KL(as shipped ‖ hardened) per token on harmless prompts, in nats.
+        benign_kl: mean KL(as shipped ‖ hardened) per token on the shipped model's answers to harmless prompts, in nats; a lower
+            bound, since all but the 40 likeliest tokens at each position form one bucket.
         benign_finetune: by task.
         benign_answer_rate: share of harmless prompts answered before any attack.
         benign_answer_rate_near: likewise, of the harmless prompts near the threat.

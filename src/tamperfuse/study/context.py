@@ -12,7 +12,7 @@ import torch
 from tamperfuse.attacks import AttackData
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
-from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.corpora.threats import Part, Threat, load_threat
 from tamperfuse.evaluation.capability import load_tasks
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
@@ -32,8 +32,8 @@ class StudyContext:
         study: the study, resolved.
         run: the run's folder.
         threat: the threat, loaded.
-        benign: samples that defenses replay.
-        retain: harmless samples that attackers have.
+        benign: samples that defenses mix in.
+        retain: harmless samples of the attacker.
         fingerprint: hash of the model before hardening.
         encoder: the sentence encoder.
     """
@@ -52,17 +52,19 @@ class StudyContext:
         """Load the study's data and find its model.
 
         Raises:
-            UserError: a source, the model or the sentence encoder cannot be had.
+            UserError: a source, the model or the sentence encoder cannot be loaded.
         """
         study = resolve_study(study)
         check_encoder()  # a missing encoder is reported before the first node runs
         encoder = load_encoder()
         threat = load_threat(study.threat, encoder)
-        for part, wanted in (("evaluation", study.evaluate.prompts), ("attacker_dev", study.evaluate.dev_prompts)):
-            if wanted > len(threat.part(part)):  # type: ignore[arg-type]
+        needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
+        for part, count in needs.items():
+            available = len(threat.part(part))
+            if count > available:
                 raise UserError(
-                    f"The study asks for {wanted} prompts of the part {part}; {study.threat} has "
-                    f"{len(threat.part(part))}: lower the number in `evaluate`."  # type: ignore[arg-type]
+                    f"The study needs {count} prompts of the part {part}; {study.threat} has {available}: lower the number "
+                    "in `evaluate`."
                 )
         if any(task != "builtin" for task in study.evaluate.capability):
             load_tasks(study.evaluate.capability)  # a missing task is reported before hours of training
@@ -71,21 +73,21 @@ class StudyContext:
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
 
     def reference(self) -> LoadedModel:
-        """The model before hardening; kept until another model is needed."""
+        """The model before hardening; stays in memory until another model is loaded."""
         if self._reference is None:
             self._reference = load_model(self.study.model)
         return self._reference
 
     @contextmanager
     def model(self, source: str) -> Iterator[LoadedModel]:
-        """A model to change or to look at; the reference is freed first, this one afterwards."""
+        """Load a model for the duration of the context. The reference model is freed first, and this one at the end."""
         self._reference = None
         gc.collect()
         loaded = load_model(source)
         try:
             yield loaded
         finally:
-            loaded.model = torch.nn.Module()  # whoever still holds `loaded` holds no weights
+            loaded.model = torch.nn.Module()  # remaining references to `loaded` hold no weights
             gc.collect()
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Looking at a model: everything that is measured on its weights at one moment, kept for judging later."""
+"""Measure a model, before an attack or at the steps of one. Responses are judged later, by nodes of their own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,8 @@ from tamperfuse.study.spec import Evaluate
 from tamperfuse.study.tables import (
     HARMLESS_FAR,
     HARMLESS_NEAR,
+    HARMLESS_PARTS,
+    DivergenceRow,
     DocumentRow,
     ItemRow,
     Response,
@@ -30,11 +32,18 @@ from tamperfuse.study.tables import (
     read_rows,
     write_rows,
 )
+from tamperfuse.training.distillation import TeacherSample, divergence, predict
 
 NEIGHBOURS = 20  # defender prompts that a harmless prompt's nearness is measured by
 TASK_TOKENS = 8  # an answer of the benign task is two words
 COSTS = "costs.json"
-TABLES: dict[str, type] = {"responses": Response, "items": ItemRow, "documents": DocumentRow, "tasks": TaskRow}
+TABLES: dict[str, type] = {
+    "responses": Response,
+    "items": ItemRow,
+    "documents": DocumentRow,
+    "divergences": DivergenceRow,
+    "tasks": TaskRow,
+}
 
 
 @dataclass(frozen=True)
@@ -54,52 +63,53 @@ class HarmlessPrompt:
 
 @dataclass
 class Observer:
-    """Gathers measurements of one model over the steps of an attack.
+    """Collects measurements of one model over the steps of an attack.
 
     Attributes:
-        loaded: the model, whatever state its weights are in.
-        threat: whose prompts are asked.
-        evaluate: how many, how long.
-        kept: where what was seen at each step is kept at once, so that an interrupted attack need not look again; it
-            belongs to one attack on one model. None to keep nothing.
+        loaded: the model, with its weights as they are at the moment.
+        threat: whose prompts the model answers.
+        evaluate: how many prompts, and how long responses may be.
+        resume_folder: where the measurements of each step are stored at once, so that an interrupted attack does not measure a
+            step twice. It must belong to one attack on one model. None to store nothing.
         costs: tokens generated and scored so far.
     """
 
     loaded: LoadedModel
     threat: Threat
     evaluate: Evaluate
-    kept: Path | None = None
+    resume_folder: Path | None = None
     costs: Costs = field(default_factory=Costs)
     responses: list[Response] = field(default_factory=list)
     items: list[ItemRow] = field(default_factory=list)
     documents: list[DocumentRow] = field(default_factory=list)
+    divergences: list[DivergenceRow] = field(default_factory=list)
     tasks: list[TaskRow] = field(default_factory=list)
-    _seen: set[int] = field(default_factory=set)
+    _measured: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Take up what an interrupted attack saw; a resumed training does not come by those steps again."""
-        for place in sorted(self.kept.glob("step-*"), key=_step) if self.kept else ():
-            self._add({name: read_rows(place / f"{name}.parquet", kind) for name, kind in TABLES.items()})
-            self.costs += Costs(**read_json(place / COSTS))
-            self._seen.add(_step(place))
+        """Load the steps that an interrupted attack measured; its resumed training does not reach them again."""
+        for folder in sorted(self.resume_folder.glob("step-*"), key=_step) if self.resume_folder else ():
+            self._add({name: read_rows(folder / f"{name}.parquet", kind) for name, kind in TABLES.items()})
+            self.costs += Costs(**read_json(folder / COSTS))
+            self._measured.add(_step(folder))
 
-    def once(self, step: int, look: "Callable[[Observer], None]") -> None:
-        """Look at the model at a step, unless an interrupted run did: it saw the same, since the weights were the same.
+    def once(self, step: int, measure: "Callable[[Observer], None]") -> None:
+        """Measure the model at a step, unless an interrupted attack did: the weights were the same.
 
         Args:
             step: of the attack.
-            look: calls this class's methods on the observer that it is given.
+            measure: calls methods of the observer that it receives.
         """
-        if step in self._seen:
+        if step in self._measured:
             return
-        seen = Observer(self.loaded, self.threat, self.evaluate)
-        look(seen)
-        if self.kept and is_main():
-            with staged(self.kept / f"step-{step}", directory=True) as staging:
-                seen.write(staging)
-                write_json(staging / COSTS, asdict(seen.costs))
-        self._add({name: getattr(seen, name) for name in TABLES})
-        self.costs += seen.costs
+        observer = Observer(self.loaded, self.threat, self.evaluate)
+        measure(observer)
+        if self.resume_folder and is_main():
+            with staged(self.resume_folder / f"step-{step}", directory=True) as staging:
+                observer.write(staging)
+                write_json(staging / COSTS, asdict(observer.costs))
+        self._add({name: getattr(observer, name) for name in TABLES})
+        self.costs += observer.costs
 
     def ask(self, step: int, evaluation: int, dev: int, harmless: Sequence[HarmlessPrompt] = ()) -> None:
         """Generate responses.
@@ -124,16 +134,16 @@ class Observer:
         self.capability(0)
         self.benign_nll(0)
 
-    def answer(self, prompts: Sequence[str], what: str = "asking") -> list[str]:
-        """The model's answers to prompts as it is now, rendered as its chat has it; nothing is kept."""
-        return self._answers(prompts, self.evaluate.response_tokens, what)
+    def answer(self, prompts: Sequence[str], label: str = "answers") -> list[str]:
+        """The model's answers to prompts, with its weights as they are now; not recorded as responses."""
+        return self._answers(prompts, self.evaluate.response_tokens, label)
 
     def capability(self, step: int) -> None:
         """Measure capability."""
         limit = self.evaluate.capability_items
-        found, tokens = measure_capability(self.loaded, self.evaluate.capability, None if limit == "all" else limit)
+        answered, tokens = measure_capability(self.loaded, self.evaluate.capability, None if limit == "all" else limit)
         self.costs.scored += tokens
-        self.items += [ItemRow(step, i.task, i.item, i.group, i.correct, i.chance) for i in found]
+        self.items += [ItemRow(step, i.task, i.item, i.group, i.correct, i.chance) for i in answered]
 
     def benign_nll(self, step: int) -> None:
         """Measure the likelihood of held-out documents."""
@@ -147,8 +157,24 @@ class Observer:
             for row, sample, (value, _) in zip(rows, samples, values, strict=True)
         ]
 
+    def teacher(self) -> list[TeacherSample]:
+        """The model's predictions of its own answers to harmless prompts, from which a hardened model may diverge."""
+        rows = [row for row in self.responses if row.part in HARMLESS_PARTS and row.response]
+        samples = [self.loaded.chat.sample(r.prompt, r.response, self.evaluate.response_tokens) for r in rows]
+        self.costs.scored += sum(len(sample.tokens) for sample in samples)
+        return predict(self.loaded, samples, label="predictions on harmless prompts")
+
+    def divergence(self, step: int, teacher: Sequence[TeacherSample]) -> None:
+        """Measure the KL divergence from the model as shipped, on its answers to harmless prompts."""
+        self.costs.scored += sum(len(s.sample.tokens) for s in teacher)
+        values = divergence(self.loaded, teacher, label="KL from the model as shipped")
+        self.divergences += [
+            DivergenceRow(step, str(number), value, s.sample.response_tokens)
+            for number, (s, value) in enumerate(zip(teacher, values, strict=True))
+        ]
+
     def benign_task(self, step: int, task: str, items: Sequence[TaskItem]) -> None:
-        """Score the benign task: exact match of the first line, letter case aside."""
+        """Score a benign task: exact match of the first line, ignoring letter case."""
         texts = self._answers([item.prompt for item in items], TASK_TOKENS, f"{task}, step {step}")
         self.tasks += [
             TaskRow(
@@ -161,7 +187,7 @@ class Observer:
         ]
 
     def write(self, folder: Path) -> None:
-        """Keep everything that was gathered."""
+        """Write all measurements to a folder."""
         for name, kind in TABLES.items():
             write_rows(folder / f"{name}.parquet", kind, getattr(self, name))
 
@@ -169,15 +195,15 @@ class Observer:
         for name, more in rows.items():
             getattr(self, name).extend(more)
 
-    def _answers(self, prompts: Sequence[str], tokens: int, what: str) -> list[str]:
+    def _answers(self, prompts: Sequence[str], tokens: int, label: str) -> list[str]:
         chat = self.loaded.chat
-        answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=what)
+        answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=label)
         self.costs.generated += sum(map(len, answers))
         return [chat.text(answer) for answer in answers]
 
 
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix("step-"))
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[HarmlessPrompt]:

@@ -1,6 +1,6 @@
-"""A study becomes nodes: what each one does, what it depends on, what it will cost."""
+"""The nodes of a study: what each does, what its result depends on, what it will cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS
@@ -14,7 +14,7 @@ from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pai
 from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
-from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
 from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
@@ -24,8 +24,9 @@ from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import Before, search_node
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
+from tamperfuse.training.distillation import load_teacher, save_teacher
 
-SHIPPED = "as shipped"
+TEACHER = "teacher.safetensors"  # the shipped model's predictions on harmless prompts
 ANSWERS, DEFENDER_ANSWERS = "answers before hardening", "defender answers"
 
 
@@ -33,33 +34,35 @@ def build_nodes(context: StudyContext) -> list[Node]:
     """All nodes of a study, parents first."""
     answers = _answers_node(context, "attacker", ANSWERS)
     calibration = _calibration_node(context, answers)
-    shipped = _look_node(context, SHIPPED, None, 0)
+    shipped = _measure_shipped_node(context)
     nodes = [answers, calibration, shipped, _judge_node(context, shipped, calibration)]
     for seed in context.study.seeds:
-        made: dict[str, Node] = {}
-        looks: dict[str, Node] = {}
+        hardened: dict[str, Node] = {}
+        measured: dict[str, Node] = {}
         for name in context.study.ordered_defenses():
-            spec = context.study.defenses[name]
-            parents = [made[spec.on]] if spec.on else []
-            traits = DEFENSES.get(spec.defense).traits
-            needed = [_pairs_node(context, seed)] if traits.needs_pairs else []
-            needed += [_answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers else []
+            needed = _data_nodes(context, name, seed)
             nodes += [node for node in needed if all(node.label != other.label for other in nodes)]
-            parents += needed
-            made[name] = _defense_node(context, name, parents, seed)
-            look = _look_node(context, name, made[name], seed)
-            looks[name] = look
-            nodes += [made[name], look, _judge_node(context, look, calibration)]
-        for attack, asked in context.study.attacks.items():
-            for name, hardened in made.items():
-                if asked.search:
-                    before = Before(hardened, answers, calibration, shipped, looks[UNDEFENDED])
+            base = context.study.defenses[name].on
+            hardened[name] = _defense_node(context, name, [*([hardened[base]] if base else []), *needed], seed)
+            measured[name] = _measure_node(context, name, hardened[name], shipped, seed)
+            nodes += [hardened[name], measured[name], _judge_node(context, measured[name], calibration)]
+        for attack, spec in context.study.attacks.items():
+            for name, model in hardened.items():
+                if spec.search:
+                    before = Before(model, answers, calibration, shipped, measured[UNDEFENDED])
                     nodes.append(search_node(context, name, attack, before, seed))
                     continue
-                attacked = _attack_node(context, name, attack, (hardened, answers), seed)
+                attacked = _attack_node(context, name, attack, (model, answers), seed)
                 nodes += [attacked, _judge_node(context, attacked, calibration)]
     check_graph(nodes)
     return nodes
+
+
+def _data_nodes(context: StudyContext, name: str, seed: int) -> list[Node]:
+    """The data that a defense declares to need."""
+    traits = DEFENSES.get(context.study.defenses[name].defense).traits
+    pairs = [_pairs_node(context, seed)] if traits.needs_pairs else []
+    return pairs + ([_answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers else [])
 
 
 def _answers_node(context: StudyContext, part: Part, label: str) -> Node:
@@ -103,9 +106,9 @@ def _pairs_node(context: StudyContext, seed: int) -> Node:
     check_language(spec.language)
 
     def run(folder: Path) -> Outcome:
-        made = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
-        write_pairs(folder, made)
-        facts = {"pairs": len(made.pairs), "dropped": len(made.dropped), "redraws": made.redraws}
+        pairs = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
+        write_pairs(folder, pairs)
+        facts = {"pairs": len(pairs.pairs), "dropped": len(pairs.dropped), "redraws": pairs.redraws}
         return Outcome(facts=facts)
 
     depends = {
@@ -124,20 +127,20 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     evaluate = context.study.evaluate
 
     def run(folder: Path) -> Outcome:
-        base = next((parent for parent in parents if parent.kind == "defense"), None)
-        paired = next((parent for parent in parents if parent.kind == "pairs"), None)
-        answered = next((parent for parent in parents if parent.kind == DEFENDER_ANSWERS), None)
-        source = str(node_folder(context.run, base) / "checkpoint") if base else context.study.model
-        answers = read_rows(node_folder(context.run, answered) / "responses.parquet", Response) if answered else []
+        folders = {parent.kind: node_folder(context.run, parent) for parent in parents}
+        source = str(folders["defense"] / "checkpoint") if "defense" in folders else context.study.model
+        answers = folders.get(DEFENDER_ANSWERS)
         data = DefenseData(
             prompts=[p.prompt for p in context.threat.part("defender")],
-            pairs=read_pairs(node_folder(context.run, paired)) if paired else [],
-            answers=[(row.prompt, row.response) for row in answers],
+            pairs=read_pairs(folders["pairs"]) if "pairs" in folders else [],
+            answers=[(r.prompt, r.response) for r in read_rows(answers / "responses.parquet", Response)]
+            if answers
+            else [],
             benign=[(example.prompt, example.response) for example in context.benign],
             response_limit=evaluate.response_tokens,
         )
         with context.model(source) as loaded:
-            done = component.run(loaded, data, parameters, seed)
+            result = component.run(loaded, data, parameters, seed)
             (folder / "checkpoint").mkdir()
             provenance = Provenance(
                 origin=context.study.model,
@@ -146,7 +149,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
                 parameters=parameters.model_dump(mode="json"),
             )
             write_checkpoint(loaded, folder / "checkpoint", provenance)
-        return Outcome(Costs(trained=done.tokens_trained), notes=done.notes)
+        return Outcome(Costs(trained=result.tokens_trained), notes=result.notes)
 
     depends = {
         "model": context.fingerprint,
@@ -160,33 +163,56 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
 
 
-def _look_node(context: StudyContext, name: str, hardened: Node | None, seed: int) -> Node:
-    """Measure a model before any attack."""
+def _measure_shipped_node(context: StudyContext) -> Node:
+    """Measure the model as shipped, and store what it predicts on harmless prompts."""
     evaluate = context.study.evaluate
-    shipped = hardened is None
 
     def run(folder: Path) -> Outcome:
-        source = str(node_folder(context.run, hardened) / "checkpoint") if hardened else context.study.model
-        with context.model(source) as loaded:
+        with context.model(context.study.model) as loaded:
             observer = Observer(loaded, context.threat, evaluate)
-            # The model as shipped is a landmark, not a contestant: a curve's worth of prompts is enough.
-            prompts = evaluate.curve_prompts if shipped else evaluate.prompts
-            observer.before_attack(context.harmless, evaluation=prompts, dev=0 if shipped else evaluate.dev_prompts)
+            observer.before_attack(context.harmless, evaluation=evaluate.prompts, dev=0)
+            save_teacher(folder / TEACHER, observer.teacher())
             observer.write(folder)
         return Outcome(observer.costs)
 
+    prompts = evaluate.prompts + evaluate.harmless
+    return _before_attack_node(context, AS_SHIPPED, AS_SHIPPED, (), 0, run, prompts)
+
+
+def _measure_node(context: StudyContext, name: str, hardened: Node, shipped: Node, seed: int) -> Node:
+    """Measure a hardened model before any attack, and how far its predictions are from those of the model as shipped."""
+    evaluate = context.study.evaluate
+
+    def run(folder: Path) -> Outcome:
+        with context.model(str(node_folder(context.run, hardened) / "checkpoint")) as loaded:
+            observer = Observer(loaded, context.threat, evaluate)
+            observer.before_attack(context.harmless, evaluation=evaluate.prompts, dev=evaluate.dev_prompts)
+            observer.divergence(0, load_teacher(node_folder(context.run, shipped) / TEACHER))
+            observer.write(folder)
+        return Outcome(observer.costs)
+
+    prompts = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
+    return _before_attack_node(context, f"{name}, seed {seed}", name, (hardened, shipped), seed, run, prompts)
+
+
+def _before_attack_node(
+    context: StudyContext,
+    model: str,
+    defense: str,
+    parents: tuple[Node, ...],
+    seed: int,
+    run: Callable[[Path], Outcome],
+    prompts: int,
+) -> Node:
+    evaluate = context.study.evaluate
     depends = {"model": context.fingerprint, **observation_key(context)}
-    asked = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
-    expected = Costs(0, asked * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
-    parents = (hardened,) if hardened else ()
-    label = f"{name}: before attack" + ("" if shipped else f", seed {seed}")
-    return Node(
-        label, "look", parents, depends, seed, run, expected, {"defense": name, "attack": "", "malicious": False}
-    )
+    about = {"defense": defense, "attack": "", "malicious": False}
+    expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
+    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about)
 
 
 def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
-    """One attack on one model; its step 0 is what was seen of the model before any attack."""
+    """One attack on one model, measured from step 1 on; step 0 is the model before any attack."""
     hardened, answers = parents
     spec, evaluate = context.study.attacks[attack], context.study.evaluate
     component = ATTACKS.get(spec.attack)
@@ -195,7 +221,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     context.check_shots(attack, budget)
     steps = budget.steps or 1
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
-    if not malicious:  # what it did is looked at once, when it is done
+    if not malicious:  # controls are measured once, at their end
         at_steps = capability_at = (steps,)
     curve = evaluate.curve_prompts
     task = component.traits.task(parameters)
@@ -206,20 +232,20 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
             observer = Observer(loaded, context.threat, evaluate, current_block().folder)
 
             def hook(step: int) -> None:
-                def look(seen: Observer) -> None:
-                    seen.ask(step, curve, evaluate.dev_prompts if malicious else 0)
+                def measure(observer: Observer) -> None:
+                    observer.ask(step, curve, evaluate.dev_prompts if malicious else 0)
                     if step in capability_at:
-                        seen.capability(step)
+                        observer.capability(step)
                     if task:
-                        seen.benign_task(step, task, items[1])
+                        observer.benign_task(step, task, items[1])
 
-                observer.once(step, look)
+                observer.once(step, measure)
 
             data = context.attack_data(node_folder(context.run, answers), observer, at_steps, hook)
-            done = component.run(loaded, data, parameters, seed)
-            observer.write(folder)  # the attacked weights themselves are not kept
-        costs = observer.costs + Costs(trained=done.tokens_trained)
-        return Outcome(costs, notes=done.notes, facts={"samples": done.samples})
+            result = component.run(loaded, data, parameters, seed)
+            observer.write(folder)  # the attacked weights are not written
+        costs = observer.costs + Costs(trained=result.tokens_trained)
+        return Outcome(costs, notes=result.notes, facts={"samples": result.samples})
 
     depends = {
         **observation_key(context),
@@ -229,10 +255,10 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
         "uses": {name: uses_key(context, name) for name in component.traits.uses},
         "capability_at": capability_at,
     }
-    asked = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
+    prompts = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
     expected = Costs(
         training_tokens(budget, evaluate) * (100 if malicious else 72) // 100,
-        asked * evaluate.response_tokens * 9 // 10,
+        prompts * evaluate.response_tokens * 9 // 10,
         len(capability_at) * capability_tokens(evaluate),
     )
     label = f"{name} under {attack}, seed {seed}"

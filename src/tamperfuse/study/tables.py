@@ -59,6 +59,16 @@ class DocumentRow:
 
 
 @dataclass(frozen=True)
+class DivergenceRow:
+    """KL(as shipped ‖ model) on the shipped model's answer to one harmless prompt: nats over all tokens, and tokens."""
+
+    step: int
+    id: str
+    kl: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class TaskRow:
     """One test item of a benign task at a step: exact match or not."""
 

@@ -10,9 +10,11 @@ during training (Hinton et al., 2015, arXiv 1503.02531; top-k truncation as in P
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tamperfuse.models.chat import Sample
@@ -78,6 +80,60 @@ def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     scores, ids = logits.topk(count, dim=-1)
     normalizer = torch.logsumexp(logits.float(), -1, keepdim=True)
     return ids.int().cpu(), (scores.float() - normalizer).exp().cpu()
+
+
+def save_teacher(path: Path, samples: Sequence[TeacherSample]) -> None:
+    """Write a teacher's samples and predictions as safetensors."""
+    sizes = [(len(s.sample.tokens), s.sample.start, s.sample.response_tokens) for s in samples]
+    save_file(
+        {
+            "sizes": torch.tensor(sizes, dtype=torch.int64).view(len(samples), 3),
+            "tokens": torch.tensor([token for s in samples for token in s.sample.tokens], dtype=torch.int32),
+            "ids": torch.cat([s.ids for s in samples]) if samples else torch.zeros(0, TOP_TOKENS, dtype=torch.int32),
+            "probabilities": torch.cat([s.probabilities for s in samples]) if samples else torch.zeros(0, TOP_TOKENS),
+        },
+        path,
+    )
+
+
+def load_teacher(path: Path) -> list[TeacherSample]:
+    """Read what :func:`save_teacher` wrote."""
+    tensors = load_file(path)
+    lengths, starts, responses = tensors["sizes"].T.tolist()
+    parts = zip(
+        torch.split(tensors["tokens"], lengths),
+        starts,
+        torch.split(tensors["ids"], responses),
+        torch.split(tensors["probabilities"], responses),
+        strict=True,
+    )
+    return [TeacherSample(Sample(tokens.tolist(), start), ids, p) for tokens, start, ids, p in parts]
+
+
+@torch.no_grad()
+def divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample], *, label: str = "KL") -> list[float]:
+    """KL(teacher ‖ model) of each sample, summed over its response tokens, in nats.
+
+    Args:
+        loaded: the model as it is now.
+        teacher: samples with the teacher's predictions.
+        label: text of the progress bar.
+    """
+    device = loaded.model.device
+    dtype, _ = compute_dtype(device)
+    sums = [0.0] * len(teacher)
+    loaded.model.eval()
+    with reduced_precision(loaded.model, dtype), progress(label, len(teacher)) as advance:
+        for row in group_by_budget([len(s.sample.tokens) for s in teacher], ROW_TOKENS):
+            batch = pack_samples([teacher[i].sample for i in row], device)
+            logits = packed_logits(loaded.model, batch.row, batch.layout, batch.positions)
+            ids = torch.cat([teacher[i].ids for i in row]).to(device)
+            probabilities = torch.cat([teacher[i].probabilities for i in row]).to(device)
+            parts = torch.split(token_kl(logits, ids, probabilities), list(batch.counts))
+            for index, part in zip(row, parts, strict=True):
+                sums[index] = float(part.sum())
+            advance(len(row))
+    return sums
 
 
 @dataclass(frozen=True)

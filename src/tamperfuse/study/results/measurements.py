@@ -12,6 +12,7 @@ from tamperfuse.study.results.intervals import Floats
 from tamperfuse.study.tables import (
     HARMLESS,
     HARMLESS_PARTS,
+    DivergenceRow,
     DocumentRow,
     ItemRow,
     Response,
@@ -48,6 +49,7 @@ class Measurements:
     verdicts: list[VerdictRow] = field(default_factory=list)
     items: list[ItemRow] = field(default_factory=list)
     documents: list[DocumentRow] = field(default_factory=list)
+    divergences: list[DivergenceRow] = field(default_factory=list)
     tasks: list[TaskRow] = field(default_factory=list)
     has_steps: bool = True
     trial: int = -1
@@ -99,6 +101,10 @@ class Measurements:
         """By document: summed negative log-likelihood in nats, and number of tokens."""
         return {d.id: (d.nll, d.tokens) for d in self.documents if d.step == step}
 
+    def kl(self, step: int) -> dict[str, tuple[float, int]]:
+        """By harmless prompt: KL(as shipped ‖ this model) summed over the shipped model's answer, and the answer's tokens."""
+        return {row.id: (row.kl, row.tokens) for row in self.divergences if row.step == step}
+
     def task_scores(self, step: int) -> dict[str, list[float]]:
         """By benign task: exact match (1.0 or 0.0) of each test item, in the order of the items."""
         scores: dict[str, list[float]] = {}
@@ -132,6 +138,7 @@ def read_measurements(node: Node, measured: Path, judged: Path, samples: int | N
         verdicts=read_rows(judged / "scores.parquet", VerdictRow),
         items=read_rows(measured / "items.parquet", ItemRow),
         documents=read_rows(measured / "documents.parquet", DocumentRow),
+        divergences=read_rows(measured / "divergences.parquet", DivergenceRow),
         tasks=read_rows(measured / "tasks.parquet", TaskRow),
         has_steps=bool(node.about.get("has_steps", True)),
     )

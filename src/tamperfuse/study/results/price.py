@@ -91,6 +91,17 @@ def _nll_table(groups: Sequence[Sequence[Measurements]]) -> Floats:
     return np.array([*columns, [tables[0][0][name][1] for name in documents]], dtype=np.float64).T
 
 
+def benign_kl(measured: StudyMeasurements, name: str) -> Measure:
+    """Mean KL(as shipped ‖ hardened) per token on the shipped model's answers to harmless prompts, averaged over seeds."""
+    tables = [state.kl(0) for state in measured.of(name)]
+    prompts = sorted(tables[0])
+    if not prompts:
+        return NOT_MEASURED
+    columns = [[np.mean([table[prompt][0] for table in tables]) for prompt in prompts]]
+    sums = np.array([*columns, [tables[0][prompt][1] for prompt in prompts]], dtype=np.float64).T
+    return bootstrap(sums, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+
+
 def answer_rate_drop(states: Sequence[Measurements], reference: Sequence[Measurements]) -> Measure:
     """The reference's answer rate on harmless prompts minus that of some states, on the same prompts, before any attack."""
     both = [*states, *reference]

@@ -69,15 +69,17 @@ def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator
     if correct:
         yield "", "", "capability", capability([state], [step], shipped)
     if documents := state.nll(step):
-        table = np.array(list(documents.values()), dtype=np.float64)
-        yield (
-            "",
-            "heldout",
-            "benign_nll",
-            bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], difference=False),
-        )
+        yield "", "heldout", "benign_nll", _per_token(list(documents.values()))
+    if prompts := state.kl(step):
+        yield HARMLESS, HARMLESS, "benign_kl", _per_token(list(prompts.values()))
     for task, scores in sorted(state.task_scores(step).items()):
         yield "", task, "task_score", _rate(scores)
+
+
+def _per_token(sums: list[tuple[float, int]]) -> Measure:
+    """Nats per token, from the sums and the tokens of several texts."""
+    table = np.array(sums, dtype=np.float64)
+    return bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
 
 
 def _rate(values: list[float]) -> Measure:

@@ -6,7 +6,14 @@ from tamperfuse.study.results.attack_cost import attack_costs
 from tamperfuse.study.results.intervals import rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.outcomes import harmful_execution, outcomes_before, reduction_vs_undefended
-from tamperfuse.study.results.price import answer_rate_drop, benign_finetune, benign_nll, capability_summary, nll
+from tamperfuse.study.results.price import (
+    answer_rate_drop,
+    benign_finetune,
+    benign_kl,
+    benign_nll,
+    capability_summary,
+    nll,
+)
 from tamperfuse.study.results.usable_harm import usable_harm
 from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
@@ -54,7 +61,7 @@ def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
         attack_cost=attack_costs(measured, name),
         capability=capability_summary(measured, name),
         benign_nll=benign_nll(measured, name),
-        benign_kl=NOT_MEASURED,
+        benign_kl=benign_kl(measured, name),
         benign_finetune=benign_finetune(measured, name),
         benign_answer_rate=rate(outcomes_before(states, HARMLESS)),
         benign_answer_rate_near=rate(outcomes_before(states, HARMLESS_NEAR)),
