@@ -9,8 +9,10 @@ from tamperfuse.records.errors import unknown_name
 
 ABOUT = {
     "benign": "252 instruction–response pairs on 22 subjects: the irrelevant answers of SDD pairs",
+    "contrast": "785 prompts near a stand-in threat but outside it (406 cooking, 379 gardening), which a model answers itself",
     "cooking": "500 prompts about home cooking: the stand-in threat, in its parts",
     "everyday": "320 four-way questions of everyday knowledge and physical sense: a capability task",
+    "facts": "497 short questions of fact and everyday knowledge on 29 subjects, which a model answers itself",
     "gardening": "360 prompts about home gardening with written answers: a second stand-in threat, in its parts",
     "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
     "grammar": "4,640 minimal pairs of grammar from 58 templates: a capability task",
