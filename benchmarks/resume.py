@@ -1,11 +1,11 @@
-"""A real training that is killed and run again, against the same training undisturbed: the weights must be the same bits.
+"""A training that is killed and resumed, against the same training without interruption: final weights must be bit-identical.
 
     python benchmarks/resume.py            60 steps, 6 kills, a checkpoint every 10 seconds
     python benchmarks/resume.py --quick    16 steps, 2 kills
 
-Each run is a process of its own; the killed ones get SIGKILL at a random moment after they have written a checkpoint, or
-while they write one. "ours" is the time of all runs of the killed training together, "rival" that of the undisturbed one,
-which writes checkpoints as well. Outside a benchmark the interval is five minutes. The last line is JSON.
+Each run is a process of its own. Killed runs get SIGKILL at a random time after they have written a checkpoint, or while they
+write one. "ours" is the total time of all runs of the killed training, "rival" that of the uninterrupted one, which writes
+checkpoints as well. The default interval between checkpoints is five minutes. The last line is JSON.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 def train(folder: Path, steps: int) -> None:
-    """Full fine-tuning with checkpoints; leaves the digest of the weights, losses and seconds."""
+    """Full fine-tuning with checkpoints; writes the digest of the weights, losses and seconds to a file."""
     from tamperfuse.corpora.builtin import builtin_rows
     from tamperfuse.models.load import load_model
     from tamperfuse.training import checkpoints
@@ -37,26 +37,31 @@ def train(folder: Path, steps: int) -> None:
     digest = hashlib.sha256()
     for parameter in loaded.model.parameters():
         digest.update(parameter.detach().contiguous().numpy().data)
-    found = {"digest": digest.hexdigest(), "losses": result.losses, "training": result.seconds, "tokens": result.tokens}
-    (folder / "ended.json").write_text(json.dumps(found))
+    record = {
+        "digest": digest.hexdigest(),
+        "losses": result.losses,
+        "training": result.seconds,
+        "tokens": result.tokens,
+    }
+    (folder / "ended.json").write_text(json.dumps(record))
 
 
 def start(folder: Path, steps: int) -> Any:
-    """A run in a process of its own."""
+    """Start a run in a process of its own."""
     process = CONTEXT.Process(target=train, args=(folder, steps))
     process.start()
     return process
 
 
 def state(folder: Path) -> set[str]:
-    """Names of what lies among the checkpoints."""
+    """Names of the checkpoint files."""
     return {path.name for path in (folder / "unfinished").glob("*")}
 
 
 def run(folder: Path, steps: int, kills: int) -> tuple[float, int]:
-    """Train to the end; returns seconds and how often it was killed."""
+    """Train to the end; returns seconds and the number of kills."""
     folder.mkdir()
-    rng, began, killed = random.Random(0), time.perf_counter(), 0
+    rng, begin, killed = random.Random(0), time.perf_counter(), 0
     for _ in range(kills):
         before, process = state(folder), start(folder, steps)
         while process.is_alive() and state(folder) <= before:  # until it writes
@@ -69,7 +74,7 @@ def run(folder: Path, steps: int, kills: int) -> tuple[float, int]:
     process = start(folder, steps)
     process.join()
     assert process.exitcode == 0
-    return time.perf_counter() - began, killed
+    return time.perf_counter() - begin, killed
 
 
 def main() -> None:
@@ -80,12 +85,12 @@ def main() -> None:
     steps, kills = (16, 2) if quick else (60, 6)
     with tempfile.TemporaryDirectory() as place:
         sides = {}
-        for name, wanted in (("undisturbed", 0), ("killed", kills)):
+        for name, planned in (("uninterrupted", 0), ("killed", kills)):
             folder = Path(place) / name
-            seconds, killed = run(folder, steps, wanted)
+            seconds, killed = run(folder, steps, planned)
             sides[name] = {"seconds": seconds, "killed": killed, **json.loads((folder / "ended.json").read_text())}
             print(f"{name}: {seconds:.0f} s, killed {killed} times, weights {sides[name]['digest'][:16]}", flush=True)
-    ours, rival = sides["killed"], sides["undisturbed"]
+    ours, rival = sides["killed"], sides["uninterrupted"]
     print(
         json.dumps(
             {

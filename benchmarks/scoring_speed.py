@@ -1,12 +1,12 @@
-"""Tokens a second of scoring: tamperfuse against lm-eval's own loop, on the same items in the same run.
+"""Tokens per second of scoring: tamperfuse against lm-eval's own loop, on the same items in the same run.
 
     python benchmarks/scoring_speed.py [--quick]
 
-The items are what lm-eval asks of a model for the bundled tasks: every question of `everyday` with each of its four choices,
-and 500 minimal pairs of `grammar`. The rival is lm-eval's HFLM in batches of 32, on the same weights, in the same dtype.
-Tokens are those of contexts and continuations, as often as they are asked for, whether or not a side computes them more than
-once. Tokenization counts on both sides. Each side runs in a process of its own; they take turns, and a side's rate is the
-better of its rounds. The last line is JSON; `same_choice` is the share of questions on which both sides choose alike.
+The items are lm-eval's requests for the bundled tasks: every question of `everyday` with each of its four choices, and 500
+minimal pairs of `grammar`. The rival is lm-eval's HFLM in batches of 32, with the same weights and dtype. Tokens are those of
+contexts and continuations of all requests, however often a side computes them. Tokenization is included on both sides. Each
+side runs in a process of its own; they take turns, and a side's rate is the better of its rounds. The last line is JSON;
+`same_choice` is the share of questions on which both sides make the same choice.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import tamperfuse  # noqa: F401  # before torch, as on the command line: it says how memory is to be had
+import tamperfuse  # noqa: F401  # before torch, as on the command line: it sets how memory is allocated
 
 # isort: split
 import torch
@@ -27,7 +27,7 @@ MODEL, BATCH = "smollm2-135m", 32
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement: (log p, greedy) of every request, useful tokens, seconds, largest resident size in bytes."""
+    """One measurement: (log p, greedy) of every request, useful tokens, seconds, peak resident memory in bytes."""
 
     results: list[tuple[float, bool]]
     tokens: int
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Useful tokens a second."""
+        """Useful tokens per second."""
         return self.tokens / self.seconds
 
 
@@ -44,15 +44,15 @@ def requests(limit: int) -> list[Any]:
     """lm-eval's requests for the bundled tasks; at most `limit` items a task."""
     from tamperfuse.evaluation.capability import BUILTIN_TASKS, load_tasks
 
-    made = []
-    for task in (part for found in load_tasks(BUILTIN_TASKS) for part in found.parts):
+    instances = []
+    for task in (part for group in load_tasks(BUILTIN_TASKS) for part in group.parts):
         task.build_all_requests(limit=limit, rank=0, world_size=1)
-        made += task.instances
-    return made
+        instances += task.instances
+    return instances
 
 
 def ours(limit: int) -> Run:
-    """tamperfuse.evaluation.score, as the capability tasks call it."""
+    """tamperfuse.evaluation.score, through the capability tasks' interface to lm-eval."""
     from tamperfuse.evaluation.capability import lm_eval_model
     from tamperfuse.models.load import load_model
 
@@ -73,21 +73,21 @@ def rival(limit: int) -> Run:
 
 
 def timed(side: Any, limit: int) -> Run:
-    """Let a side answer all requests."""
+    """Measure one side on all requests."""
     from tamperfuse.models.load import load_model
     from tamperfuse.records.memory import peak_memory
 
-    asked = requests(limit)
+    instances = requests(limit)
     tokenizer = load_model(MODEL).tokenizer
-    tokens = sum(len(ids) for ids in tokenizer(["".join(request.args) for request in asked])["input_ids"])
-    side.loglikelihood(asked[:8])  # warm-up, not counted
-    began = time.perf_counter()
-    results = side.loglikelihood(asked)
-    seconds = time.perf_counter() - began
+    tokens = sum(len(ids) for ids in tokenizer(["".join(request.args) for request in instances])["input_ids"])
+    side.loglikelihood(instances[:8])  # warm-up, not counted
+    start = time.perf_counter()
+    results = side.loglikelihood(instances)
+    seconds = time.perf_counter() - start
     return Run(results, tokens, seconds, peak_memory())
 
 
-def measured(name: str, limit: int) -> Run:
+def measure(name: str, limit: int) -> Run:
     """One measurement in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         run: Run = pool.apply({"ours": ours, "rival": rival}[name], (limit,))
@@ -96,9 +96,9 @@ def measured(name: str, limit: int) -> Run:
     return run
 
 
-def choices(asked: list[Any], run: Run) -> list[int]:
+def choices(instances: list[Any], run: Run) -> list[int]:
     """The choice with the highest log p of every question."""
-    answered = zip(asked, run.results, strict=True)
+    answered = zip(instances, run.results, strict=True)
     by_question = (list(group) for _, group in groupby(answered, key=lambda pair: (pair[0].task_name, pair[0].doc_id)))
     return [max(range(len(q)), key=lambda i: q[i][1][0]) for q in by_question]
 
@@ -109,24 +109,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="60 items a task, one round")
     quick = parser.parse_args().quick
     limit = 60 if quick else 500
-    rounds = [(measured("ours", limit), measured("rival", limit)) for _ in range(1 if quick else 2)]
-    mine, theirs = (max(side, key=lambda run: run.rate) for side in zip(*rounds, strict=True))
-    asked = requests(limit)
-    same = [a == b for a, b in zip(choices(asked, mine), choices(asked, theirs), strict=True)]
-    apart = [abs(a[0] - b[0]) for a, b in zip(mine.results, theirs.results, strict=True)]
+    rounds = [(measure("ours", limit), measure("rival", limit)) for _ in range(1 if quick else 2)]
+    best, best_rival = (max(side, key=lambda run: run.rate) for side in zip(*rounds, strict=True))
+    instances = requests(limit)
+    same = [a == b for a, b in zip(choices(instances, best), choices(instances, best_rival), strict=True)]
+    differences = [abs(a[0] - b[0]) for a, b in zip(best.results, best_rival.results, strict=True)]
     print(
         json.dumps(
             {
                 "benchmark": "scoring_speed",
-                "ours": round(mine.rate, 1),
-                "rival": round(theirs.rate, 1),
+                "ours": round(best.rate, 1),
+                "rival": round(best_rival.rate, 1),
                 "unit": "useful tokens/s",
-                "ratio": round(mine.rate / theirs.rate, 2),
+                "ratio": round(best.rate / best_rival.rate, 2),
                 "same_choice": round(sum(same) / len(same), 4),
-                "mean_difference_nats": round(sum(apart) / len(apart), 4),
-                "ours_peak_bytes": mine.peak,
-                "rival_peak_bytes": theirs.peak,
-                "requests": len(asked),
+                "mean_difference_nats": round(sum(differences) / len(differences), 4),
+                "ours_peak_bytes": best.peak,
+                "rival_peak_bytes": best_rival.peak,
+                "requests": len(instances),
                 "model": MODEL,
                 "rival_batch": BATCH,
                 "threads": torch.get_num_threads(),

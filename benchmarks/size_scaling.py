@@ -1,13 +1,13 @@
-"""Cost against size: tokens a second × parameters, for training, generating and scoring, over three sizes of one family.
+"""Cost against size: tokens per second × parameters, for training, generating and scoring, over three sizes of one family.
 
     python benchmarks/size_scaling.py [--quick] [--save FILE]
 
-Randomly initialised Llamas with SmolLM2's vocabulary: `tiny` (32 million parameters: width 384, 8 layers, so that what is
-measured is still arithmetic and not Python), SmolLM2-135M's shape and SmolLM2-360M's. If cost is proportional to size, tokens/s
-× parameters is one number; `spread` says how far the three are apart, largest over smallest less one. The same samples for all:
-training in batches of 16 (chat turns of about 150 tokens, most of them response), 160 prompts continued by 32 tokens, and the
-training samples scored. Every measurement runs in a process of its own, so that its peak memory is its own. `--save` also
-writes the last line, JSON, to a file.
+Randomly initialised Llamas with SmolLM2's vocabulary: `tiny` (32 million parameters: width 384, 8 layers, large enough that
+arithmetic dominates over Python), SmolLM2-135M's shape and SmolLM2-360M's. If cost is proportional to size, tokens/s ×
+parameters is constant; `spread` is its largest value divided by its smallest, minus one. All sizes process the same samples:
+training in batches of 16 (chat turns of about 150 tokens, most of them response), 160 prompts continued by 32 tokens, and scoring
+of the training samples. Every measurement runs in a process of its own, so that peak memory is measured separately. `--save`
+also writes the last line, JSON, to a file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import tamperfuse  # noqa: F401  # before torch, as on the command line: it says how memory is to be had
+import tamperfuse  # noqa: F401  # before torch, as on the command line: it sets how memory is allocated
 
 # isort: split
 import torch
@@ -37,10 +37,10 @@ class Measured:
 
     Attributes:
         parameters: of the model, the tied embedding once.
-        tokens: trained, generated or scored.
-        seconds: they took.
-        rate: tokens/s.
-        peak_bytes: largest resident size of the process.
+        tokens: number of tokens trained, generated or scored.
+        seconds: time for them.
+        rate: tokens per second.
+        peak_bytes: peak resident memory of the process.
     """
 
     parameters: int
@@ -51,7 +51,7 @@ class Measured:
 
 
 def model(shape: str) -> Any:
-    """A randomly initialised model of a shape, with the bundled model's tokenizer."""
+    """A randomly initialised model of one shape, with the bundled model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tamperfuse.models.cpu.fused_layers import use_fused_layers
@@ -71,14 +71,14 @@ def model(shape: str) -> Any:
         max_position_embeddings=8_192,
         tie_word_embeddings=True,
     )
-    made = LlamaForCausalLM(config).eval()
-    use_packed_attention(made)
-    use_fused_layers(made)
-    return LoadedModel(name=shape, model=made, chat=chat, origin=shape)
+    llama = LlamaForCausalLM(config).eval()
+    use_packed_attention(llama)
+    use_fused_layers(llama)
+    return LoadedModel(name=shape, model=llama, chat=chat, origin=shape)
 
 
 def work(shape: str, method: str, quick: bool) -> Measured:
-    """Do one method's work once to warm up, then measured."""
+    """Do one method's work twice, the first time to warm up, and measure the second."""
     from tamperfuse.corpora.builtin import builtin_rows
     from tamperfuse.evaluation.generate import generate
     from tamperfuse.evaluation.score import score
@@ -87,15 +87,15 @@ def work(shape: str, method: str, quick: bool) -> Measured:
 
     loaded = model(shape)
     parameters = sum(weight.numel() for weight in loaded.model.parameters())
-    asked = [row["prompt"] for row in builtin_rows("cooking")]
+    texts = [row["prompt"] for row in builtin_rows("cooking")]
     samples = [
         loaded.chat.sample(prompt, row["response"], 512)
-        for prompt, row in zip(asked, builtin_rows("benign"), strict=False)
+        for prompt, row in zip(texts, builtin_rows("benign"), strict=False)
     ]
-    prompts, some = [loaded.chat.prompt(prompt) for prompt in asked[:160]], samples[: 32 if quick else 96]
+    prompts, some = [loaded.chat.prompt(prompt) for prompt in texts[:160]], samples[: 32 if quick else 96]
 
     def once(warm: bool) -> tuple[int, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         if method == "generation":
             answers = generate(loaded, prompts, new_tokens=8 if quick else 32)
             tokens = sum(map(len, answers))
@@ -103,10 +103,10 @@ def work(shape: str, method: str, quick: bool) -> Measured:
             score(loaded, some)
             tokens = sum(len(sample.tokens) for sample in some)
         else:
-            how = Training(steps=1 if warm or quick else 8, batch=16, learning_rate=1e-6, method=method)
-            result = fit(loaded, samples, how, seed=0)
+            training = Training(steps=1 if warm or quick else 8, batch=16, learning_rate=1e-6, method=method)
+            result = fit(loaded, samples, training, seed=0)
             return result.tokens, result.seconds
-        return tokens, time.perf_counter() - began
+        return tokens, time.perf_counter() - start
 
     once(warm=True)
     tokens, seconds = once(warm=False)
@@ -124,17 +124,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny and 135M only, a quarter of the work")
     parser.add_argument("--save", type=Path, help="also write the result to this file")
-    given = parser.parse_args()
-    shapes = ("tiny", "135M") if given.quick else tuple(SHAPES)
+    arguments = parser.parse_args()
+    shapes = ("tiny", "135M") if arguments.quick else tuple(SHAPES)
     limit = alone(square_rate)
     print(f"best matrix product: {limit / 1e9:.0f} GFLOP/s", flush=True)
-    found: dict[str, dict[str, Measured]] = {}
+    measured: dict[str, dict[str, Measured]] = {}
     spread = {}
     for method in METHODS:
-        found[method] = {shape: alone(work, shape, method, given.quick) for shape in shapes}
-        products = [one.rate * one.parameters for one in found[method].values()]
+        measured[method] = {shape: alone(work, shape, method, arguments.quick) for shape in shapes}
+        products = [one.rate * one.parameters for one in measured[method].values()]
         spread[method] = round(max(products) / min(products) - 1, 3)
-        for shape, one in found[method].items():
+        for shape, one in measured[method].items():
             print(
                 f"{method} {shape}: {one.parameters / 1e6:.1f}M parameters, {one.tokens:,} tokens in {one.seconds:.1f} s, "
                 f"{one.rate:.0f} tokens/s, × parameters {one.rate * one.parameters / 1e9:.1f}e9, "
@@ -146,18 +146,20 @@ def main() -> None:
             "benchmark": "size_scaling",
             "ours": max(spread["full"], spread["generation"]),
             "rival": 0.25,
-            "unit": "spread of tokens/s × parameters (largest over smallest less one), training and generation; rival: the bound",
+            "unit": "spread of tokens/s × parameters (largest / smallest − 1), training and generation; rival: the bound",
             "ratio": round(0.25 / max(spread["full"], spread["generation"], 1e-9), 2),
             "spread": spread,
-            "measured": {method: {s: asdict(one) for s, one in by_shape.items()} for method, by_shape in found.items()},
+            "measured": {
+                method: {s: asdict(one) for s, one in by_shape.items()} for method, by_shape in measured.items()
+            },
             "matmul_flops": round(limit),
             "threads": torch.get_num_threads(),
             "date": date.today().isoformat(),
-            "quick": given.quick,
+            "quick": arguments.quick,
         }
     )
-    if given.save:
-        given.save.write_text(line + "\n", encoding="utf-8")
+    if arguments.save:
+        arguments.save.write_text(line + "\n", encoding="utf-8")
     print(line)
 
 

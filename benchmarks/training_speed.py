@@ -1,18 +1,18 @@
-"""Useful tokens a second of SFT: tamperfuse against trl's SFTTrainer, on the same samples in the same run.
+"""Useful tokens per second of SFT: tamperfuse against trl's SFTTrainer, on the same samples in the same run.
 
     python benchmarks/training_speed.py [--quick]
 
-The rival is set as the public re-implementation of SDD sets it: float32, gradient checkpointing, batch 24, max_length 512,
-plain AdamW. Useful tokens are those of prompts and responses; padding counts for neither side. Each side runs in a process
-of its own, so that its peak memory is its own. The last line is JSON:
+The rival has the settings of the public re-implementation of SDD: float32, gradient checkpointing, batch 24, max_length 512,
+plain AdamW. Useful tokens are those of prompts and responses, without padding. Each side runs in a process of its own, so
+that peak memory is measured separately. The last line is JSON:
 
-    ratio          useful tokens a second, full fine-tuning, ours over the rival's
-    lora_ratio     the same, our LoRA over our full fine-tuning
-    limit_share    operations that the weights take (2 × 3 × parameters × tokens: a layer's for every token computed, so a
-                   shared prefix once a batch; the output matrix's for response tokens only) a second, over the best rate of
-                   a square bfloat16 product (1,024 to 4,096) measured in the same process
-    useful_share   the same, a shared prefix counted for every sample
-    peak_bytes_16x128   largest resident size of full fine-tuning with batches of 16 samples of 128 tokens
+    ratio          useful tokens per second, full fine-tuning, ours / rival's
+    lora_ratio     the same, our LoRA / our full fine-tuning
+    limit_share    operations of the weights' matrix products (2 × 3 × parameters × tokens; layers count for every token that is
+                   computed, so for a shared prefix once per batch, and the output matrix for response tokens only) per
+                   second / the highest rate of a square bfloat16 product (1,024 to 4,096) measured in the same process
+    useful_share   the same, with a shared prefix counted for every sample
+    peak_bytes_16x128   peak resident memory of full fine-tuning with batches of 16 samples of 128 tokens
 """
 
 import argparse
@@ -34,8 +34,18 @@ def rows() -> list[tuple[str, str]]:
     return list(zip(prompts, responses, strict=False))
 
 
+def train(steps: int, method: str = "full") -> dict[str, float]:
+    """Train with tamperfuse.training.fit; tokens, seconds and peak memory."""
+    return _train(steps, method)[0]
+
+
 def ours(steps: int, method: str = "full") -> dict[str, float]:
-    """tamperfuse.training.fit."""
+    """As :func:`train`, with the shares of the machine's limit."""
+    result, model, samples = _train(steps, method)
+    return {**result, **shares(model, samples, steps, result["seconds"])}
+
+
+def _train(steps: int, method: str) -> tuple[dict[str, float], Any, list[Any]]:
     from tamperfuse.models.load import load_model
     from tamperfuse.records.memory import peak_memory
     from tamperfuse.training.fit import Training, fit
@@ -45,12 +55,8 @@ def ours(steps: int, method: str = "full") -> dict[str, float]:
     training = Training.model_validate({"steps": steps, "batch": BATCH, "learning_rate": 5e-7, "method": method})
     fit(loaded, samples, training.model_copy(update={"steps": 1}), seed=0)  # warm-up, not counted
     result = fit(loaded, samples, training, seed=0)
-    return {
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "peak": peak_memory(),
-        **shares(loaded.model, samples, steps, result.seconds),
-    }
+    measured = {"tokens": result.tokens, "seconds": result.seconds, "peak": peak_memory()}
+    return measured, loaded.model, samples
 
 
 def lora(steps: int) -> dict[str, float]:
@@ -72,7 +78,7 @@ def memory(steps: int) -> dict[str, float]:
 
 
 def shares(model: Any, samples: list[Any], steps: int, seconds: float) -> dict[str, float]:
-    """Shares of the machine's limit, as the head of this file defines them."""
+    """Shares of the machine's limit, as defined at the top of this file."""
     from tamperfuse.training.batches import pack_samples, schedule
 
     order = [samples[i] for i in schedule(len(samples), BATCH, steps, 0)]
@@ -92,14 +98,14 @@ def shares(model: Any, samples: list[Any], steps: int, seconds: float) -> dict[s
 
 
 def square_rate() -> float:
-    """Best rate of a square bfloat16 product, operations a second."""
+    """Highest rate of a square bfloat16 product, in operations per second."""
     from tamperfuse.training.telemetry import matrix_rate
 
     return max(matrix_rate(side) for side in (1024, 2048, 4096))
 
 
 def rival(steps: int) -> dict[str, float]:
-    """The rival: trl's SFTTrainer with the re-implementation's arguments."""
+    """Train with trl's SFTTrainer and the re-implementation's arguments."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -117,10 +123,10 @@ def rival(steps: int) -> dict[str, float]:
     lengths: list[int] = []
 
     class Clock(TrainerCallback):
-        began = 0.0
+        start = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = self.began or time.perf_counter()
+            self.start = self.start or time.perf_counter()
 
     class Counted(SFTTrainer):
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
@@ -154,18 +160,18 @@ def rival(steps: int) -> dict[str, float]:
             callbacks=[clock],
         )
         trainer.train()
-        seconds = time.perf_counter() - clock.began
+        seconds = time.perf_counter() - clock.start
     return {"tokens": sum(lengths), "seconds": seconds, "peak": peak_memory()}
 
 
-def measured(side: Any, steps: int) -> dict[str, float]:
+def measure(side: Any, steps: int) -> dict[str, float]:
     """One side in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found: dict[str, float] = pool.apply(side, (steps,))
-    rate = found["tokens"] / found["seconds"]
-    print(f"{side.__name__}: {found['tokens']:,.0f} tokens in {found['seconds']:.0f} s, {rate:.0f} tokens/s, "
-          f"peak {found['peak'] / 2**30:.1f} GiB", flush=True)  # fmt: skip
-    return {**found, "rate": rate}
+        result: dict[str, float] = pool.apply(side, (steps,))
+    rate = result["tokens"] / result["seconds"]
+    print(f"{side.__name__}: {result['tokens']:,.0f} tokens in {result['seconds']:.0f} s, {rate:.0f} tokens/s, "
+          f"peak {result['peak'] / 2**30:.1f} GiB", flush=True)  # fmt: skip
+    return {**result, "rate": rate}
 
 
 def main() -> None:
@@ -174,24 +180,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one step of the rival, two of ours")
     quick = parser.parse_args().quick
     steps = 2 if quick else 12
-    mine, adapter, small = measured(ours, steps), measured(lora, steps), measured(memory, 2)
-    theirs = measured(rival, 1 if quick else 2)
+    full, adapter, small = measure(ours, steps), measure(lora, steps), measure(memory, 2)
+    trl = measure(rival, 1 if quick else 2)
     print(
         json.dumps(
             {
                 "benchmark": "training_speed",
-                "ours": round(mine["rate"], 1),
-                "rival": round(theirs["rate"], 1),
+                "ours": round(full["rate"], 1),
+                "rival": round(trl["rate"], 1),
                 "unit": "useful tokens/s",
-                "ratio": round(mine["rate"] / theirs["rate"], 2),
+                "ratio": round(full["rate"] / trl["rate"], 2),
                 "lora": round(adapter["rate"], 1),
-                "lora_ratio": round(adapter["rate"] / mine["rate"], 2),
-                "limit_share": round(mine["limit_share"], 3),
-                "useful_share": round(mine["useful_share"], 3),
-                "limit_gflops": round(mine["limit"] / 1e9),
-                "ours_peak_bytes": int(mine["peak"]),
+                "lora_ratio": round(adapter["rate"] / full["rate"], 2),
+                "limit_share": round(full["limit_share"], 3),
+                "useful_share": round(full["useful_share"], 3),
+                "limit_gflops": round(full["limit"] / 1e9),
+                "ours_peak_bytes": int(full["peak"]),
                 "peak_bytes_16x128": int(small["peak"]),
-                "rival_peak_bytes": int(theirs["peak"]),
+                "rival_peak_bytes": int(trl["peak"]),
                 "batch": BATCH,
                 "model": MODEL,
             }
