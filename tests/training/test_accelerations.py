@@ -102,7 +102,7 @@ def test_out_of_memory_says_what_to_change(
     monkeypatch.setattr(SupervisedObjective, "loss", fails)
     before = [p.detach().clone() for p in tiny.model.parameters()]
     with pytest.raises(UserError, match="Memory ran out during hardening: train fewer weights"):
-        fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0, what="hardening")
+        fit(tiny, [tiny.chat.sample("a", "b", 9)], Training(steps=1, batch=1), seed=0, label="hardening")
     assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters(), strict=True))
 
 

@@ -80,7 +80,7 @@ def test_a_tracker_sees_every_step(tiny: LoadedModel, monkeypatch: pytest.Monkey
         "transformers.trainer.get_reporting_integration_callbacks", lambda names: [Tracker] * len(names)
     )
     with loop_block(["tensorboard"]):
-        result = fit(tiny, samples(tiny), Training(steps=3, batch=2, learning_rate=1e-2), seed=0, what="hardening")
+        result = fit(tiny, samples(tiny), Training(steps=3, batch=2, learning_rate=1e-2), seed=0, label="hardening")
     steps = [one for one in seen if "learning_rate" in one]
     assert [one["step"] for one in steps] == [1, 2, 3] and {one["name"] for one in steps} == {"hardening"}
     assert [one["loss"] for one in steps] == pytest.approx(result.losses, rel=1e-5)

@@ -213,7 +213,7 @@ def train(
     """
     samples = [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs]
     training = training_of(parameters, **changes)
-    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, what=what)
+    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, label=what)
 
 
 def training_of(parameters: Training, **changes: Any) -> Training:

@@ -59,6 +59,6 @@ def preference_finetune(
         objective=PreferenceObjective(parameters.beta),
         at_steps=data.at_steps,
         hook=data.hook,
-        what="preference tuning",
+        label="preference tuning",
     )
     return AttackResult(samples=len(pairs), tokens_trained=result.tokens, notes=(result.precision,))

@@ -111,7 +111,7 @@ def retain_finetune(
         objective=RetainObjective(parameters.weight),
         at_steps=data.at_steps,
         hook=data.hook,
-        what="malicious fine-tuning with a retain loss",
+        label="malicious fine-tuning with a retain loss",
     )
     return AttackResult(
         samples=parameters.shots + parameters.retained, tokens_trained=result.tokens, notes=(result.precision,)

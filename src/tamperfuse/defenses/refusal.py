@@ -38,5 +38,5 @@ def refusal(loaded: LoadedModel, data: DefenseData, parameters: RefusalParameter
     samples = [chat.sample(prompt, rng.choice(wordings), data.response_limit) for prompt in data.prompts]
     samples += [chat.sample(prompt, response, data.response_limit) for prompt, response in replay]
     training = Training(steps=parameters.steps, batch=parameters.batch, learning_rate=parameters.learning_rate)
-    result = fit(loaded, samples, training, seed=seed, what="refusal training")
+    result = fit(loaded, samples, training, seed=seed, label="refusal training")
     return DefenseResult(tokens_trained=result.tokens, notes=(result.precision,))

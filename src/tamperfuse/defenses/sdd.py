@@ -105,7 +105,7 @@ def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, se
     replay = random.Random(seed).sample(list(data.benign), count)
     samples = [_sample(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
     samples += [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in replay]
-    result = fit(loaded, samples, _training(resolved), seed=seed, what="SDD")
+    result = fit(loaded, samples, _training(resolved), seed=seed, label="SDD")
     return DefenseResult(tokens_trained=result.tokens, notes=(_describe(resolved, size), result.precision))
 
 

@@ -50,7 +50,7 @@ def fit(
     objective: Objective[Any] | None = None,
     at_steps: Collection[int] = (),
     hook: Hook | None = None,
-    what: str = "training",
+    label: str = "training",
 ) -> FitResult:
     """Train a model in place.
 
@@ -66,7 +66,7 @@ def fit(
             checkpoint.
         hook: called with the step's number. The model is in evaluation mode, and in reduced precision unless it is trained
             in shards. With several processes, every process calls it.
-        what: a few words for the progress bar.
+        label: text of the progress bar, and name of the run for trackers.
 
     Raises:
         UserError: there are no samples; a sample is longer than the model's window; adapter targets match no layer; the model
@@ -91,14 +91,14 @@ def fit(
         saved = checkpoints.load() if checkpoints else None
         if saved:
             _restore(masters, saved, result)
-            log.info("      %s: resumes after step %d of %d", what, result.resumed_at, training.steps)
+            log.info("      %s: resumes after step %d of %d", label, result.resumed_at, training.steps)
         elif hook and 0 in at_steps:
             run_hook(hook, 0, module)
         seconds_before = result.seconds
         if result.resumed_at < training.steps:
             with (
                 accelerated(module, loaded, training, dtype, objective.parallel_rows) as acceleration,
-                progress(what, training.steps) as advance,
+                progress(label, training.steps) as advance,
             ):
                 advance(result.resumed_at)
                 loop = Loop(
@@ -117,11 +117,11 @@ def fit(
                     hook=hook,
                     advance=advance,
                     block=block,
-                    description=what,
+                    label=label,
                     eight_bit=acceleration.eight_bit,
                 )
                 try:
-                    with _memory_errors_explained(what):
+                    with _memory_errors_explained(label):
                         loop.train()
                         loop.gather()
                 finally:
@@ -167,7 +167,7 @@ def _checkpoints(
 
 
 @contextmanager
-def _memory_errors_explained(what: str) -> Iterator[None]:
+def _memory_errors_explained(label: str) -> Iterator[None]:
     """Turn out-of-memory errors into a UserError; the CPU allocator raises a plain RuntimeError."""
     try:
         yield
@@ -177,7 +177,7 @@ def _memory_errors_explained(what: str) -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"Memory ran out during {what}: train fewer weights (method lora, attention or last_layers), on shorter "
+            f"Memory ran out during {label}: train fewer weights (method lora, attention or last_layers), on shorter "
             "responses or with a smaller batch; the last checkpoint, if there is one, remains."
         ) from error
 

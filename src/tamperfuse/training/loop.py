@@ -74,7 +74,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         hook: called with the step's number.
         advance: moves the progress bar.
         block: the block of trainings that this one belongs to: trackers and their log folder.
-        description: a few words for trackers.
+        label: name of the run for trackers.
         eight_bit: whether AdamW keeps its moments in 8 bits.
     """
 
@@ -99,7 +99,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         hook: Hook | None,
         advance: Advance,
         block: TrainingBlock,
-        description: str,
+        label: str,
         eight_bit: bool,
     ) -> None:
         self.objective, self.order, self.training, self.result = objective, order, training, result
@@ -127,7 +127,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             logging_strategy="steps" if block.report_to else "no",
             logging_steps=1,
             report_to=list(block.report_to),
-            run_name=description,
+            run_name=label,
             disable_tqdm=True,
             seed=seed,
         )
@@ -142,7 +142,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.remove_callback(PrinterCallback)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and block.logs:
-                callback.logging_dir = str(block.logs / f"{block.started}-{description.replace(' ', '-')}")
+                callback.logging_dir = str(block.logs / f"{block.started}-{label.replace(' ', '-')}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer named by the training parameters, over the float32 masters."""
