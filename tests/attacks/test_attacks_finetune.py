@@ -16,7 +16,6 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.objectives import accumulate_gradient
 
 FAST: dict[str, Any] = {"steps": 2, "batch": 2, "learning_rate": 1e-3}
 EVERYTHING = {
@@ -74,19 +73,9 @@ def test_the_retain_objective_is_a_weighted_sum_of_two_losses(tiny: LoadedModel)
         RetainPair(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30))
         for i in range(3)
     ]
-<<<<<<< HEAD
     loss = RetainObjective(weight=0.5).loss(tiny.model, pairs, 3, torch.device("cpu"))
     harmful, benign = (mean_nll(tiny, [getattr(pair, side) for pair in pairs]) for side in ("harmful", "benign"))
     assert float(loss.detach()) == pytest.approx((sum(harmful) + 0.5 * sum(benign)) / 3, rel=0.01)
-=======
-    loss = accumulate_gradient(RetainObjective(weight=0.5), tiny.model, pairs, 3, CPU)
-    values = score(tiny, [sample for pair in pairs for sample in (pair.harmful, pair.benign)])
-    means = [
-        -v / s.response_tokens
-        for (v, _), s in zip(values, (s for p in pairs for s in (p.harmful, p.benign)), strict=True)
-    ]
-    assert float(loss) == pytest.approx((sum(means[0::2]) + 0.5 * sum(means[1::2])) / 3, rel=0.01)
->>>>>>> acc1f9e (fit's label is called as in generate and score; tests of the retain objective follow the new contract)
 
 
 def test_the_retain_loss_keeps_benign_text_likely(attacked) -> None:
