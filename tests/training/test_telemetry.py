@@ -106,7 +106,7 @@ def test_an_unknown_or_absent_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_bar_says_how_it_goes(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(loop, "drawn", lambda: True)
+    monkeypatch.setattr(loop, "is_shown", lambda: True)
     from contextlib import contextmanager
 
     @contextmanager
