@@ -72,7 +72,9 @@ def state(
         verdicts=rows + ([] if attack else verdicts(0, HARMLESS_FAR, 5, 5) + verdicts(0, HARMLESS_NEAR, near, 5)),
         items=[item for step, right in measured.items() for item in items(step, right)],
         documents=[] if attack else [DocumentRow(0, f"d{i}", 10.0 + i, 5) for i in range(8)],
-        divergences=[] if attack or defense == "as shipped" else [DivergenceRow(0, f"h{i}", 0.5 + i, 5) for i in range(6)],
+        divergences=[]
+        if attack or defense == "as shipped"
+        else [DivergenceRow(0, f"h{i}", 0.5 + i, 5) for i in range(6)],
         has_steps=has_steps,
     )
 
