@@ -2,6 +2,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,21 @@ def test_a_cache_that_cannot_be_written_gets_a_sentence(tmp_path: Path, monkeypa
     (tmp_path / "m.gguf").write_bytes(b"x")
     with pytest.raises(UserError, match="set TAMPERFUSE_CACHE"):
         load.convert_gguf(tmp_path / "m.gguf", "x")
+
+
+def test_the_lock_of_the_cache_waits_for_another_holder(tmp_path: Path) -> None:
+    entered, events = threading.Event(), []
+
+    def hold() -> None:
+        with load._locked(tmp_path / "cache" / "x.lock"):
+            entered.set()
+            time.sleep(0.2)
+            events.append("released")
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+    with load._locked(tmp_path / "cache" / "x.lock"):
+        events.append("acquired")
+    holder.join()
+    assert events == ["released", "acquired"]

@@ -4,11 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 LABEL_SEPARATOR = " | "
-# What SDD_reject puts before each irrelevant response (Chen et al., 2025, section 4.1); a blank line follows it.
-PAPER_REFUSAL_PREFIX = (
-    "I refuse to answer your question for responsible and ethical reasons. "
-    "I provided an irrational answer to your question."
-)
 
 # The refusal prefix of SDD_reject, as in the paper (section 4.1); join it to a response with `with_refusal_prefix`.
 PAPER_REFUSAL_PREFIX = (

@@ -20,12 +20,12 @@ from tamperfuse.records.errors import UserError
 
 BLOCK = 8192  # prompts matched together
 DEFAULT_THRESHOLD = 0.25  # as in the public re-implementation
-DEFAULT_MAX_DRAWS = 50  # likewise
+DEFAULT_MAX_DRAWS = 50  # as in the public re-implementation
 
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs, and counts of how they came about.
+    """Pairs, with counts of how they were made.
 
     Attributes:
         pairs: sorted by the key of their prompt, so that a prefix is a fair sample.
@@ -193,15 +193,17 @@ def add_refusal_prefix(pair: Pair, prefix: str) -> Pair:
 
 
 def check_numbers(threshold: float, max_draws: int) -> None:
-    """Refuse impossible numbers.
+    """Check the ranges of threshold and number of draws.
 
     Raises:
         UserError: a threshold outside (-1, 1], or less than one draw.
     """
     if not -1 < threshold <= 1:
-        raise UserError(f"A threshold of {threshold} is no cosine: give --threshold a number above -1 and at most 1.")
+        raise UserError(
+            f"A threshold of {threshold} is not a possible cosine: give --threshold a number above -1 and at most 1."
+        )
     if max_draws < 1:
-        raise UserError(f"{max_draws} draws find nothing: give --max-draws at least 1.")
+        raise UserError(f"{max_draws} draws make no pair: set --max-draws to at least 1.")
 
 
 def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: ResponseFilters | None) -> UserError:
