@@ -34,12 +34,6 @@ SAYS_NOTHING = frozenset(
         "wanted",
     ]
 )
-# Directories whose names are still being revised. An entry that is no longer needed fails the last test.
-UNREVISED = frozenset(
-    [
-        "study",
-    ]
-)
 
 
 def directory(path: Path) -> str:
@@ -109,18 +103,13 @@ def test_names_that_contain_such_a_word_are_allowed() -> None:
 
 
 def test_no_identifier_says_nothing() -> None:
-    notes = [note for path in MODULES if directory(path) not in UNREVISED for note in empty_names(path)]
+    notes = [note for path in MODULES for note in empty_names(path)]
     assert not notes, "Say what the thing is:\n" + "\n".join(notes)
 
 
 def test_no_two_classes_share_a_name() -> None:
     notes = [f"{name}: {', '.join(places)}" for name, places in class_places().items() if len(places) > 1]
     assert not notes, "Rename the less general ones:\n" + "\n".join(notes)
-
-
-def test_the_exceptions_are_needed() -> None:
-    revised = UNREVISED - {directory(path) for path in MODULES if empty_names(path)}
-    assert not revised, f"Remove from UNREVISED: {sorted(revised)}"
 
 
 # Machine paths, and documents that are not part of the repository.

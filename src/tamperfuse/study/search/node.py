@@ -88,7 +88,7 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
         "uses": {use: uses_key(context, use) for use in component.traits.uses},
         **judging_key(context),
     }
-    each = Costs(
+    trial = Costs(
         training_tokens(budget, evaluate),
         generated,
         looks * capability_tokens(evaluate, documents=False) + judging_tokens(generated, evaluate),
@@ -100,7 +100,7 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
         depends,
         seed,
         lambda folder: _run(context, node, before, folder),
-        Costs(*(search.trials * tokens for tokens in (each.trained, each.generated, each.scored))),
+        Costs(*(search.trials * tokens for tokens in (trial.trained, trial.generated, trial.scored))),
         {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
     )
     return node
@@ -134,8 +134,8 @@ def _run(context: StudyContext, node: Node, before: Before, folder: Path) -> Out
 def _in_words(trial: Trial) -> str:
     values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.parameters.items())
     best = trial.best()
-    found = f"{best.rate:.0%} at step {best.step}, {best.lost:.0%} of capability lost" if best else "nothing measured"
-    return f"{values}: {found}" + (f" (stopped: {trial.stopped})" if trial.stopped else "")
+    outcome = f"{best.rate:.0%} at step {best.step}, {best.lost:.0%} of capability lost" if best else "nothing measured"
+    return f"{values}: {outcome}" + (f" (stopped: {trial.stopped})" if trial.stopped else "")
 
 
 @dataclass
@@ -208,8 +208,8 @@ class _Attacker:
             if row.part == "attacker_dev":
                 dev.setdefault(row.step, []).append(row.verdict)
         return tuple(
-            TrialCheckpoint(step=step, rate=sum(found) / len(found), lost=self._lost(items, step))
-            for step, found in sorted(dev.items())
+            TrialCheckpoint(step=step, rate=sum(executed) / len(executed), lost=self._lost(items, step))
+            for step, executed in sorted(dev.items())
         )
 
     def _trained(self, whole: Parameters, observer: Observer) -> int:
