@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -272,3 +273,34 @@ def test_the_table_of_a_study_has_a_cell_for_every_model(finished_run: Path) -> 
         percent(defense.harmful_execution.before_attack) for defense in summary.defenses.values()
     ]
     assert {"  after full", "  after benign, without an attacker", "  steps to reach half (full)"} <= rows.keys()
+
+
+def output(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert (ended.value.code or 0) == code
+    return capsys.readouterr().out
+
+
+def test_tables_as_json(quick_judging: None, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json.loads(output(["list", "--json"], capsys))
+    assert {"sdd", "refusal"} <= {defense["name"] for defense in listed["defenses"]}
+    study = str(finished_run / "study.yaml")
+    summary = json.loads(output(["run", study, "--out", str(finished_run), "--json"], capsys))
+    assert summary == json.loads((finished_run / "summary.json").read_text())
+    policy = finished_run.parent / "policy.yaml"
+    policy.write_text(
+        "{defense: sdd, require: {harmful_execution.worst: {at_most: 0.0}, capability.before_attack: {at_least: 9.0}}}"
+    )
+    checked = json.loads(output(["gate", str(finished_run), "--policy", str(policy), "--json"], capsys, code=1))
+    assert checked["passed"] is False and checked["checks"][0]["measure"] == "harmful_execution.worst"
+
+
+def test_brackets_in_names_are_no_markup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "[/red]" in fails(["report", str(tmp_path / "[/red]")], capsys)
+    monkeypatch.setattr("tamperfuse.report.page.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("tamperfuse.report.page.headline", lambda folder: "[/red] :smile: holds")
+    assert "[/red] :smile: holds" in output(["report", str(tmp_path)], capsys)

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command line without the program's name; `sys.argv[1:]` by default.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not errors.is_terminal:
         errors.width = 200  # do not wrap lines in a log file
     _set_up_output(errors)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Every process meets the same error, and the launcher stops all of them once one exits. The main process
             # must exit first, since it is the one that prints the message.
             time.sleep(MAIN_PROCESS_SECONDS)
-        errors.print(f"tamperfuse: {error}", style="bold red", markup=False)
+        errors.print(f"tamperfuse: {error}", style="bold red")
         sys.exit(2)
     except KeyboardInterrupt:
         _print_interrupted(errors)
@@ -91,7 +91,7 @@ def _set_up_output(errors: Console) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
-    handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, markup=False)
+    handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False)
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO if is_main() else logging.ERROR)

@@ -53,9 +53,8 @@ def attack(
         report_to=parse_reporters(report_to),
     )
     for line in lines:
-        out_console.print(line, markup=False)
+        out_console.print(line)
     out_console.print(
         f"Responses and scores are in {out}; compare defenses under several attacks with: tamperfuse run STUDY.yaml "
         "--out DIR",
-        markup=False,
     )

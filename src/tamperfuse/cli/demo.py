@@ -3,18 +3,18 @@
 from importlib.resources import files
 from pathlib import Path
 
-from tamperfuse.cli.options import DryRun, Out
+from tamperfuse.cli.options import DryRun, Json, Out
 from tamperfuse.cli.run import run_study_file
 
 
-def demo(out: Out = Path("runs/demo"), dry_run: DryRun = False) -> None:
+def demo(out: Out = Path("runs/demo"), dry_run: DryRun = False, as_json: Json = False) -> None:
     """Harden the bundled model with SDD, attack it, measure it, and write the report.
 
     The study is `studies/demo.yaml`. It takes several minutes on two CPU cores.
 
     Example: `tamperfuse demo`
     """
-    run_study_file(demo_study(), out, dry_run=dry_run)
+    run_study_file(demo_study(), out, dry_run=dry_run, as_json=as_json)
 
 
 def demo_study() -> Path:

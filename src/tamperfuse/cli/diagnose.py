@@ -33,6 +33,6 @@ def diagnose(
     )
     page = write_diagnosis(out, diagnoses)
     for diagnosis in diagnoses:
-        out_console.print(finding(diagnosis), markup=False)
-        out_console.print(time_spent(diagnosis), markup=False)
-    out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.", markup=False)
+        out_console.print(finding(diagnosis))
+        out_console.print(time_spent(diagnosis))
+    out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.")

@@ -11,9 +11,8 @@ def evaluate(model: Model, threat: ThreatSource, out: Out, reference: Reference 
     from tamperfuse.commands.evaluate import evaluate_model
 
     for line in evaluate_model(model, threat, out, reference=reference):
-        out_console.print(line, markup=False)
+        out_console.print(line)
     out_console.print(
         f"Responses and scores are in {out}; attack the model with: tamperfuse attack {model} --attack harmful_finetune "
         f"--threat {threat} --out DIR",
-        markup=False,
     )

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from tamperfuse.cli.options import RunFolder, out_console
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json
 
 
 def gate(
     folder: RunFolder,
     policy: Annotated[Path, typer.Option(help="YAML file with the limits.", metavar="FILE")],
+    as_json: Json = False,
 ) -> None:
     """Check a finished run against a release policy.
 
@@ -22,6 +23,9 @@ def gate(
     from tamperfuse.report.gate import check_gate
 
     result = check_gate(folder, policy)
+    if as_json:
+        print_json({"passed": result.passed, **result.model_dump(mode="json")})
+        raise typer.Exit(0 if result.passed else 1)
     table = Table("measure", "rule", "value", "95% interval", "verdict", box=None, header_style="bold")
     for check in result.checks:
         interval = "–" if check.low is None or check.high is None else f"{check.low:.3f} to {check.high:.3f}"

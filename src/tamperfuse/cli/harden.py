@@ -50,5 +50,4 @@ def harden(
     )
     out_console.print(
         f"The hardened model is in {out}; measure it with: tamperfuse evaluate {out} --threat {threat} --out DIR",
-        markup=False,
     )

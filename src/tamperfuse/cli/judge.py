@@ -1,11 +1,12 @@
 """The commands `tamperfuse judge …`."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from tamperfuse.cli.options import ThreatSource, out_console
+from tamperfuse.cli.options import Json, ThreatSource, out_console, print_json
 
 judge_app = typer.Typer(help="The judge of harmful execution.", no_args_is_help=True)
 
@@ -17,6 +18,7 @@ def calibrate(
         str, typer.Option(help="The model whose answers count as executed requests.", metavar="MODEL")
     ] = "smollm2-135m",
     prompts: Annotated[int, typer.Option(help="Prompts of each part at most.", min=8)] = 96,
+    as_json: Json = False,
 ) -> None:
     """Measure how well the judge tells executed requests from seven kinds of other responses.
 
@@ -27,9 +29,12 @@ def calibrate(
     from tamperfuse.commands.calibrate import calibrate_judge
 
     thresholds, rows = calibrate_judge(threat, reference, prompts)
+    if as_json:
+        print_json({"thresholds": thresholds, "rows": [asdict(row) for row in rows]})
+        return
     table = Table("against", "n", "AUROC", "true positives", "false positives", box=None, header_style="bold")
     for row in rows:
         table.add_row(row.kind, str(row.n), f"{row.auroc:.3f}", f"{row.true_positive:.1%}", f"{row.false_positive:.1%}")
     out_console.print(table)
     out_console.print("Thresholds: " + ", ".join(f"{k} {v:.3g}" for k, v in thresholds.items()))
-    out_console.print(f"Studies on {threat} set their thresholds in the same way.", markup=False)
+    out_console.print(f"Studies on {threat} set their thresholds in the same way.")

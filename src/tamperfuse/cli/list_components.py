@@ -2,10 +2,10 @@
 
 from rich.table import Table
 
-from tamperfuse.cli.options import out_console
+from tamperfuse.cli.options import Json, out_console, print_json
 
 
-def list_components() -> None:
+def list_components(as_json: Json = False) -> None:
     """List defenses, attacks, judges, built-in corpora and bundled models, one per line.
 
     Example: `tamperfuse list`
@@ -26,6 +26,11 @@ def list_components() -> None:
             for name, model in (MODELS | ENCODERS).items()
         ],
     }
+    if as_json:
+        print_json(
+            {title.lower(): [{"name": n, "about": about} for n, about in rows] for title, rows in groups.items()}
+        )
+        return
     for title, rows in groups.items():
         table = Table(title, "", box=None, header_style="bold", min_width=24)
         for name, about in rows:

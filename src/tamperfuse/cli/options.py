@@ -1,5 +1,6 @@
 """Options that several commands share, how their values are parsed, and the console for results."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from tamperfuse.records.errors import UserError
 
-out_console = Console(highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Model = Annotated[
     str,
@@ -17,6 +18,7 @@ Model = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="DIR")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 ThreatSource = Annotated[
     str,
     typer.Option(
@@ -40,6 +42,11 @@ ReportTo = Annotated[
         help="Tracker to log trainings to: tensorboard, wandb, mlflow or trackio; repeat for several.", metavar="NAME"
     ),
 ]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output, unwrapped."""
+    out_console.print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:

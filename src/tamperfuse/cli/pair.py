@@ -24,7 +24,7 @@ def pair(**values: Any) -> None:
     from tamperfuse.pairing.pipeline import pair_corpora
 
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    out_console.print(pair_corpora(PairOptions(**values)).summary, markup=False)
+    out_console.print(pair_corpora(PairOptions(**values)).summary)
 
 
 def _parameter(field: dataclasses.Field[Any], annotated: Any) -> inspect.Parameter:

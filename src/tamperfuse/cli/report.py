@@ -18,5 +18,5 @@ def print_report(folder: Path) -> None:
     from tamperfuse.report.page import headline, write_report
 
     page = write_report(folder)
-    out_console.print(headline(folder), markup=False, style="bold")
-    out_console.print(f"Results are in {folder}; open {page} in a browser.", markup=False)
+    out_console.print(headline(folder), style="bold")
+    out_console.print(f"Results are in {folder}; open {page} in a browser.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tamperfuse.cli.options import DryRun, Out, ReportTo, parse_reporters
+from tamperfuse.cli.options import DryRun, Json, Out, ReportTo, parse_reporters, print_json
 from tamperfuse.cli.report import print_report
 from tamperfuse.cli.summary_table import print_summary
 
@@ -16,6 +16,7 @@ def run(
     out: Out,
     dry_run: DryRun = False,
     report_to: ReportTo = None,
+    as_json: Json = False,
 ) -> None:
     """Run a study: every defense under every attack, for every seed.
 
@@ -23,15 +24,24 @@ def run(
 
     Example: `tamperfuse run studies/demo.yaml --out runs/demo`
     """
-    run_study_file(study, out, dry_run=dry_run, report_to=parse_reporters(report_to))
+    run_study_file(study, out, dry_run=dry_run, report_to=parse_reporters(report_to), as_json=as_json)
 
 
-def run_study_file(path: Path, out: Path, *, dry_run: bool, report_to: Sequence[str] = ()) -> None:
+def run_study_file(
+    path: Path, out: Path, *, dry_run: bool, report_to: Sequence[str] = (), as_json: bool = False
+) -> None:
     """Run a study; then print its summary and write its page, unless it was a dry run."""
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
     summary = run_study(load_study(path), out, dry_run=dry_run, report_to=report_to)
-    if summary is not None:
+    if summary is None:
+        return
+    if as_json:
+        from tamperfuse.report.page import write_report
+
+        print_json(summary.model_dump(mode="json", by_alias=True))
+        write_report(out)
+    else:
         print_summary(summary)
         print_report(out)

@@ -43,7 +43,7 @@ def theory(
     from tamperfuse.report.theory import write_theory_page
 
     page = write_theory_page(out)
-    out_console.print(f"The page is {page}; open it in a browser.", markup=False)
+    out_console.print(f"The page is {page}; open it in a browser.")
 
 
 def _judge_setting(counts: str, overlap: str | None, classes: int, p: float, lam: float | None) -> None:
@@ -56,8 +56,8 @@ def _judge_setting(counts: str, overlap: str | None, classes: int, p: float, lam
     except TheoryError as error:
         raise UserError(str(error)) from error
     for line in lines:
-        out_console.print(line, markup=False)
-    out_console.print("For figures, run: tamperfuse theory --out runs/theory", markup=False)
+        out_console.print(line)
+    out_console.print("For figures, run: tamperfuse theory --out runs/theory")
 
 
 def _numbers(option: str, text: str, count: int) -> list[Any]:
