@@ -61,7 +61,7 @@ def measure(work: str, quick: bool) -> Measurement:
     from tamperfuse.models.precision import compute_dtype
 
     if work in ("full", "lora"):
-        training = training_speed.train(2 if quick else 8, work)
+        training = training_speed.train(1 if quick else 8, work)
         return Measurement(training["tokens"] / training["seconds"], int(training["peak"]))
     if work == "generation":
         dtype, _ = compute_dtype(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Fused pieces give what the model's own code gives, forward and backward, and replace nothing else."""
+"""Fused layers give what the model's own code gives, forward and backward, and replace nothing else."""
 
 import copy
 from types import MethodType

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import make_tokenizer
 
 from tamperfuse.models import load
 from tamperfuse.models.bundled import Bundled
@@ -82,11 +81,10 @@ def test_a_tokenizer_without_pad_token_gets_the_end_of_turns(tiny_folder: Path, 
     assert loaded.tokenizer.pad_token_id == loaded.chat.end
 
 
-def test_a_tokenizer_without_template_is_refused() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = None
+def test_a_tokenizer_without_template_is_refused(tiny: LoadedModel) -> None:
+    tiny.tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        Chat.of(tokenizer)
+        Chat.of(tiny.tokenizer)
 
 
 def test_an_absent_package_prints_its_install_line() -> None:

@@ -1,4 +1,4 @@
-"""Work side by side: order, errors, and the caller's settings."""
+"""Work in two threads: order, errors, and the caller's settings."""
 
 import threading
 import time

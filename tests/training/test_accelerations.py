@@ -1,4 +1,4 @@
-"""What is chosen by itself: decided from faked machines, since no GPU runs these tests; checkpointing is run."""
+"""Automatic choices: decided for simulated machines, since these tests run without a GPU; checkpointing is run."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ EVERYTHING = frozenset({"bitsandbytes", "liger_kernel"})
 LONG = Training(steps=500)
 
 
-def test_a_cpu_gets_checkpointing_when_memory_asks_for_it_and_nothing_else() -> None:
+def test_a_cpu_gets_checkpointing_when_memory_does_not_suffice_and_nothing_else() -> None:
     assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, LONG) == Acceleration()
     chosen = choose(Machine("cpu", 100 * GIB, EVERYTHING), SEVEN_BILLION, LONG)
     assert chosen.checkpointing and not (chosen.eight_bit or chosen.liger or chosen.compile)
@@ -39,12 +39,12 @@ def test_a_cpu_gets_checkpointing_when_memory_asks_for_it_and_nothing_else() -> 
         (90, EVERYTHING, Training(steps=500, optimizer="sgd"), {"checkpointing", "liger"}),
     ],
 )
-def test_a_gpu_gets_what_is_installed_and_what_memory_asks_for(
+def test_a_gpu_gets_what_is_installed_and_what_memory_needs(
     memory: int, installed: frozenset[str], training: Training, expected: set[str]
 ) -> None:
     chosen = choose(Machine("cuda", memory * GIB, installed), SEVEN_BILLION, training)
-    got = {name for name in ("checkpointing", "eight_bit", "liger", "compile") if getattr(chosen, name)}
-    assert got == expected and len(chosen.reasons) == len(expected)
+    chosen_names = {name for name in ("checkpointing", "eight_bit", "liger", "compile") if getattr(chosen, name)}
+    assert chosen_names == expected and len(chosen.reasons) == len(expected)
 
 
 def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
@@ -55,18 +55,18 @@ def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
 
 
 def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:
-    """Counted as they are held: in bfloat16 to compute with, in float32 to be put back."""
+    """Frozen weights are stored in bfloat16 to compute with, and in float32 to be restored."""
     with lora_adapter(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:
         need = MemoryEstimate.of(adapted, tiny, torch.bfloat16)
         frozen = [pair for pair in masters.pairs if not pair[0].requires_grad]
         assert sum(tensor.nbytes for pair in frozen for tensor in pair) == need.weights - 2 * need.trained
 
 
-def test_checkpointing_is_said_and_trains_the_same_weights(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here, ended, recomputed, said = Machine.of(torch.device("cpu")), [], [], []
-    monkeypatch.setattr(accelerations.log, "info", lambda form, *words: said.append(form % words))
-    for memory in (here.memory, 1024):
-        monkeypatch.setattr(Machine, "of", lambda device, memory=memory: replace(here, memory=memory))
+def test_checkpointing_is_logged_and_trains_the_same_weights(tiny_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, ended, recomputed, messages = Machine.of(torch.device("cpu")), [], [], []
+    monkeypatch.setattr(accelerations.log, "info", lambda form, *words: messages.append(form % words))
+    for memory in (machine.memory, 1024):
+        monkeypatch.setattr(Machine, "of", lambda device, memory=memory: replace(machine, memory=memory))
         loaded = load_model(str(tiny_folder))
         calls = 0
 
@@ -82,7 +82,7 @@ def test_checkpointing_is_said_and_trains_the_same_weights(tiny_folder: str, mon
         assert not loaded.model.is_activation_checkpointing
     assert recomputed == [3, 6]
     assert all(torch.equal(a, b) for a, b in zip(*ended, strict=True))
-    assert len(said) == 1 and "gradient checkpointing: about" in said[0]
+    assert len(messages) == 1 and "gradient checkpointing: about" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_out_of_memory_says_what_to_change(
     assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters(), strict=True))
 
 
-def test_other_errors_are_not_taken_for_it(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_reported_as_out_of_memory(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("shapes do not match")
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo train as one does: DDP and FSDP2, by the step everyone uses, a weight-space step and an attack."""
+"""Two processes over gloo train as one does: DDP and FSDP2, supervised, with an objective on weights, and an attack."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def ended(process: subprocess.Popen) -> str:
 
 @pytest.fixture(scope="module")
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Alone, and on two processes in both ways; all at once, since most of their time is imports."""
+    """One process, and two processes with DDP and with FSDP2; all at the same time, since most of their time is imports."""
     work = tmp_path_factory.mktemp("together")
     script = [str(HERE / "together.py"), str(tiny_folder)]
     two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
@@ -59,28 +59,32 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("what", ["sft", "sgd", "trap", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)
-    assert alone[-1] < 0.95 * alone[0], "it must learn, or equal curves say nothing"
+    assert alone[-1] < 0.95 * alone[0], "it must learn, otherwise equal curves prove nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
 def test_weights_are_whole_afterwards_and_at_hooks(runs: dict[str, dict], way: str) -> None:
     found = runs[way]
     assert found["hooks"] == [0, 4, 8] and all(moved > 0 for moved in found["moved"])
     assert found["sharded"] == [float(way == "fsdp")]
     apart = [float((a - b).abs().max()) for a, b in zip(found["weights"], runs["alone"]["weights"], strict=True)]
-    assert max(apart) < 8 * 3e-3, "a handful of AdamW's steps at most, where a gradient's sign is lost in rounding"
+    assert max(apart) < 8 * 3e-3, "a few of AdamW's steps at most, where rounding changes a gradient's sign"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
 def test_perturbed_weights_come_back_to_the_bit(runs: dict[str, dict], way: str) -> None:
     assert runs[way]["restored"] == [1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
 def test_several_processes_resume_to_the_bit(runs: dict[str, dict], way: str) -> None:
     assert runs[way]["resumed"] == [4, 1.0, 1.0]
@@ -112,6 +116,7 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -
         distributed.sharding()
 
 
+@pytest.mark.slow
 def test_accelerate_launch_hardens_as_the_docs_say(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (HERE.parents[1] / "docs" / "training.md").read_text(), re.DOTALL)
     file = tmp_path / "fsdp.yaml"

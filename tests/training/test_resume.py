@@ -1,4 +1,4 @@
-"""A training that is killed with SIGKILL, wherever it stands, ends with the same weights to the bit when it is run again."""
+"""A training that is killed with SIGKILL at any time ends with bit-identical weights when it is repeated."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ from tamperfuse.training.fit import FitResult, Training, fit
 
 KILLS = 20
 STEPS = 400  # of the second training: more than the kills get through
-# Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
+# Processes are forked from a server that has imported everything, so starting one takes milliseconds.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "stand_ins"])
 TRAINING = Training(steps=60, batch=3, learning_rate=1e-3, schedule="cosine", warmup=0.1)
@@ -41,7 +41,7 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
 
 
 def train(model: Path, work: Path, began: Any) -> None:
-    """In a process of its own: two trainings in a row, as an attack with a repair does it, a checkpoint at every step."""
+    """In a process of its own: two trainings in a row, as in an attack with a repair, with a checkpoint at every step."""
     torch.set_num_threads(1)
     checkpoints.INTERVAL = 0.0
     loaded = load_model(str(model))
@@ -60,6 +60,7 @@ def start(model: Path, work: Path) -> tuple[Any, Any]:
     return process, began
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     ends, rng = [], random.Random(0)
     for name, kills in (("whole", 0), ("killed", KILLS)):
@@ -71,7 +72,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_pa
             process.join(rng.uniform(0, 0.2))
             process.kill()
             process.join()
-            assert process.exitcode == -signal.SIGKILL, "it ended before it was killed: the moments are no test"
+            assert process.exitcode == -signal.SIGKILL, "it ended before it was killed: train for more steps"
         process, _ = start(tiny_folder, work)
         process.join()
         assert process.exitcode == 0
@@ -79,7 +80,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_pa
         assert not list((work / "unfinished").glob(".tmp-*"))
     (whole, *losses, fresh), (killed, *again, resumed) = ends
     assert same(whole, killed)
-    assert fresh == 0 and resumed >= KILLS // 2, "the kills came before there was anything to go on from"
+    assert fresh == 0 and resumed >= KILLS // 2, "the kills came before the first checkpoints"
     assert losses == again and len(losses[0]) == TRAINING.steps
 
 

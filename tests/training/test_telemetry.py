@@ -1,4 +1,4 @@
-"""What is said of a training's speed: counted work, the bar, the node's record, a tracker."""
+"""Reports of a training's speed: counted work, the progress bar, the node's record, trackers."""
 
 import json
 import math
@@ -104,7 +104,7 @@ def test_an_unknown_or_absent_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
         telemetry.check_reporters(["wandb"])
 
 
-def test_the_bar_says_how_it_goes(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_shows_the_speed(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setattr(loop, "is_shown", lambda: True)
     from contextlib import contextmanager

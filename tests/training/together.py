@@ -1,4 +1,4 @@
-"""Run by torchrun on every process, and once alone: the same trainings, their losses and weights written by the main process.
+"""Run by torchrun on every process, and once in one process: trainings whose losses and weights the main process writes.
 
 PYTHONPATH=tests python together.py MODEL OUT        ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
 """
@@ -20,12 +20,12 @@ from tamperfuse.training.distributed import unsharded
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.weights import perturbed
 
-rows.ROW_TOKENS = 80  # several rows a step
+rows.ROW_TOKENS = 80  # several rows per step
 TRAINING = Training(steps=8, batch=6, learning_rate=3e-3, schedule="linear")
 
 
 class Watched(Trap):
-    """The trap, which also looks whether a perturbation comes back to the bit on each process's own shards."""
+    """The trap; also checks that a perturbation is restored bit by bit on each process's shards."""
 
     restored = True
     sharded = False
@@ -49,7 +49,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Of very different lengths, so that one process needs more rows than the other."""
+    """Pairs of very different lengths, so that one process needs more rows than the other."""
     return [(f"request {i}", f"the answer is {i * 3}. " * (1 + 5 * (i % 3))) for i in range(12)]
 
 
