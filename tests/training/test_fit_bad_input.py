@@ -1,4 +1,4 @@
-"""What cannot be trained gets one sentence and exit code 2, and leaves nothing behind."""
+"""Bad input to training: one message, exit code 2, and no files."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.training.fit import Training, fit
 
 
-def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
+def error_message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as exit_info:
         main(arguments)
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error and error.count("tamperfuse: ") == 1
     line = error.strip().splitlines()[-1]
@@ -26,12 +26,12 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     "setting", ["learning_rate=abc", "learning_rate=.nan", "learning_rate=.inf", "steps=many", "steps=2.5", "batch=0"]
 )
-def test_a_number_that_is_none(
-    command: list[str], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_numbers(command: list[str], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, *rest = command
     out = tmp_path / "out"
-    line = said([name, "x/y", *rest, "--threat", "builtin:cooking", "--set", setting, "--out", str(out)], capsys)
+    line = error_message(
+        [name, "x/y", *rest, "--threat", "builtin:cooking", "--set", setting, "--out", str(out)], capsys
+    )
     assert f"{setting.partition('=')[0]} = " in line and "cannot be used" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -43,10 +43,10 @@ def test_a_number_that_is_none(
         (["method=lora", "lora_targets='['"], "match no layer"),
         (["method=lora", "lora_alpha=.inf"], "lora_alpha = inf cannot be used"),
         (["method=last_layers", "layers=9"], "has 2 layers, not 9"),
-        (["shots=999"], "asks for 999 shots"),
+        (["shots=999"], "needs 999 shots"),
     ],
 )
-def test_what_the_model_or_the_threat_cannot_give(
+def test_values_that_do_not_fit_the_model_or_the_threat(
     settings: list[str],
     words: str,
     tiny_folder: Path,
@@ -59,21 +59,21 @@ def test_what_the_model_or_the_threat_cannot_give(
     monkeypatch.setattr("tamperfuse.study.observe.Observer.ask", lambda *_: None)
     chosen = [word for setting in ("shots=2", *settings) for word in ("--set", setting)]
     where = ["--threat", str(threat_file), "--out", str(tmp_path / "out")]
-    assert words in said(["attack", str(tiny_folder), "--attack", "harmful_finetune", *where, *chosen], capsys)
+    assert words in error_message(["attack", str(tiny_folder), "--attack", "harmful_finetune", *where, *chosen], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_are_for_training_alone(
+def test_only_training_runs_in_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = said(["evaluate", "x/y", "--threat", "builtin:cooking", "--out", str(tmp_path / "out")], capsys)
-    assert "runs in one process, not 2" in line
+    line = error_message(["evaluate", "x/y", "--threat", "builtin:cooking", "--out", str(tmp_path / "out")], capsys)
+    assert "was started on 2 processes but runs in one" in line
 
 
-def test_a_tracker_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--threat", "builtin:cooking", "--out", str(tmp_path / "out")]
-    line = said(["harden", "x/y", "--defense", "refusal", *where, "--report-to", "wanb"], capsys)
+    line = error_message(["harden", "x/y", "--defense", "refusal", *where, "--report-to", "wanb"], capsys)
     assert "did you mean 'wandb'" in line
 
 
