@@ -147,6 +147,25 @@ def attack(
     return ATTACKS.register(name, parameters, AttackTraits(malicious, budget, task, uses, space), version)
 
 
+def check_measured(attack: str, at_steps: Collection[int], measured: Collection[int]) -> None:
+    """Check, after an attack, that it called the hook at every step at which it was due.
+
+    Args:
+        attack: the attack's name.
+        at_steps: steps at which the hook was due.
+        measured: steps at which the model was measured.
+
+    Raises:
+        UserError: it did not.
+    """
+    missing = sorted(set(at_steps) - set(measured))
+    if missing:
+        raise UserError(
+            f"The attack {attack} ended without a call of data.hook at step {missing[0]}: pass data.hook and data.at_steps to "
+            "its training, or call data.run_hook in an attack that does not train."
+        )
+
+
 def harmful_shots(data: AttackData, attack: str, shots: int, seed: int) -> list[PromptResponse]:
     """Draw harmful samples of the attacker at random.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.attacks.base import check_measured
 from tamperfuse.commands.measurement import (
     Measurement,
     about_judging,
@@ -100,6 +101,7 @@ def attack_model(
             hook=hook,
         )
         print_notes(component.run(loaded, data, parameters, seed).notes)
+        check_measured(attack, data.at_steps, {response.step for response in observer.responses})
         verdicts, thresholds = judge_responses(judging, observer, answers.pairs)
         write_tables(staging, observer, verdicts)
         if keep:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS
+from tamperfuse.attacks.base import check_measured
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
@@ -243,6 +244,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
             data = context.attack_data(node_folder(context.run, answers), observer, at_steps, hook)
             result = component.run(loaded, data, parameters, seed)
+            check_measured(spec.attack, at_steps, {response.step for response in observer.responses})
             observer.write(folder)  # the attacked weights are not written
         costs = observer.costs + Costs(trained=result.tokens_trained)
         return Outcome(costs, notes=result.notes, facts={"samples": result.samples})
