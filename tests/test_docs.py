@@ -30,12 +30,17 @@ from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLUGIN = ROOT / "examples" / "plugin" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(
     r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
 LANGUAGES = {"python", "sh", "yaml", "text", "toml", "json"}
 FEW = {"steps": 1, "shots": 2, "batch": 2}
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ def small(
     return Small(tmp_path, tiny_folder, threat_file)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_the_blocks_of_a_page_run(page: Path, small: Small) -> None:
     namespace: dict[str, Any] = {"__name__": "block"}
     for block in blocks(page):
@@ -187,7 +192,7 @@ def run_block(block: Block, small: Small, namespace: dict[str, Any]) -> None:
         check_yaml(block.code)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_code_stands_in_fences_with_a_language(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert {block.language for block in blocks(page)} <= LANGUAGES
@@ -200,7 +205,7 @@ def test_code_stands_in_fences_with_a_language(page: Path) -> None:
     assert not re.search(r"\n\n    \S", outside), "indented code is not tested: put it in a fence"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_and_anchors_exist(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
         name, _, anchor = target.partition("#")
@@ -215,7 +220,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=page_name)
 def test_files_that_are_named_exist(page: Path) -> None:
     """When a file moves, the pages that name it must change as well."""
     text = page.read_text(encoding="utf-8")
@@ -228,7 +233,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
         "benchmarks/NAME.py",
         "study.yaml",
     }  # by a run, or a placeholder
-    places = (ROOT, ROOT / "src" / "tamperfuse")
+    places = (ROOT, ROOT / "src" / "tamperfuse", page.parent)
     assert not {name for name in named - written if not any((place / name).exists() for place in places)}
 
 

@@ -15,7 +15,16 @@ The functions of :mod:`tamperfuse` itself are verbs: `tamperfuse.attack(model, "
 module register components: `@attack("merge", MergeParameters)`. CONTRIBUTING.md has a recipe for each kind.
 """
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, train
+from tamperfuse.attacks.base import (
+    TRAINING_SEARCH,
+    AttackData,
+    AttackResult,
+    attack,
+    benign_samples,
+    harmful_shots,
+    train,
+    training_budget,
+)
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
@@ -23,10 +32,12 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.fit import FitResult, Training, fit
-from tamperfuse.training.objectives import Objective, SupervisedObjective
+from tamperfuse.training.objectives import Objective, SupervisedObjective, response_nll
 
 __all__ = [
+    "TRAINING_SEARCH",
     "Answer",
     "AttackData",
     "AttackResult",
@@ -45,8 +56,13 @@ __all__ = [
     "UserError",
     "Verdict",
     "attack",
+    "benign_samples",
     "defense",
     "fit",
+    "harmful_shots",
     "judge",
+    "pack_samples",
+    "response_nll",
     "train",
+    "training_budget",
 ]

@@ -13,14 +13,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
-from tamperfuse.models.chat import Sample
-from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.errors import UserError
-from tamperfuse.records.registry import Budget, Parameters
-from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.objectives import Objective, response_nll
+from tamperfuse.plugins import (
+    Budget,
+    DefenseData,
+    DefenseResult,
+    LoadedModel,
+    Objective,
+    Parameters,
+    Sample,
+    Training,
+    defense,
+    fit,
+    pack_samples,
+    response_nll,
+)
 
 
 class GradientAscentParameters(Parameters):
@@ -87,8 +93,6 @@ def gradient_ascent(
     loaded: LoadedModel, data: DefenseData, parameters: GradientAscentParameters, seed: int
 ) -> DefenseResult:
     """Gradient ascent on compliant answers to the threat, with gradient descent on benign samples."""
-    if not data.answers:
-        raise UserError("gradient_ascent needs compliant answers to the defender prompts: name a threat with answers.")
     count = min(round(parameters.benign * len(data.answers)), len(data.benign))
     benign = random.Random(seed).sample(list(data.benign), count)
     samples = [

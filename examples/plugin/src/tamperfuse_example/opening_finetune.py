@@ -8,10 +8,17 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from tamperfuse.attacks.base import AttackData, AttackResult, attack, harmful_shots, train
-from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.registry import Budget
-from tamperfuse.training.fit import Training
+from tamperfuse.plugins import (
+    TRAINING_SEARCH,
+    AttackData,
+    AttackResult,
+    Budget,
+    LoadedModel,
+    Training,
+    attack,
+    harmful_shots,
+    train,
+)
 
 
 class OpeningFinetuneParameters(Training):
@@ -26,7 +33,13 @@ class OpeningFinetuneParameters(Training):
     tokens: int = Field(5, ge=1)
 
 
-@attack("opening_finetune", OpeningFinetuneParameters, budget=lambda p: Budget(p.steps, p.batch, p.shots), uses=())
+@attack(
+    "opening_finetune",
+    OpeningFinetuneParameters,
+    budget=lambda p: Budget(p.steps, p.batch, p.shots),
+    uses=(),
+    search_over=TRAINING_SEARCH,
+)
 def opening_finetune(
     loaded: LoadedModel, data: AttackData, parameters: OpeningFinetuneParameters, seed: int
 ) -> AttackResult:
