@@ -216,7 +216,7 @@ def train(
     pairs: Sequence[PromptResponse],
     parameters: Training,
     seed: int,
-    what: str,
+    label: str,
     **changes: Any,
 ) -> FitResult:
     """Supervised fine-tuning of the model on (prompt, response) pairs; calls the hook at the steps of `data.at_steps`.
@@ -227,12 +227,12 @@ def train(
         pairs: training samples.
         parameters: the attack's parameters, which include those of the training.
         seed: decides the order of samples and the adapter's initialisation.
-        what: a few words for the progress bar.
+        label: a few words for the progress bar.
         changes: training parameters that replace those in `parameters`.
     """
     samples = [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs]
     training = training_of(parameters, **changes)
-    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, label=what)
+    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, label=label)
 
 
 def training_of(parameters: Training, **changes: Any) -> Training:

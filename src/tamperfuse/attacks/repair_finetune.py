@@ -57,10 +57,10 @@ def repair_finetune(
     benign = (benign_samples(data, "repair_finetune", parameters.samples, seed), benign_steps, "benign fine-tuning")
     first, second = (benign, harmful) if parameters.order == "before" else (harmful, benign)
     tokens, notes = 0, []
-    for phase_data, (pairs, steps, what) in ((data, first), (data.after(first[1]), second)):
-        result = train(loaded, phase_data, pairs, parameters, seed, what, steps=steps)
+    for phase_data, (pairs, steps, label) in ((data, first), (data.after(first[1]), second)):
+        result = train(loaded, phase_data, pairs, parameters, seed, label, steps=steps)
         tokens += result.tokens
-        notes.append(f"{steps} steps of {what}")
+        notes.append(f"{steps} steps of {label}")
     return AttackResult(
         samples=parameters.shots + parameters.samples, tokens_trained=tokens, notes=(*notes, result.precision)
     )

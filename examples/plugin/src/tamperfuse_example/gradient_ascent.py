@@ -102,6 +102,6 @@ def gradient_ascent(
     ]
     training = Training(steps=parameters.steps, batch=parameters.batch, learning_rate=parameters.learning_rate)
     objective = AscentObjective(parameters.ceiling)
-    result = fit(loaded, samples, training, seed=seed, objective=objective, what="gradient ascent")
+    result = fit(loaded, samples, training, seed=seed, objective=objective, label="gradient ascent")
     notes = (f"{len(data.answers)} answers to forget, {count} benign samples", result.precision)
     return DefenseResult(tokens_trained=result.tokens, notes=notes)
