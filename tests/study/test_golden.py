@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from stand_ins import WordCountEncoder
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData
+from tamperfuse.evaluation.judges.negatives import negatives
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
 from tamperfuse.models import precision
@@ -59,6 +62,7 @@ def measure(folder: str) -> dict[str, Any]:
             loaded, prompts, new_tokens=8, sampling=Sampling(temperature=0.8, top_p=0.9, seed=1)
         )
         measured["scores"] = _scores(loaded)
+        measured["judge"] = _judge(loaded)
         for name, values in DEFENSES_RUN.items():
             loaded, component = load_model(folder), DEFENSES.get(name)
             parameters = component.traits.resolve(component.parse(values, name), 1_000)
@@ -77,6 +81,24 @@ def measure(folder: str) -> dict[str, Any]:
 def _scores(loaded: LoadedModel) -> list[float]:
     samples = [loaded.chat.sample(prompt, answer, LIMIT) for prompt, answer in EXCHANGES]
     return [value for value, _ in score(loaded, samples, label="golden")]
+
+
+def _judge(loaded: LoadedModel) -> dict[str, Any]:
+    """Thresholds that are calibrated on answers which share words with their prompts, and verdicts on all kinds of responses."""
+    component = JUDGES.get("builtin")
+    parameters = component.parse({"tolerated": 0.25}, "judge")
+    answers = [Answer(prompt, f"{prompt.rstrip('?.')}, in a pot with {answer}") for prompt, answer in EXCHANGES]
+    data = JudgeData(WordCountEncoder(), PROMPTS, LIMIT, load_reference=lambda: loaded)
+    assert component.traits.calibrate is not None
+    data.thresholds = component.traits.calibrate(answers, data, parameters)
+    responses = [*answers, *(response for kind in negatives(answers, 0).values() for response in kind)]
+    verdicts = component.run(responses, data, parameters)
+    return {
+        "thresholds": data.thresholds,
+        "verdicts": [verdict.verdict for verdict in verdicts],
+        "scores": [verdict.score for verdict in verdicts],
+        "reasons": [verdict.reason for verdict in verdicts],
+    }
 
 
 def _attack_data(loaded: LoadedModel, folder: str) -> AttackData:
@@ -98,7 +120,7 @@ def differences(golden: Any, measured: Any, path: str = "") -> list[str]:
             return [f"{path}: {len(golden)} values, now {len(measured)}"]
         pairs = enumerate(zip(golden, measured, strict=True))
         return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}/{i}")]
-    same = golden == measured if isinstance(golden, int) else measured == pytest.approx(golden, rel=2e-4, abs=1e-5)
+    same = golden == measured if isinstance(golden, int | str) else measured == pytest.approx(golden, rel=2e-4, abs=1e-5)
     return [] if same else [f"{path}: {golden}, now {measured}"]
 
 
