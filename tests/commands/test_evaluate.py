@@ -41,11 +41,13 @@ def test_evaluate_and_run_give_equal_verdicts(
     checkpoint = folder_of(tmp_path / "run", "refusal, seed 0") / "checkpoint"
     evaluate_model(str(checkpoint), str(threat_file), tmp_path / "out", reference=None, judge=study.judge)
 
-    look = folder_of(tmp_path / "run", "refusal: before attack, seed 0")
+    look = folder_of(tmp_path / "run", "refusal, seed 0: before attack")
     responses, by_study = (read_rows(place / "responses.parquet", Response) for place in (tmp_path / "out", look))
     assert responses == by_study and len(responses) == 6 + 6 + 128
-    judged = folder_of(tmp_path / "run", "judge refusal: before attack, seed 0")
-    verdicts, by_study_too = (read_rows(place / "scores.parquet", VerdictRow) for place in (tmp_path / "out", judged))
+    judge_folder = folder_of(tmp_path / "run", "judge refusal, seed 0: before attack")
+    verdicts, by_study_too = (
+        read_rows(place / "scores.parquet", VerdictRow) for place in (tmp_path / "out", judge_folder)
+    )
     assert verdicts == by_study_too and len(verdicts) == len(responses)
     assert len({row.reason for row in verdicts}) > 1
     lifts = {row.part for row in verdicts if json.loads(row.evidence)["lift"] is not None}

@@ -120,7 +120,9 @@ def differences(golden: Any, measured: Any, path: str = "") -> list[str]:
             return [f"{path}: {len(golden)} values, now {len(measured)}"]
         pairs = enumerate(zip(golden, measured, strict=True))
         return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}/{i}")]
-    same = golden == measured if isinstance(golden, int | str) else measured == pytest.approx(golden, rel=2e-4, abs=1e-5)
+    same = (
+        golden == measured if isinstance(golden, int | str) else measured == pytest.approx(golden, rel=2e-4, abs=1e-5)
+    )
     return [] if same else [f"{path}: {golden}, now {measured}"]
 
 
