@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_kernels.py [--quick] [--kernels NAME …]
 
-The work is that of the other benchmarks, on SmolLM2-135M-Instruct: full fine-tuning and LoRA on batches of 24
+The work is that of the other benchmarks, on SmolLM2-135M-Instruct: full fine-tuning and LoRA on batches of 24 (6 with `--quick`)
 (`training_speed.py`), greedy generation (`generation_speed.py`) and scoring (`scoring_speed.py`), in the device's fastest dtype.
 A kernel is measured on the work that it takes part in. Every measurement runs in a process of its own, with
 `TAMPERFUSE_CPU_KERNELS` set; all of them take turns, and a rate is the best of its rounds. `large_pages` is the allocation of
@@ -61,7 +61,7 @@ def measure(work: str, quick: bool) -> Measurement:
     from tamperfuse.models.precision import compute_dtype
 
     if work in ("full", "lora"):
-        training = training_speed.train(1 if quick else 8, work)
+        training = training_speed.train(*((2, work, 6) if quick else (8, work, training_speed.BATCH)))
         return Measurement(training["tokens"] / training["seconds"], int(training["peak"]))
     if work == "generation":
         dtype, _ = compute_dtype(torch.device("cpu"))

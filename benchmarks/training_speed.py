@@ -34,25 +34,25 @@ def rows() -> list[tuple[str, str]]:
     return list(zip(prompts, responses, strict=False))
 
 
-def train(steps: int, method: str = "full") -> dict[str, float]:
+def train(steps: int, method: str, batch: int) -> dict[str, float]:
     """Train with tamperfuse.training.fit; tokens, seconds and peak memory."""
-    return _train(steps, method)[0]
+    return _train(steps, method, batch)[0]
 
 
 def ours(steps: int, method: str = "full") -> dict[str, float]:
     """As :func:`train`, with the shares of the machine's limit."""
-    result, model, samples = _train(steps, method)
+    result, model, samples = _train(steps, method, BATCH)
     return {**result, **shares(model, samples, steps, result["seconds"])}
 
 
-def _train(steps: int, method: str) -> tuple[dict[str, float], Any, list[Any]]:
+def _train(steps: int, method: str, batch: int) -> tuple[dict[str, float], Any, list[Any]]:
     from tamperfuse.models.load import load_model
     from tamperfuse.records.memory import peak_memory
     from tamperfuse.training.fit import Training, fit
 
     loaded = load_model(MODEL)
     samples = [loaded.chat.sample(prompt, response, RESPONSE_LIMIT) for prompt, response in rows()]
-    training = Training.model_validate({"steps": steps, "batch": BATCH, "learning_rate": 5e-7, "method": method})
+    training = Training.model_validate({"steps": steps, "batch": batch, "learning_rate": 5e-7, "method": method})
     fit(loaded, samples, training.model_copy(update={"steps": 1}), seed=0)  # warm-up, not counted
     result = fit(loaded, samples, training, seed=0)
     measured = {"tokens": result.tokens, "seconds": result.seconds, "peak": peak_memory()}

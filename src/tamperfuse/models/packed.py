@@ -189,10 +189,8 @@ AttentionInterface.register(ATTENTION, _attention)
 
 def common_prefix(sequences: Sequence[Sequence[int]], limit: int) -> int:
     """Length of the longest common prefix of sequences, at most `limit`."""
-    first, last = (
-        min(map(list, sequences)),
-        max(map(list, sequences)),
-    )  # the first and the last in lexicographic order have the shortest common prefix
+    # The first and the last in lexicographic order have the shortest common prefix.
+    first, last = min(map(list, sequences)), max(map(list, sequences))
     shared = 0
     while shared < min(limit, len(first), len(last)) and first[shared] == last[shared]:
         shared += 1
