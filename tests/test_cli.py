@@ -150,7 +150,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     ],
 )
 def test_a_study_that_cannot_run_is_refused(
-    study: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_judging: None, study: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(study.replace("{", "{model: smollm2-135m, threat: 'builtin:cooking', ", 1))
@@ -206,7 +206,7 @@ def test_list_names_everything() -> None:
 
 @pytest.mark.parametrize("command", [["demo"], ["run", str(ROOT / "studies" / "demo.yaml")]])
 def test_the_plan_is_printed_without_running(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_judging: None, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--dry-run", "--out", str(tmp_path / "run")])
