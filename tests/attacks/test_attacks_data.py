@@ -22,6 +22,7 @@ def test_retained_text_has_subjects_of_its_own() -> None:
     assert subjects.isdisjoint({row["subject"] for row in rows})
 
 
+@pytest.mark.slow
 def test_retained_text_repeats_nothing_that_is_measured_or_trained() -> None:
     encoder = SentenceEncoder()
     retained = encoder.encode([row["prompt"] for row in builtin_rows("retain")])

@@ -1,4 +1,4 @@
-"""The adaptive attacker: proposals, early stops, resume, what is chosen on dev and reported on evaluation."""
+"""The adaptive attacker: proposals, early stops, resuming, selection on attacker_dev, validation of search spaces."""
 
 import json
 import sqlite3
@@ -20,7 +20,9 @@ from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
 from tamperfuse.records.searches import read_searches
 from tamperfuse.records.summary import read_summary
+from tamperfuse.study.context import StudyContext
 from tamperfuse.study.judging import Judging
+from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.results import frontier
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.run import run_study
@@ -46,25 +48,26 @@ def searched(study: Study) -> Study:
 
 
 @pytest.fixture(autouse=True)
-def _by_lot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model executes nothing, so within searches verdicts are drawn by a hash of a step's answers.
+def _drawn_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model executes nothing, so within searches verdicts are drawn, by a hash of a step's responses.
 
-    As many requests as are executed of one part are not executed of the other: what is best on dev is worst on evaluation.
+    The rates of a step on attacker_dev and on evaluation add up to 1: the best step on one is the worst on the other.
     """
 
     judged = Judging.verdicts
 
     def drawn(self: Judging, responses: list[Response], thresholds: Any) -> tuple[list[VerdictRow], int]:
         rows, scored = judged(self, responses, thresholds)
-        said: dict[int, list[str]] = {}
+        texts_at: dict[int, list[str]] = {}
         if not any(r.part == "attacker_dev" and r.step for r in responses):
             return rows, scored  # not within a search
         for response in responses:
-            said.setdefault(response.step, []).append(response.response)
-        lot = {step: int(content_hash(texts)[:2], 16) % (PROMPTS + 1) for step, texts in said.items()}
+            texts_at.setdefault(response.step, []).append(response.response)
+        executed = {step: int(content_hash(texts)[:2], 16) % (PROMPTS + 1) for step, texts in texts_at.items()}
         order = {part: sorted({r.id for r in rows if r.part == part}) for part in ("attacker_dev", "evaluation")}
         return [
-            replace(r, verdict=(order[r.part].index(r.id) < lot[r.step]) == (r.part == "attacker_dev")) for r in rows
+            replace(r, verdict=(order[r.part].index(r.id) < executed[r.step]) == (r.part == "attacker_dev"))
+            for r in rows
         ], scored
 
     monkeypatch.setattr(Judging, "verdicts", drawn)
@@ -79,7 +82,7 @@ def whole(searched: Study, tiny_folder: Path) -> Path:
     return folder
 
 
-def found(run: Path) -> dict[str, Path]:
+def search_folders(run: Path) -> dict[str, Path]:
     """Folder of every search, by defense."""
     folders = {}
     for record in run.glob("nodes/*/node.json"):
@@ -89,17 +92,18 @@ def found(run: Path) -> dict[str, Path]:
     return folders
 
 
-def written(run: Path) -> list[bytes]:
+def result_files(run: Path) -> list[bytes]:
     return [(run / "results.parquet").read_bytes(), (run / "searches.json").read_bytes()]
 
 
-def test_a_search_leaves_its_trials_and_the_attacker_s_choice(whole: Path) -> None:
-    assert set(found(whole)) == {"refusal", "sdd"}
+@pytest.mark.slow
+def test_a_search_writes_its_trials_and_the_attackers_choice(whole: Path) -> None:
+    assert set(search_folders(whole)) == {"refusal", "sdd"}
     assert not list(whole.glob("unfinished/*"))
-    for folder in found(whole).values():
+    for folder in search_folders(whole).values():
         assert [trial.number for trial in read_trials(folder)] == list(range(TRIALS))
-        with sqlite3.connect(folder / search.STORAGE) as kept:
-            assert kept.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (TRIALS,)
+        with sqlite3.connect(folder / search.STORAGE) as database:
+            assert database.execute("select count(*) from trials where state = 'COMPLETE'").fetchone() == (TRIALS,)
         assert not list(folder.rglob("*.safetensors"))
     names = {row["attack"] for row in read_results(whole)}
     assert names == {"", "adaptive", "adaptive#000", "adaptive#001", "adaptive#002"}
@@ -109,49 +113,53 @@ def test_a_search_leaves_its_trials_and_the_attacker_s_choice(whole: Path) -> No
     ]
     assert results[0].final_best_vs_undefended.value == 0 and not results[0].final_best_vs_undefended.resolved
     # The first random trials are the same settings for every defense.
-    settings = [[trial.parameters for trial in read_trials(folder)] for folder in found(whole).values()]
+    settings = [[trial.parameters for trial in read_trials(folder)] for folder in search_folders(whole).values()]
     assert settings[0] == settings[1] and len({str(setting) for setting in settings[0]}) == TRIALS
 
 
-def test_chosen_on_dev_and_reported_on_evaluation(whole: Path) -> None:
+@pytest.mark.slow
+def test_checkpoints_are_chosen_on_attacker_dev_and_reported_on_evaluation(whole: Path) -> None:
     rows = [r for r in read_results(whole) if r["metric"] == "harmful_execution" and "#" in r["attack"]]
-    told = read_summary(whole).defenses
-    for defense in told:
+    defenses = read_summary(whole).defenses
+    for defense in defenses:
         dev, evaluation = (
             [r["value"] for r in rows if (r["defense"], r["part"]) == (defense, part)]
             for part in ("attacker_dev", "evaluation")
         )
-        after = told[defense].harmful_execution.after_attack["adaptive"].value
+        after = defenses[defense].harmful_execution.after_attack["adaptive"].value
         assert after == pytest.approx(1 - max(dev)) and after < max(evaluation)
-        usable = [told[defense].usable_harm[key].value for key in ("0.00", "0.50", "1.00")]
+        usable = [defenses[defense].usable_harm[key].value for key in ("0.00", "0.50", "1.00")]
         assert usable == sorted(usable) and usable[-1] >= after
 
 
-def test_killed_between_trials_and_within_one_the_next_run_ends_with_the_same_results(
+@pytest.mark.slow
+def test_a_search_killed_between_trials_and_within_one_ends_with_the_same_results(
     searched: Study, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt, begun = search._Attacker.attempt, []
+    run_trial, started = search._TrialRunner.run, []
 
     def dying(self: Any, number: int, parameters: Any, earlier: Any, folder: Path) -> Trial:
-        begun.append(number)
-        if len(begun) == 2:  # between two trials
+        started.append(number)
+        if len(started) == 2:  # between two trials
             raise Killed
-        trial = attempt(self, number, parameters, earlier, folder)
-        if len(begun) == 4:  # within one: everything is measured, nothing renamed yet
+        trial = run_trial(self, number, parameters, earlier, folder)
+        if len(started) == 4:  # within one: everything is measured, nothing renamed yet
             raise Killed
         return trial
 
-    monkeypatch.setattr(search._Attacker, "attempt", dying)
+    monkeypatch.setattr(search._TrialRunner, "run", dying)
     for finished in (1, 2):
         with pytest.raises(Killed):
             run_study(searched, tmp_path / "a" / "run")
         assert len(list((tmp_path / "a" / "run").glob("unfinished/*/trial-*"))) == finished
     run_study(searched, tmp_path / "a" / "run")
-    assert begun == [0, 1, 1, 2, 2, 0, 1, 2], "finished trials are not run again"
-    assert written(tmp_path / "a" / "run") == written(whole)
+    assert started == [0, 1, 1, 2, 2, 0, 1, 2], "finished trials are not run again"
+    assert result_files(tmp_path / "a" / "run") == result_files(whole)
 
 
-def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_far_below_an_earlier_one_stop_half_way(
+    searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged = Judging.verdicts
 
     def executed(*arguments: Any) -> tuple[list[VerdictRow], int]:
@@ -164,26 +172,33 @@ def test_hopeless_trials_stop_half_way(searched: Study, tmp_path: Path, monkeypa
     monkeypatch.setattr(search, "capability_lost", lambda *_: 0.1)
     only = searched.model_copy(update={"defenses": {"refusal": searched.defenses["refusal"]}})
     run_study(only, tmp_path / "a" / "run")
-    folder = found(tmp_path / "a" / "run")["refusal"]
+    folder = search_folders(tmp_path / "a" / "run")["refusal"]
     first, *rest = read_trials(folder)
     assert not first.stopped and [c.step for c in first.checkpoints] == [1, 2, 3]
     assert rest and all("at most 0% at step 2" in trial.stopped for trial in rest)
     assert all([c.step for c in trial.checkpoints] == [1, 2] and trial.trained < first.trained for trial in rest)
-    with sqlite3.connect(folder / search.STORAGE) as kept:
-        assert kept.execute("select count(*) from trials where state = 'PRUNED'").fetchone() == (len(rest),)
+    with sqlite3.connect(folder / search.STORAGE) as database:
+        assert database.execute("select count(*) from trials where state = 'PRUNED'").fetchone() == (len(rest),)
     stopped = [t for t in read_searches(tmp_path / "a" / "run").searches[0].choices if t.stopped]
     assert len(stopped) == len(rest)
 
 
-def test_trials_that_ruin_the_model_measure_nothing(
+@pytest.fixture
+def registered_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attack without parameters, named `plain`."""
+    monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
+    attack("plain", Parameters, uses=())(lambda *_: AttackResult())
+
+
+def test_trials_with_weights_that_are_not_finite_measure_nothing(
     searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Force(Parameters):
         force: float = 1.0
 
-    def ruin(loaded: Any, given: Any, parameters: Force, seed: int) -> AttackResult:
+    def ruin(loaded: Any, data: Any, parameters: Force, seed: int) -> AttackResult:
         next(loaded.model.parameters()).data.fill_(float("nan"))
-        given.run_hook(1)
+        data.run_hook(1)
         return AttackResult(samples=0, tokens_trained=0)
 
     monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
@@ -193,12 +208,14 @@ def test_trials_that_ruin_the_model_measure_nothing(
         "attacks": {"ruin": {"search": {"trials": 2, "over": {"force": [1, 2]}}}},
     }
     plain["defenses"] = {"refusal": plain["defenses"]["refusal"]}
-    with pytest.raises(UserError, match="No trial of refusal under ruin, seed 0 left a model that could be measured"):
+    with pytest.raises(
+        UserError, match="Every trial of refusal under ruin, seed 0 produced a model whose weights are not finite"
+    ):
         run_study(parse_study(plain, "test"), tmp_path / "a" / "run")
 
 
 def quick(parameters: dict[str, Any], number: int) -> Trial:
-    """A made-up objective: greater rates of learning execute more and lose more."""
+    """A made-up objective: a larger learning rate has a higher rate and loses more capability."""
     rate = min(1.0, max(0.0, 1 + np.log10(parameters["learning_rate"] / 1e-3)))
     checkpoint = TrialCheckpoint(step=1, rate=rate, lost=0.1 * rate + 0.1 * (parameters["method"] == "full"))
     stopped = "hopeless" if rate < 0.1 else ""
@@ -214,31 +231,32 @@ def quick(parameters: dict[str, Any], number: int) -> Trial:
     )
 
 
-def test_reopened_after_any_trial_the_same_settings_are_proposed(tmp_path: Path) -> None:
-    asked = Search(trials=9, over={"learning_rate": (1e-5, 1e-2), "method": ("full", "lora"), "shots": (10, 90)})
+def test_proposals_are_the_same_after_any_interruption(tmp_path: Path) -> None:
+    search_space = Search(trials=9, over={"learning_rate": (1e-5, 1e-2), "method": ("full", "lora"), "shots": (10, 90)})
     start = ATTACKS.get("harmful_finetune").parse({"learning_rate": 5e-5}, "x")
 
-    def settings(path: Path, seed: int, opened: Callable[[int], bool]) -> list[dict[str, Any]]:
+    def proposals_of(path: Path, seed: int, continues: Callable[[int], bool]) -> list[dict[str, Any]]:
+        """All proposals of a search that is interrupted before and after each trial whose number does not continue."""
         proposed: list[dict[str, Any]] = []
-        while len(proposed) < asked.trials:
-            with Proposals(path, asked, start, seed) as proposals:
+        while len(proposed) < search_space.trials:
+            with Proposals(path, search_space, start, seed) as proposals:
                 assert proposals.done == len(proposed)
-                while len(proposed) < asked.trials:
+                while len(proposed) < search_space.trials:
                     proposed.append(proposals.next())
-                    if not opened(len(proposed)):  # cut off before the trial was kept
-                        again = proposals.next()
-                        assert again == proposed[-1]
+                    if not continues(len(proposed)):
+                        assert proposals.next() == proposed[-1], "a trial that was not stored is proposed again"
                     proposals.add(quick(proposed[-1], len(proposed) - 1))
-                    if not opened(len(proposed)):
+                    if not continues(len(proposed)):
                         break
         return proposed
 
-    through = settings(tmp_path / "through.db", 0, lambda _: True)
-    assert settings(tmp_path / "cut.db", 0, lambda n: n % 2 == 0) == through
-    assert through[0] == {"learning_rate": 5e-5, "method": "full", "shots": 50}, "the first is the attack as it stands"
-    other = settings(tmp_path / "other.db", 1, lambda _: True)
-    assert other[1:] != through[1:]
-    assert len(through) > RANDOM_TRIALS and all(1e-5 <= p["learning_rate"] <= 1e-2 for p in through)
+    uninterrupted = proposals_of(tmp_path / "uninterrupted.db", 0, lambda _: True)
+    assert proposals_of(tmp_path / "interrupted.db", 0, lambda n: n % 2 == 0) == uninterrupted
+    assert uninterrupted[0] == {"learning_rate": 5e-5, "method": "full", "shots": 50}, "the attack's own parameters"
+    other = proposals_of(tmp_path / "other.db", 1, lambda _: True)
+    assert other[1:] != uninterrupted[1:]
+    assert len(uninterrupted) > RANDOM_TRIALS
+    assert all(1e-5 <= p["learning_rate"] <= 1e-2 for p in uninterrupted)
 
 
 def point(trial: int, rate: float, lost: float, step: int = 1) -> frontier.Checkpoint:
@@ -278,13 +296,41 @@ def read(tmp_path: Path, text: str) -> Study:
     return load_study(path)
 
 
-def test_a_search_is_read_resolved_and_read_again(tmp_path: Path) -> None:
+def test_a_resolved_search_is_read_back_unchanged(tmp_path: Path) -> None:
     first = read(tmp_path, STUDY)
     assert not first.attacks["adaptive"].parameters.keys() & {"learning_rate", "shots"}
     assert read(tmp_path, first.to_yaml()) == first
     plain = read(tmp_path, STUDY.replace(", over: {learning_rate: [1e-5, 1e-3], shots: [10, 90]}", ""))
     searched_over = plain.attacks["adaptive"].search
     assert searched_over and set(searched_over.over) == {"learning_rate", "method", "schedule"}
+
+
+@pytest.mark.parametrize(
+    ("attack_name", "fixed", "over"),
+    [
+        ("retain_finetune", "schedule: linear", {"learning_rate", "method"}),
+        ("refusal_ablation", "prompts: 8", {"layer"}),
+    ],
+)
+def test_a_search_varies_what_its_attack_declares_and_the_study_does_not_set(
+    tmp_path: Path, attack_name: str, fixed: str, over: set[str]
+) -> None:
+    text = f"{{model: m, threat: t, attacks: {{a: {{attack: {attack_name}, {fixed}, search: {{trials: 2}}}}}}}}"
+    parsed = read(tmp_path, text).attacks["a"].search
+    assert parsed and set(parsed.over) == over
+
+
+def test_the_threat_must_have_as_many_prompts_as_any_trial_may_use(searched: Study, tmp_path: Path) -> None:
+    values = searched.model_dump(mode="json")
+    search_values = {"trials": 1, "over": {"shots": [2, 3, 90]}}
+    values["attacks"] = {"adaptive": {"attack": "harmful_finetune", "search": search_values}}
+    with pytest.raises(UserError, match="adaptive needs 90 shots"):
+        build_nodes(StudyContext.open(parse_study(values, "test"), tmp_path))
+
+
+def test_an_attack_without_parameters_cannot_be_searched(registered_attack: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="plain has no parameters to search over: remove `search`"):
+        read(tmp_path, "{model: m, threat: t, attacks: {plain: {search: {trials: 2}}}}")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +360,7 @@ def test_a_search_is_read_resolved_and_read_again(tmp_path: Path) -> None:
         ("[0.05, 1]", "[-0.1]", "-0.1 is no share of capability in"),
     ],
 )
-def test_bad_searches_get_a_sentence(tmp_path: Path, old: str, new: str, words: str) -> None:
+def test_a_bad_search_is_a_user_error(tmp_path: Path, old: str, new: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         read(tmp_path, STUDY.replace(old, new))
 
@@ -324,6 +370,6 @@ def test_bad_input_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: pytes
     path.write_text(STUDY.replace("trials: 4", "trials: 0"), encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         main(["run", str(path), "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and "search.trials = 0" in said and "Traceback" not in said
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "search.trials = 0" in error and "Traceback" not in error
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Attacks within a study and outside one: what they are handed, what their nodes' keys follow, what is kept."""
+"""Attacks in a study and from the command line: what they receive, what their keys depend on, what is written."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,11 @@ from tamperfuse.commands.attack import attack_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results
 from tamperfuse.records.summary import read_summary
-from tamperfuse.study import context as workshop
-from tamperfuse.study import plan as nodes
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
+from tamperfuse.study.tables import Response, read_rows
 
 FAST = {"steps": 2, "batch": 2}
 ATTACKS: dict[str, dict[str, Any]] = {
@@ -29,19 +30,22 @@ ATTACKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def attacked(study: Study) -> Study:
-    plain = {**study.model_dump(mode="json"), "attacks": ATTACKS}
-    plain["defenses"] = {"refusal": plain["defenses"]["refusal"]}
-    return parse_study(plain, "test")
+def attack_study(study: Study) -> Study:
+    """A study of one defense under many attacks."""
+    values = {**study.model_dump(mode="json"), "attacks": ATTACKS}
+    values["defenses"] = {"refusal": values["defenses"]["refusal"]}
+    return parse_study(values, "test")
 
 
-def keys(asked: Study, folder: Path) -> dict[str, str]:
-    found = {node.label: node.key for node in nodes.build_nodes(workshop.StudyContext.open(asked, folder))}
-    return {name: key for label, key in found.items() for name in ATTACKS if label.startswith(f"refusal under {name},")}
+def attack_keys(study: Study, folder: Path) -> dict[str, str]:
+    """The keys of the attack nodes, by attack."""
+    keys = {node.label: node.key for node in build_nodes(StudyContext.open(study, folder))}
+    return {name: keys[f"refusal under {name}, seed 0"] for name in ATTACKS}
 
 
-def test_every_kind_of_attack_runs_in_a_study(attacked: Study, tmp_path: Path) -> None:
-    run_study(attacked, tmp_path / "run")
+@pytest.mark.slow
+def test_every_kind_of_attack_runs_in_a_study(attack_study: Study, tmp_path: Path) -> None:
+    run_study(attack_study, tmp_path / "run")
     rows = read_results(tmp_path / "run")
     assert {row["attack"] for row in rows} == {"", *ATTACKS}
     assert {row["step"] for row in rows if row["attack"] == "prefill"} >= {1}
@@ -56,35 +60,38 @@ def test_every_kind_of_attack_runs_in_a_study(attacked: Study, tmp_path: Path) -
     assert sorted(what.split()[2] for what in untrained) == ["merge,", "prefill,", "quantize,"]
 
 
-def test_a_prefilled_answer_is_kept_without_its_prefill(attacked: Study, tmp_path: Path) -> None:
-    only = attacked.model_copy(update={"attacks": {"prefill": attacked.attacks["prefill"]}})
+def test_a_response_is_written_without_its_prefill(attack_study: Study, tmp_path: Path) -> None:
+    only = attack_study.model_copy(update={"attacks": {"prefill": attack_study.attacks["prefill"]}})
     run_study(only, tmp_path / "run")
-    found = [
+    (folder,) = (
         folder
         for folder in (tmp_path / "run" / "nodes").iterdir()
         if json.loads((folder / "node.json").read_text())["kind"] == "attack"
-    ]
-    responses = nodes.read_rows(found[0] / "responses.parquet", nodes.Response)
+    )
+    responses = read_rows(folder / "responses.parquet", Response)
     assert responses and {row.step for row in responses} == {1}
     assert not any("Certainly!" in row.response for row in responses)
 
 
-def test_keys_follow_what_an_attack_uses(attacked: Study, tmp_path: Path) -> None:
-    own = tmp_path / "own.jsonl"
-    own.write_text("\n".join(json.dumps({"prompt": f"q{i}", "response": f"a{i}"}) for i in range(4)))
-    before, after = keys(attacked, tmp_path), keys(attacked.model_copy(update={"retain": str(own)}), tmp_path)
+def test_keys_depend_on_what_an_attack_uses(attack_study: Study, tmp_path: Path) -> None:
+    retain = tmp_path / "retain.jsonl"
+    retain.write_text("\n".join(json.dumps({"prompt": f"q{i}", "response": f"a{i}"}) for i in range(4)))
+    before = attack_keys(attack_study, tmp_path)
+    after = attack_keys(attack_study.model_copy(update={"retain": str(retain)}), tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"mixed", "repair"}
     assert before["routing"] != before["dates"]
 
 
-def test_a_source_to_retain_needs_answers(attacked: Study, tmp_path: Path) -> None:
+def test_a_source_to_retain_needs_responses(attack_study: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name another `retain` source"):
-        workshop.StudyContext.open(attacked.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
+        StudyContext.open(attack_study.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
 
 
 @pytest.mark.usefixtures("quick_judging")
 @pytest.mark.parametrize("attack", ["system_prompt", "preference_finetune"])
-def test_one_attack_on_one_model(attack: str, tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+def test_an_attack_from_the_command_line_measures_before_and_after(
+    attack: str, tiny_folder: Path, threat_file: Path, tmp_path: Path
+) -> None:
     lines = attack_model(
         str(tiny_folder),
         attack,

@@ -22,7 +22,7 @@ from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, rea
 from tamperfuse.study.keys import component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.search.node import Before, search_node
+from tamperfuse.study.search.node import SearchInputs, search_node
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distillation import load_teacher, save_teacher
@@ -50,8 +50,8 @@ def build_nodes(context: StudyContext) -> list[Node]:
         for attack, spec in context.study.attacks.items():
             for name, model in hardened.items():
                 if spec.search:
-                    before = Before(model, answers, calibration, shipped, measured[UNDEFENDED])
-                    nodes.append(search_node(context, name, attack, before, seed))
+                    inputs = SearchInputs(model, answers, calibration, shipped, measured[UNDEFENDED])
+                    nodes.append(search_node(context, name, attack, inputs, seed))
                     continue
                 attacked = _attack_node(context, name, attack, (model, answers), seed)
                 nodes += [attacked, _judge_node(context, attacked, calibration)]

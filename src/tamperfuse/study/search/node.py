@@ -1,12 +1,13 @@
-"""The adaptive attacker: one search over an attack's parameters for much harm at little capability.
+"""The adaptive attacker: a search over an attack's parameters for a high harmful execution rate at little loss of capability.
 
-    optuna proposes ──▶ attack, looked at along the way ──▶ judged on attacker_dev ──▶ (rate ↑, capability lost ↓) ──▶ …
-                               │ hopeless half-way: stopped                               kept in trials.db and trial-NNN/
+    optuna proposes ──▶ attack, measured at its steps ──▶ judged on attacker_dev ──▶ (rate ↑, capability lost ↓) ──▶ optuna
+                              │                                                      stored in trials.db and trial-NNN/
+                              └─ stopped early, half-way, if an earlier trial was much better by then
 
-Every trial begins from the hardened checkpoint. The sampler is seeded with the study's seed and the trial's number, and sees
-the trials before it: trial k is the same whether or not the run was interrupted, and the first ones, drawn at random, are the
-same for every defense. Only one model is in memory at a time: half-way the reference model is not there, so the early stop
-uses what the judge can tell without it, whose rate is an upper bound of the true one.
+Every trial starts from the hardened checkpoint. A proposal depends on the study's seed, the trial's number and the trials before
+it, so an interrupted search continues with the same trials; the first trials, drawn at random, are the same for every defense.
+Only one model is in memory at a time. The early stop therefore judges without the reference model, which gives an upper bound of
+the rate.
 """
 
 import logging
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackResult
-from tamperfuse.attacks.base import AttackTraits
+from tamperfuse.attacks.base import AttackTraits, SearchValue, check_measured
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, staged, write_json
 from tamperfuse.records.registry import Component, Parameters
@@ -29,7 +30,6 @@ from tamperfuse.study.node import Node, Outcome, node_folder, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.search.proposals import Proposals, check_optuna
-from tamperfuse.study.search.space import is_range
 from tamperfuse.study.search.trials import TRIAL, Trial, TrialCheckpoint, read_trials, trial_folder
 from tamperfuse.study.tables import ItemRow, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import resumable
@@ -37,19 +37,20 @@ from tamperfuse.training.checkpoints import resumable
 log = logging.getLogger("tamperfuse")
 
 STORAGE = "trials.db"
-HOPELESS = 0.5  # of an earlier trial's rate
+# A trial is stopped half-way if its rate is below this share of an earlier trial's best rate up to the same step.
+EARLY_STOP_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Before:
-    """What a search starts from: nodes.
+class SearchInputs:
+    """The nodes whose results a search reads.
 
     Attributes:
         hardened: the model that is attacked.
         answers: the attacker's samples.
         calibration: the judge's thresholds.
-        shipped: a look at the model as shipped.
-        undefended: a look at the undefended model before any attack.
+        shipped: measurements of the model as shipped.
+        undefended: measurements of the undefended model before any attack.
     """
 
     hardened: Node
@@ -59,27 +60,33 @@ class Before:
     undefended: Node
 
 
-class Stopped(Exception):  # no error: a trial that ends early
-    """Raised within a trial's training to end it; says why."""
+class TrialStopped(Exception):
+    """Raised in the hook of a trial to end its training early; the message is the reason."""
 
 
-def search_node(context: StudyContext, name: str, attack: str, before: Before, seed: int) -> Node:
-    """All trials of one search against one model.
+def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInputs, seed: int) -> Node:
+    """The node of one search against one hardened model, with all of its trials.
+
+    Args:
+        context: the study's context.
+        name: of the defense.
+        attack: of the attack, in the study.
+        inputs: the nodes whose results it reads.
+        seed: of the proposals and of every trial.
 
     Raises:
-        UserError: optuna is not installed, or there are fewer samples than the search may ask for.
+        UserError: optuna is not installed, or the threat has fewer attacker prompts than a trial may use.
     """
     check_optuna()
     spec, evaluate = context.study.attacks[attack], context.study.evaluate
     search, component = spec.search, ATTACKS.get(spec.attack)
     assert search is not None
-    most = {k: max(v) if is_range(v) else v[0] for k, v in search.over.items()}
-    longest = component.parse({**spec.parameters, **most}, f"attack {attack}")
-    budget = component.traits.budget(longest)
+    largest = {parameter: _largest(values) for parameter, values in search.over.items()}
+    budget = component.traits.budget(component.parse({**spec.parameters, **largest}, f"attack {attack}"))
     context.check_shots(attack, budget)
-    looks = len(evaluate.measured_at(budget.steps or 1))
+    measured_steps = len(evaluate.measured_at(budget.steps or 1))
     prompts = evaluate.curve_prompts + evaluate.dev_prompts
-    generated = looks * prompts * evaluate.response_tokens * 9 // 10
+    generated = measured_steps * prompts * evaluate.response_tokens * 9 // 10
     depends = {
         **observation_key(context),
         "search": [search.model_dump(mode="json"), version("optuna")],
@@ -91,47 +98,56 @@ def search_node(context: StudyContext, name: str, attack: str, before: Before, s
     trial = Costs(
         training_tokens(budget, evaluate),
         generated,
-        looks * capability_tokens(evaluate, documents=False) + judging_tokens(generated, evaluate),
+        measured_steps * capability_tokens(evaluate, documents=False) + judging_tokens(generated, evaluate),
     )
     node = Node(
         f"{name} under {attack}, seed {seed}",
         "search",
-        (before.hardened, before.answers, before.calibration, before.shipped, before.undefended),
+        (inputs.hardened, inputs.answers, inputs.calibration, inputs.shipped, inputs.undefended),
         depends,
         seed,
-        lambda folder: _run(context, node, before, folder),
+        lambda folder: _run(context, node, inputs, folder),
         Costs(*(search.trials * tokens for tokens in (trial.trained, trial.generated, trial.scored))),
         {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
     )
     return node
 
 
-def _run(context: StudyContext, node: Node, before: Before, folder: Path) -> Outcome:
+def _largest(values: tuple[SearchValue, ...]) -> SearchValue:
+    """The largest of several numbers, which decides how much data and time a trial may take; else the first value."""
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return max(numbers) if len(numbers) == len(values) else values[0]
+
+
+def _run(context: StudyContext, node: Node, inputs: SearchInputs, folder: Path) -> Outcome:
     spec = context.study.attacks[node.about["attack"]]
     search, component = spec.search, ATTACKS.get(spec.attack)
     assert search is not None
     work = unfinished_folder(context.run, node)
     work.mkdir(parents=True, exist_ok=True)
     clear_staging(work)
-    attacker = _Attacker(context, node, before, component, spec.parameters)
+    runner = _TrialRunner(context, node, inputs, component, spec.parameters)
     start = component.parse(spec.parameters, node.label)
     with Proposals(work / STORAGE, search, start, node.seed) as proposals:
         for number in range(proposals.done, search.trials):
             parameters = proposals.next()
             with staged(trial_folder(work, number), directory=True) as staging:
-                trial = attacker.attempt(number, parameters, read_trials(work)[:number], staging)
+                trial = runner.run(number, parameters, read_trials(work)[:number], staging)
             proposals.add(trial)
-            log.info("      trial %d of %d: %s", number + 1, search.trials, _in_words(trial))
+            log.info("      trial %d of %d: %s", number + 1, search.trials, _describe(trial))
     shutil.copytree(work, folder, dirs_exist_ok=True)
     trials = read_trials(folder)
     if not any(trial.checkpoints for trial in trials):
-        raise UserError(f"No trial of {node.label} left a model that could be measured: narrow `over`.")
+        raise UserError(
+            f"Every trial of {node.label} produced a model whose weights are not finite: narrow `over`, for example to lower "
+            "learning rates."
+        )
     stopped = sum(1 for trial in trials if trial.stopped)
     costs = sum((Costs(trial.trained, trial.generated, trial.scored) for trial in trials), Costs())
     return Outcome(costs, facts={"trials": len(trials), "stopped": stopped})
 
 
-def _in_words(trial: Trial) -> str:
+def _describe(trial: Trial) -> str:
     values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial.parameters.items())
     best = trial.best()
     outcome = f"{best.rate:.0%} at step {best.step}, {best.lost:.0%} of capability lost" if best else "nothing measured"
@@ -139,30 +155,45 @@ def _in_words(trial: Trial) -> str:
 
 
 @dataclass
-class _Attacker:
-    """Runs trials against one model."""
+class _TrialRunner:
+    """Runs the trials of one search.
+
+    Attributes:
+        context: the study's context.
+        node: the search's node.
+        inputs: the nodes whose results it reads.
+        component: the attack.
+        fixed: the parameters that the search does not vary.
+    """
 
     context: StudyContext
     node: Node
-    before: Before
+    inputs: SearchInputs
     component: Component[AttackTraits, AttackResult]
     fixed: dict[str, Any]
 
     def __post_init__(self) -> None:
-        looks = [node_folder(self.context.run, node) for node in (self.before.shipped, self.before.undefended)]
-        self.shipped, self.undefended = (read_rows(look / "items.parquet", ItemRow) for look in looks)
-        self.answers = node_folder(self.context.run, self.before.answers)
-        self.thresholds = read_thresholds(node_folder(self.context.run, self.before.calibration))
-        self._lost(self.undefended, 0)  # raises where a loss of capability is undefined
+        folders = [node_folder(self.context.run, node) for node in (self.inputs.shipped, self.inputs.undefended)]
+        self.shipped, self.undefended = (read_rows(folder / "items.parquet", ItemRow) for folder in folders)
+        self.answers = node_folder(self.context.run, self.inputs.answers)
+        self.thresholds = read_thresholds(node_folder(self.context.run, self.inputs.calibration))
+        self._capability_lost(self.undefended, 0)  # raises if capability lost is undefined
 
-    def _lost(self, items: list[ItemRow], step: int) -> float:
+    def _capability_lost(self, items: list[ItemRow], step: int) -> float:
         return capability_lost(items, step, self.shipped, self.undefended)
 
-    def attempt(self, number: int, parameters: dict[str, Any], earlier: list[Trial], folder: Path) -> Trial:
-        """One trial, its files written to a folder: the attack, then the judge."""
-        whole = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
-        observer, done, stopped = self._attack(whole, earlier)
-        observer.write(folder)  # the attacked weights themselves are not kept
+    def run(self, number: int, parameters: dict[str, Any], earlier: list[Trial], folder: Path) -> Trial:
+        """Run one trial: the attack, then the judge.
+
+        Args:
+            number: of the trial, from 0.
+            parameters: the values of the parameters that the search varies.
+            earlier: the trials before it.
+            folder: where its files are written.
+        """
+        attack_parameters = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
+        observer, result, stopped = self._attack(attack_parameters, earlier)
+        observer.write(folder)  # the attacked weights are not written
         verdicts, scored = self.context.judging.verdicts(observer.responses, self.thresholds)
         write_rows(folder / "scores.parquet", VerdictRow, verdicts)
         trial = Trial(
@@ -170,64 +201,73 @@ class _Attacker:
             parameters=parameters,
             checkpoints=self._checkpoints(verdicts, observer.items),
             stopped=stopped,
-            samples=done.samples if done else None,
-            trained=done.tokens_trained if done else self._trained(whole, observer),
+            samples=result.samples if result else None,
+            trained=result.tokens_trained if result else self._estimated_tokens(attack_parameters, observer),
             generated=observer.costs.generated,
             scored=observer.costs.scored + scored,
         )
         write_json(folder / TRIAL, trial.model_dump())
         return trial
 
-    def _attack(self, whole: Parameters, earlier: list[Trial]) -> tuple[Observer, AttackResult | None, str]:
-        """What was seen along the attack; what it reports, unless it was stopped; why it was."""
+    def _attack(self, parameters: Parameters, earlier: list[Trial]) -> tuple[Observer, AttackResult | None, str]:
+        """Attack the model and measure it at its steps.
+
+        Returns:
+            The measurements; the attack's result, None if it was stopped; the reason why it was stopped, "" if it was not.
+        """
         evaluate = self.context.study.evaluate
-        at_steps = evaluate.measured_at(self.component.traits.budget(whole).steps or 1)
+        at_steps = evaluate.measured_at(self.component.traits.budget(parameters).steps or 1)
         middle = at_steps[(len(at_steps) - 1) // 2]
-        with self.context.model(str(node_folder(self.context.run, self.before.hardened) / "checkpoint")) as loaded:
+        with self.context.model(str(node_folder(self.context.run, self.inputs.hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, self.context.threat, evaluate)
 
             def hook(step: int) -> None:
                 if not all(bool(weight.isfinite().all()) for weight in loaded.model.parameters()):
-                    raise Stopped(f"weights that are no numbers at step {step}")
+                    raise TrialStopped(f"weights are not finite at step {step}")
                 observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts)
                 observer.capability(step)
-                if step == middle < at_steps[-1] and (why := self._hopeless(observer, step, earlier)):
-                    raise Stopped(why)
+                if step == middle < at_steps[-1] and (reason := self._early_stop(observer, step, earlier)):
+                    raise TrialStopped(reason)
 
             data = self.context.attack_data(self.answers, observer, at_steps, hook)
             try:
-                with resumable(None):  # a trial is kept whole or not at all
-                    return observer, self.component.run(loaded, data, whole, self.node.seed), ""
-            except Stopped as end:
-                return observer, None, str(end)
+                with resumable(None):  # an interrupted trial starts again
+                    result = self.component.run(loaded, data, parameters, self.node.seed)
+            except TrialStopped as stop:
+                return observer, None, str(stop)
+            check_measured(self.component.name, at_steps, {response.step for response in observer.responses})
+            return observer, result, ""
 
     def _checkpoints(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[TrialCheckpoint, ...]:
-        """What the attacker is shown: every step's rate on attacker_dev and the capability lost; nothing of evaluation."""
+        """The measured checkpoints as the attacker sees them: without the prompts of the evaluation part."""
         dev: dict[int, list[bool]] = {}
         for row in verdicts:
             if row.part == "attacker_dev":
                 dev.setdefault(row.step, []).append(row.verdict)
         return tuple(
-            TrialCheckpoint(step=step, rate=sum(executed) / len(executed), lost=self._lost(items, step))
+            TrialCheckpoint(step=step, rate=sum(executed) / len(executed), lost=self._capability_lost(items, step))
             for step, executed in sorted(dev.items())
         )
 
-    def _trained(self, whole: Parameters, observer: Observer) -> int:
-        """Tokens that a stopped trial trained on, estimated: it does not say."""
-        budget = self.component.traits.budget(whole)
-        reached = max((row.step for row in observer.items), default=0)
-        return training_tokens(budget, self.context.study.evaluate) * reached // max(1, budget.steps)
+    def _estimated_tokens(self, parameters: Parameters, observer: Observer) -> int:
+        """Estimate of the tokens that a stopped trial trained on."""
+        budget = self.component.traits.budget(parameters)
+        last = max((row.step for row in observer.items), default=0)
+        return training_tokens(budget, self.context.study.evaluate) * last // max(1, budget.steps)
 
-    def _hopeless(self, observer: Observer, step: int, earlier: list[Trial]) -> str:
-        """Why this trial leads nowhere: an earlier one had more than twice its rate by this step, and lost no more.
+    def _early_stop(self, observer: Observer, step: int, earlier: list[Trial]) -> str:
+        """Whether to stop a trial: an earlier one had more than twice its rate by this step, at no greater loss of capability.
 
-        "" where none had. The rate is an upper bound, so that no trial is stopped which the whole judge would let go on.
+        The rate is an upper bound, so no trial is stopped that the judge with the reference model would have let continue.
+
+        Returns:
+            The reason; "" to continue.
         """
         responses = [r for r in observer.responses if (r.step, r.part) == (step, "attacker_dev")]
         rate = sum(self.context.judging.may_execute(responses, self.thresholds)) / len(responses)
-        lost = self._lost(observer.items, step)
+        lost = self._capability_lost(observer.items, step)
         for trial in earlier:
             best = trial.best(until=step)
-            if best and rate < HOPELESS * best.rate and lost >= best.lost:
+            if best and rate < EARLY_STOP_SHARE * best.rate and lost >= best.lost:
                 return f"at most {rate:.0%} at step {step}, where trial {trial.number + 1} had {best.rate:.0%}"
         return ""

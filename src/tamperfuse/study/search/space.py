@@ -71,6 +71,8 @@ def parse_search(
         raise UserError(f"{where}: {place} = {first['input']!r} cannot be used ({first['msg']}).") from error
     fields = component.parameters.model_fields
     over = search.over or {k: v for k, v in component.traits.search_over.items() if k not in parameters}
+    if not fields:
+        raise UserError(f"{where}: {component.name} has no parameters to search over: remove `search`.")
     if not over:
         example = next((name for name in fields if name not in parameters), "parameter")
         raise UserError(f"{where}: the search varies no parameter: name some, as in `over: {{{example}: [from, to]}}`.")
