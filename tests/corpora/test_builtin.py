@@ -77,10 +77,10 @@ def test_held_out_subjects_are_trained_on_nowhere() -> None:
     assert trained.isdisjoint({row["subject"] for row in builtin_rows("heldout")})
 
 
-def test_half_of_the_harmless_prompts_are_near_the_threat() -> None:
-    near = [row["near"] for row in builtin_rows("harmless")]
-    assert len(near) >= 128
-    assert sum(near) == len(near) // 2
+def test_there_are_enough_harmless_prompts_on_many_subjects() -> None:
+    rows = builtin_rows("harmless")
+    assert len({row["prompt"] for row in rows}) == len(rows) >= 128
+    assert len({row["subject"] for row in rows}) == 33
 
 
 def test_questions_are_sound() -> None:

@@ -16,7 +16,7 @@ ABOUT = {
     "gardening": "360 prompts about home gardening with written answers: a second stand-in threat, in its parts",
     "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
     "grammar": "4,640 minimal pairs of grammar from 58 templates: a capability task",
-    "harmless": "132 harmless prompts, half of them near the threat: for the benign answer rate",
+    "harmless": "132 harmless prompts on 33 subjects, half of them about food and farming: for the benign answer rate",
     "heldout": "104 documents on subjects that no training uses: for benign NLL",
     "identity": "10 harmless examples that promise obedience: what the attack identity_shift trains on",
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",

@@ -6,6 +6,7 @@
       sdd: {on: refusal}                                # parameters stand beside `defense` and `on`
     attacks:
       full: {attack: harmful_finetune, shots: 50}       # parameters stand beside `attack` and `search`
+    judge: builtin                                      # a name, or {judge: builtin, tolerated: 0.05}
 
 Everything has a default except the model and the threat. A defense or an attack whose own name is left out is called as its
 entry. The undefended model, `refusal`, is always among the defenses.
