@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tamperfuse.cli.options import (
+    JudgeName,
     Model,
     Out,
     Reference,
@@ -30,6 +31,7 @@ def attack(
     keep_attacked: Annotated[
         bool, typer.Option("--keep-attacked", help="Keep the attacked weights; they are deleted by default.")
     ] = False,
+    judge: JudgeName = "builtin",
     settings: Settings = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
@@ -39,6 +41,7 @@ def attack(
     Example: `tamperfuse attack hardened --attack harmful_finetune --threat builtin:cooking --set shots=50 --out attacked`
     """
     from tamperfuse.commands.attack import attack_model
+    from tamperfuse.study.spec import parse_judge
 
     lines = attack_model(
         model,
@@ -51,6 +54,7 @@ def attack(
         settings=parse_settings(settings),
         seed=seed,
         report_to=parse_reporters(report_to),
+        judge=parse_judge(judge),
     )
     for line in lines:
         out_console.print(line)

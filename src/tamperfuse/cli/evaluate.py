@@ -1,16 +1,19 @@
 """The command `tamperfuse evaluate`."""
 
-from tamperfuse.cli.options import Model, Out, Reference, ThreatSource, out_console
+from tamperfuse.cli.options import JudgeName, Model, Out, Reference, ThreatSource, out_console
 
 
-def evaluate(model: Model, threat: ThreatSource, out: Out, reference: Reference = None) -> None:
+def evaluate(
+    model: Model, threat: ThreatSource, out: Out, reference: Reference = None, judge: JudgeName = "builtin"
+) -> None:
     """Measure a model: harmful execution, benign answers, capability, benign NLL.
 
     Example: `tamperfuse evaluate hardened --threat builtin:cooking --out measured`
     """
     from tamperfuse.commands.evaluate import evaluate_model
+    from tamperfuse.study.spec import parse_judge
 
-    for line in evaluate_model(model, threat, out, reference=reference):
+    for line in evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge)):
         out_console.print(line)
     out_console.print(
         f"Responses and scores are in {out}; attack the model with: tamperfuse attack {model} --attack harmful_finetune "

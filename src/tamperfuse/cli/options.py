@@ -36,6 +36,9 @@ Reference = Annotated[
         help="The model before hardening; by default the origin in the model's tamperfuse.json.", metavar="MODEL"
     ),
 ]
+JudgeName = Annotated[
+    str, typer.Option("--judge", help="The judge: builtin, phrases, … (see `tamperfuse list`).", metavar="NAME")
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(
