@@ -57,6 +57,8 @@ MODULES = (
     "pairing.sampling",
     "training.adapters",
     "training.batches",
+    "training.cross_entropy",
+    "training.distillation",
     "training.objectives",
     "training.optimizers",
     "training.preference",
