@@ -1,12 +1,21 @@
-"""Near-duplicate prompts: the same words, 13 consecutive words in common, or a high cosine under a sentence encoder."""
+"""Near-duplicate prompts: the same words, 13 consecutive words in common, or a high cosine under a sentence encoder.
 
+The default encoder is an English one: it gives texts in other scripts nearly equal vectors (all Thai texts have a cosine of 1).
+Of such texts its cosine says nothing, and only the words are compared; a multilingual encoder compares all.
+"""
+
+import logging
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tamperfuse.corpora.texts import ngrams, words
-from tamperfuse.models.encoder import TextEncoder, Vectors
+from tamperfuse.models.encoder import DEFAULT_ENCODER, TextEncoder, Vectors
 from tamperfuse.records.progress import progress
+
+log = logging.getLogger("tamperfuse")
 
 NEAR_COSINE = 0.9  # cosine from which two prompts count as near-duplicates
 GRAM = 13  # words; the n-gram of GPT-3's decontamination (arXiv 2005.14165, appendix C)
@@ -38,8 +47,10 @@ def distinct(texts: Sequence[str], encoder: TextEncoder) -> list[int]:
         return []
     vectors = np.concatenate(list(_encode_in_blocks(candidates, texts, encoder)))
     stays = np.zeros(len(candidates), dtype=bool)
+    comparable = _comparable([texts[index] for index in candidates], encoder)
     for row in range(len(candidates)):
-        stays[row] = not (vectors[:row][stays[:row]] @ vectors[row] >= NEAR_COSINE).any()
+        others = vectors[:row][stays[:row] & comparable[:row]]
+        stays[row] = not comparable[row] or not (others @ vectors[row] >= NEAR_COSINE).any()
     return [index for index, distinct_text in zip(candidates, stays, strict=True) if distinct_text]
 
 
@@ -65,14 +76,50 @@ def near(texts: Sequence[str], others: Sequence[str], encoder: TextEncoder) -> d
     remaining = [index for index in range(len(texts)) if index not in duplicates]
     if not remaining or not others:
         return duplicates
-    against = encoder.encode(list(others))
+    compared = [text for text, usable in zip(others, _comparable(others, encoder), strict=True) if usable]
+    remaining = [
+        index
+        for index, usable in zip(remaining, _comparable([texts[index] for index in remaining], encoder), strict=True)
+        if usable
+    ]
+    if not remaining or not compared:
+        return duplicates
+    against = encoder.encode(compared)
     indices = iter(remaining)
     for vectors in _encode_in_blocks(remaining, texts, encoder):
         for cosine in vectors @ against.T:
             index, nearest = next(indices), int(cosine.argmax())
             if cosine[nearest] >= NEAR_COSINE:
-                duplicates[index] = others[nearest], f"cosine {float(cosine[nearest]):.2f}"
+                duplicates[index] = compared[nearest], f"cosine {float(cosine[nearest]):.2f}"
     return duplicates
+
+
+def _comparable(texts: Sequence[str], encoder: TextEncoder) -> NDArray[np.bool_]:
+    """Whether the encoder can compare each text: the default one only texts whose letters are mostly Latin.
+
+    The number of the others is logged.
+    """
+    if encoder.name != DEFAULT_ENCODER:
+        return np.ones(len(texts), dtype=np.bool_)
+    comparable = np.array([_is_latin(text) for text in texts], dtype=np.bool_)
+    if not comparable.all():
+        log.warning(
+            "%s of %s prompts are in a script that the English encoder %s cannot compare: their near-duplicates are found by "
+            "equal words only.",
+            f"{int((~comparable).sum()):,}",
+            f"{len(texts):,}",
+            encoder.name,
+        )
+    return comparable
+
+
+def _is_latin(text: str) -> bool:
+    """Whether at least half of the letters of a text are Latin, or it has none."""
+    if text.isascii():
+        return True
+    letters = [char for char in text if char.isalpha()]
+    latin = sum(char.isascii() or unicodedata.name(char, "").startswith("LATIN ") for char in letters)
+    return 2 * latin >= len(letters)
 
 
 def _encode_in_blocks(indices: Sequence[int], texts: Sequence[str], encoder: TextEncoder) -> Iterator[Vectors]:
