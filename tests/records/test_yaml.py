@@ -70,10 +70,42 @@ def test_merge_keys_work() -> None:
     assert parse_yaml("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  y: 3")["b"] == {"x": 1, "y": 3}
 
 
-@pytest.mark.parametrize("text", ["a: [1", "a: !!python/object:os.system x", "a: " + "9" * 5000, "[" * 1500])
-def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "line 1"),
+        ("a: !!python/object:os.system x", "python/object"),
+        ("a: " + "9" * 5000, "5,000 characters"),
+        ("[" * 1500, "more than 64 deep"),
+        ("\n".join("  " * depth + "a:" for depth in range(70)), "more than 64 deep"),
+        ("a: 1\nb: 2\na: 3", "line 3: the key 'a' occurs twice"),
+        ('a: 1\n"a": 2', "occurs twice"),
+        ("a: {b: {c: 1, c: 2}}", "the key 'c' occurs twice"),
+        ("a: !!timestamp foo", "timestamp"),
+        ("a: !!timestamp 2026-13-45", "timestamp"),
+        ("a: !!bool foo", "'foo' is not true or false"),
+        ("a: !!int foo", "'foo' is not a whole number"),
+        ("a: !!float foo", "'foo' is not a number"),
+        ("a: !!null foo", "'foo' is not null"),
+        ("a: !!binary aGk=", "binary"),
+        ("a: !!set {x}", "set"),
+        ("a: !!str [1]", "scalar"),
+        ("? [1]\n: 2", "unhashable"),
+        ("a: *b", "undefined alias"),
+        ("a: 1\n---\nb: 2", "single document"),
+        ("a: \x00", "not allowed"),
+    ],
+)
+def test_what_is_not_yaml_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match=f"not valid YAML.*{words}") as error:
         read_yaml(tmp_path / "x.yaml")
-    with pytest.raises(UserError, match="not valid YAML"):
-        parse_settings([f"a={text}"])
+    assert "\n" not in str(error.value)
+    if "\n" not in text and not text.startswith("?"):
+        with pytest.raises(UserError, match=f"not valid YAML.*{words}"):
+            parse_settings([f"a={text}" if text.startswith("[") else text.replace(": ", "=", 1)])
+
+
+def test_a_key_that_overrides_a_merged_one_is_not_repeated() -> None:
+    text = "a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: [*b, *a], y: 3}"
+    assert parse_yaml(text) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 2, "y": 3}}

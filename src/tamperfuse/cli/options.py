@@ -60,7 +60,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """
     from yaml import YAMLError
 
-    from tamperfuse.records.yaml import parse_yaml
+    from tamperfuse.records.yaml import parse_yaml, yaml_problem
 
     values = {}
     for setting in settings or []:
@@ -70,8 +70,9 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         try:
             values[key] = parse_yaml(value)
         except YAMLError as error:
+            shown = setting if len(setting) <= 80 else f"{setting[:70]}…"
             raise UserError(
-                f"--set {setting!r}: the value is not valid YAML; check its quotes and brackets."
+                f"--set {shown!r}: the value is not valid YAML ({yaml_problem(error)}); check its quotes and brackets."
             ) from error
     return values
 

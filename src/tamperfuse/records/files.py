@@ -8,15 +8,17 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import is_main
+from tamperfuse.records.reading import read_text
 
 STAGING_PREFIX = ".tmp-"
 
@@ -96,19 +98,53 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file that this package wrote.
 
     Raises:
-        UserError: it is missing, not UTF-8, or not JSON (the line is named).
+        UserError: it cannot be read, is not UTF-8, or is not JSON (the line is named). NaN and infinity, which are not JSON,
+            repeated keys and halves of surrogate pairs, which are no text, are errors as well.
     """
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeated_keys)
+        if _SURROGATE.search(text):  # may also be a whole pair, which is decoded
+            json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}): mend that line.") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path} is not valid JSON (a string holds half of a surrogate pair): mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({json_problem(error)}): mend it.") from error
+    return value
+
+
+def json_problem(error: Exception) -> str:
+    """What the JSON decoder found wrong, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return "a number of more than 4,300 digits" if "integer string conversion" in str(error) else str(error)
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of an object's keys and values.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return mapping
 
 
 def sha256_of(path: Path) -> str:
