@@ -28,9 +28,23 @@ def gate(
         raise typer.Exit(0 if result.passed else 1)
     table = Table("measure", "rule", "value", "95% interval", "verdict", box=None, header_style="bold")
     for check in result.checks:
-        interval = "–" if check.low is None or check.high is None else f"{check.low:.3f} to {check.high:.3f}"
         value = "–" if check.value is None else f"{check.value:.3f}"
-        table.add_row(check.measure, check.rule, value, interval, "pass" if check.passed else f"FAIL: {check.why}")
+        table.add_row(
+            check.measure,
+            check.rule,
+            value,
+            _interval(check.low, check.high),
+            "pass" if check.passed else f"FAIL: {check.why}",
+        )
     out_console.print(table)
     out_console.print("The release gate passes." if result.passed else "The release gate does not pass.")
     raise typer.Exit(0 if result.passed else 1)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    """The interval as text; one end of it is missing for a bound, such as the cost of an attack that never succeeded."""
+    if low is not None and high is not None:
+        return f"{low:.3f} to {high:.3f}"
+    if low is not None:
+        return f"{low:.3f} or more"
+    return "–" if high is None else f"{high:.3f} or less"
