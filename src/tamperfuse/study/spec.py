@@ -23,7 +23,7 @@ from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.search.space import Search, parse_search
 
@@ -59,7 +59,7 @@ class Evaluate(BaseModel):
         dev_prompts: attacker_dev prompts, by which the attacker chooses a step.
         harmless: prompts for the benign answer rate.
         response_tokens: longest response, in tokens.
-        capability: lm-eval tasks, by name or as {task: mmlu, fewshot: 5}; `builtin` for the two bundled ones.
+        capability: lm-eval tasks, at least one, by name or as {task: mmlu, fewshot: 5}; `builtin` for the two bundled ones.
         capability_items: items of each task, or `all`.
         capability_at: steps at which capability is measured; `at_steps` by default.
         heldout: documents for benign NLL.
@@ -74,7 +74,7 @@ class Evaluate(BaseModel):
     dev_prompts: int = Field(28, ge=2)
     harmless: int = Field(128, ge=2)
     response_tokens: int = Field(RESPONSE_TOKENS, ge=8)
-    capability: tuple[str | CapabilityTask, ...] = ("builtin",)
+    capability: tuple[str | CapabilityTask, ...] = Field(("builtin",), min_length=1)
     capability_items: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
     capability_at: tuple[int, ...] = Field(default_factory=lambda values: values["at_steps"])
     heldout: int = Field(100, ge=2)
@@ -208,6 +208,13 @@ class Study(BaseModel):
         values["judge"] = parse_judge(values.get("judge", DEFAULT_JUDGE))
         return values
 
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is repeated")
+        return seeds
+
     @model_validator(mode="after")
     def _check_defenses(self) -> Self:
         for name, spec in self.defenses.items():
@@ -219,6 +226,8 @@ class Study(BaseModel):
                     raise UserError(f"The defense {name!r} starts from itself: remove an `on`.")
                 ancestors.add(base)
                 base = self.defenses[base].on
+        if AS_SHIPPED in self.defenses:
+            raise UserError(f"No defense can be named {AS_SHIPPED!r}, which is the model before hardening: rename it.")
         if self.defenses[UNDEFENDED].defense != UNDEFENDED:
             raise UserError("The defense named `refusal` is the undefended model: give another defense another name.")
         return self
