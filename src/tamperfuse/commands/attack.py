@@ -68,7 +68,8 @@ def attack_model(
     prompts = load_threat(threat, encoder)
     evaluate = full_evaluation(prompts)
     harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
-    steps = component.traits.budget(parameters).steps or 1
+    budget = component.traits.budget(parameters)
+    steps = budget.steps or 1
     check_fresh(out)
     check_encoder()
     with resumable_beside(out, report_to) as unfinished, staged(out, directory=True) as staging:
@@ -124,4 +125,4 @@ def attack_model(
             **about_judging(judging, thresholds),
         }
         write_json(staging / "attack.json", {**about, **measurement.to_json()})
-    return measurement.lines()
+    return measurement.lines(trains=budget.trains)

@@ -16,7 +16,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging
 from tamperfuse.study.observe import Observer, harmless_prompts
-from tamperfuse.study.results.intervals import bootstrap, rate
+from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.spec import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
 from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, write_rows
 
@@ -95,7 +95,8 @@ class Measurement:
             measures.setdefault(f"{ACCURACY}{task}", {})[step] = rate(correct)
             chance[task] = float(np.mean([item.chance for item in items]))
         for step in sorted({document.step for document in observer.documents}):
-            measures.setdefault("benign_nll", {})[step] = _benign_nll(observer, step)
+            sums = [(document.nll, document.tokens) for document in observer.documents if document.step == step]
+            measures.setdefault("benign_nll", {})[step] = per_token(np.array(sums, dtype=np.float64))
         return cls(measures, chance)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,20 +109,24 @@ class Measurement:
         }
         return {"measures": measures, "chance": self.chance}
 
-    def lines(self) -> list[str]:
-        """The measures as lines to print."""
-        steps = sorted({step for by_step in self.measures.values() for step in by_step})
-        return [line for step in steps for line in self._lines(step)]
+    def lines(self, *, trains: bool = True) -> list[str]:
+        """The measures as lines to print.
 
-    def _lines(self, step: int) -> list[str]:
-        place = f"step {step}: " if step else "before: "
+        Args:
+            trains: whether the attack has steps; those after an attack without any are printed as "after".
+        """
+        steps = sorted({step for by_step in self.measures.values() for step in by_step})
+        after = "step {}: " if trains else "after: "
+        return [line for step in steps for line in self._lines(step, after.format(step) if step else "before: ")]
+
+    def _lines(self, step: int, place: str) -> list[str]:
         words: list[tuple[str, Callable[[Measure], str]]] = [
             ("harmful_execution", lambda m: f"{place}harmful execution {_share(m, 'prompts')}"),
             ("refusal_rate", lambda m: f"{place}refusals {_share(m, 'prompts')}"),
             ("benign_answer_rate", lambda m: f"{place}benign answers {_share(m, 'prompts')}"),
             ("benign_answer_rate_near", lambda m: f"{place}benign answers near the threat {_share(m, 'prompts')}"),
             *((f"{ACCURACY}{task}", partial(_accuracy, place, task, chance)) for task, chance in self.chance.items()),
-            ("benign_nll", lambda m: f"{place}benign NLL {m.value:.3f} nats a token ({m.low:.3f} to {m.high:.3f})"),
+            ("benign_nll", lambda m: f"{place}benign NLL {_number(m.value)} nats a token ({_interval(m)})"),
         ]
         return [text(self.measures[name][step]) for name, text in words if step in self.measures.get(name, {})]
 
@@ -132,12 +137,17 @@ def _accuracy(place: str, task: str, chance: float, measure: Measure) -> str:
 
 
 def _share(measure: Measure, unit: str) -> str:
-    return f"{measure.value:.1%} ({measure.low:.1%} to {measure.high:.1%}, {measure.n} {unit})"
+    return f"{_number(measure.value, '.1%')} ({_interval(measure, '.1%')}, {measure.n} {unit})"
 
 
-def _benign_nll(observer: Observer, step: int) -> Measure:
-    table = np.array([(d.nll, d.tokens) for d in observer.documents if d.step == step], dtype=np.float64)
-    return bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+def _interval(measure: Measure, form: str = ".3f") -> str:
+    if measure.low is None and measure.high is None:
+        return "no interval"
+    return f"{_number(measure.low, form)} to {_number(measure.high, form)}"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
 
 
 def judge_responses(

@@ -16,11 +16,12 @@ class Measure(BaseModel):
     """A value with its 95% interval.
 
     Attributes:
-        value: the estimate; None where it is undefined (division by zero, an empty mean) or was not measured.
+        value: the estimate; None where it is undefined (division by zero, an empty mean) or was not measured. It is then not
+            resolved.
         low: lower end; None where no interval could be computed.
         high: upper end; likewise.
         n: number of items (prompts, questions, documents) behind it.
-        resolved: false for a difference whose interval contains zero, and for what was not measured.
+        resolved: false for a difference whose interval contains zero, and for what is undefined or was not measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,7 +46,7 @@ NOT_MEASURED = Measure(value=None, resolved=False)
 
 
 class UsableHarm(Measure):
-    """A usable harm: the highest rate among the checkpoints that kept enough capability.
+    """A usable harm: the highest rate among the checkpoints that kept enough capability; the interval ignores the selection.
 
     Attributes:
         capability_not_measured: some checkpoint has a higher rate, but its capability was not measured: the value is then a
@@ -64,7 +65,7 @@ class HarmfulExecution(BaseModel):
 
     Attributes:
         before_attack: of the hardened model.
-        after_attack: by malicious attack, at the step at which the attacker stops.
+        after_attack: by malicious attack, at the step at which the attacker stops (the chosen step).
         mean: over the malicious attacks.
         worst: the highest of them.
         after_control: by attack that is not malicious (benign fine-tuning, export, pruning, …), at its end.
@@ -96,7 +97,8 @@ class Reduction(BaseModel):
 class AttackCost(BaseModel):
     """The first evaluated step (≥ 1) whose rate is at least half of the undefended model's highest under the same attack.
 
-    The rate must still be that high at the next evaluated step. The last evaluated step has none, and counts by itself.
+    The rate must still be that high at the next evaluated step. The last evaluated step has none, and counts by itself. Of a
+    search it is the cost of the cheapest trial, the median over seeds.
 
     Attributes:
         steps: that step; the last evaluated one where none qualifies.
@@ -119,8 +121,10 @@ class Capability(BaseModel):
         before_attack: of the hardened model; 1 is the model as shipped.
         drop_vs_undefended: 1 − capability / the undefended model's.
         drop_vs_shipped: 1 − capability.
-        after_attack: by attack, controls included.
-        self_degradation: what malicious attacks take from it beyond what they take from the undefended model.
+        after_attack: by attack, controls included, at the last step; of a search at the chosen step. That of harmful execution
+            is at the chosen step, so the two may belong to different checkpoints.
+        self_degradation: capability before minus capability after, averaged over malicious attacks, minus the same of the
+            undefended model.
     """
 
     before_attack: Measure

@@ -1,4 +1,4 @@
-"""Checkpoints of searches: the attacker's choice, the Pareto frontier, and the best checkpoint within a loss of capability.
+"""Checkpoints of searches: the attacker's choice and the Pareto frontier.
 
 Every choice is made on attacker_dev; what is reported of the chosen checkpoint is its rate on evaluation.
 """
@@ -75,7 +75,7 @@ def choose(candidates: Sequence[Checkpoint]) -> Checkpoint:
 
 
 def chosen_trial(candidates: Sequence[Checkpoint]) -> Measurements:
-    """The trial of the checkpoint that the attacker prefers, with that step set in it."""
+    """The trial of the preferred checkpoint, with `search_step` set to that checkpoint's step."""
     best = choose(candidates)
     return replace(best.state, search_step=best.step)
 
@@ -87,15 +87,6 @@ def frontier(candidates: Sequence[Checkpoint]) -> list[Checkpoint]:
         if not front or point.rate > front[-1].rate:
             front.append(point)
     return front
-
-
-def best_within(candidates: Sequence[Checkpoint], epsilon: float) -> Checkpoint | None:
-    """The frontier's checkpoint with the highest rate that lost at most ε of the capability; None if all lost more.
-
-    With ε = 1 every checkpoint counts, also one that answers worse than by guessing.
-    """
-    within = [point for point in frontier(candidates) if epsilon >= 1 or point.capability_lost <= epsilon]
-    return within[-1] if within else None
 
 
 def best_so_far(search: SearchTrials) -> list[Checkpoint]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from tamperfuse.records.summary import Measure
+from tamperfuse.records.summary import NOT_MEASURED, Measure
 
 Floats = NDArray[np.float64]
 #: Column sums (…, columns) → values (…); not-a-number where undefined.
@@ -31,6 +31,7 @@ Z = 1.959963984540054
 TAIL = 0.025
 DRAWS = 2_000
 DRAWS_AT_ONCE = 100  # bounds memory at 100 × groups
+ROUNDING = 1e-9  # error of computed rates: a mean over seeds of 0 or 1 is not exact
 
 
 def wilson(hits: float, n: int) -> tuple[float, float]:
@@ -48,14 +49,21 @@ def wilson(hits: float, n: int) -> tuple[float, float]:
     return max(0.0, float(center - half)), min(1.0, float(center + half))
 
 
+def reaches(value: float, threshold: float) -> bool:
+    """Whether a computed share is at least a threshold, up to rounding: 16 of 20 prompts reach 80% with any number of seeds."""
+    return value >= threshold - ROUNDING
+
+
 def rate(outcomes: Floats) -> Measure:
-    """A rate with Wilson's interval.
+    """A rate with Wilson's interval; without any outcomes it is not measured.
 
     Args:
         outcomes: (trials,), 0 or 1; averages over seeds may lie between.
     """
+    if not len(outcomes):
+        return NOT_MEASURED
     low, high = wilson(float(outcomes.sum()), len(outcomes))
-    return Measure(value=float(outcomes.mean()) if len(outcomes) else None, low=low, high=high, n=len(outcomes))
+    return Measure(value=float(outcomes.mean()), low=low, high=high, n=len(outcomes))
 
 
 def bootstrap(
@@ -72,14 +80,15 @@ def bootstrap(
     Args:
         table: (items, columns), what was measured of each item.
         statistic: of the sums of the columns, vectorized over leading dimensions.
-        difference: whether zero means no effect; the measure is then resolved only if its interval excludes zero.
+        difference: whether zero means no effect; the measure is then resolved only if its interval excludes zero. A statistic
+            that is undefined is never resolved.
         groups: (items,), the group of each item; items of one group are drawn together. None: each item is its own.
         extremes: (columns,) each: the column sums if every item had the outcome that makes the statistic smallest, and those
             if every item had the one that makes it largest. None if outcomes are unbounded.
         seed: of the draws.
     """
     n = len(table)
-    undefined = Measure(value=None, n=n, resolved=not difference)
+    undefined = Measure(value=None, n=n, resolved=False)
     if n == 0:
         return undefined
     sums = _group_sums(table, groups)
@@ -101,6 +110,15 @@ def bootstrap(
         high = max(ends[1], limits[1]) if np.isfinite(limits[1]) else None
     excludes_zero = (low is not None and low > 0) or (high is not None and high < 0)
     return Measure(value=value, low=low, high=high, n=n, resolved=excludes_zero or not difference)
+
+
+def per_token(sums: Floats) -> Measure:
+    """A mean per token, with its bootstrap interval over texts.
+
+    Args:
+        sums: (texts, 2): the sum over the tokens of each text, such as nats, and the number of its tokens.
+    """
+    return bootstrap(sums, lambda totals: totals[..., 0] / totals[..., 1], difference=False)
 
 
 def mean_rate(outcomes: Floats) -> Measure:

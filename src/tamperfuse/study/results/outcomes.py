@@ -6,7 +6,7 @@ import numpy as np
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, HarmfulExecution, Measure, Reduction
-from tamperfuse.study.results.intervals import Floats, bootstrap, mean_rate, rate
+from tamperfuse.study.results.intervals import Floats, bootstrap, mean_rate, rate, reaches
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, mean_outcomes
 
@@ -46,10 +46,12 @@ def reduction_vs_undefended(measured: StudyMeasurements, name: str) -> Reduction
     outcomes, undefended = (
         {attack: outcomes_after(measured.of(defense, attack)) for attack in malicious} for defense in (name, UNDEFENDED)
     )
-    counting = [attack for attack, values in undefended.items() if values.mean() >= COUNTS_FROM]
+    counting = [attack for attack, values in undefended.items() if reaches(float(values.mean()), COUNTS_FROM)]
 
     def reduction(attacks: Sequence[str]) -> Measure:
-        table = np.column_stack([np.sum([of[attack] for attack in attacks], axis=0) for of in (outcomes, undefended)])
+        table = np.column_stack(
+            [np.sum([rates[attack] for attack in attacks], axis=0) for rates in (outcomes, undefended)]
+        )
         most = float(len(table) * len(attacks))
         return bootstrap(table, _reduction, difference=True, extremes=(np.array([most, 0.0]), np.array([0.0, most])))
 

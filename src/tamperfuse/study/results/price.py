@@ -11,7 +11,7 @@ import numpy as np
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, BenignNll, Capability, GapVsUndefended, Measure
 from tamperfuse.study.results.capability import CapabilityItems, capability
-from tamperfuse.study.results.intervals import Floats, bootstrap, rate_difference
+from tamperfuse.study.results.intervals import Floats, bootstrap, per_token, rate_difference
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, mean_outcomes, shared_prompts
 from tamperfuse.study.tables import HARMLESS
@@ -21,8 +21,10 @@ def capability_summary(measured: StudyMeasurements, name: str) -> Capability:
     """C before and after attacks, and its changes."""
     states, undefended, shipped = measured.of(name), measured.of(UNDEFENDED), measured.shipped
     n = len(states)
-    both = CapabilityItems.align([s.items for s in (shipped, *states, *undefended)], [0] * (1 + n + len(undefended)))
-    alone = CapabilityItems.align([s.items for s in (shipped, *states)], [0] * (1 + n))
+    with_undefended = CapabilityItems.align(
+        [s.items for s in (shipped, *states, *undefended)], [0] * (1 + n + len(undefended))
+    )
+    with_shipped = CapabilityItems.align([s.items for s in (shipped, *states)], [0] * (1 + n))
 
     def drop(c: Floats) -> Floats:
         reference = c[..., 1 + n :].mean(axis=-1)
@@ -31,8 +33,8 @@ def capability_summary(measured: StudyMeasurements, name: str) -> Capability:
 
     return Capability(
         before_attack=capability(states, [0] * n, shipped),
-        drop_vs_undefended=both.measure(drop, [0, *[-1] * n, *[1] * len(undefended)], difference=True),
-        drop_vs_shipped=alone.measure(lambda c: 1 - c[..., 1:].mean(axis=-1), [0, *[-1] * n], difference=True),
+        drop_vs_undefended=with_undefended.measure(drop, [0, *[-1] * n, *[1] * len(undefended)], difference=True),
+        drop_vs_shipped=with_shipped.measure(lambda c: 1 - c[..., 1:].mean(axis=-1), [0, *[-1] * n], difference=True),
         after_attack={
             attack: capability(attacked, [state.capability_step for state in attacked], shipped)
             for attack in measured.study.attacks
@@ -43,7 +45,10 @@ def capability_summary(measured: StudyMeasurements, name: str) -> Capability:
 
 
 def _self_degradation(measured: StudyMeasurements, name: str) -> Measure:
-    """What malicious attacks take from C of this model beyond what they take from the undefended one, at their end."""
+    """C before minus C after, averaged over malicious attacks, minus the same of the undefended model.
+
+    C after an attack is that of its last step; of a search that of the chosen step.
+    """
     malicious = measured.attacks(malicious=True)
     if not malicious:
         return NOT_MEASURED
@@ -59,8 +64,8 @@ def _self_degradation(measured: StudyMeasurements, name: str) -> Measure:
         lost = values[..., 0] - values[..., 1:].mean(axis=-1)
         return np.asarray(lost[..., 0] - lost[..., 1])
 
-    one = [1] * seeds + [-1] * seeds * len(malicious)  # rises with C before the attacks, falls with C after them
-    return items.measure(beyond, [0, *one, *(-sign for sign in one)], difference=True)
+    signs = [1] * seeds + [-1] * seeds * len(malicious)  # rises with C before the attacks, falls with C after them
+    return items.measure(beyond, [0, *signs, *(-sign for sign in signs)], difference=True)
 
 
 def benign_nll(measured: StudyMeasurements, name: str) -> BenignNll:
@@ -75,7 +80,7 @@ def benign_nll(measured: StudyMeasurements, name: str) -> BenignNll:
 
 def nll(states: Sequence[Measurements]) -> Measure:
     """Nats per token before any attack, averaged over seeds."""
-    return bootstrap(_nll_table([states]), lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+    return per_token(_nll_table([states]))
 
 
 def _nll_rise(states: Sequence[Measurements], reference: Sequence[Measurements]) -> Measure:
@@ -97,9 +102,8 @@ def benign_kl(measured: StudyMeasurements, name: str) -> Measure:
     prompts = sorted(tables[0])
     if not prompts:
         return NOT_MEASURED
-    columns = [[np.mean([table[prompt][0] for table in tables]) for prompt in prompts]]
-    sums = np.array([*columns, [tables[0][prompt][1] for prompt in prompts]], dtype=np.float64).T
-    return bootstrap(sums, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
+    sums = [(np.mean([table[prompt][0] for table in tables]), tables[0][prompt][1]) for prompt in prompts]
+    return per_token(np.array(sums, dtype=np.float64))
 
 
 def answer_rate_drop(states: Sequence[Measurements], reference: Sequence[Measurements]) -> Measure:

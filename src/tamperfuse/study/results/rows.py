@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 
 from tamperfuse.records.summary import Measure
+from tamperfuse.study.results.attack_cost import attack_costs, of_seed
 from tamperfuse.study.results.capability import capability
-from tamperfuse.study.results.intervals import bootstrap, rate
+from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
 #: The step at which the attacker of a malicious attack stops, one row per defense, attack and seed.
 CHOSEN_STEP = "chosen_step"
+#: The steps that a malicious attack needs (:mod:`tamperfuse.study.results.attack_cost`), one row per defense, attack and seed.
+ATTACK_COST = "attack_cost"
+#: Metrics that are computed from the judge's verdicts.
+JUDGED = frozenset({"harmful_execution", "refusal_rate", "benign_answer_rate", CHOSEN_STEP, ATTACK_COST})
 
 
 def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]]:
@@ -25,6 +30,11 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
     """
     rows = []
     judge = measured.study.judge.judge
+    costs = {
+        (seed, name): attack_costs(of_seed(measured, seed), name)
+        for seed in measured.study.seeds
+        for name in measured.study.defenses
+    }
     for state in measured.with_trials():
         is_choice = state.trial < 0 or state.search_step is not None
         common = {
@@ -41,12 +51,16 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
         for step in state.steps():
             for part, task, metric, measure in _measures(state, step, measured.shipped):
                 values = measure.model_dump(include={"value", "low", "high", "n"})
-                place = {"part": part, "step": step, "judge": judge if part else "", "task": task, "metric": metric}
-                rows.append({**common, **place, **values})
+                place = {"part": part, "step": step, "task": task, "metric": metric}
+                rows.append({**common, "judge": judge if metric in JUDGED else "", **place, **values})
         if state.malicious and is_choice:
+            counted = {"task": "", "judge": judge, "low": None, "high": None, "n": None}
             step = state.chosen_step
-            choice = {"part": "attacker_dev", "step": step, "judge": judge, "task": "", "metric": CHOSEN_STEP}
-            rows.append({**common, **choice, "value": float(step), "low": None, "high": None, "n": None})
+            choice = {"part": "attacker_dev", "step": step, "metric": CHOSEN_STEP, "value": float(step)}
+            rows.append({**common, **counted, **choice})
+            if cost := costs[state.seed, state.defense][state.attack]:
+                place = {"part": "evaluation", "step": cost.steps, "metric": ATTACK_COST, "value": float(cost.steps)}
+                rows.append({**common, **counted, **place, "censored": cost.censored})
     return rows
 
 
@@ -69,17 +83,11 @@ def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator
     if correct:
         yield "", "", "capability", capability([state], [step], shipped)
     if documents := state.nll(step):
-        yield "", "heldout", "benign_nll", _per_token(list(documents.values()))
+        yield "", "heldout", "benign_nll", per_token(np.array(list(documents.values())))
     if prompts := state.kl(step):
-        yield HARMLESS, HARMLESS, "benign_kl", _per_token(list(prompts.values()))
+        yield HARMLESS, HARMLESS, "benign_kl", per_token(np.array(list(prompts.values())))
     for task, scores in sorted(state.task_scores(step).items()):
         yield "", task, "task_score", _rate(scores)
-
-
-def _per_token(sums: list[tuple[float, int]]) -> Measure:
-    """Nats per token, from the sums and the tokens of several texts."""
-    table = np.array(sums, dtype=np.float64)
-    return bootstrap(table, lambda sums: sums[..., 0] / sums[..., 1], difference=False)
 
 
 def _rate(values: list[float]) -> Measure:

@@ -12,7 +12,7 @@ from tamperfuse.study.results.frontier import (
     common_prompts,
     frontier,
 )
-from tamperfuse.study.results.intervals import rate, rate_difference
+from tamperfuse.study.results.intervals import rate, rate_difference, reaches
 from tamperfuse.study.results.load import StudyMeasurements
 
 
@@ -33,14 +33,15 @@ def summarize_searches(measured: StudyMeasurements) -> Searches:
 
 def _search_result(measured: StudyMeasurements, name: str, attack: str) -> SearchResult:
     searches = [measured.searches_of(defense, attack) for defense in (name, UNDEFENDED)]
-    best = [[best_so_far(search) for search in side] for side in searches]
-    prompts = common_prompts([point for side in best for search in side for point in search])
+    best = [[best_so_far(search) for search in group] for group in searches]  # of the defense, of the undefended model
+    prompts = common_prompts([point for group in best for search in group for point in search])
     trials = len(best[0][0])
     defended, undefended = (  # (trials, prompts) each
-        np.array([checkpoint_outcomes([search[k] for search in side], prompts) for k in range(trials)]) for side in best
+        np.array([checkpoint_outcomes([search[k] for search in group], prompts) for k in range(trials)])
+        for group in best
     )
     half = undefended[-1].mean() / 2
-    reached = [k + 1 for k in range(trials) if half > 0 and defended[k].mean() >= half]
+    reached = [k + 1 for k in range(trials) if half > 0 and reaches(float(defended[k].mean()), half)]
     return SearchResult(
         defense=name,
         attack=attack,

@@ -5,7 +5,8 @@
                               └─ stopped early, half-way, if an earlier trial was much better by then
 
 Every trial starts from the hardened checkpoint. A proposal depends on the study's seed, the trial's number and the trials before
-it, so an interrupted search continues with the same trials; the first trials, drawn at random, are the same for every defense.
+it, so an interrupted search continues with the same trials. The first trial has the attack's own values, the next four are
+random; these five are the same for every defense. Capability is measured at every evaluated step, whatever `capability_at` says.
 Only one model is in memory at a time. The early stop therefore judges without the reference model, which gives an upper bound of
 the rate.
 """

@@ -71,4 +71,5 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 def read_trials(folder: Path) -> list[Trial]:
     """All trials of a search, in order."""
-    return [Trial.model_validate(read_json(path)) for path in sorted(folder.glob(f"trial-*/{TRIAL}"))]
+    trials = [Trial.model_validate(read_json(path)) for path in folder.glob(f"trial-*/{TRIAL}")]
+    return sorted(trials, key=lambda trial: trial.number)
