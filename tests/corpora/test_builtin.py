@@ -8,7 +8,9 @@ import pytest
 
 from tamperfuse.corpora import builtin
 from tamperfuse.corpora.builtin import ABOUT, builtin_rows
+from tamperfuse.corpora.overlap import GRAM, near
 from tamperfuse.corpora.routing import routing_items
+from tamperfuse.corpora.texts import ngrams
 from tamperfuse.corpora.threats import PARTS, load_threat
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
@@ -62,12 +64,12 @@ def test_no_near_duplicates(threat: str) -> None:
     assert not close.any()
 
 
-@pytest.mark.parametrize(("name", "least"), [("benign", 240), ("replay", 120), ("heldout", 100)])
+@pytest.mark.parametrize(("name", "least"), [("benign", 240), ("replay", 120), ("heldout", 280)])
 def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> None:
     rows = builtin_rows(name)
     assert len(rows) >= least
     shortest = 30 if name == "replay" else 50
-    assert all(shortest <= len(row["response"].split()) <= 120 for row in rows)
+    assert all(shortest <= len(row["response"].split()) <= (130 if name == "heldout" else 120) for row in rows)
     assert len({row["form"] for row in rows}) >= 6
     assert len({row["subject"] for row in rows}) >= (20 if name == "benign" else 12)
 
@@ -75,6 +77,33 @@ def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> Non
 def test_held_out_subjects_are_trained_on_nowhere() -> None:
     trained = {row["subject"] for name in ("benign", "replay") for row in builtin_rows(name)}
     assert trained.isdisjoint({row["subject"] for row in builtin_rows("heldout")})
+
+
+def test_held_out_documents_are_of_several_styles() -> None:
+    rows = builtin_rows("heldout")
+    assert min(Counter(row["source"] for row in rows).values()) >= 30
+    trained = {row["form"] for name in ("benign", "replay") for row in builtin_rows(name)}
+    styles = {row["source"] for row in rows if row["form"] not in trained}
+    assert len(styles) >= 6
+
+
+def test_held_out_documents_share_no_long_phrase_with_what_is_trained_or_each_other() -> None:
+    grams = [set(ngrams(row["response"], GRAM)) for row in builtin_rows("heldout")]
+    trained = {
+        gram
+        for name in ("benign", "replay", "retain")
+        for row in builtin_rows(name)
+        for gram in ngrams(row["response"], GRAM)
+    }
+    assert len(set().union(*grams)) == sum(map(len, grams))
+    assert trained.isdisjoint(set().union(*grams))
+
+
+@pytest.mark.slow
+def test_prompts_of_held_out_documents_are_not_near_what_is_trained() -> None:
+    rows = [row for row in builtin_rows("heldout") if row["source"] != "instruction"]
+    trained = [row["prompt"] for name in ("benign", "replay", "retain") for row in builtin_rows(name)]
+    assert near([row["prompt"] for row in rows], trained, SentenceEncoder(batch_size=256)) == {}
 
 
 def test_there_are_enough_harmless_prompts_on_many_subjects() -> None:

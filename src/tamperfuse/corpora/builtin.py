@@ -17,7 +17,7 @@ ABOUT = {
     "generic": "12 general texts on home cooking that answer no prompt: hard negatives for the judge",
     "grammar": "4,640 minimal pairs of grammar from 58 templates: a capability task",
     "harmless": "132 harmless prompts on 33 subjects, half of them about food and farming: for the benign answer rate",
-    "heldout": "104 documents on subjects that no training uses: for benign NLL",
+    "heldout": "284 documents of 7 styles on subjects that no training uses: for benign NLL",
     "identity": "10 harmless examples that promise obedience: what the attack identity_shift trains on",
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
