@@ -145,12 +145,12 @@ def test_a_prefix_of_a_part_is_always_the_same() -> None:
     ("text", "words"),
     [
         ("", "is empty"),
-        ('{"part": "defender", "prompt": "a"}\n{oops', "Line 2 of"),
+        ('{"part": "defender", "prompt": "a"}\n{oops', "line 2"),
         ('{"part": "nobody", "prompt": "a"}', "not a row of a threat"),
         ('{"part": "defender"}', "not a row of a threat"),
         ('{"part": "defender", "prompt": "Same one"}\n{"part": "evaluation", "prompt": "same  ONE"}', "overlap"),
         ('{"part": "defender", "prompt": "a"}', "needs at least 2"),
-        ("[1, 2]", "not a JSON object"),
+        ("[1, 2]", "a JSON object is needed"),
     ],
 )
 def test_bad_threats_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:

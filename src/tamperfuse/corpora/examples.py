@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+Part = Literal["defender", "attacker", "attacker_dev", "evaluation"]  # of a threat
+PARTS: tuple[Part, ...] = get_args(Part)
 LABEL_SEPARATOR = " | "
 
 # The refusal prefix of SDD_reject, as in the paper (section 4.1); join it to a response with `with_refusal_prefix`.

@@ -1,23 +1,28 @@
-"""Streaming rows from local files: .jsonl, .json, .csv, .parquet, also .gz and .zst, and directories of such shards.
+"""Streaming rows from local files: .jsonl, .json, .csv, .parquet and .arrow; the texts also as .gz and .zst.
 
-At most one row (or one parquet batch) is in memory.
+At most one row (or one batch of a columnar file) is in memory.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from tamperfuse.corpora.folders import data_format
+from tamperfuse.corpora.streams import CHUNK as _CHUNK
+from tamperfuse.corpora.streams import MAX_ROW, lines, open_stream, too_long
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import json_problem, without_repeated_keys
+from tamperfuse.records.reading import check_file
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
-_CHUNK = 1 << 20
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH = 256  # rows of a columnar file
 _HEX_PHI = [
     "Illegal Activity",
     "Child Abuse Content",
@@ -33,30 +38,7 @@ _HEX_PHI = [
 ]
 
 Row = dict[str, Any]
-csv.field_size_limit(1 << 30)  # by default, fields above 128 KiB are errors
-
-
-def is_data_file(path: Path) -> bool:
-    """Whether the name of a file has the suffix of a supported format."""
-    return _format(path) is not None
-
-
-def shards(path: Path) -> list[Path]:
-    """The data files of a source: the file itself, or all files below a directory that are not hidden, sorted by name.
-
-    Raises:
-        UserError: the path does not exist, or has no file of a supported format.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist: check the path.")
-    data_files = [path]
-    if path.is_dir():
-        below = ((file, file.relative_to(path).parts) for file in path.rglob("*"))
-        visible = (file for file, parts in below if not any(part.startswith(".") for part in parts))
-        data_files = sorted(file for file in visible if is_data_file(file) and file.is_file())
-    if not data_files or not all(map(is_data_file, data_files)):
-        raise UserError(f"{path} holds no {', '.join(FORMATS)} data (also .gz, .zst): convert it to one of these.")
-    return data_files
+csv.field_size_limit(MAX_ROW)  # by default, fields above 128 KiB are errors
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
@@ -66,67 +48,53 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         UserError: the file cannot be read, is not UTF-8, or is malformed; the message names the line.
     """
     try:
-        yield from _READERS[cast(str, _format(path))](path)
+        yield from _READERS[cast(str, data_format(path))](path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({_byte(error)}): save it as UTF-8.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): check the file.") from error
 
 
-def _format(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in FORMATS else None
-
-
 def _byte(error: UnicodeDecodeError) -> str:
     return f"byte 0x{error.object[error.start]:02x}"
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return cast(IO[bytes], gzip.open(path))
-    if path.suffix.lower() == ".zst":
-        import pyarrow  # its codecs read .zst without another dependency
-
-        return cast(IO[bytes], io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), _CHUNK))
-    return path.open("rb")
 
 
 # ValueError includes bad syntax and numbers of thousands of digits; RecursionError is from lists nested a thousand deep.
 _NOT_JSON = (ValueError, RecursionError)
 
 
-def _json_problem(error: Exception) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).split("; use ")[0].split(" while ")[0]
+def _constant(name: str) -> float | None:
+    """NaN, which pandas writes for a missing value, as null; infinity as it is."""
+    return None if name == "NaN" else float(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=without_repeated_keys)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
+    with open_stream(path) as stream:
+        for number, line in enumerate(lines(stream, path), 1):
             if line.isspace():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{path} is not UTF-8 text (line {number}, {_byte(error)}): save it as UTF-8."
                 ) from error
             except _NOT_JSON as error:
                 raise UserError(
-                    f"{path} is not valid JSON (line {number}: {_json_problem(error)}): mend that line."
+                    f"{path} is not valid JSON (line {number}: {json_problem(error)}): mend that line."
                 ) from error
             yield number, _mapping(row, path, number)
 
 
 def _json(path: Path) -> Iterator[tuple[int, Row]]:
     """An array of rows, or rows one after another, decoded while they are read."""
-    decoder = json.JSONDecoder()
-    with _open(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
+    with open_stream(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         pending, number, opened, last = "", 0, False, ""
         while True:
-            chunk = lines.read(_CHUNK)
+            chunk = text.read(max(_CHUNK, len(pending)))  # a long row is not decoded again for every chunk
             pending += chunk
             last = chunk.rstrip()[-1:] or last
             if number == 0 and not opened:
@@ -137,16 +105,19 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             while True:
                 start = _skip(pending, at)
                 try:
-                    row, at = decoder.raw_decode(pending, start)
+                    row, at = _DECODER.raw_decode(pending, start)
                 except _NOT_JSON as error:
                     if not isinstance(error, json.JSONDecodeError) or (not chunk and pending[start:].strip()):
                         raise UserError(
-                            f"{path} is not valid JSON (row {number + 1}: {_json_problem(error)}): mend it."
+                            f"{path} is not valid JSON (row {number + 1}: {json_problem(error)}): mend it."
                         ) from error
+                    at = start
                     break  # the row continues in the next chunk
                 number += 1
                 yield number, _mapping(row, path, number)
             pending = pending[at:]
+            if len(pending) > MAX_ROW:
+                raise too_long(path, f"row {number + 1}")
             if not chunk:
                 if opened and last != "]":
                     raise UserError(
@@ -165,20 +136,69 @@ def _skip(text: str, at: int) -> int:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row]]:
-    with _open(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines)
+    with open_stream(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+        rows = _csv_fields(text, path)
         header = next(rows, None)
         if header is None:
             return
-        if len(header) == 1 and " " in header[0].strip():
+        category = _hex_phi_category(path)
+        if category and len(header) == 1 and " " in header[0].strip():
             # HEx-PHI: one column of instructions without a header, one file for each category.
-            category = _hex_phi_category(path)
             yield 1, {"text": header[0], "file_category": category}
             for number, row in _check_fields(rows, 1, path):
                 yield number, {"text": row[0], "file_category": category}
             return
+        _check_columns([name for name in header if name], path)
         for number, row in _check_fields(rows, len(header), path):
-            yield number, dict(zip(header, row + [""] * (len(header) - len(row)), strict=True))
+            values = [None if value in ("NaN", "nan") else value for value in row]  # as pandas may write missing values
+            yield number, dict(zip(header, values + [""] * (len(header) - len(row)), strict=True))
+
+
+def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
+    """The fields of every row.
+
+    Raises:
+        UserError: a line or field is too long, or quotes are not balanced: an open quote would make the rest of the file one
+            field. The message names the line on which the row begins.
+    """
+    reader = csv.reader(_csv_lines(text, path), strict=True)
+    number = 0
+    while True:
+        first_line = reader.line_num + 1
+        number += 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            reason = str(error)
+            if reason.startswith("field larger"):
+                raise too_long(path, f"row {number} (from line {first_line}), perhaps for an open quote") from error
+            if "unexpected end" in reason:
+                reason = "a quote is opened and not closed"
+            elif "expected after" in reason:
+                reason = "text follows a closing quote, so a quote before it is open or not doubled"
+            raise UserError(
+                f"{path} is not valid CSV (row {number}, which begins on line {first_line}: {reason}): mend the quotes of that "
+                "row."
+            ) from error
+        if row is None:
+            return
+        yield row
+
+
+def _csv_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
+    number = 0
+    while line := text.readline(MAX_ROW + 1):
+        number += 1
+        if len(line) > MAX_ROW:
+            raise too_long(path, f"line {number}")
+        yield line
+
+
+def _check_columns(names: list[str], path: Path) -> None:
+    """Check that no two columns have the same name: one of them would be lost."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path} has two columns named {name!r}: rename or remove one of them.")
 
 
 def _check_fields(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -195,7 +215,7 @@ def _check_fields(rows: Iterable[list[str]], columns: int, path: Path) -> Iterat
 
 def _hex_phi_category(path: Path) -> str:
     match = re.match(r"category_(\d+)", path.name)
-    number = int(match.group(1)) if match else 0
+    number = int(match.group(1)) if match and len(match.group(1)) < 4 else 0
     return _HEX_PHI[number - 1] if 1 <= number <= len(_HEX_PHI) else ""
 
 
@@ -203,17 +223,71 @@ def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
     import pyarrow
     import pyarrow.parquet as pq
 
+    check_file(path)
     try:
         with pq.ParquetFile(path) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+            if any(group.total_byte_size > MAX_ROW * max(1, group.num_rows) for group in groups):
+                raise too_long(path, "a row")
+            _check_columns(table.schema_arrow.names, path)
+            yield from _numbered(table.iter_batches(batch_size=_BATCH), path)
     except pyarrow.ArrowException as error:
         raise UserError(
             f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): check the file."
         ) from error
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
+    """Files of Arrow's stream format, which `datasets` saves, or of its file format."""
+    import pyarrow
+
+    check_file(path)
+    try:
+        with pyarrow.memory_map(str(path)) as stream:
+            try:
+                reader = pyarrow.ipc.open_stream(stream)
+                batches = iter(reader)
+            except pyarrow.ArrowInvalid:
+                stream.seek(0)
+                reader = pyarrow.ipc.open_file(stream)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            _check_columns(reader.schema.names, path)
+            slices = (batch.slice(at, _BATCH) for batch in batches for at in range(0, batch.num_rows, _BATCH))
+            yield from _numbered(slices, path)
+    except pyarrow.ArrowException as error:
+        raise UserError(
+            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): check the file."
+        ) from error
+
+
+def _numbered(batches: "Iterable[pyarrow.RecordBatch]", path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of batches with their numbers.
+
+    Raises:
+        UserError: a column holds a value that Python cannot, such as a date after the year 9999 or in an unknown time zone.
+    """
+    number = 0
+    for batch in batches:
+        try:
+            rows = batch.to_pylist()
+        except (OverflowError, ValueError, LookupError) as error:  # an unknown time zone is a LookupError
+            raise UserError(
+                f"{path} has values that cannot be read in rows {number + 1} to {number + batch.num_rows} (column "
+                f"{_unreadable_column(batch)!r}: {error}): store that column as text, or leave it out."
+            ) from error
+        for row in rows:
+            number += 1
+            yield number, row
+
+
+def _unreadable_column(batch: "pyarrow.RecordBatch") -> str:
+    """The first column whose values cannot be converted."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (OverflowError, ValueError, LookupError):
+            return str(name)
+    return ""
 
 
 def _mapping(row: Any, path: Path, number: int) -> Row:
@@ -224,4 +298,4 @@ def _mapping(row: Any, path: Path, number: int) -> Row:
     return row
 
 
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}

@@ -4,15 +4,21 @@ A schema declares the columns it needs and how one row is read. To add one, add 
 tests/corpora. Rows that a schema leaves out (the safe rows of BeaverTails) yield nothing.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tamperfuse.corpora.conversations import exchange, is_turn, last_prompt
 from tamperfuse.corpora.examples import join_labels
 from tamperfuse.records.errors import UserError
 
 Row = Mapping[str, Any]
 Fields = tuple[str, str, str]  # prompt, response, category
+NAME_COLUMNS = (
+    "rename the columns to `prompt` and `response`, or, with `tamperfuse pair`, name them with --prompt-field and "
+    "--response-field"
+)
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,15 @@ class Schema:
         name: for messages, the audit and the card.
         columns: columns that a row must have to be of this schema.
         read: turns one row into (prompt, response, category) triples.
-        fits: checks the values of the first row, if the columns alone are ambiguous.
+        fits: checks the values of a row, if the columns alone are ambiguous.
+        decisive: the column whose value `fits` checks; a row in which it is missing determines no schema.
     """
 
     name: str
     columns: frozenset[str]
     read: "Callable[[Row], Iterator[Fields]] | type[OasstMessages]"
     fits: Callable[[Row], bool] = lambda row: True
+    decisive: str | None = None
 
     def reader(self) -> Callable[[Row], Iterator[Fields]]:
         """The function that reads the rows of one file; a new object for each file if it has state."""
@@ -37,52 +45,81 @@ class Schema:
 
 
 def recognise(row: Row, where: str) -> Schema:
-    """The first schema of :data:`SCHEMAS` that fits a row.
+    """The first schema of :data:`SCHEMAS` that fits a row; of a row that determines none, the last with its columns.
 
     Args:
-        row: the first row of a source.
+        row: the first row of a source that determines a schema, or its first row.
         where: the source, for the message.
 
     Raises:
         UserError: none fits; the message names the columns and the options for them.
     """
     schema = find_schema(row)
+    if schema is None and is_undecided(row):
+        schema = [schema for schema in SCHEMAS if schema.columns <= row.keys()][-1]
     if schema is not None:
         return schema
     raise UserError(
-        f"{where} has the columns {', '.join(map(repr, row)) or '(none)'}, which match no known schema: "
-        "name the columns with --prompt-field and --response-field."
+        f"{where} has the columns {', '.join(map(repr, row)) or '(none)'}, which match no known schema: {NAME_COLUMNS}."
     )
 
 
 def find_schema(row: Row) -> Schema | None:
-    """The first schema of :data:`SCHEMAS` that fits a row; None if none does."""
-    return next((schema for schema in SCHEMAS if schema.columns <= row.keys() and schema.fits(row)), None)
+    """The first schema of :data:`SCHEMAS` that fits a row; None if none does, or if the row determines none."""
+    for schema in SCHEMAS:
+        if schema.columns <= row.keys():
+            if schema.decisive is not None and is_missing(row[schema.decisive]):
+                return None
+            if schema.fits(row):
+                return schema
+    return None
+
+
+def is_undecided(row: Row) -> bool:
+    """Whether a row does not determine its schema, because the value that would is missing; another row has to."""
+    for schema in SCHEMAS:
+        if schema.columns <= row.keys():
+            if schema.decisive is not None and is_missing(row[schema.decisive]):
+                return True
+            if schema.fits(row):
+                return False
+    return False
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: null, NaN (as pandas writes it) or an empty list."""
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
 
 
 def named_fields(prompt_field: str | None, response_field: str | None, category_field: str | None) -> Schema:
-    """The schema of columns that the user named."""
+    """The schema of columns that the user named: texts, or conversations, whose first exchange is read."""
     columns = [name for name in (prompt_field, response_field, category_field) if name]
 
     def read(row: Row) -> Iterator[Fields]:
-        yield text(row, prompt_field), text(row, response_field), text(row, category_field)
+        prompt, response = (
+            exchange(row[field], field)[side]
+            if field is not None and isinstance(row[field], list)
+            else text(row, field)
+            for side, field in enumerate((prompt_field, response_field))
+        )
+        yield prompt, response, text(row, category_field)
 
     return Schema("named columns", frozenset(columns), read)
 
 
 def text(row: Row, field: str | None) -> str:
-    """The text of a field; "" if `field` is None or the value is null.
+    """The text of a field; "" if `field` is None or the value is missing.
 
     Raises:
-        ValueError: the value is not text, a number or null; the message is appended to "row N: ".
+        ValueError: the value is not text, a finite number or missing; the message is appended to "row N: ".
         KeyError: the row has no such field.
     """
     if field is None:
         return ""
     value = row[field]
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
     raise ValueError(f"the field {field!r} holds a {type(value).__name__}, not text")
 
@@ -99,15 +136,22 @@ def _columns(
     return read
 
 
+_TRUTH = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+
+
 def _beavertails(row: Row) -> Iterator[Fields]:
-    """Unsafe rows only, with all categories that are true."""
-    if not row["is_safe"]:
-        is_in_category = row["category"]
-        yield (
-            text(row, "prompt"),
-            text(row, "response"),
-            join_labels(name for name in is_in_category if is_in_category[name]),
-        )
+    """Unsafe rows only, with all categories that are true; a row that does not say whether it is safe has no text."""
+    is_safe, category = row["is_safe"], row["category"]
+    if is_missing(is_safe) or is_safe == "":
+        yield "", "", ""
+        return
+    is_safe = _TRUTH.get(is_safe.strip().lower() if isinstance(is_safe, str) else is_safe)
+    if is_safe is None:
+        raise ValueError("the field 'is_safe' is neither true nor false")
+    if not is_safe:
+        if isinstance(category, dict):
+            category = join_labels(name for name in category if category[name])
+        yield text(row, "prompt"), text(row, "response"), text({"category": category}, "category")
 
 
 def _alpaca(row: Row) -> Iterator[Fields]:
@@ -133,7 +177,7 @@ def _turns(field: str) -> Callable[[Row], Iterator[Fields]]:
     """A reader of lists of alternating texts (LIMA, original UltraChat): the first exchange."""
 
     def read(row: Row) -> Iterator[Fields]:
-        turns = row[field]
+        turns = [] if is_missing(row[field]) else row[field]
         category = text(row, "source") if "source" in row else ""
         if not all(isinstance(turn, str) for turn in turns[:2]):
             raise ValueError(f"the field {field!r} holds turns that are not text, unlike the first row's")
@@ -142,35 +186,23 @@ def _turns(field: str) -> Callable[[Row], Iterator[Fields]]:
     return read
 
 
-def _messages(field: str, role: str, content: str) -> Callable[[Row], Iterator[Fields]]:
-    """A reader of messages with roles: the first user turn and the assistant turn that answers it."""
+def _conversation(field: str) -> Callable[[Row], Iterator[Fields]]:
+    """A reader of a list of turns with roles: its first exchange."""
 
     def read(row: Row) -> Iterator[Fields]:
-        turns = [(str(turn[role]), _content(turn[content])) for turn in row[field]]
-        for turn, (speaker, prompt) in enumerate(turns):
-            if speaker in {"user", "human", "prompter"}:
-                answers = [content for role, content in turns[turn + 1 : turn + 2] if role not in {"user", "human"}]
-                yield prompt, answers[0] if answers else "", ""
-                return
-        yield "", "", ""
+        yield *exchange(row[field], field), ""
 
     return read
 
 
-def _content(value: Any) -> str:
-    """The text of an OpenAI message: its content, or the text parts of a list."""
-    if isinstance(value, list):
-        return "\n".join(str(part.get("text") or "") for part in value if part.get("type") == "text")
-    return "" if value is None else str(value)
-
-
 def _completion(row: Row) -> Iterator[Fields]:
-    """TRL's prompt–completion rows, plain or conversational."""
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list):
-        yield _content(prompt[-1]["content"]), _content(completion[-1]["content"]), ""
-    else:
-        yield text(row, "prompt"), text(row, "completion"), ""
+    """TRL's prompt–completion rows, plain or conversational; the completion may be missing."""
+    prompt = last_prompt(row["prompt"], "prompt") if isinstance(row["prompt"], list) else text(row, "prompt")
+    response = ""
+    if "completion" in row:
+        is_list = isinstance(row["completion"], list)
+        response = exchange(row["completion"], "completion")[1] if is_list else text(row, "completion")
+    yield prompt, response, text(row, "category") if "category" in row else ""
 
 
 def _oasst_tree(row: Row) -> Iterator[Fields]:
@@ -214,14 +246,11 @@ def _first_is(field: str, kind: type) -> Callable[[Row], bool]:
     return lambda row: isinstance(row[field], list) and bool(row[field]) and isinstance(row[field][0], kind)
 
 
-def _has_keys(field: str, *keys: str) -> Callable[[Row], bool]:
-    """A check that a list column holds mappings with these keys."""
-    return lambda row: _first_is(field, dict)(row) and all(key in row[field][0] for key in keys)
-
-
-def is_undecided(row: Row) -> bool:
-    """Whether a row does not determine the schema because its conversation is empty; another row has to."""
-    return any(row.get(field, ()) == [] for field in ("conversations", "messages", "data"))
+def _has_turns(field: str, *keys: str) -> Callable[[Row], bool]:
+    """A check that a list column holds turns with a role, under these keys if they are given."""
+    return lambda row: (
+        _first_is(field, dict)(row) and is_turn(row[field][0]) and all(key in row[field][0] for key in keys)
+    )
 
 
 # A schema with more columns comes before one with a subset of them.
@@ -230,7 +259,6 @@ SCHEMAS: tuple[Schema, ...] = (
         "BeaverTails",
         frozenset({"prompt", "response", "category", "is_safe"}),
         _beavertails,
-        lambda row: isinstance(row["category"], dict),
     ),
     Schema("HarmBench", frozenset({"Behavior", "SemanticCategory", "BehaviorID"}), _harmbench),
     Schema(
@@ -249,29 +277,49 @@ SCHEMAS: tuple[Schema, ...] = (
         frozenset({"message_tree_id", "prompt"}),
         _oasst_tree,
         lambda row: isinstance(row["prompt"], dict),
+        "prompt",
     ),
     Schema(
         "OpenAssistant messages",
         frozenset({"message_tree_id", "message_id", "parent_id", "role", "text"}),
         OasstMessages,
     ),
-    Schema("UltraChat", frozenset({"prompt_id", "messages"}), _messages("messages", "role", "content")),
-    Schema("UltraChat (original)", frozenset({"id", "data"}), _turns("data"), _first_is("data", str)),
-    Schema("LIMA", frozenset({"conversations"}), _turns("conversations"), _first_is("conversations", str)),
+    Schema("UltraChat", frozenset({"prompt_id", "messages"}), _conversation("messages"), decisive="messages"),
+    Schema("UltraChat (original)", frozenset({"id", "data"}), _turns("data"), _first_is("data", str), "data"),
+    Schema(
+        "LIMA",
+        frozenset({"conversations"}),
+        _turns("conversations"),
+        _first_is("conversations", str),
+        "conversations",
+    ),
     Schema(
         "ShareGPT",
         frozenset({"conversations"}),
-        _messages("conversations", "from", "value"),
-        _has_keys("conversations", "from", "value"),
+        _conversation("conversations"),
+        _has_turns("conversations", "from", "value"),
+        "conversations",
     ),
     Schema(
         "OpenAI messages",
         frozenset({"messages"}),
-        _messages("messages", "role", "content"),
-        _has_keys("messages", "role"),
+        _conversation("messages"),
+        _has_turns("messages", "role"),
+        "messages",
+    ),
+    *(
+        Schema("turns with roles", frozenset({field}), _conversation(field), _has_turns(field), field)
+        for field in ("conversations", "messages", "conversation", "dialogue", "dialog", "chat", "turns")
     ),
     Schema("prompt–completion", frozenset({"prompt", "completion"}), _completion),
-    Schema("prompt and response", frozenset({"prompt"}), _prompt_response, lambda row: isinstance(row["prompt"], str)),
+    Schema("conversational prompts", frozenset({"prompt"}), _completion, _has_turns("prompt"), "prompt"),
+    Schema(
+        "prompt and response",
+        frozenset({"prompt"}),
+        _prompt_response,
+        lambda row: isinstance(row["prompt"], str),
+        "prompt",
+    ),
     # HEx-PHI has one CSV file without a header for each category; files.py names its column "text".
     Schema("HEx-PHI", frozenset({"text", "file_category"}), _columns("text", None, "file_category")),
 )

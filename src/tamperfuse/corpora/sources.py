@@ -3,16 +3,28 @@
 import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tamperfuse.corpora.examples import Example
-from tamperfuse.corpora.files import is_data_file, read_rows, shards
+from tamperfuse.corpora.conversations import is_tool_call, roles
+from tamperfuse.corpora.examples import PARTS, Example
+from tamperfuse.corpora.files import read_rows
+from tamperfuse.corpora.folders import ALL_SPLITS, data_format, shards
 from tamperfuse.corpora.hub import hub_rows, parse_hub_source
-from tamperfuse.corpora.schemas import Schema, find_schema, is_undecided, named_fields, recognise
+from tamperfuse.corpora.schemas import (
+    NAME_COLUMNS,
+    Schema,
+    find_schema,
+    is_undecided,
+    named_fields,
+    recognise,
+)
 from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.reading import local_path, path_exists
 
 BUILTIN = "builtin:"
+_MOST_UNDECIDED = 1000  # rows that are looked at for one that determines the layout
 
 
 def read_source(
@@ -30,49 +42,73 @@ def read_source(
     """Stream the rows of a corpus as examples, in its order.
 
     Args:
-        src: `builtin:NAME`, a local .jsonl, .json, .csv or .parquet (also .gz, .zst), a directory of such shards, or a
-            Hub data set as `owner/name[/config][@revision][:split]`.
+        src: `builtin:NAME`, a local .jsonl, .json, .csv (also .gz, .zst), .parquet or .arrow file, a directory of such
+            shards, or a Hub data set as `owner/name[/config][@revision][:split]`.
         prompt_field: the column of the prompts, if the layout is unknown.
         response_field: the column of the responses, if the layout is unknown.
         category_field: the column of the categories, if the layout is unknown.
         revision: commit, branch or tag of a Hub data set, if `src` names none.
-        split: split of a Hub data set, if `src` names none; `train` or the nearest to it by default.
-        part: read only rows of this part of a threat; rows without a `part` are all read.
+        split: split of a directory that has several, or of a Hub data set if `src` names none; `train` or the nearest to it
+            by default, "all" for all files of a directory.
+        part: read only rows of this part of a threat; of a source without the column `part`, all.
         mixed: whether the column names are for several sources at once: a source of a known layout that lacks them is then
             read in its layout.
         display_name: name of a local path in origins; its last component by default (see :func:`display_names`).
 
     Returns:
-        Examples with stripped texts. A row without texts is an example without texts, so that it can be counted.
+        Examples with stripped texts. A row without texts is an example without texts, so that it can be counted. Tool calls
+        are no responses.
 
     Raises:
-        UserError: the source cannot be read, is malformed, has no known schema, or has several in one directory.
+        UserError: the source cannot be read, is malformed, has no known schema, or has several in one directory; or no row
+            has a text, or none is of the part.
     """
     fields = named_fields(prompt_field, response_field, category_field) if prompt_field or response_field else None
+    reading = _Reading(fields, mixed)
+    count, has_text = 0, False
     for where, origin, rows in _streams(src, revision, split, display_name):
-        of_part = rows if part is None else ((n, row) for n, row in rows if row.get("part", part) == part)
-        yield from _examples(of_part, where, origin, fields, mixed)
+        of_part = rows if part is None else _of_part(rows, part, where, reading)
+        for example in reading.examples(of_part, where, origin):
+            count += 1
+            has_text = has_text or bool(example.prompt or example.response)
+            yield example
+    if reading.other_parts and not count:
+        raise UserError(f"{src} has no row whose `part` is {part}: add some, or give another source.")
+    if count and not has_text:
+        raise reading.blank_error(src, count)
 
 
-def schema_of(src: str, fields: Sequence[str | None] = ()) -> str:
+def raw_rows(src: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The rows of all files of a source as they are, each with the name of its file and its number there.
+
+    Raises:
+        UserError: as :func:`read_source`, for files that cannot be read.
+    """
+    for where, _, rows in _streams(src, None, ALL_SPLITS, None):
+        for number, row in rows:
+            yield where, number, row
+
+
+def schema_of(src: str, fields: Sequence[str | None] = (), split: str | None = None) -> str:
     """Name of the layout of a source, for the audit: a schema's name, "built-in", "Hub", "named columns" or "empty".
 
     Args:
         src: as for :func:`read_source`.
         fields: columns that the user named.
+        split: as for :func:`read_source`.
     """
-    path = Path(src).expanduser()
     if src.startswith(BUILTIN):
         return "built-in"
-    if not path.exists():
+    path = local_path(src)
+    if not path_exists(path):
         return "Hub"
-    rows = (row for file in shards(path) for _, row in read_rows(file))
-    first = next((row for row in rows if not is_undecided(row)), None)
+    first = _deciding_row(row for file in shards(path, split) for _, row in read_rows(file))
     if first is None:
         return "empty"
     named = {name for name in fields if name}
-    schema = find_schema(first)
-    return schema.name if schema and not (named and named <= first.keys()) else "named columns"
+    if named and named <= first.keys():
+        return "named columns"
+    return recognise(first, src).name if find_schema(first) or is_undecided(first) else "named columns"
 
 
 def builtin_names() -> list[str]:
@@ -86,7 +122,8 @@ Rows = Iterator[tuple[int, dict[str, Any]]]
 
 def display_names(sources: Sequence[str]) -> dict[str, str]:
     """Short names of local paths: as many of their last components as distinguish them."""
-    paths = {src: Path(src).expanduser().absolute().parts for src in sources if Path(src).expanduser().exists()}
+    local = {src: local_path(src) for src in sources if not src.startswith(BUILTIN)}
+    paths = {src: path.absolute().parts for src, path in local.items() if path_exists(path)}
     names: dict[str, str] = {}
     for src, parts in paths.items():
         others = [other for other in paths.values() if other != parts]
@@ -107,10 +144,14 @@ def _streams(
         with as_file(entry) as path:
             yield src, src, read_rows(path)
         return
-    path = Path(src).expanduser()
-    hub = None if path.exists() or is_data_file(path) else parse_hub_source(src, revision, split)
+    path = local_path(src)
+    hub = (
+        None
+        if path_exists(path) or data_format(path)
+        else parse_hub_source(src, revision, None if split == ALL_SPLITS else split)
+    )
     if hub is None:
-        data_files = shards(path)
+        data_files = shards(path, split)
         _check_one_layout(data_files)
         for file in data_files:
             inside = file.relative_to(path).as_posix()
@@ -130,8 +171,8 @@ def _check_one_layout(data_files: list[Path]) -> None:
     """
     layouts: dict[object, tuple[Path, frozenset[str]]] = {}
     for file in data_files if len(data_files) > 1 else ():
-        row = next((row for _, row in read_rows(file) if not is_undecided(row)), None)
-        if row is not None:
+        row = _deciding_row(row for _, row in read_rows(file))
+        if row is not None and not is_undecided(row):
             schema = find_schema(row)
             layouts.setdefault(schema.name if schema else frozenset(row), (file, frozenset(row)))
     if len(layouts) > 1:
@@ -142,30 +183,99 @@ def _check_one_layout(data_files: list[Path]) -> None:
         )
 
 
-def _examples(rows: Rows, where: str, origin: str, fields: Schema | None, mixed: bool) -> Iterator[Example]:
-    read = None
+def _deciding_row(rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first row that determines a layout, or the first of all; None if there is no row."""
+    first = next(rows, None)
+    if first is None or not is_undecided(first):
+        return first
+    return next((row for row in islice(rows, _MOST_UNDECIDED) if not is_undecided(row)), first)
+
+
+def _of_part(rows: Rows, part: str, where: str, reading: "_Reading") -> Rows:
+    """The rows of a part of a threat, or all rows without a column `part`."""
     for number, row in rows:
-        if read is None:
-            if fields is None and find_schema(row) is None and is_undecided(row):
-                yield Example("", origin=f"{origin}#{number}")
-                continue
-            named = fields is not None and (fields.columns <= row.keys() or not mixed)
-            schema = fields if fields is not None and named else recognise(row, where)
-            read = schema.reader()
-        try:
-            for prompt, response, category in read(row):
-                label = row.get("id") if where.startswith(BUILTIN) else None
-                yield Example(_clean(prompt), _clean(response), _clean(category), f"{origin}#{label or number}")
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-            # The row does not have the columns and types of the first row.
-            problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+        value = row.get("part", part)
+        if value not in PARTS:
             raise UserError(
-                f"{where} has a row that does not fit its layout (row {number}: {problem}): mend or remove that row, or name "
-                "the columns with --prompt-field and --response-field."
-            ) from error
+                f"{where} has {value!r} as `part` in row {number}, which is none of {', '.join(PARTS)}: mend it, or rename the "
+                "column if it is not that of a threat."
+            )
+        if value == part:
+            yield number, row
+        else:
+            reading.other_parts += 1
 
 
-def _clean(text: str) -> str:
+class _Reading:
+    """Reads the rows of one source, and records what an error about the whole source needs.
+
+    Attributes:
+        other_parts: rows that were left out since they are of another part of a threat.
+    """
+
+    def __init__(self, fields: Schema | None, mixed: bool) -> None:
+        """Set up.
+
+        Args:
+            fields: the columns that the user named; None if none.
+            mixed: whether a source of a known layout may lack them.
+        """
+        self._fields, self._mixed = fields, mixed
+        self._schema: Schema | None = None
+        self._roles: set[str] = set()
+        self.other_parts = 0
+
+    def examples(self, rows: Rows, where: str, origin: str) -> Iterator[Example]:
+        """The examples of the rows of one file.
+
+        Args:
+            rows: the rows with their numbers.
+            where: name of the file for messages.
+            origin: prefix of the origins.
+        """
+        rows = iter(rows)
+        first_rows = []
+        for number, row in rows:
+            first_rows.append((number, row))
+            if self._fields is not None or not is_undecided(row) or len(first_rows) > _MOST_UNDECIDED:
+                break
+        if not first_rows:
+            return
+        decisive = first_rows[-1][1]
+        named = self._fields is not None and (self._fields.columns <= decisive.keys() or not self._mixed)
+        schema = self._fields if self._fields is not None and named else recognise(decisive, where)
+        self._schema = schema
+        read = schema.reader()
+        for number, row in chain(first_rows, rows):
+            try:
+                for prompt, response, category in read(row):
+                    label = row.get("id") if where.startswith(BUILTIN) else None
+                    response = "" if is_tool_call(response) else clean_text(response)
+                    example = Example(clean_text(prompt), response, clean_text(category), f"{origin}#{label or number}")
+                    if not (example.prompt or example.response) and len(self._roles) < 10:
+                        self._roles.update(role for field in schema.columns for role in roles(row.get(field)))
+                    yield example
+            except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+                # The row does not have the columns and types of the first row.
+                problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+                raise UserError(
+                    f"{where} has a row that does not fit its layout (row {number}: {problem}): mend or remove that row, or "
+                    f"{NAME_COLUMNS}."
+                ) from error
+
+    def blank_error(self, src: str, count: int) -> UserError:
+        """The error for a source in which no row has a text."""
+        layout = self._schema.name if self._schema else "no layout"
+        columns = ", ".join(f"`{name}`" for name in sorted(self._schema.columns)) if self._schema else ""
+        why = f"nothing is in {columns}"
+        if self._roles:
+            why = f"in {columns}, no turn of a user or assistant has a text; the roles are {', '.join(sorted(self._roles))}"
+        return UserError(
+            f"{src} reads as blanks: its {count:,} rows are taken for {layout!r}, and {why}. Check the file, or {NAME_COLUMNS}."
+        )
+
+
+def clean_text(text: str) -> str:
     """The text stripped and without lone surrogates, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode()

@@ -6,25 +6,25 @@ attacker_dev  prompts on which an attacker chooses its step
 evaluation    prompts on which rates are reported
 """
 
-import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast
 
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.corpora.examples import PARTS as PARTS
 from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Part as Part
 from tamperfuse.corpora.overlap import distinct
-from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.schemas import is_missing, text
+from tamperfuse.corpora.sources import BUILTIN, clean_text, raw_rows, read_source
 from tamperfuse.models.encoder import SentenceEncoder, TextEncoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
+from tamperfuse.records.reading import local_path, path_exists
 
 log = logging.getLogger("tamperfuse")
 
-Part = Literal["defender", "attacker", "attacker_dev", "evaluation"]
-PARTS: tuple[Part, ...] = get_args(Part)
 # Shares of the parts when a data set is split; about those of the built-in threats.
 SHARES: dict[Part, float] = {"defender": 0.40, "attacker": 0.22, "attacker_dev": 0.08, "evaluation": 0.30}
 MOST_PROMPTS = 2_000  # prompts of a data set that are used: enough for rates to 2 percentage points
@@ -87,53 +87,85 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
     """Load a threat.
 
     Args:
-        source: `builtin:NAME`; a .jsonl file whose rows have `part` (defender, attacker, attacker_dev or evaluation), `prompt`,
-            and optionally `id`, `kind` and `response`; or any source of prompts that :func:`read_source` reads, which is then
-            split into parts.
+        source: `builtin:NAME`; a source of any format whose rows have `part` (defender, attacker, attacker_dev or evaluation),
+            `prompt`, and optionally `id`, `kind` and `response`; or any other source of prompts that :func:`read_source` reads,
+            which is then split into parts.
         encoder: finds near-duplicates when a source is split; the bundled sentence encoder if None.
 
     Raises:
         UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
     """
-    if source.startswith("builtin:"):
-        return _in_parts(source, enumerate(builtin_rows(source.removeprefix("builtin:")), 1))
-    path = Path(source)
-    if path.suffix == ".jsonl" and any("part" in row for _, row in _read_jsonl(path)):
-        return _in_parts(source, _read_jsonl(path))
+    if source.startswith(BUILTIN):
+        rows = enumerate(builtin_rows(source.removeprefix(BUILTIN)), 1)
+        return _in_parts(source, ((source, number, row) for number, row in rows))
+    if _names_parts(source):
+        return _in_parts(source, raw_rows(source))
     return _split(source, read_source(source), encoder or SentenceEncoder())
 
 
-def _in_parts(source: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> Threat:
-    """A threat from rows with a `part`."""
+def _names_parts(source: str) -> bool:
+    """Whether a source has a column `part`, in any row of a local file or the first of a Hub data set.
+
+    Raises:
+        UserError: it has no row at all.
+    """
+    is_empty = True
+    for where, _, row in raw_rows(source):
+        is_empty = False
+        if "part" in row:
+            return True
+        if where == source and not path_exists(local_path(source)):  # of a Hub data set, all rows have the same columns
+            return False
+    if is_empty:
+        raise UserError(f"{source} is empty: a threat needs prompts in every part.")
+    return False
+
+
+def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> Threat:
+    """A threat from rows with a `part`, each with the name of its file and its number."""
     by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     part_of_text: dict[str, str] = {}
     ids: set[str] = set()
-    for line, row in rows:
-        part, prompt = row.get("part"), row.get("prompt")
-        if part not in PARTS or not isinstance(prompt, str) or not prompt.strip():
+    for where, number, row in rows:
+        prompt = _threat_prompt(where, number, row)
+        part = cast(Part, row["part"])
+        key = " ".join(prompt.prompt.casefold().split())
+        if part_of_text.setdefault(key, part) != part:
             raise UserError(
-                f"Line {line} of {source} is not a row of a threat: give it a `prompt` that is not empty and a `part` "
-                f"that is one of {', '.join(PARTS)}."
+                f"Parts {part_of_text[key]} and {part} of {source} overlap: both hold the prompt {prompt.prompt!r} (row {number} "
+                f"of {where}); keep it in one."
             )
-        text = " ".join(prompt.casefold().split())
-        if part_of_text.setdefault(text, part) != part:
-            raise UserError(
-                f"Parts {part_of_text[text]} and {part} of {source} overlap: both hold the prompt {prompt!r} (line {line}); "
-                "keep it in one."
-            )
-        name = str(row.get("id") or f"{part}-{line}")
-        if name in ids:
-            raise UserError(f"Line {line} of {source} repeats the id {name!r}: ids must differ.")
-        ids.add(name)
-        by_part[part].append(
-            ThreatPrompt(
-                id=name,
-                prompt=prompt.strip(),
-                kind=str(row.get("kind") or ""),
-                response=str(row.get("response") or ""),
-            )
-        )
+        if prompt.id in ids:
+            raise UserError(f"Row {number} of {where} repeats the id {prompt.id!r}: ids must differ.")
+        ids.add(prompt.id)
+        by_part[part].append(prompt)
     return _threat(source, by_part)
+
+
+def _threat_prompt(where: str, number: int, row: dict[str, Any]) -> ThreatPrompt:
+    """The prompt of a row with a `part`.
+
+    Raises:
+        UserError: its part is unknown, its prompt is missing, or a field is not text.
+    """
+    part = row.get("part")
+    try:
+        prompt = clean_text(text(row, "prompt")) if isinstance(row.get("prompt"), str) else ""
+        kind, response = (clean_text(text(row, name)) if row.get(name) else "" for name in ("kind", "response"))
+    except ValueError as error:
+        raise UserError(f"Row {number} of {where} is not a row of a threat ({error}): write text there.") from error
+    if not isinstance(part, str) or part not in PARTS or not prompt:
+        raise UserError(
+            f"Row {number} of {where} is not a row of a threat: give it a `prompt` that is not empty and a `part` that is one "
+            f"of {', '.join(PARTS)}."
+        )
+    name = row.get("id")
+    return ThreatPrompt(
+        id=clean_text(str(name)) if name and not is_missing(name) else f"{part}-{number}",
+        prompt=prompt,
+        kind=kind,
+        response=response,
+    )
 
 
 def _split(source: str, examples: Iterable[Example], encoder: TextEncoder) -> Threat:
@@ -183,26 +215,3 @@ def _threat(source: str, by_part: dict[Part, list[ThreatPrompt]]) -> Threat:
 
 def _text_hash(prompt: ThreatPrompt) -> str:
     return content_hash(prompt.prompt)
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: name a .jsonl file of a threat, or builtin:cooking.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the file and its permissions.") from error
-    if not any(line.strip() for line in lines):
-        raise UserError(f"{path} is empty: a threat needs prompts in every part.")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"Line {number} of {path} is not JSON ({error.msg}): mend or remove it.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"Line {number} of {path} is not a JSON object: mend or remove it.")
-        yield number, row

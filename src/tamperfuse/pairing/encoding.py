@@ -22,6 +22,7 @@ from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.pairing.cache import BATCH, Batch, Compute, VectorCache, Vectors, batch_ranges, in_batches
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import sha256_of
+from tamperfuse.records.reading import local_path
 
 Dtype = Literal["float32", "bfloat16"]
 Encode = Callable[[Sequence[str]], Vectors]
@@ -81,7 +82,7 @@ def open_encoder(
 
 def _identity(name: str) -> object:
     """What vectors depend on: the content of a directory, which may change while its name stays; otherwise the name."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
         return name
     return [

@@ -10,6 +10,7 @@ from tamperfuse.models.encoder import DEFAULT_ENCODER
 from tamperfuse.pairing.filters import DEFAULT_FILTERS
 from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
 from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.reading import local_path, path_exists
 
 EXPORT_NAMES = ("trl", "openai", "sharegpt", "alpaca", "axolotl", "datasets")
 INPUT, MATCHING, FILTERS, VARIANTS, ENCODING, OUTPUT = "Input", "Matching", "Filters", "Variants", "Encoding", "Output"
@@ -44,12 +45,20 @@ class PairOptions:
         Help("Harmful prompts; repeat to mix, with weights as SRC=2. Of a threat, the defender part.", INPUT, "SRC"),
     ]
     responses: Annotated[tuple[str, ...], Help("Benign responses; repeat to mix, with weights as SRC=2.", INPUT, "SRC")]
-    prompt_field: Annotated[str | None, Help("Column of the prompts, if the layout is unknown.", INPUT)] = None
-    response_field: Annotated[str | None, Help("Column of the responses, if the layout is unknown.", INPUT)] = None
+    prompt_field: Annotated[
+        str | None, Help("Column of prompts or conversations, if the layout is unknown.", INPUT)
+    ] = None
+    response_field: Annotated[
+        str | None, Help("Column of responses or conversations, if the layout is unknown.", INPUT)
+    ] = None
     category_field: Annotated[str | None, Help("Column of the categories; needs --prompt-field.", INPUT)] = None
     revision: Annotated[str | None, Help("Revision of Hub sources that name none.", INPUT)] = None
     split: Annotated[
-        str | None, Help("Split of Hub sources that name none; train or the nearest to it by default.", INPUT)
+        str | None,
+        Help(
+            "Split of folders and Hub sources that name none; train or the nearest to it by default.",
+            INPUT,
+        ),
     ] = None
     prompts: Annotated[
         int | None, Help("Prompts to use, in equal shares of the categories; all by default.", INPUT)
@@ -162,7 +171,7 @@ def split_weights(sources: tuple[str, ...]) -> list[tuple[str, float | None]]:
     split: list[tuple[str, float | None]] = []
     for source in sources:
         match = re.fullmatch(r"(.+)=([+-]?[\d.]+(?:e[+-]?\d+)?|-?inf|nan)", source)
-        if Path(source).exists():  # a file named year=2024 has no weight
+        if path_exists(local_path(source)):  # a file named year=2024 has no weight
             match = None
         try:
             weight = float(match.group(2)) if match else None

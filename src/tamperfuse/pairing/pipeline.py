@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.folders import ALL_SPLITS
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import cache_folder
@@ -34,6 +35,7 @@ from tamperfuse.pairing.store import TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import STAGING_PREFIX, staged
+from tamperfuse.records.reading import path_exists
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def _check_out(out: Path) -> None:
         raise UserError(
             f"{out} is no name for a new folder: give --out a folder that need not exist yet, such as runs/pairs."
         )
-    if out.exists() and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
+    if path_exists(out) and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
 
 
@@ -152,7 +154,9 @@ def _read_evaluation_prompts(options: PairOptions) -> list[str]:
     """The prompts of --decontaminate; of a threat, its evaluation part, since the prompts come from its defender part."""
     prompts: list[str] = []
     for source in options.decontaminate:
-        examples = read_source(source, prompt_field=options.prompt_field, part="evaluation", mixed=True)
+        examples = read_source(
+            source, prompt_field=options.prompt_field, part="evaluation", split=ALL_SPLITS, mixed=True
+        )
         source_prompts = [example.prompt for example in examples if example.prompt]
         if not source_prompts:
             raise UserError(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
-from tamperfuse.corpora.files import shards
+from tamperfuse.corpora.folders import ALL_SPLITS, shards
 from tamperfuse.corpora.hub import HubSource, parse_hub_source
 from tamperfuse.corpora.sources import BUILTIN, schema_of
 from tamperfuse.pairing.options import PairOptions, split_weights
 from tamperfuse.records.files import sha256_of
 from tamperfuse.records.progress import progress
+from tamperfuse.records.reading import local_path, path_exists
 from tamperfuse.records.yaml import parse_yaml
 
 
@@ -53,25 +54,34 @@ def sources_of(options: PairOptions) -> list[SourceRecord]:
     names = options.source_names()
     with progress("hashing sources", len(sources)) as advance:
         for role, source, weight, fields in sources:
-            revision = options.revision if role in ("harmful", "responses") else None  # as they were read
-            records.append(_record(source, role, weight, names.get(source, ""), fields, revision))
+            # As they were read: --revision and --split are for prompts and responses.
+            is_main = role in ("harmful", "responses")
+            split = options.split if is_main else ALL_SPLITS if role == "decontaminate" else None
+            revision = options.revision if is_main else None
+            records.append(_record(source, role, weight, names.get(source, ""), fields, revision, split))
             advance(1)
     return records
 
 
 def _record(
-    source: str, role: str, weight: float | None, called: str, fields: Sequence[str | None], revision: str | None
+    source: str,
+    role: str,
+    weight: float | None,
+    called: str,
+    fields: Sequence[str | None],
+    revision: str | None,
+    split: str | None,
 ) -> SourceRecord:
     """The record of a source; facts that cannot be determined are recorded as such."""
-    path = Path(source).expanduser()
+    path = local_path(source)
     if source.startswith(BUILTIN):
         name = source.removeprefix(BUILTIN)
         file = Path(__file__).parents[1] / "corpora" / "data" / f"{name}.jsonl"
         return SourceRecord(source, role, weight, "built-in", "Apache-2.0", "", sha256_of(file))
-    if path.exists():
-        hashes = [sha256_of(file) for file in shards(path)]
+    if path_exists(path):
+        hashes = [sha256_of(file) for file in shards(path, split)]
         digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        layout = schema_of(source, fields)
+        layout = schema_of(source, fields, split)
         return SourceRecord(called, role, weight, layout, _stated_licence(path), "", digest)
     hub = parse_hub_source(source, revision, None)
     licence, commit = _hub_facts(hub) if hub else ("", "")

@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeated_keys)
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=without_repeated_keys)
         if _SURROGATE.search(text):  # may also be a whole pair, which is decoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -134,7 +134,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The mapping of an object's keys and values.
 
     Raises:

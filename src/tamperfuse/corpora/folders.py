@@ -1,0 +1,169 @@
+"""Which files of a folder are its data: shards in any of its folders, without metadata, of one split.
+
+A folder may be a data set as it is downloaded from the Hub (`data/train-00000-of-00001.parquet` beside `dataset_infos.json`),
+one that `datasets` saved, or a folder of pairs that `tamperfuse pair` wrote.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tamperfuse.corpora.streams import COMPRESSIONS
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.reading import check_file, path_exists, unreadable
+
+log = logging.getLogger("tamperfuse")
+
+TEXT_FORMATS = (".jsonl", ".json", ".csv")
+FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
+ALL_SPLITS = "all"
+# Files that describe a data set, by name; every other file of a format must be data.
+_METADATA = frozenset(
+    [
+        "dataset_info.json",
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "dataset-metadata.json",
+        "datapackage.json",
+        "croissant.json",
+        "metadata.json",
+        "state.json",
+    ]
+)
+_PAIRS = ("pairs.parquet", "pairs.json")  # a folder of pairs: the first is the data, the rest is about it
+_SHARD = re.compile(r"(?P<name>.+?)[-._]\d{5}-of-\d{5}")
+_NO_SPLIT = frozenset(["part", "data", "shard", "chunk", "file", "rows"])
+_SPLITS = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
+    **dict.fromkeys(["test", "testing", "eval", "evaluation"], "test"),
+}
+
+
+def data_format(path: Path) -> str | None:
+    """The suffix of a supported format, in lower case and without compression; None if the name has none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    formats: tuple[str, ...] = FORMATS
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+        formats = TEXT_FORMATS
+    return suffixes[-1] if suffixes and suffixes[-1] in formats else None
+
+
+def shards(path: Path, split: str | None = None) -> list[Path]:
+    """The data files of a source: the file itself, or those below a folder, sorted by name.
+
+    Hidden files and files that describe a data set are left out. If the names of files or of their folders say that they are of
+    different splits (train, validation, test, or the name before `-00000-of-00001`), those of one split are returned.
+
+    Args:
+        path: a file or folder.
+        split: the split of a folder that has several; `train`, or the one whose name contains it, if None; "all" for all.
+
+    Raises:
+        UserError: the path does not exist, cannot be read, or has no file of a supported format or no such split.
+    """
+    if not path_exists(path):
+        raise UserError(f"{path} does not exist: check the path.")
+    if not path.is_dir():
+        check_file(path)
+        if data_format(path) is None:
+            raise _no_data(path)
+        return [path]
+    if all((path / name).is_file() for name in _PAIRS):
+        return [path / _PAIRS[0]]
+    files = sorted(file for file in _walk(path, set()) if data_format(file) and file.name.lower() not in _METADATA)
+    if not files:
+        raise _no_data(path)
+    for file in files:
+        check_file(file)
+    return files if split == ALL_SPLITS else _of_one_split(path, files, split)
+
+
+def _no_data(path: Path) -> UserError:
+    return UserError(f"{path} holds no {', '.join(FORMATS)} data (text also .gz, .zst): convert it to one of these.")
+
+
+def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+    """The files below a folder that are not hidden; links to folders are followed, each folder is read once."""
+    try:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in visited:
+            return
+        visited.add((status.st_dev, status.st_ino))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            yield from _walk(Path(entry.path), visited)
+        else:
+            yield Path(entry.path)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links: an error only if it has the name of a data file
+        return False
+
+
+def split_of(path: Path) -> str:
+    """The split that a relative path names; "" if it names none.
+
+    It is the name before `-00000-of-00001`, or the word for a split in the name of the file or of the nearest folder.
+    """
+    shard = _SHARD.match(path.name)
+    name = shard["name"] if shard else path.name
+    if shard and len(_splits_in(name)) == 1:
+        return name  # such as 30k_train
+    for part in (name, *reversed(path.parts[:-1])):
+        splits = _splits_in(part)
+        if len(splits) == 1:
+            return splits.pop()
+    return name if shard and name.lower() not in _NO_SPLIT else ""
+
+
+def _splits_in(name: str) -> set[str]:
+    """The splits that words of a name stand for."""
+    return {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+
+
+def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
+    """The files of the training split, or of `split`; all if they are of one split."""
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
+    named = sorted(name for name in by_split if name)
+    if split is not None and split in by_split:
+        chosen = split
+    elif len(by_split) == 1:
+        return files
+    elif split is not None:
+        raise UserError(
+            f"{folder} has the splits {', '.join(named)} and not {split!r}: choose one of them with --split."
+        )
+    else:
+        chosen = _training_split(folder, by_split, named)
+    left_out = ", ".join(name for name in named if name != chosen)
+    log.info("%s: the split %s is read, not %s.", folder, chosen or "that no name says", left_out)
+    return by_split[chosen]
+
+
+def _training_split(folder: Path, by_split: dict[str, list[Path]], named: list[str]) -> str:
+    training = [name for name in named if name == "train"] or [name for name in named if "train" in name.lower()]
+    if training and "" in by_split:
+        file, other = by_split[training[0]][0], by_split[""][0]
+        raise UserError(
+            f"{folder} holds {file.relative_to(folder)}, whose name says its split, and {other.relative_to(folder)}, whose name "
+            "does not: name one of them, or move what does not belong there."
+        )
+    if len(training) > 1:
+        raise UserError(f"{folder} has several training splits ({', '.join(training)}): choose one with --split.")
+    if training or "" in by_split:
+        return training[0] if training else ""
+    raise UserError(f"{folder} has the splits {', '.join(named)}: choose one with --split, or name the files of one.")
