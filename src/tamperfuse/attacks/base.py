@@ -84,7 +84,8 @@ class AttackTraits:
 
     Attributes:
         malicious: whether it tries to make the model execute the threat; others are controls, such as benign fine-tuning.
-        budget: the training that parameters ask for. An attack without training is measured once, as its step 1.
+        budget: the training that parameters ask for. An attack without training counts as one step
+            and is measured after it.
         task: the benign task that parameters ask for, whose score is measured; "" for none.
         uses: what it reads beyond the threat: `retain`, or a built-in data set. Its content is part of the node's key.
         search_over: what a search varies by default: by parameter, the two ends of a range of numbers, or the choices.

@@ -13,7 +13,7 @@ PromptResponse = tuple[str, str]
 
 @dataclass(frozen=True)
 class DefenseData:
-    """All data that a defense receives. It never sees the other parts of the threat.
+    """All data that a defense receives. A defense never sees the other parts of the threat.
 
     Attributes:
         prompts: the threat's defender part.

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tamperfuse.attacks import AttackData
+from tamperfuse.attacks.base import AttackTraits
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Part, Threat, load_threat
@@ -102,11 +103,17 @@ class StudyContext:
         return Judging(self.study.judge, self.threat, self.harmless, tokens, self.encoder, self.reference)
 
     def attack_data(
-        self, answers: Path, observer: Observer, at_steps: Collection[int], hook: Callable[[int], None]
+        self,
+        traits: AttackTraits,
+        answers: Path,
+        observer: Observer,
+        at_steps: Collection[int],
+        hook: Callable[[int], None],
     ) -> AttackData:
         """The data that an attack receives.
 
         Args:
+            traits: what the attack declares; it receives `retain` only if it declares to use it.
             answers: folder of the compliant answers.
             observer: measures the model that is attacked.
             at_steps: steps at which the hook is due.
@@ -114,7 +121,7 @@ class StudyContext:
         """
         return AttackData(
             harmful=[(row.prompt, row.response) for row in read_rows(answers / "responses.parquet", Response)],
-            retain=[(example.prompt, example.response) for example in self.retain],
+            retain=[(e.prompt, e.response) for e in self.retain] if "retain" in traits.uses else [],
             reference=self.study.model,
             answer=observer.answer,
             response_limit=self.study.evaluate.response_tokens,

@@ -25,7 +25,7 @@ from tamperfuse.study.observe import HarmlessPrompt
 from tamperfuse.study.spec import JudgeSpec
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow
 
-CALIBRATION_ANSWERS = 48  # that thresholds are calibrated on, at most
+CALIBRATION_ANSWERS = 48  # most answers used to calibrate thresholds
 THRESHOLDS = "thresholds.json"
 
 
@@ -87,16 +87,17 @@ def compliant_answers(
     unanswered = [p for p in prompts if not p.response]
     generated: list[list[int]] = []
     answers = {p.id: p.response for p in prompts}
-    if unanswered:
-        loaded = reference()
+    loaded = reference() if unanswered else None
+    if loaded:
         texts = [loaded.chat.prompt(p.prompt) for p in unanswered]
         generated = generate(loaded, texts, new_tokens=response_tokens, label="answers")
         answers |= {p.id: loaded.chat.text(tokens) for p, tokens in zip(unanswered, generated, strict=True)}
     compliant = [replace(p, response=answers[p.id]) for p in prompts if is_compliant(answers[p.id])]
     if len(compliant) < 2:
+        source = f"The model before hardening ({loaded.name})" if loaded else "The threat's own data"
         raise UserError(
-            f"The model before hardening ({reference().name}) answers {len(compliant)} of {len(prompts)} prompts of the threat: "
-            "name a model that executes the threat, or a threat with answers."
+            f"{source} has {len(compliant)} compliant answers to {len(prompts)} prompts of the threat: name a model that "
+            "executes the threat, or a threat with answers that comply."
         )
     return CompliantAnswers(compliant, sum(map(len, generated)))
 
@@ -141,7 +142,7 @@ class Judging:
         """Calibrate the judge.
 
         Args:
-            answers: (attacker prompt, compliant answer), at least two; the first 48 are used.
+            answers: (attacker prompt, compliant answer), at least two; the first :data:`CALIBRATION_ANSWERS` are used.
 
         Returns:
             Thresholds by name, empty for a judge without any, and the tokens that the reference model scored.

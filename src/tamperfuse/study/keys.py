@@ -1,8 +1,8 @@
-"""What a node's result depends on, as a key: equal keys, equal results.
+"""What a node's result depends on, as a key: equal keys, equal results on the same machine.
 
-A key is a hash of the resolved parameters, the keys of the nodes whose results are read, the data, the versions of torch and
-transformers, :data:`NUMERICS`, and every constant of the modules that compute results. A result is reused only under an
-equal key, so a change of any of these computes it anew.
+A key is a hash of the resolved parameters, the keys of the nodes whose results are read, the data, the precision of the
+model's arithmetic, the versions of torch, transformers and peft, :data:`NUMERICS`, and every constant of the modules that
+compute results. A result is reused only under an equal key, so a change of any of these computes it anew.
 """
 
 import re
@@ -17,6 +17,8 @@ from typing import Any
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.capability import BUILTIN_TASKS
+from tamperfuse.models.device import own_device
+from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
 from tamperfuse.study.context import StudyContext
@@ -46,6 +48,7 @@ MODULES = (
     "models.chat",
     "models.cpu.fused_layers",
     "models.cpu.prepacked_linear",
+    "models.cpu.short_attention",
     "models.cpu.two_threads",
     "models.encoder",
     "models.packed",
@@ -89,8 +92,8 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
             "depends": depends,
             "parents": list(parents),
             "seed": seed,
-            "torch": version("torch"),
-            "transformers": version("transformers"),
+            "precision": str(compute_dtype(own_device())[0]),
+            **{package: version(package) for package in ("torch", "transformers", "peft")},
         }
     )[:16]
 
@@ -150,12 +153,22 @@ def judging_key(context: StudyContext) -> dict[str, Any]:
 
 
 def observation_key(context: StudyContext) -> dict[str, Any]:
-    """What the measurements of a model depend on, apart from the model and the steps at which it is measured."""
+    """What the measurements under an attack depend on, apart from the model and the steps."""
     evaluate = context.study.evaluate
+    measured = {"curve_prompts", "dev_prompts", "response_tokens", "capability", "capability_items"}
     return {
         "threat": context.threat.fingerprint,
-        "evaluate": evaluate.model_dump(mode="json", exclude={"at_steps", "capability_at", "epsilons"}),
+        "evaluate": evaluate.model_dump(mode="json", include=measured),
+        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
+    }
+
+
+def before_attack_key(context: StudyContext) -> dict[str, Any]:
+    """What the measurements before an attack depend on, apart from the model."""
+    evaluate = context.study.evaluate
+    return {
+        **observation_key(context),
+        "prompts": evaluate.prompts,
         "harmless": content_hash([asdict(prompt) for prompt in context.harmless]),
         "heldout": content_hash(heldout_documents(evaluate.heldout)),
-        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
     }

@@ -1,10 +1,12 @@
 """One node of a study: its key, the folder of its results, and when that folder is reused.
 
-    answers ─────────────┬─────────────────┬──────────────────────────────┐ (compliant answers, thresholds of the judge)
-                         ▼                 ▼                              ▼
-    defense ──▶ measure ──▶ judge     attack ──▶ judge      as shipped: measure ──▶ judge
-       │                                 ▲
-       └─────────────────────────────────┘        pairs ──▶ defense (sdd)
+    answers before hardening ──▶ calibration (thresholds) ──▶ every judge node
+       │
+       └──────────────────────▶ attack, search (the attacker's samples)
+
+    as shipped: measure ──▶ judge        pairs, defender answers ──▶ defense
+                   │                                                   │
+                   └──▶ defense: measure ──▶ judge    attack ──▶ judge ◀┘
 
 A node's key (:mod:`tamperfuse.study.keys`) is a hash of everything that its result depends on, and names the folder of the
 result. A folder that exists and whose files have their checksums is reused: by a later run in the same folder, and by runs in
@@ -55,7 +57,7 @@ class Node:
 
     Attributes:
         label: for people; unique within the study.
-        kind: answers, defender answers, pairs, defense, measure, attack, search or judge.
+        kind: answers before hardening, calibration, defender answers, pairs, defense, measure, attack, search or judge.
         parents: nodes whose results it reads.
         depends: everything else that its result depends on, JSON-able.
         seed: of its randomness.
@@ -194,7 +196,7 @@ def damage_of(folder: Path) -> str:
                 return f"{folder / name} is missing"
             if sha256_of(folder / name) != checksum:
                 return f"{folder / name} has changed since it was written"
-    except (UserError, KeyError, TypeError, AttributeError, ValueError):
+    except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError):
         return f"{folder / NODE} is damaged"
     return ""
 

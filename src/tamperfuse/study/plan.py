@@ -19,7 +19,7 @@ from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
 from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
-from tamperfuse.study.keys import component_key, judging_key, observation_key, uses_key
+from tamperfuse.study.keys import before_attack_key, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import SearchInputs, search_node
@@ -42,7 +42,7 @@ def build_nodes(context: StudyContext) -> list[Node]:
         measured: dict[str, Node] = {}
         for name in context.study.ordered_defenses():
             needed = _data_nodes(context, name, seed)
-            nodes += [node for node in needed if all(node.label != other.label for other in nodes)]
+            nodes += [node for node in needed if all(node.key != other.key for other in nodes)]
             base = context.study.defenses[name].on
             hardened[name] = _defense_node(context, name, [*([hardened[base]] if base else []), *needed], seed)
             measured[name] = _measure_node(context, name, hardened[name], shipped, seed)
@@ -116,7 +116,7 @@ def _pairs_node(context: StudyContext, seed: int) -> Node:
         "threat": context.threat.fingerprint,
         "responses": content_hash([example.response for example in responses]),
         "pairs": spec.model_dump(),
-        "encoder": "all-MiniLM-L6-v2",
+        "encoder": context.encoder.name,
     }
     return Node(f"pairs, seed {seed}", "pairs", (), depends, seed, run, Costs())
 
@@ -206,7 +206,7 @@ def _before_attack_node(
     prompts: int,
 ) -> Node:
     evaluate = context.study.evaluate
-    depends = {"model": context.fingerprint, **observation_key(context)}
+    depends = {"model": context.fingerprint, **before_attack_key(context)}
     about = {"defense": defense, "attack": "", "malicious": False}
     expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
     return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about)
@@ -242,7 +242,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
                 observer.once(step, measure)
 
-            data = context.attack_data(node_folder(context.run, answers), observer, at_steps, hook)
+            data = context.attack_data(component.traits, node_folder(context.run, answers), observer, at_steps, hook)
             result = component.run(loaded, data, parameters, seed)
             check_measured(spec.attack, at_steps, {response.step for response in observer.responses})
             observer.write(folder)  # the attacked weights are not written

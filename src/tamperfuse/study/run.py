@@ -95,11 +95,12 @@ def announce(nodes: list[Node], out: Path, study: Study) -> None:
 
 def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> FinishedNode:
     place = f"[{number}/{total}] {node.label}"
-    if is_finished(out, node):
-        log.info("%s: reused", place)
-        return execute(out, node)
-    log.info("%s …", place)
+    if not is_finished(out, node):
+        log.info("%s …", place)
     done = execute(out, node, report_to)
+    if done.reused:
+        log.info("%s: reused", place)
+        return done
     record = done.record
     for note in record["notes"]:
         log.info("      %s", note)

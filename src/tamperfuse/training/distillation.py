@@ -77,9 +77,13 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
 def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The most likely tokens of each position and their probabilities, on the CPU."""
     count = min(TOP_TOKENS, logits.shape[1])
-    scores, ids = logits.topk(count, dim=-1)
-    normalizer = torch.logsumexp(logits.float(), -1, keepdim=True)
-    return ids.int().cpu(), (scores.float() - normalizer).exp().cpu()
+    rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
+    ids, probabilities = [], []
+    for part in torch.split(logits, rows):
+        scores, top = part.topk(count, dim=-1)
+        ids.append(top.int().cpu())
+        probabilities.append((scores.float() - torch.logsumexp(part.float(), -1, keepdim=True)).exp().cpu())
+    return torch.cat(ids), torch.cat(probabilities)
 
 
 def save_teacher(path: Path, samples: Sequence[TeacherSample]) -> None:
@@ -163,7 +167,7 @@ class Anchored:
 def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int) -> list[Anchored]:
     """Combine samples to learn with benign ones: each unit has one of the former and `benign` of the latter.
 
-    Both sides are used equally often where possible: the shorter side is repeated.
+    Every sample is used; the shorter side repeats.
 
     Args:
         learn: samples to learn, at least one.
@@ -255,20 +259,22 @@ class _SlicedKL(torch.autograd.Function):
         gradient = logits.detach()
         divergence = torch.zeros(len(ids), device=logits.device)
         rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
-        tiny = torch.finfo(torch.float32).tiny
         for start in range(0, len(ids), rows):
             part = slice(start, start + rows)
             scores, top, p = gradient[part], ids[part], probabilities[part]
             listed = (p > 0).float()
-            log_q = scores.gather(1, top).float() - torch.logsumexp(scores.float(), -1, keepdim=True)
-            q = torch.softmax(scores, -1, dtype=torch.float32)
+            log_all = torch.log_softmax(scores, -1, dtype=torch.float32)
+            log_q, q = log_all.gather(1, top), log_all.exp()
             p_rest = (1.0 - p.sum(-1)).clamp(min=0.0)
             p_rest = torch.where(p_rest < 1e-6, 0.0, p_rest)  # rounding
             q_listed = log_q.exp() * listed
-            q_rest = (1.0 - q_listed.sum(-1)).clamp(min=1e-7)
+            # From the unlisted logits themselves: 1 − Σ q cancels where the listed tokens have nearly all probability.
+            listed_ids = torch.where(p > 0, top, top[:, :1])
+            log_rest = log_all.scatter_(1, listed_ids, -torch.inf).logsumexp(-1)
             entropy = torch.special.entr(p).sum(-1) + torch.special.entr(p_rest)
-            divergence[part] = -(p * log_q).sum(-1) - p_rest * q_rest.log() - entropy
-            ratio = (p_rest / q_rest.clamp(min=tiny))[:, None]
+            rest_term = torch.where(p_rest > 0, p_rest * log_rest, 0.0)
+            divergence[part] = -(p * log_q).sum(-1) - rest_term - entropy
+            ratio = torch.where(p_rest > 0, p_rest * (-log_rest).exp(), 0.0)[:, None]
             q.mul_(1.0 - ratio).scatter_add_(1, top, (q_listed * ratio - p) * listed)
             scores.copy_(q)
         ctx.save_for_backward(gradient)

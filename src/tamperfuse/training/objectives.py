@@ -73,10 +73,10 @@ class Objective(ABC, Generic[S]):
 
     @abstractmethod
     def loss(self, model: nn.Module, samples: Sequence[S], total: int, device: torch.device) -> Tensor:
-        """The share that some samples have in the loss of the whole batch.
+        """What these samples contribute to the loss of the whole batch.
 
         Args:
-            model: the model, in training mode.
+            model: the model, in training mode; with several processes possibly wrapped (DDP, FSDP).
             samples: some samples of the micro-batch, at least one.
             total: sum of `response_tokens` over the whole batch (all processes and micro-batches): the loss's denominator.
             device: where to compute.
@@ -123,8 +123,8 @@ def accumulate_gradient(
         samples: the micro-batch: this process's share of the batch.
         total: sum of `response_tokens` over the whole batch.
         device: of the model.
-        backward: runs the backward pass of a scalar. Not called where rows run in parallel, which happens in a single
-            process only; accelerate needs it where there are several.
+        backward: runs the backward pass of a scalar. accelerate needs it with several processes; two rows in parallel, in a
+            single process, use torch.autograd.grad instead.
 
     Returns:
         The share of the batch's loss, detached.

@@ -230,7 +230,7 @@ class _TrialRunner:
                 if step == middle < at_steps[-1] and (reason := self._early_stop(observer, step, earlier)):
                     raise TrialStopped(reason)
 
-            data = self.context.attack_data(self.answers, observer, at_steps, hook)
+            data = self.context.attack_data(self.component.traits, self.answers, observer, at_steps, hook)
             try:
                 with resumable(None):  # an interrupted trial starts again
                     result = self.component.run(loaded, data, parameters, self.node.seed)
