@@ -1,12 +1,17 @@
 """Threats of the user's own: parts that the file names, or a data set that is split on the way in."""
 
 import csv
+import gzip
+import io
 import json
 import logging
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tamperfuse.corpora.overlap import distinct, near
@@ -106,3 +111,70 @@ def test_one_prompt_in_other_words() -> None:
         1: (f"now then, {long} and more", "13-gram"),
         2: ("cut it", "cosine 1.00"),
     }
+
+
+PARTED = [
+    {"part": part, "prompt": f"{part} {n} \U0001f642", "kind": "k", "response": f"r{n}"}
+    for part in PARTS
+    for n in range(3)
+]
+
+
+@pytest.mark.parametrize(
+    "name", ["t.jsonl", "t.JSONL", "t.jsonl.gz", "t.json", "t.csv", "t.csv.zst", "t.parquet", "folder"]
+)
+def test_parts_stay_in_every_format(tmp_path: Path, name: str) -> None:
+    path, table = tmp_path / name, io.StringIO(newline="")
+    writer = csv.DictWriter(table, PARTED[0])
+    writer.writeheader()
+    writer.writerows(PARTED)
+    lines = "".join(json.dumps(row) + "\n" for row in PARTED)
+    match name.lower().split(".", 1)[-1]:
+        case "jsonl":
+            path.write_text(lines)
+        case "jsonl.gz":
+            path.write_bytes(gzip.compress(lines.encode()))
+        case "json":
+            path.write_text(json.dumps(PARTED))
+        case "csv":
+            path.write_text(table.getvalue(), encoding="utf-8")
+        case "csv.zst":
+            with pa.CompressedOutputStream(str(path), "zstd") as out:
+                out.write(table.getvalue().encode())
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(PARTED), path)
+        case "folder":
+            path.mkdir()
+            for part in PARTS:  # names that elsewhere stand for splits
+                write(path / f"{part}.jsonl", [{**row, "id": row["prompt"]} for row in PARTED if row["part"] == part])
+    threat = load_threat(str(path), FirstWords())
+    assert where(threat) == {row["prompt"]: row["part"] for row in PARTED}
+    assert {prompt.response for prompt in threat.part("attacker")} == {"r0", "r1", "r2"}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"part": None, "prompt": "x"}, "not a row of a threat"),
+        ({"part": "Defender", "prompt": "x"}, "not a row of a threat"),
+        ({"prompt": "x"}, "not a row of a threat"),
+        ({"part": "defender", "prompt": 3}, "not a row of a threat"),
+        ({"part": "defender", "prompt": "x", "response": {"a": 1}}, "holds a dict, not text"),
+        ({"part": "defender", "prompt": "x", "id": "twice"}, "repeats the id 'twice'"),
+    ],
+)
+def test_a_row_that_is_none_of_the_threat_is_an_error(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    rows = [*PARTED, {"part": "defender", "prompt": "y", "id": "twice"}, row]
+    (tmp_path / "t.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=words):
+        load_threat(str(tmp_path / "t.json"), FirstWords())
+
+
+def test_missing_values_and_surrogates_in_a_threat(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in PARTED]
+    lines.append('{"part": "defender", "prompt": "half \\ud800", "response": NaN, "id": NaN, "kind": null}')
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    threat = load_threat(str(tmp_path / "t.jsonl"), FirstWords())
+    (prompt,) = [prompt for prompt in threat.part("defender") if prompt.prompt.startswith("half")]
+    assert (prompt.prompt, prompt.response, prompt.kind, prompt.id) == ("half \ufffd", "", "", f"defender-{len(lines)}")
+    assert len(threat.fingerprint) == 64

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from pairing_stand_ins import WordHashEncoder, pair_options
+from tamperfuse.corpora.sources import read_source
 from tamperfuse.pairing import read_pairs
 from tamperfuse.pairing.exports import EXPORTS, NAME
 from tamperfuse.pairing.pipeline import pair_corpora
@@ -52,6 +53,22 @@ def test_every_export_loads_with_datasets(exported, tmp_path, monkeypatch):
     (entry,) = yaml.safe_load((exports / "axolotl" / "axolotl.yaml").read_text())["datasets"]
     rows = load(f"axolotl/{entry['path']}")
     assert [m[entry["message_field_training"]] for m in rows[0][entry["field_messages"]]][-1] is True
+
+
+@pytest.mark.parametrize("name", [*EXPORTS, "the folder of pairs"])
+@pytest.mark.parametrize("multi_turn", [0.0, 0.5])
+def test_every_export_is_read_back(sources, tmp_path, name, multi_turn):
+    options = pair_options(sources, tmp_path / "out", export=tuple(EXPORTS), multi_turn=multi_turn)
+    pair_corpora(options, WordHashEncoder())
+    folder = tmp_path / "out" / "exports" / name if name in EXPORTS else tmp_path / "out"
+    examples = list(read_source(str(folder)))
+    # Messages without a mark of what is learned are read as any conversation: the first exchange.
+    is_first = multi_turn and name in ("openai", "sharegpt")
+    pairs = read_pairs(tmp_path / "out")
+    turns = [(*pair.history, (pair.prompt, pair.response))[0 if is_first else -1] for pair in pairs]
+    assert [(example.prompt, example.response) for example in examples] == turns
+    if name in ("datasets", "the folder of pairs"):
+        assert [example.category for example in examples] == [pair.category for pair in pairs]
 
 
 @pytest.mark.parametrize("name", ["trl", "openai", "datasets"])

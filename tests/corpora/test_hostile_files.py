@@ -1,0 +1,220 @@
+"""Data files that are damaged, huge or odd: read right, or refused in a sentence."""
+
+import gzip
+import json
+import tracemalloc
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tamperfuse.corpora import files, streams
+from tamperfuse.corpora.files import read_rows
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.records.errors import UserError
+
+
+def _zst(path: Path, content: bytes, times: int = 1) -> None:
+    with pa.CompressedOutputStream(str(path), "zstd") as out:
+        for _ in range(times):
+            out.write(content)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz", ".csv.gz", ".jsonl.zst", ".json.zst", ".csv.zst"])
+def test_an_archive_of_zeros_takes_little_memory(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, streams):
+        monkeypatch.setattr(module, "MAX_ROW", 2 << 20)
+    path, zeros = tmp_path / f"x{suffix}", b"\0" * (1 << 20)
+    if suffix.endswith(".gz"):
+        with gzip.open(path, "wb", compresslevel=1) as out:
+            for _ in range(64):
+                out.write(zeros)
+    else:
+        _zst(path, zeros, 64)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"too much for one row|not valid JSON"):
+        list(read_rows(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 24 << 20
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_an_archive_that_expands_without_end_is_refused(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "RATIO_FROM", 1 << 20)
+    path = tmp_path / f"x{suffix}"
+    if suffix.endswith(".gz"):
+        path.write_bytes(gzip.compress(b"\n" * (8 << 20)))
+    else:
+        _zst(path, b"\n" * (8 << 20))
+    with pytest.raises(UserError, match=r"expands to more than .*decompress it"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_row_that_is_too_long_is_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, streams):
+        monkeypatch.setattr(module, "MAX_ROW", 1 << 20)
+    path = tmp_path / f"x{suffix}"
+    path.write_text(
+        json.dumps([{"prompt": "x" * (2 << 20)}])[1:-1] if suffix != ".csv" else "prompt\n" + "x" * (2 << 20)
+    )
+    with pytest.raises(UserError, match="too much for one row"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('prompt,response\na,"open\nb,c\nd,e\n', "row 2, which begins on line 2: a quote is opened and not closed"),
+        ('prompt,response\na,b\n\n"x\ny",z\nc,"open\n', "begins on line 6: a quote is opened"),
+        ('prompt,response\na,"open\nb,"closed"\n', "line 2: text follows a closing quote"),
+        ('prompt,response\na,"He said "hi" to me"\n', "text follows a closing quote"),
+        ("prompt,prompt\na,b\n", "two columns named 'prompt'"),
+        ("prompt,response\na,b,c\n", "3 fields in row 2 but 2 columns"),
+    ],
+)
+def test_a_csv_file_with_wrong_quotes_or_columns_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(UserError, match=words):
+        list(read_rows(tmp_path / "x.csv"))
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(
+        '\ufeffprompt,response\r\n"say ""hi"",\r\nplease",b\r\n"",nan\r\nc,NaN\r\n'.encode()
+    )
+    assert [(e.prompt, e.response) for e in read_source(str(tmp_path / "x.csv"))] == [
+        ('say "hi",\r\nplease', "b"),
+        ("", ""),
+        ("c", ""),
+    ]
+
+
+def test_a_first_line_is_an_instruction_only_in_the_files_of_hex_phi(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("harmful request 1\nharmful request 2\n")
+    with pytest.raises(UserError, match="'harmful request 1', which match no known schema"):
+        list(read_source(str(tmp_path / "mine.csv")))
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [
+        (pa.array([2**62], pa.timestamp("us")), "column 'prompt'.*store that column as text"),
+        (pa.array([0], pa.timestamp("us", tz="Foo/Bar")), "column 'prompt'"),
+        (pa.array([datetime(2026, 1, 1)]), "holds a datetime, not text"),
+        (pa.array([float("inf")]), "holds a float, not text"),
+        (pa.array([b"\xff"], pa.binary()), "holds a bytes, not text"),
+    ],
+)
+def test_parquet_values_that_are_no_text_are_sentences(tmp_path: Path, column: pa.Array, words: str) -> None:
+    pq.write_table(pa.table({"prompt": column}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=words):
+        list(read_source(str(tmp_path / "x.parquet"), prompt_field="prompt"))
+
+
+def test_missing_values_of_every_kind_are_missing(tmp_path: Path) -> None:
+    nat = pa.array([None, None], pa.timestamp("ns"))
+    table = pa.table({"prompt": ["a", None], "response": pa.array([float("nan"), None]), "category": nat})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": NaN, "category": null}\n{"prompt": NaN}\n')
+    for name in ("x.parquet", "x.jsonl"):
+        examples = list(read_source(str(tmp_path / name)))
+        assert [(e.prompt, e.response, e.category) for e in examples] == [("a", "", ""), ("", "", "")]
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "a", "prompt": "b"}', '{"prompt": Infinity}', '{"prompt": 1e999}'])
+def test_json_that_would_lose_something_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"line 2|row 2"):
+        list(read_source(str(tmp_path / "x.jsonl")))
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow_files(tmp_path: Path, kind: str) -> None:
+    table = pa.table({"prompt": [f"p{n}" for n in range(600)]})
+    new = pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file
+    with pa.OSFile(str(tmp_path / "x.arrow"), "wb") as out, new(out, table.schema) as writer:
+        writer.write_table(table)
+    assert [e.prompt for e in read_source(str(tmp_path / "x.arrow"))] == table["prompt"].to_pylist()
+    (tmp_path / "x.arrow").write_bytes(b"ARROW1 not really")
+    with pytest.raises(UserError, match="not a readable Arrow file"):
+        list(read_source(str(tmp_path / "x.arrow")))
+
+
+leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+value = st.recursive(
+    leaf,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "text", "type", "tool_calls", "x"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+columns = st.sampled_from(
+    ["prompt", "response", "completion", "messages", "conversations", "conversation", "category", "is_safe", "part", "data",
+     "id", "instruction", "output", "input", "message_tree_id", "role", "text", "parent_id", "message_id", "ask"]
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(rows=st.lists(st.dictionaries(columns, value, max_size=5), max_size=4), part=st.sampled_from([None, "defender"]))
+def test_any_rows_are_read_or_refused_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], part: str | None
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for field in (None, "ask"):
+        try:
+            for example in read_source(str(path), part=part, prompt_field=field):
+                for text in (example.prompt, example.response, example.category):
+                    assert text == text.strip()
+                    text.encode()
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    suffix=st.sampled_from([".jsonl", ".json", ".csv", ".parquet", ".arrow", ".jsonl.gz", ".csv.zst"]),
+    at=st.integers(0),
+    rubbish=st.binary(max_size=6),
+    cut=st.booleans(),
+)
+def test_damaged_files_are_read_or_refused_in_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, at: int, rubbish: bytes, cut: bool
+) -> None:
+    rows = [{"prompt": f"p{n}, ä", "response": 'say "r"'} for n in range(3)]
+    path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
+    table = pa.Table.from_pylist(rows)
+    if ".csv" in suffix:
+        text = "prompt,response\n" + "".join(f'"{row["prompt"]}","say ""r"""\n' for row in rows)
+    else:
+        text = json.dumps(rows) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    elif suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
+            writer.write_table(table)
+    elif suffix.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    elif suffix.endswith(".zst"):
+        _zst(path, text.encode())
+    else:
+        path.write_text(text, encoding="utf-8")
+    content = path.read_bytes()
+    at %= len(content) + 1
+    path.write_bytes(content[:at] + rubbish + (b"" if cut else content[at:]))
+    try:
+        list(read_source(str(path)))
+    except UserError as error:
+        assert str(path) in str(error)
