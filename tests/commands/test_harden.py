@@ -1,12 +1,14 @@
-"""What `harden` prints and writes."""
+"""What `harden` prints and writes, and what an interrupted `attack` resumes from."""
 
 import logging
 from pathlib import Path
 
 import pytest
 
+from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.models.load import load_model
+from tamperfuse.records.errors import UserError
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -31,3 +33,31 @@ def test_hardening_prints_the_preset_and_the_reason(
     )
     assert "preset small (steps 1, learning rate 6e-05, batch 2, replay 0.1); the model has 0 million" in caplog.text
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
+
+
+@pytest.mark.usefixtures("quick_judging")
+def test_an_interrupted_attack_with_other_parameters_is_refused(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attack(beta: float) -> None:
+        attack_model(
+            str(tiny_folder),
+            "preference_finetune",
+            str(threat_file),
+            tmp_path / "out",
+            reference=None,
+            retain="builtin:retain",
+            keep=False,
+            settings={"beta": beta, "shots": 2, "steps": 1, "batch": 2},
+            seed=0,
+        )
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("tamperfuse.commands.attack.judge_responses", interrupted)
+        attack(0.1)
+    with pytest.raises(UserError, match=r"parameters\.beta was 0\.1 and is 0\.9"):
+        attack(0.9)
+    assert not (tmp_path / "out").exists()

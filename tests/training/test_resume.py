@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.training import checkpoints
-from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.checkpoints import fingerprint, resumable
 from tamperfuse.training.fit import FitResult, Training, fit
+from tamperfuse.training.objectives import SupervisedObjective
 
 KILLS = 20
 STEPS = 400  # of the second training: more than the kills get through
@@ -191,3 +193,54 @@ def test_a_checkpoint_of_something_else_is_refused(tiny_folder: Path, tmp_path: 
     state = tmp_path / kept["file"]
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     refused("is damaged")
+
+
+@dataclass
+class Weighted(SupervisedObjective):
+    """An objective with a setting."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A sample with a field besides its tokens, and a number that a model computed."""
+
+    sample: Sample
+    forget: bool = False
+    margin: float = 0.0
+    response_tokens: int = 1
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.sample.tokens
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_checkpoint_of_another_objective_or_work_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    def train(weight: float, work: dict[str, Any]) -> FitResult:
+        loaded = load_model(str(tiny_folder))
+        with resumable(tmp_path, work=work):
+            return fit(loaded, samples(loaded), Training(steps=1, batch=2), seed=1, objective=Weighted(weight))
+
+    train(0.1, {"parameters": {"beta": 0.1}})
+    with pytest.raises(UserError, match=r"objective\.weight was 0\.1 and is 0\.9"):
+        train(0.9, {"parameters": {"beta": 0.1}})
+    with pytest.raises(UserError, match=r"parameters\.beta was 0\.1 and is 0\.9"):
+        train(0.1, {"parameters": {"beta": 0.9}})
+    assert train(0.1, {"parameters": {"beta": 0.1}}).resumed_at == 1
+
+
+def test_every_field_of_a_sample_counts_but_real_numbers(tiny: LoadedModel) -> None:
+    def of(*signed: Signed) -> str:
+        return fingerprint(tiny, signed)["samples"]
+
+    first, second = samples(tiny)[:2]
+    assert of(Signed(first), Signed(second)) == of(Signed(first, margin=0.5), Signed(second))
+    different = [
+        of(Signed(first), Signed(second)),
+        of(Signed(first, forget=True), Signed(second)),
+        of(Signed(replace(first, start=first.start + 1)), Signed(second)),
+        of(Signed(second), Signed(first)),
+    ]
+    assert len(set(different)) == len(different)

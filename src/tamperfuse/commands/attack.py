@@ -14,7 +14,7 @@ from tamperfuse.commands.measurement import (
     open_judging,
     write_tables,
 )
-from tamperfuse.commands.training import print_notes, resumable_beside
+from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.models.load import load_model, model_fingerprint, write_checkpoint
@@ -72,7 +72,8 @@ def attack_model(
     steps = budget.steps or 1
     check_fresh(out)
     check_encoder()
-    with resumable_beside(out, report_to) as unfinished, staged(out, directory=True) as staging:
+    work = work_of(component, parameters, seed)
+    with resumable_beside(out, report_to, work) as unfinished, staged(out, directory=True) as staging:
         loaded = load_model(model)
         origin = reference or loaded.origin
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
@@ -80,14 +81,14 @@ def attack_model(
         answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), evaluate.response_tokens)
         key = {
             "model": model_fingerprint(model),
-            "attack": [*component.identity, parameters.model_dump(mode="json"), seed],
+            "attack": work,
             "threat": prompts.fingerprint,
             "data": content_hash([(e.prompt, e.response) for e in harmless]),
             "reference": model_fingerprint(origin),
             "measured": [evaluate.model_dump(mode="json"), [prompt.prompt for prompt in judging.harmless]],
             "versions": versions(),
         }
-        observer = Observer(loaded, prompts, evaluate, unfinished / f"seen-{content_hash(key)[:16]}")
+        observer = Observer(loaded, prompts, evaluate, unfinished / f"measured-{content_hash(key)[:16]}")
 
         def hook(step: int) -> None:
             observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, judging.harmless))

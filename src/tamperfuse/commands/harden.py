@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tamperfuse.commands.training import print_notes, resumable_beside
+from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
@@ -58,7 +58,7 @@ def harden_model(
     matched: Sequence[Pair] = ()
     if component.traits.needs_pairs:
         matched = read_pairs(pairs) if pairs is not None else default_pairs(prompts, encoder, seed)
-    with resumable_beside(out, report_to), staged(out, directory=True) as staging:
+    with resumable_beside(out, report_to, work_of(component, parameters, seed)), staged(out, directory=True) as staging:
         loaded = load_model(model)
         parameters = apply_defense(loaded, component, parameters, prompts, pairs=matched, benign=replay, seed=seed)
         provenance = Provenance(

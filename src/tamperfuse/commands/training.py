@@ -2,10 +2,12 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.training.checkpoints import resumable
 
 log = logging.getLogger("tamperfuse")
@@ -17,15 +19,22 @@ def print_notes(notes: Sequence[str]) -> None:
         log.info("%s", note)
 
 
+def work_of(component: Component[Any, Any], parameters: Parameters, seed: int) -> dict[str, Any]:
+    """What tells the trainings of a defense or an attack from others: its identity, its parameters and its seed, JSON-able."""
+    return {"component": [*component.identity, seed], "parameters": parameters.model_dump(mode="json")}
+
+
 @contextmanager
-def resumable_beside(out: Path, report_to: Sequence[str]) -> Iterator[Path]:
-    """Keep the resume state of trainings in the folder `OUT.unfinished`, which is removed once the block ends well.
+def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any]) -> Iterator[Path]:
+    """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block ends without an exception.
 
     Args:
         out: the folder of results, beside which it lies.
         report_to: trackers that trainings report to; their files go to `OUT.logs`.
+        work: what the result depends on beyond the trainings, as :func:`work_of` returns it. A resume state of other work is
+            refused.
     """
     unfinished = out.with_name(f"{out.name}.unfinished")
-    with resumable(unfinished, report_to, out.with_name(f"{out.name}.logs")):
+    with resumable(unfinished, report_to, out.with_name(f"{out.name}.logs"), work):
         yield unfinished
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -14,10 +14,10 @@ same environment and with the same number of threads, a resumed training ends wi
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TrainingBlock:
 
     Attributes:
         folder: where their checkpoints are written; None for no checkpoints.
+        work: what the block's result depends on, JSON-able; part of the identity of every training.
         report_to: trackers that they report to.
         logs: log folder for trackers that write files.
         results: the results of the completed trainings, in order.
@@ -51,6 +52,7 @@ class TrainingBlock:
     folder: Path | None = None
     report_to: Sequence[str] = ()
     logs: Path | None = None
+    work: Mapping[str, Any] = field(default_factory=dict)
     results: list[FitResult] = field(default_factory=list)
     started: int = 0
 
@@ -59,7 +61,12 @@ _current: ContextVar[TrainingBlock | None] = ContextVar("training_block", defaul
 
 
 @contextmanager
-def resumable(folder: Path | None, report_to: Sequence[str] = (), logs: Path | None = None) -> Iterator[TrainingBlock]:
+def resumable(
+    folder: Path | None,
+    report_to: Sequence[str] = (),
+    logs: Path | None = None,
+    work: Mapping[str, Any] | None = None,
+) -> Iterator[TrainingBlock]:
     """Within the block, every fit writes checkpoints to `folder` and resumes from the one it finds there.
 
     Args:
@@ -67,8 +74,10 @@ def resumable(folder: Path | None, report_to: Sequence[str] = (), logs: Path | N
             piece of work, since trainings are identified by their order in it. None for no checkpoints.
         report_to: trackers that trainings report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
         logs: log folder for trackers that write files.
+        work: what the block's result depends on beyond its trainings, JSON-able, such as the parameters of a defense. A
+            checkpoint of other work is refused.
     """
-    block = TrainingBlock(folder, report_to, logs)
+    block = TrainingBlock(folder, report_to, logs, work or {})
     token = _current.set(block)
     try:
         yield block
@@ -170,13 +179,29 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, str]:
-    """Hashes of a model's weights and of its training samples. Takes about 0.1 s per gigabyte."""
+    """Hashes of a model's weights and of its training samples. Takes about 0.1 s per gigabyte.
+
+    Of a sample that is a dataclass every field counts, apart from real numbers and tensors: these are computed with a model,
+    such as the margin of a preference, so they follow from the weights and the tokens, up to rounding.
+    """
     weights, data = xxhash.xxh3_128(), xxhash.xxh3_128()
     for parameter in loaded.model.parameters():
         weights.update(memoryview(parameter.detach().cpu().contiguous().flatten().numpy()))
     for sample in samples:
         data.update(np.asarray([sample.response_tokens, *sample.tokens], dtype=np.int64).data)
+        data.update(repr(discrete_values(sample)).encode())
     return {"weights": weights.hexdigest(), "samples": data.hexdigest()}
+
+
+def discrete_values(value: Any) -> Any:
+    """The integers, booleans and strings in a value, in nested tuples: dataclasses by field, sequences by item."""
+    if isinstance(value, bool | int | str):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return tuple((part.name, discrete_values(getattr(value, part.name))) for part in fields(value))
+    if isinstance(value, list | tuple):
+        return tuple(value) if all(isinstance(item, int) for item in value) else tuple(map(discrete_values, value))
+    return None
 
 
 def random_state() -> dict[str, Any]:

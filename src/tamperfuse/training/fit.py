@@ -155,9 +155,10 @@ def _checkpoints(
         log.info("No checkpoints are written under DeepSpeed: an interrupted training starts from the beginning.")
         return None
     identity: dict[str, Any] = {
+        **block.work,
         "model": loaded.name,
         **hashes,
-        "objective": type(objective).__name__,
+        "objective": {"type": type(objective).__name__, **objective.settings()},
         "training": training.model_dump(mode="json"),
         "seed": seed,
         "processes": world_size(),

@@ -71,6 +71,14 @@ class Objective(ABC, Generic[S]):
             masters: the model's weights, for objectives that perturb them.
         """
 
+    def settings(self) -> dict[str, Any]:
+        """The objective's settings: its attributes before :meth:`begin` that are numbers, strings, booleans, or lists of them.
+
+        A training is resumed only with equal settings. An objective whose loss depends on other attributes overrides this
+        method; the values must be JSON-able.
+        """
+        return {name: value for name, value in vars(self).items() if _is_plain(value)}
+
     @abstractmethod
     def loss(self, model: nn.Module, samples: Sequence[S], total: int, device: torch.device) -> Tensor:
         """What these samples contribute to the loss of the whole batch.
@@ -105,6 +113,12 @@ class Objective(ABC, Generic[S]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`state_dict` returned; called after `begin`."""
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def accumulate_gradient(
