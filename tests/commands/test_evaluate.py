@@ -12,7 +12,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study import judging
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.run import run_study
-from tamperfuse.study.spec import Study, parse_study
+from tamperfuse.study.spec import Study, parse_judge, parse_study
 from tamperfuse.study.tables import Response, VerdictRow, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
@@ -93,3 +93,31 @@ def test_what_is_missing_is_reported_before_the_work(
     with pytest.raises(UserError, match="pip install the-encoder"):
         evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_executes_too_little_is_refused_before_the_model_is_measured(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise UserError("too few answers")
+
+    monkeypatch.setattr("tamperfuse.commands.measurement.compliant_answers", refused)
+    monkeypatch.setattr(Observer, "ask", lambda *_: pytest.fail("the model was measured"))
+    with pytest.raises(UserError, match="too few answers"):
+        evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None)
+
+
+def test_a_judge_without_thresholds_needs_no_answers(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def ask(observer: Observer, step: int, evaluation: int, dev: int, harmless: object) -> None:
+        asked.append((evaluation, dev))
+        observer.responses += [Response(step, "evaluation", "p", "prompt", "An answer.")]
+
+    unexpected = "answers were generated"
+    monkeypatch.setattr("tamperfuse.commands.measurement.compliant_answers", lambda *_: pytest.fail(unexpected))
+    monkeypatch.setattr(Observer, "ask", ask)
+    evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, judge=parse_judge("phrases"))
+    assert asked == [(6, 6)]

@@ -1,9 +1,14 @@
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from stand_ins import WordCountEncoder
+from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
 from tamperfuse.commands.diagnose import diagnose_models
 from tamperfuse.corpora.threats import ThreatPrompt
 from tamperfuse.evaluation.attack_trace import (
@@ -106,6 +111,19 @@ def test_models_are_diagnosed_side_by_side(
         [ThreatPrompt(f"{i}", f"attacker request {i}", response=f"an answer {i}") for i in range(8)], 0
     )
     monkeypatch.setattr("tamperfuse.commands.diagnose.compliant_answers", lambda *_: answered)
+    monkeypatch.setattr("tamperfuse.study.judging.SentenceEncoder", WordCountEncoder)
+    harmless = tmp_path / "harmless.jsonl"
+    rows = [{"prompt": f"attacker request number {i} about subject {i * 7}", "response": "Yes."} for i in range(6)]
+    rows += [{"prompt": f"Name {i} colours of autumn leaves", "response": "Red."} for i in range(3)]
+    harmless.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    retained: list[int] = []
+    component = ATTACKS.get("harmful_finetune")
+
+    def recorded(loaded: LoadedModel, data: AttackData, *rest: Any) -> AttackResult:
+        retained.append(len(data.retain))
+        return component.run(loaded, data, *rest)
+
+    monkeypatch.setitem(ATTACKS.components, "harmful_finetune", replace(component, run=recorded))
     cosines = {
         layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, ALL_PARAMETERS)
     }  # NaN is the cosine with a gradient that is zero
@@ -120,10 +138,12 @@ def test_models_are_diagnosed_side_by_side(
         str(threat_file),
         out,
         reference=None,
+        retain=str(harmless),
         settings=settings,
         items=0,
         seed=0,
     )
+    assert retained == [3], "rows that belong to the threat are left out"
     assert "benign NLL changed from" in finding(diagnoses[0])
     assert "times the attack (" in time_spent(diagnoses[0])
     html = write_diagnosis(out, diagnoses).read_text(encoding="utf-8")
@@ -149,6 +169,7 @@ def test_models_are_diagnosed_side_by_side(
             str(threat_file),
             tmp_path / "x",
             reference=None,
+            retain="builtin:retain",
             settings={},
             items=0,
             seed=0,

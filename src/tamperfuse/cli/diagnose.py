@@ -15,6 +15,9 @@ def diagnose(
     out: Out,
     attack: Annotated[str, typer.Option(help="An attack that trains (see `tamperfuse list`).")] = "harmful_finetune",
     reference: Reference = None,
+    retain: Annotated[
+        str, typer.Option(help="The attacker's harmless samples, for attacks that use them.", metavar="SRC")
+    ] = "builtin:retain",
     items: Annotated[
         int, typer.Option(help="Items of each capability task, before and after the attack; 0 to skip.", min=0)
     ] = 200,
@@ -29,7 +32,15 @@ def diagnose(
     from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis
 
     diagnoses = diagnose_models(
-        models, attack, threat, out, reference=reference, settings=parse_settings(settings), items=items, seed=seed
+        models,
+        attack,
+        threat,
+        out,
+        reference=reference,
+        retain=retain,
+        settings=parse_settings(settings),
+        items=items,
+        seed=seed,
     )
     page = write_diagnosis(out, diagnoses)
     for diagnosis in diagnoses:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.attacks.base import AttackResult, AttackTraits, PromptResponse
-from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.evaluation.attack_trace import AttackTracer, Probes, gradient
 from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
@@ -22,7 +22,7 @@ from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, staged, write_json
 from tamperfuse.records.registry import Component
-from tamperfuse.study.judging import compliant_answers
+from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.observe import heldout_documents
 from tamperfuse.study.spec import RESPONSE_TOKENS
 
@@ -39,6 +39,7 @@ def diagnose_models(
     out: Path,
     *,
     reference: str | None,
+    retain: str,
     settings: dict[str, Any],
     items: int,
     seed: int,
@@ -51,6 +52,7 @@ def diagnose_models(
         threat: the threat; its evaluation prompts are the held-out ones.
         out: new folder.
         reference: the model before hardening; None for the origin in each model's tamperfuse.json.
+        retain: source of the attacker's harmless samples.
         settings: parameters of the attack; `steps` defaults to 32.
         items: number of items of each capability task before and after the attack; 0 to skip capability.
         seed: of the attack.
@@ -65,7 +67,11 @@ def diagnose_models(
     names = [Path(model).name for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"Two models are called {max(names, key=names.count)!r}: give their folders different names.")
-    loaded_threat = load_threat(threat)
+    encoder = load_encoder()
+    loaded_threat = load_threat(threat, encoder)
+    harmless = [
+        (e.prompt, e.response) for e in read_outside_threat(retain, loaded_threat, option="retain", encoder=encoder)
+    ]
     check_fresh(out)
     diagnoses: list[Diagnosis] = []
     answers: dict[str, tuple[list[PromptResponse], list[PromptResponse]]] = {}
@@ -75,10 +81,18 @@ def diagnose_models(
             origin = reference or loaded.origin
             if origin not in answers:
                 answers[origin] = _reference_answers(origin, loaded_threat)
-            diagnoses.append(_diagnose(name, loaded, origin, answers[origin], component, parameters, items, seed))
+            diagnoses.append(
+                _diagnose(name, loaded, origin, answers[origin], harmless, component, parameters, items, seed)
+            )
             loaded.model = torch.nn.Module()
             gc.collect()
-        inputs = {"attack": attack, "parameters": parameters.model_dump(mode="json"), "threat": threat, "seed": seed}
+        inputs = {
+            "attack": attack,
+            "parameters": parameters.model_dump(mode="json"),
+            "threat": threat,
+            "retain": retain,
+            "seed": seed,
+        }
         records = [diagnosis.to_record() for diagnosis in diagnoses]
         write_json(staging / "measured.json", {"schema": 2, **inputs, "models": records})
     return diagnoses
@@ -99,6 +113,7 @@ def _diagnose(
     loaded: LoadedModel,
     origin: str,
     answers: tuple[list[PromptResponse], list[PromptResponse]],
+    retain: Sequence[PromptResponse],
     component: Component[AttackTraits, AttackResult],
     parameters: Any,
     items: int,
@@ -115,7 +130,7 @@ def _diagnose(
     tracer = AttackTracer(loaded, probes, GRADIENTS_AT)
     data = AttackData(
         harmful=harmful,
-        retain=[(row["prompt"], row["response"]) for row in builtin_rows("retain")],
+        retain=retain,
         reference=origin,
         answer=lambda prompts: _answers(loaded, prompts, RESPONSE_TOKENS),
         response_limit=RESPONSE_TOKENS,

@@ -6,6 +6,7 @@ from pathlib import Path
 from tamperfuse.commands.measurement import (
     Measurement,
     about_judging,
+    calibration_answers,
     full_evaluation,
     judge_responses,
     open_judging,
@@ -14,7 +15,7 @@ from tamperfuse.commands.measurement import (
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.models.load import LoadedModel, load_model, resolve_model
 from tamperfuse.records.files import check_fresh, staged, write_json
-from tamperfuse.study.judging import Judging, check_encoder, compliant_answers, load_encoder
+from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.spec import Evaluate, JudgeSpec
 from tamperfuse.study.tables import VerdictRow
@@ -50,7 +51,7 @@ def evaluate_model(
         origin = reference or loaded.origin
         resolve_model(origin)
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
-        observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging)
+        observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging, dev=evaluate.dev_prompts)
         write_tables(staging, observer, verdicts)
         measurement = Measurement.of(observer, verdicts)
         about = {"model": model, "threat": threat, "reference": origin, **about_judging(judging, thresholds)}
@@ -59,7 +60,7 @@ def evaluate_model(
 
 
 def observe_and_judge(
-    loaded: LoadedModel, evaluate: Evaluate, judging: Judging
+    loaded: LoadedModel, evaluate: Evaluate, judging: Judging, *, dev: int
 ) -> tuple[Observer, list[VerdictRow], Mapping[str, float]]:
     """Measure a model in memory.
 
@@ -67,11 +68,15 @@ def observe_and_judge(
         loaded: the model; it is not changed.
         evaluate: what is measured.
         judging: the judge, for the threat.
+        dev: number of attacker_dev prompts; no measure uses their responses.
 
     Returns:
         The responses and scores, the verdicts, and the thresholds of the judge.
+
+    Raises:
+        UserError: the judge cannot be calibrated, since the reference executes too few prompts; the model is not measured then.
     """
+    answers = calibration_answers(judging)
     observer = Observer(loaded, judging.threat, evaluate)
-    observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=evaluate.dev_prompts)
-    answers = compliant_answers(judging.reference, judging.threat.part("attacker"), evaluate.response_tokens)
-    return observer, *judge_responses(judging, observer, answers.pairs)
+    observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=dev)
+    return observer, *judge_responses(judging, observer, answers)

@@ -14,7 +14,7 @@ from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import Measure
-from tamperfuse.study.judging import Judging
+from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.observe import Observer, harmless_prompts
 from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.spec import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
@@ -31,10 +31,15 @@ def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
         **sizes: values of :class:`Evaluate` that take the place of these.
 
     Raises:
-        UserError: a size is out of range.
+        UserError: a size is out of range, or larger than the number of evaluation prompts.
     """
+    available = len(threat.part("evaluation"))
+    if sizes.get("prompts", 0) > available:
+        raise UserError(
+            f"prompts is {sizes['prompts']}; the evaluation part of {threat.source} has {available} prompts: lower the number."
+        )
     dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
-    values = {"prompts": len(threat.part("evaluation")), "dev_prompts": dev, "capability_items": "all", **sizes}
+    values = {"prompts": available, "dev_prompts": dev, "capability_items": "all", **sizes}
     try:
         return Evaluate.model_validate(values)
     except ValidationError as error:
@@ -158,7 +163,7 @@ def judge_responses(
     Args:
         judging: the judge.
         observer: holds the responses.
-        answers: (attacker prompt, compliant answer) to calibrate on.
+        answers: (attacker prompt, compliant answer) to calibrate on; not used by a judge without thresholds.
 
     Returns:
         The verdicts and the thresholds.
@@ -175,9 +180,20 @@ def write_tables(folder: Path, observer: Observer, verdicts: Sequence[VerdictRow
 
 
 def about_judging(judging: Judging, thresholds: Mapping[str, float]) -> dict[str, Any]:
-    """The judge, its thresholds and the harmless prompts, for `evaluation.json` and `attack.json`."""
+    """The judge, its thresholds and the longest response, for `evaluation.json` and `attack.json`."""
     return {
         "judge": {"judge": judging.judge.judge, **judging.judge.parameters},
         "thresholds": dict(thresholds),
         "response_tokens": judging.response_tokens,
     }
+
+
+def calibration_answers(judging: Judging) -> list[tuple[str, str]]:
+    """Compliant answers to the attacker's prompts, which the judge is calibrated on; none for a judge without thresholds.
+
+    Raises:
+        UserError: fewer than two prompts have one.
+    """
+    if judging.traits.calibrate is None:
+        return []
+    return compliant_answers(judging.reference, judging.threat.part("attacker"), judging.response_tokens).pairs

@@ -37,7 +37,7 @@ class Probes:
         original: y_o, the model's answers before the attack.
         compliant: y_c, the answers that the attacker trains towards.
         benign: harmless prompts with answers, from sources that no training uses.
-        attacker: samples that the attack trains on, for the gradient of its loss.
+        attacker: answered prompts of the attacker, from which an attack draws the samples that it trains on.
     """
 
     original: Sequence[Sample]
@@ -73,8 +73,8 @@ class GradientCosines:
     Attributes:
         step: optimizer steps so far.
         layer: from 0; −1 for parameters outside the layers, −2 for all parameters together.
-        attacker_original: negative where the attacker's step lowers the likelihood of the original answers.
-        attacker_benign: negative where the attacker's step lowers the likelihood of benign text.
+        attacker_original: negative where lowering the NLL of the attacker's samples lowers the likelihood of original answers.
+        attacker_benign: negative where it lowers the likelihood of benign text.
         original_benign: positive where the likelihoods of original answers and benign text rise and fall together, as SDD's
             argument requires.
     """

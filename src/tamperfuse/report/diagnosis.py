@@ -182,7 +182,10 @@ def _cosines(diagnoses: Sequence[Diagnosis], width: int | str) -> Figure:
             if entry.layer == ALL_PARAMETERS and not math.isnan(getattr(entry, key))
         ]
         panels.append(_panel(heading, rows, diagnoses, "step", axis, width))
-    caption = "Cosines between the gradients of two losses, over all trained weights."
+    caption = (
+        "Cosines between two gradients, over all trained weights: of the NLL of attacker samples (answered prompts of the "
+        "attacker part, from which the attack draws its training samples), of original answers, and of benign text."
+    )
     return Figure("cosines", "Do the gradients point in the same direction?", caption, panels)
 
 
