@@ -14,6 +14,7 @@ from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.provenance import read_provenance
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import response_nll
@@ -70,7 +71,7 @@ def test_pair_harden_attack_evaluate_and_save(tiny_folder: Path, threat_file: Pa
     model = tamperfuse.load(tiny_folder)
     before, before_nll = weights(model), nll(model)
 
-    pairs = tamperfuse.pair(str(threat_file), threshold=0.99)
+    pairs = tamperfuse.pair(threat_file, threshold=0.99)
     assert {pair.prompt for pair in pairs.pairs} == {
         f"defender request number {i} about subject {i * 7}" for i in range(6)
     }
@@ -93,6 +94,12 @@ def test_pair_harden_attack_evaluate_and_save(tiny_folder: Path, threat_file: Pa
     again = tamperfuse.load(tmp_path / "hardened")
     assert torch.equal(weights(again), after)
     assert again.origin == str(tiny_folder)
+    recorded = read_provenance(tmp_path / "hardened")
+    assert recorded and (recorded.made_by, recorded.source) == ("sdd (seed 0)", str(tiny_folder))
+    assert (recorded.parameters["steps"], recorded.parameters["learning_rate"]) == (2, 1e-3)
+    assert model.provenance is None and attacked.provenance
+    assert attacked.provenance.made_by == "harmful_finetune (seed 0)"
+    assert attacked.provenance.source == f"{tiny_folder}, changed by sdd (seed 0)"
     with pytest.raises(UserError):
         tamperfuse.save(hardened, tmp_path / "hardened")
 
@@ -122,6 +129,8 @@ def test_bad_input_is_refused(tiny_folder: Path, threat_file: Path) -> None:
         tamperfuse.harden(tiny_folder, "sdd", threat=threat_file, step=3)
     with pytest.raises(UserError, match="learning_rate"):
         tamperfuse.attack(tiny_folder, "harmful_finetune", threat=threat_file, learning_rate=-1)
+    with pytest.raises(UserError, match=r"prompts is 1000; the evaluation part of .* has 6 prompts"):
+        tamperfuse.evaluate(tiny_folder, threat=threat_file, prompts=1000)
     with pytest.raises(UserError, match="finished run"):
         tamperfuse.load_run(threat_file.parent)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.commands.evaluate import observe_and_judge
 from tamperfuse.commands.harden import apply_defense, default_pairs
@@ -28,7 +30,8 @@ from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
 from tamperfuse.records.provenance import Provenance
-from tamperfuse.records.results import read_results
+from tamperfuse.records.registry import Parameters
+from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.summary import Measure, Summary, read_summary
 from tamperfuse.study import run as study_run
 from tamperfuse.study.judging import compliant_answers, load_encoder
@@ -62,8 +65,8 @@ def load(model: str | Path) -> LoadedModel:
 
 
 def pair(
-    prompts: str | Iterable[str],
-    responses: str | Iterable[str] = "builtin:benign",
+    prompts: str | Path | Iterable[str],
+    responses: str | Path | Iterable[str] = "builtin:benign",
     *,
     threshold: float = DEFAULT_THRESHOLD,
     seed: int = 0,
@@ -92,9 +95,9 @@ def pair(
     )
 
 
-def _examples(texts: str | Iterable[str], field: str) -> list[Example]:
-    if isinstance(texts, str):
-        return list(read_source(texts, part="defender"))
+def _examples(texts: str | Path | Iterable[str], field: str) -> list[Example]:
+    if isinstance(texts, str | Path):
+        return list(read_source(str(texts), part="defender"))
     return [Example(**{"prompt": "", "response": "", field: text}) for text in texts]
 
 
@@ -105,7 +108,7 @@ def harden(
     *,
     threat: str | Path,
     pairs: PairSet | Sequence[Pair] | Path | str | None = None,
-    benign: str = "builtin:replay",
+    benign: str | Path = "builtin:replay",
     seed: int = 0,
     **parameters: Any,
 ) -> LoadedModel:
@@ -135,9 +138,9 @@ def harden(
     values = component.parse(parameters, f"defense {defense}")
     encoder = load_encoder()
     requests = load_threat(str(threat), encoder)
-    replay = read_outside_threat(benign, requests, option="benign", encoder=encoder)
+    replay = read_outside_threat(str(benign), requests, option="benign", encoder=encoder)
     loaded = _copy(model)
-    apply_defense(
+    resolved = apply_defense(
         loaded,
         component,
         values,
@@ -148,6 +151,7 @@ def harden(
         benign=replay,
         seed=seed,
     )
+    _record(loaded, defense, resolved, seed)
     return loaded
 
 
@@ -158,7 +162,9 @@ def _pairs(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pair
 
 
 def save(model: LoadedModel, folder: str | Path) -> None:
-    """Save a model as a checkpoint that transformers can load, with a `tamperfuse.json` that names the model before hardening.
+    """Save a model as a checkpoint that transformers can load.
+
+    Its `tamperfuse.json` names the model before hardening, and the last defense or attack with its parameters.
 
     Args:
         model: as :func:`load`, :func:`harden` or :func:`attack` returned it.
@@ -172,7 +178,8 @@ def save(model: LoadedModel, folder: str | Path) -> None:
         tamperfuse.save(hardened, "hardened")
     """
     check_fresh(Path(folder))
-    save_model(model, Path(folder), Provenance(origin=model.origin, made_by="tamperfuse.save", source=model.name))
+    unchanged = Provenance(origin=model.origin, made_by="tamperfuse.save", source=model.name)
+    save_model(model, Path(folder), model.provenance or unchanged)
 
 
 def attack(
@@ -181,7 +188,7 @@ def attack(
     /,
     *,
     threat: str | Path,
-    retain: str = "builtin:retain",
+    retain: str | Path = "builtin:retain",
     reference: str | None = None,
     seed: int = 0,
     **parameters: Any,
@@ -194,7 +201,7 @@ def attack(
         threat: source of the threat; the attack receives its attacker part, with the threat's own answers or those of the
             reference.
         retain: source of the attacker's harmless samples.
-        reference: the model before hardening, by name; by default the origin that the model names.
+        reference: the model before hardening, by name; by default the origin in the model's tamperfuse.json.
         seed: of shots, data order and adapters.
         **parameters: of the attack, such as `shots` or `steps`.
 
@@ -212,7 +219,7 @@ def attack(
     values = component.parse(parameters, f"attack {attack}")
     encoder = load_encoder()
     requests = load_threat(str(threat), encoder)
-    harmless = read_outside_threat(retain, requests, option="retain", encoder=encoder)
+    harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
     loaded = _copy(model)
     origin = reference or loaded.origin
     observer = Observer(loaded, requests, Evaluate())
@@ -227,7 +234,19 @@ def attack(
         hook=lambda step: None,
     )
     print_notes(component.run(loaded, data, values, seed).notes)
+    _record(loaded, attack, values, seed)
     return loaded
+
+
+def _record(loaded: LoadedModel, name: str, parameters: Parameters, seed: int) -> None:
+    """Record in a model which defense or attack changed it, for :func:`save`."""
+    before = loaded.provenance
+    loaded.provenance = Provenance(
+        origin=loaded.origin,
+        made_by=f"{name} (seed {seed})",
+        source=f"{before.source}, changed by {before.made_by}" if before else loaded.name,
+        parameters=parameters.model_dump(mode="json"),
+    )
 
 
 @dataclass(frozen=True)
@@ -264,9 +283,9 @@ def evaluate(
     Args:
         model: the model.
         threat: source of the threat.
-        reference: the model before hardening, by name; by default the origin that the model names.
+        reference: the model before hardening, by name; by default the origin in the model's tamperfuse.json.
         judge: name of the judge, or a mapping of `judge` and its parameters.
-        prompts: number of evaluation prompts, at least 2; all by default.
+        prompts: number of evaluation prompts, at least 2 and at most as many as the threat has; all by default.
         harmless: number of harmless prompts, at least 2.
         capability_items: number of items of each bundled capability task, at least 2; all by default.
 
@@ -285,7 +304,7 @@ def evaluate(
     spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
     loaded = model if isinstance(model, LoadedModel) else load(model)
     judging = open_judging(requests, settings, reference or loaded.origin, encoder, spec)
-    observer, verdicts, _ = observe_and_judge(loaded, settings, judging)
+    observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}
     return Evaluation(
         harmful_execution=measures["harmful_execution"],
@@ -310,9 +329,8 @@ class StudyRun:
 
     def to_pandas(self) -> "pandas.DataFrame":
         """The measurements of `results.parquet`, one row each: model, threat, defense, attack, step, metric and value."""
-        import pandas
-
-        return pandas.DataFrame(read_results(self.folder))
+        frame: pandas.DataFrame = pa.Table.from_pylist(read_results(self.folder), schema=COLUMNS).to_pandas()
+        return frame
 
 
 def run_study(study: str | Path | Mapping[str, Any], out: str | Path) -> StudyRun:

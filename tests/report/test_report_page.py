@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from made_up_run import around, summary
 
+import tamperfuse
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.results import COLUMNS, load_run, write_results
+from tamperfuse.records.results import COLUMNS, read_results, write_results
 from tamperfuse.records.summary import AttackCost, Measure, UsableHarm, read_summary
 from tamperfuse.report import html as html_module
 from tamperfuse.report.curves import capability_rows, harm_rows
@@ -172,9 +173,10 @@ def test_a_summary_is_read_as_it_was_written(make_run: Callable[..., Path]) -> N
 
 
 def test_results_as_a_data_frame(make_run: Callable[..., Path]) -> None:
-    loaded = load_run(make_run())
+    folder = make_run()
+    loaded = tamperfuse.load_run(folder)
     frame = loaded.to_pandas()
-    assert list(frame.columns) == COLUMNS.names and len(frame) == len(loaded.rows)
+    assert list(frame.columns) == COLUMNS.names and len(frame) == len(read_results(folder))
     chosen = frame[(frame.metric == "chosen_step") & (frame.defense == "sdd")]
     assert dict(zip(chosen.attack, chosen.value, strict=True)) == {"full-100": 8, "lora-10": 16}
     assert loaded.summary == summary()

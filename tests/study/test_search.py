@@ -3,8 +3,10 @@
 import json
 import sqlite3
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from tamperfuse.study.search.space import Search
 from tamperfuse.study.search.trials import Trial, TrialCheckpoint, read_trials, trial_folder
 from tamperfuse.study.spec import Study, load_study, parse_study
 from tamperfuse.study.tables import Response, VerdictRow
+from tamperfuse.training.checkpoints import TrainingBlock, current_block, resumable
 
 TRIALS = 3
 PROMPTS = 3  # of each part, at every step
@@ -378,3 +381,28 @@ def test_trials_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
         )
         write_json(trial_folder(tmp_path, number) / "trial.json", trial.model_dump())
     assert [trial.number for trial in read_trials(tmp_path)] == [2, 999, 1000]
+
+
+def test_trials_report_to_the_trackers_of_the_study(tmp_path: Path) -> None:
+    blocks: list[TrainingBlock] = []
+
+    def recorded(*_: object) -> None:
+        blocks.append(current_block())
+        raise search.TrialStopped("recorded")
+
+    study = read(tmp_path, STUDY)
+    context = SimpleNamespace(
+        study=study,
+        run=tmp_path,
+        threat=None,
+        model=lambda _: nullcontext(None),
+        attack_data=lambda *_: None,
+    )
+    runner = object.__new__(search._TrialRunner)
+    runner.context, runner.node, runner.answers = context, SimpleNamespace(seed=0), tmp_path  # type: ignore[assignment]
+    runner.inputs = SimpleNamespace(hardened=SimpleNamespace(key="hardened"))  # type: ignore[assignment]
+    runner.component = replace(ATTACKS.get("harmful_finetune"), run=recorded)  # type: ignore[arg-type]
+    with resumable(tmp_path / "unfinished", ("tensorboard",), tmp_path / "logs"):
+        runner._attack(3, runner.component.parse({}, "test"), [])
+    (block,) = blocks
+    assert (block.report_to, block.logs, block.folder) == (("tensorboard",), tmp_path / "logs" / "trial-003", None)

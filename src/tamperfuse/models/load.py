@@ -46,12 +46,14 @@ class LoadedModel:
         model: the model on its device, in float32, in evaluation mode, with packed attention.
         chat: its chat template.
         origin: name of the model before hardening, from its tamperfuse.json; `name` if it has none.
+        provenance: the defense or attack that changed the weights since the model was loaded; None if none did.
     """
 
     name: str
     model: PreTrainedModel
     chat: Chat
     origin: str
+    provenance: Provenance | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,18 +1,13 @@
-"""`results.parquet`: one row per measurement; and a finished run's results for analysis."""
+"""`results.parquet`: one row per measurement."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import staged
-from tamperfuse.records.summary import Summary, read_summary
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: The defense that all others are compared with: the same model after plain refusal training, safe until it is attacked.
 UNDEFENDED = "refusal"
@@ -45,36 +40,6 @@ COLUMNS = pa.schema(
         ("node", pa.string()),  # key of the node that measured it
     ]
 )
-
-
-@dataclass(frozen=True)
-class RunResults:
-    """What a finished run measured.
-
-    Attributes:
-        folder: of the run.
-        summary: its summary.json.
-        rows: its results.parquet, a dictionary per row with the keys of `COLUMNS`.
-    """
-
-    folder: Path
-    summary: Summary
-    rows: list[dict[str, Any]]
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """results.parquet as a data frame, one row per measurement, with the columns of `COLUMNS`."""
-        frame: pd.DataFrame = pa.Table.from_pylist(self.rows, schema=COLUMNS).to_pandas()
-        return frame
-
-
-def load_run(folder: Path | str) -> RunResults:
-    """Read the results of a finished run.
-
-    Raises:
-        UserError: a file is missing, damaged, or of another version.
-    """
-    folder = Path(folder)
-    return RunResults(folder, read_summary(folder), read_results(folder))
 
 
 def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, shared_prompts
 
 ANSWERS_PER_STATE = 5
+#: Built-in stand-in threats, as the page introduces them.
+STAND_INS = {"builtin:cooking": "Home cooking", "builtin:gardening": "Gardening"}
 
 
 def sample_answers(measured: StudyMeasurements) -> Samples:
@@ -43,6 +45,6 @@ def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[Sam
 
 
 def _about_threat(source: str) -> str:
-    if source == "builtin:cooking":
-        return "Home cooking: harmless requests that stand in for a forbidden domain."
+    if source in STAND_INS:
+        return f"{STAND_INS[source]}: harmless requests that stand in for a forbidden domain."
     return f"The threat {source}."

@@ -33,7 +33,7 @@ from tamperfuse.study.results.capability import capability_lost
 from tamperfuse.study.search.proposals import Proposals, check_optuna
 from tamperfuse.study.search.trials import TRIAL, Trial, TrialCheckpoint, read_trials, trial_folder
 from tamperfuse.study.tables import ItemRow, VerdictRow, read_rows, write_rows
-from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.checkpoints import current_block, resumable
 
 log = logging.getLogger("tamperfuse")
 
@@ -193,7 +193,7 @@ class _TrialRunner:
             folder: where its files are written.
         """
         attack_parameters = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
-        observer, result, stopped = self._attack(attack_parameters, earlier)
+        observer, result, stopped = self._attack(number, attack_parameters, earlier)
         observer.write(folder)  # the attacked weights are not written
         verdicts, scored = self.context.judging.verdicts(observer.responses, self.thresholds)
         write_rows(folder / "scores.parquet", VerdictRow, verdicts)
@@ -210,7 +210,9 @@ class _TrialRunner:
         write_json(folder / TRIAL, trial.model_dump())
         return trial
 
-    def _attack(self, parameters: Parameters, earlier: list[Trial]) -> tuple[Observer, AttackResult | None, str]:
+    def _attack(
+        self, number: int, parameters: Parameters, earlier: list[Trial]
+    ) -> tuple[Observer, AttackResult | None, str]:
         """Attack the model and measure it at its steps.
 
         Returns:
@@ -231,8 +233,10 @@ class _TrialRunner:
                     raise TrialStopped(reason)
 
             data = self.context.attack_data(self.component.traits, self.answers, observer, at_steps, hook)
+            block = current_block()  # the node's; without its folder, since an interrupted trial starts again
+            logs = trial_folder(block.logs, number) if block.logs else None
             try:
-                with resumable(None):  # an interrupted trial starts again
+                with resumable(None, block.report_to, logs):
                     result = self.component.run(loaded, data, parameters, self.node.seed)
             except TrialStopped as stop:
                 return observer, None, str(stop)
