@@ -130,3 +130,29 @@ def test_a_folder_without_permission_is_no_silent_loss(tmp_path: Path) -> None:
 def test_paths_that_no_file_can_have_are_sentences(source: str) -> None:
     with pytest.raises(UserError):
         list(read_source(source))
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: default
+  data_files:
+  - {split: big_train, path: "round0/big/train.jsonl.gz"}
+  - {split: small_train, path: "round0/small/train.jsonl.gz"}
+  - {split: big_test, path: ["round0/big/t*.gz"]}
+---
+# A data set
+"""
+
+
+def test_the_card_of_a_data_set_says_which_files_are_of_which_split(tmp_path: Path) -> None:
+    _write(tmp_path, "round0/big/train.jsonl.gz", "round0/small/train.jsonl.gz", "round0/big/test.jsonl.gz")
+    (tmp_path / "README.md").write_text(CARD)
+    with pytest.raises(UserError, match=r"several training splits .big_train, small_train.: choose one with --split"):
+        shards(tmp_path)
+    assert _names(tmp_path, "small_train") == ["round0/small/train.jsonl.gz"]
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: a}\n- {config_name: b}\n---\n")
+    with pytest.raises(UserError, match=r"several configurations \(a, b"):
+        shards(tmp_path)
+    (tmp_path / "README.md").write_text("---\nconfigs: [*x]\n---\n")
+    assert len(_names(tmp_path)) == 2, "a card that cannot be read says nothing"

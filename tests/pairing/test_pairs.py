@@ -191,3 +191,40 @@ def test_keys_are_stable():
     # Fixed for ever: another key, other pairs for the same seed.
     assert text_key("harmful request 1", "prompt", 0) == 4365007582557336506
     assert text_key("a", "prompt", 0) != text_key("a", "response", 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"response": None}, "row 2: it has no response"),
+        ({"prompt": " "}, "row 2: it has no prompt"),
+        ({"kind": "other"}, "neither 'sdd' nor 'replay'"),
+        ({"history": [{"user": "u", "assistant": None}]}, "a field of it is not text"),
+        ({"category": None}, "a field of it is not text"),
+        ({"more": "x"}, "row 1"),
+    ],
+)
+def test_damaged_pairs_are_sentences(tmp_path, change, words):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pair_set = make_pairs(harmful_prompts(4), benign_responses(30), WordHashEncoder(), threshold=0.9)
+    write_pairs(tmp_path / "pairs", pair_set)
+    table = tmp_path / "pairs" / "pairs.parquet"
+    rows = pq.read_table(table).to_pylist()
+    rows[1] |= change
+    rows[0] = {**dict.fromkeys(rows[1]), **rows[0]}
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    with pytest.raises(UserError, match=f"does not hold pairs .*{words}"):
+        read_pairs(tmp_path / "pairs")
+
+
+def test_places_that_hold_no_pairs_are_sentences(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for path, words in (
+        (tmp_path / "none", "make it with"),
+        (tmp_path / "loop", "loop of links"),
+        (tmp_path, "make it"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_pairs(path)

@@ -4,15 +4,20 @@ A folder may be a data set as it is downloaded from the Hub (`data/train-00000-o
 one that `datasets` saved, or a folder of pairs that `tamperfuse pair` wrote.
 """
 
+import fnmatch
 import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
 
 from tamperfuse.corpora.streams import COMPRESSIONS
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.reading import check_file, path_exists, unreadable
+from tamperfuse.records.reading import check_file, path_exists, read_text, unreadable
+from tamperfuse.records.yaml import parse_yaml
 
 log = logging.getLogger("tamperfuse")
 
@@ -135,14 +140,15 @@ def _splits_in(name: str) -> set[str]:
 
 def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
     """The files of the training split, or of `split`; all if they are of one split."""
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
+    by_split = _splits_of_card(folder, files)
+    if not by_split:
+        for file in files:
+            by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
     named = sorted(name for name in by_split if name)
     if split is not None and split in by_split:
         chosen = split
     elif len(by_split) == 1:
-        return files
+        return next(iter(by_split.values()))
     elif split is not None:
         raise UserError(
             f"{folder} has the splits {', '.join(named)} and not {split!r}: choose one of them with --split."
@@ -152,6 +158,41 @@ def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Pa
     left_out = ", ".join(name for name in named if name != chosen)
     log.info("%s: the split %s is read, not %s.", folder, chosen or "that no name says", left_out)
     return by_split[chosen]
+
+
+def _splits_of_card(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files of every split by the `configs` of a Hub data set's card (README.md); empty if it has none that fit.
+
+    Raises:
+        UserError: the data set comes in several configurations.
+    """
+    data_files = _data_files_of_card(folder)
+    patterns: dict[str, list[str]] = {}
+    for entry in data_files if isinstance(data_files, list) else [data_files]:
+        split, paths = (entry.get("split"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        patterns.setdefault(str(split), []).extend(map(str, paths if isinstance(paths, list) else [paths]))
+    names = {file: file.relative_to(folder).as_posix() for file in files}
+    by_split = {
+        split: [file for file in files if any(fnmatch.fnmatchcase(names[file], path) for path in paths)]
+        for split, paths in patterns.items()
+    }
+    return {split: matching for split, matching in by_split.items() if matching}
+
+
+def _data_files_of_card(folder: Path) -> Any:
+    """`data_files` of the card's only or default configuration; None if it states none."""
+    try:
+        front = read_text(folder / "README.md").split("---\n")[1]
+        configs = [config for config in parse_yaml(front)["configs"] if isinstance(config, dict)]
+    except (UserError, YAMLError, IndexError, KeyError, TypeError):  # no card, or one that states no configurations
+        return None
+    default = [config for config in configs if config.get("default") is True or config.get("config_name") == "default"]
+    if len(configs) > 1 and len(default) != 1:
+        names = ", ".join(str(config.get("config_name")) for config in configs)
+        raise UserError(
+            f"{folder} comes in several configurations ({names}; see its README.md): name the folder or the files of one."
+        )
+    return next((config.get("data_files") for config in default or configs), None)
 
 
 def _training_split(folder: Path, by_split: dict[str, list[Path]], named: list[str]) -> str:

@@ -68,14 +68,12 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
             f"{name!r} is no local path, and as a Hub data set it is gated, private or absent: check the name and, if it is "
             f"gated, accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`."
         ) from error
-    except RuntimeError as error:
-        if "scripts are no longer supported" not in str(error):
-            raise
-        return _read_without_script(source)
     except (ConnectionError, OSError) as error:
         raise _unreachable(name, error) from error
-    except ValueError as error:
-        raise UserError(_cannot_open(name, str(error))) from error
+    except Exception as error:  # datasets raises errors of many types for data that it cannot load
+        if "scripts are no longer supported" in str(error):
+            return _read_without_script(source)
+        raise UserError(_cannot_open(name, str(error) or type(error).__name__)) from error
     return chosen, _numbered(name, rows)
 
 
@@ -100,18 +98,32 @@ def _cannot_open(name: str, problem: str) -> str:
 
 def _unreachable(name: str, error: Exception) -> UserError:
     return UserError(
-        f"The Hub data set {name!r} cannot be reached ({str(error).splitlines()[0][:120]}): go online, or "
+        f"The Hub data set {name!r} cannot be reached ({_first_line(error)[:120]}): go online, or "
         "download it elsewhere and give its local path."
     )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _numbered(name: str, rows: Any) -> Rows:
-    """Rows with their numbers; a connection may also fail while they are read."""
-    try:
-        for number, row in enumerate(rows, 1):
-            yield number, dict(row)
-    except (ConnectionError, OSError) as error:
-        raise _unreachable(name, error) from error
+    """Rows with their numbers; a connection may also fail, or a file be damaged, while they are read."""
+    rows, number = iter(rows), 0
+    while True:
+        try:
+            row = next(rows, None)
+        except (ConnectionError, OSError) as error:
+            raise _unreachable(name, error) from error
+        except Exception as error:  # datasets raises errors of many types for data that it cannot read
+            raise UserError(
+                f"The Hub data set {name!r} cannot be read beyond row {number} ({_first_line(error)[:200]}): check its files, or "
+                "download it and give its local path."
+            ) from error
+        if row is None:
+            return
+        number += 1
+        yield number, dict(row)
 
 
 def _read_without_script(source: HubSource) -> tuple[str, Rows]:

@@ -39,9 +39,10 @@ def length_counter(tokenizer: str | None) -> LengthCounter:
 
     try:
         loaded = AutoTokenizer.from_pretrained(str(resolve_model(tokenizer) or tokenizer))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises errors of many types for damaged tokenizers
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"The tokenizer of {tokenizer!r} cannot be loaded ({str(error).splitlines()[0]}): name a model's directory, a "
+            f"The tokenizer of {tokenizer!r} cannot be loaded ({reason}): name a model's directory, a "
             "bundled model or a Hub id that this machine can reach, or leave --tokenizer out."
         ) from error
     return LengthCounter(lambda text: len(loaded.encode(text, add_special_tokens=False)), f"tokens of {tokenizer}")

@@ -1,5 +1,6 @@
 """Pairs on disk: a folder with `pairs.parquet` and `pairs.json`, written completely or not at all."""
 
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.pairs import PairSet
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import staged, write_json
+from tamperfuse.records.reading import check_file, path_exists, unreadable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -105,14 +107,41 @@ def iter_pairs(path: Path) -> Iterator[Pair]:
     import pyarrow
     import pyarrow.parquet as pq
 
-    table = path / TABLE if path.is_dir() else path
-    if not table.is_file():
-        raise UserError(f"{table} does not exist: make it with `tamperfuse pair --out {path}`.")
+    table = path / TABLE if path_exists(path) and path.is_dir() else path
+    if not path_exists(table):
+        raise UserError(f"{table} does not exist: make it with `tamperfuse pair --out {shlex.quote(str(path))}`.")
+    check_file(table)
+    number = 0
     try:
         with pq.ParquetFile(table) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
-                    history = tuple((turn["user"], turn["assistant"]) for turn in row.pop("history"))
-                    yield Pair(**row, history=history)
-    except (pyarrow.ArrowException, KeyError, TypeError) as error:
-        raise UserError(f"{table} does not hold pairs ({str(error).splitlines()[0]}): make it anew.") from error
+                    number += 1
+                    yield _pair(row)
+    except (pyarrow.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{table} does not hold pairs (row {max(number, 1)}: {problem}): make it anew.") from error
+    except OSError as error:
+        raise unreadable(table, error) from error
+
+
+def _pair(row: dict[str, Any]) -> Pair:
+    """The pair of a row.
+
+    Raises:
+        ValueError: it has no prompt or response, or a field is of another type.
+        KeyError: a field is missing.
+        TypeError: it has a field that pairs do not have.
+    """
+    for name in ("prompt", "response"):
+        if not isinstance(row[name], str) or not row[name].strip():
+            raise ValueError(f"it has no {name}")
+    if row["kind"] not in ("sdd", "replay"):
+        raise ValueError(f"its kind is {row['kind']!r}, neither 'sdd' nor 'replay'")
+    turns = row.pop("history") or []
+    history = tuple((turn["user"], turn["assistant"]) for turn in turns)
+    texts = [row[name] for name in ("category", "prompt_origin", "response_origin", "refusal_prefix")]
+    texts += [text for turn in history for text in turn]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field of it is not text")
+    return Pair(**row, history=history)
