@@ -25,7 +25,7 @@ from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.models.load import LoadedModel, load_model, save_model
+from tamperfuse.models.load import LoadedModel, load_model, reference_name, save_model
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
@@ -221,7 +221,7 @@ def attack(
     requests = load_threat(str(threat), encoder)
     harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
     loaded = _copy(model)
-    origin = reference or loaded.origin
+    origin = reference_name(loaded, reference)
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
     data = AttackData(
@@ -303,7 +303,7 @@ def evaluate(
     settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})
     spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    judging = open_judging(requests, settings, reference or loaded.origin, encoder, spec)
+    judging = open_judging(requests, settings, reference_name(loaded, reference), encoder, spec)
     observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}
     return Evaluation(

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lm_eval.tasks import TaskManager
 
 import tamperfuse
 from tamperfuse.defenses import sdd
+from tamperfuse.evaluation import capability
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study import keys
 from tamperfuse.study.context import StudyContext
@@ -191,3 +193,49 @@ def assigned(tree: ast.Module) -> list[ast.Name]:
         elif isinstance(node, ast.AnnAssign):
             targets.append(node.target)
     return [target for target in targets if isinstance(target, ast.Name)]
+
+
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/items.jsonl, dev: FOLDER/examples.jsonl}}
+test_split: test
+fewshot_split: dev
+num_fewshot: 1
+output_type: multiple_choice
+doc_to_text: !function code.text
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def test_an_edited_capability_task_changes_the_keys_of_what_measured_it(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))  # which is quick
+    items, examples, code, task = (tmp_path / n for n in ("items.jsonl", "examples.jsonl", "code.py", "task.yaml"))
+    rows = "".join(f'{{"question": "{i}?", "choices": ["a", "b"], "answer": 0}}\n' for i in range(4))
+    items.write_text(rows)
+    examples.write_text(rows)
+    code.write_text("def text(doc):\n    return doc['question']\n")
+    task.write_text(TASK.replace("FOLDER", str(tmp_path)))
+    evaluate = study.evaluate.model_copy(update={"capability": (str(task),)})
+    study = study.model_copy(update={"evaluate": evaluate})
+
+    def measured() -> set[str]:
+        keys = node_keys(study, tmp_path / "run")
+        return {key for label, key in keys.items() if label.endswith("before attack") or " under " in label}
+
+    before = measured()
+    assert measured() == before
+    for path, old, new in (
+        (items, '"answer": 0', '"answer": 1'),
+        (examples, '"answer": 0', '"answer": 1'),
+        (code, "return ", "return 'Q: ' + "),
+        (task, "num_fewshot: 1", "num_fewshot: 2"),
+    ):
+        path.write_text(path.read_text().replace(old, new, 1))
+        assert not measured() & before, path.name
+        path.write_text(path.read_text().replace(new, old, 1))
+        assert measured() == before, path.name

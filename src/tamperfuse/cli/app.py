@@ -3,12 +3,15 @@
 Commands import the packages they call inside their functions, so that `--help` does not wait for torch.
 """
 
+import io
 import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -19,12 +22,13 @@ from tamperfuse import __version__
 from tamperfuse.cli.attack import attack
 from tamperfuse.cli.demo import demo
 from tamperfuse.cli.diagnose import diagnose
+from tamperfuse.cli.errors import sentence_of
 from tamperfuse.cli.evaluate import evaluate
 from tamperfuse.cli.gate import gate
 from tamperfuse.cli.harden import harden
 from tamperfuse.cli.judge import judge_app
 from tamperfuse.cli.list_components import list_components
-from tamperfuse.cli.options import out_console
+from tamperfuse.cli.options import ResultsConsole, out_console, printable
 from tamperfuse.cli.pair import pair
 from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
@@ -53,25 +57,20 @@ MAIN_PROCESS_SECONDS = 3.0  # how long the other processes wait before they exit
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line.
 
-    Exit codes: 0 success, 1 a release gate that does not pass, 2 bad input, 130 Ctrl-C. Bad input and Ctrl-C print a
-    message and no traceback.
+    Exit codes: 0 success, 1 a release gate that does not pass, 2 bad input or another error, 130 Ctrl-C. Errors and Ctrl-C
+    print a message and no traceback, unless `--debug` stands anywhere on the command line.
 
     Args:
         arguments: the command line without the program's name; `sys.argv[1:]` by default.
     """
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    words = [_expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    debug = "--debug" in words
+    errors = ResultsConsole(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not errors.is_terminal:
         errors.width = 200  # do not wrap lines in a log file
-    _set_up_output(errors)
     try:
-        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
-    except UserError as error:
-        if not is_main():
-            # Every process meets the same error, and the launcher stops all of them once one exits. The main process
-            # must exit first, since it is the one that prints the message.
-            time.sleep(MAIN_PROCESS_SECONDS)
-        errors.print(f"tamperfuse: {error}", style="bold red")
-        sys.exit(2)
+        _set_up_output(errors)
+        app(args=[word for word in words if word != "--debug"], standalone_mode=True)
     except KeyboardInterrupt:
         _print_interrupted(errors)
         sys.exit(130)
@@ -79,6 +78,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if exit_.code == 130:  # typer turns Ctrl-C into this
             _print_interrupted(errors)
         raise
+    except Exception as error:
+        _let_main_process_exit_first(error)
+        if debug:
+            errors.print("".join(traceback.format_exception(error)))
+        errors.print(f"tamperfuse: {printable(sentence_of(error))}", style="bold red")
+        if isinstance(error, OSError):
+            _drop_unwritten_output()
+        sys.exit(2)
+
+
+def _expand_home(word: str) -> str:
+    """Replace `~` at the start of a path; a shell does so only at the start of a word, not in `--out=~/runs`."""
+    option, equals, value = word.partition("=")
+    if equals and option.startswith("--") and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(word)
+
+
+def _let_main_process_exit_first(error: Exception) -> None:
+    """Every process meets the same error, and the launcher stops all of them once one exits: the main one has to print it."""
+    try:
+        waits = isinstance(error, UserError) and not is_main()
+    except UserError:  # the environment variable of the rank is the error
+        waits = False
+    if waits:
+        time.sleep(MAIN_PROCESS_SECONDS)
+
+
+def _drop_unwritten_output() -> None:
+    """If standard output cannot be written (a full disk), discard what is left of it: the interpreter would try again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_interrupted(errors: Console) -> None:
@@ -86,7 +120,14 @@ def _print_interrupted(errors: Console) -> None:
 
 
 def _set_up_output(errors: Console) -> None:
-    """Send the package's log and progress bars to standard error, and silence those of the libraries."""
+    """Send the package's log and progress bars to standard error, and silence those of the libraries.
+
+    Raises:
+        UserError: the environment variables of the rank are not usable.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that the terminal does not have is printed as "?"
+            stream.reconfigure(errors="replace")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -94,16 +135,18 @@ def _set_up_output(errors: Console) -> None:
     handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False)
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO if is_main() else logging.ERROR)
-    out_console.quiet = not is_main()
+    main_process = is_main()
+    log.setLevel(logging.INFO if main_process else logging.ERROR)
+    out_console.quiet = not main_process
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    show_progress(errors if errors.is_terminal and is_main() else None)
+    show_progress(errors if errors.is_terminal and main_process else None)
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,  # read by `main`
 ) -> None:
     if version:
         out_console.print(__version__)

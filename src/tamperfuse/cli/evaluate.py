@@ -1,6 +1,7 @@
 """The command `tamperfuse evaluate`."""
 
 from tamperfuse.cli.options import JudgeName, Model, Out, Reference, ThreatSource, out_console
+from tamperfuse.records.errors import quoted
 
 
 def evaluate(
@@ -16,6 +17,6 @@ def evaluate(
     for line in evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge)):
         out_console.print(line)
     out_console.print(
-        f"Responses and scores are in {out}; attack the model with: tamperfuse attack {model} --attack harmful_finetune "
-        f"--threat {threat} --out DIR",
+        f"Responses and scores are in {out}; attack the model with: tamperfuse attack {quoted(model)} --attack "
+        f"harmful_finetune --threat {quoted(threat)} --out DIR",
     )

@@ -16,6 +16,7 @@ from tamperfuse.cli.options import (
     parse_reporters,
     parse_settings,
 )
+from tamperfuse.records.errors import quoted
 
 
 def harden(
@@ -49,5 +50,6 @@ def harden(
         report_to=parse_reporters(report_to),
     )
     out_console.print(
-        f"The hardened model is in {out}; measure it with: tamperfuse evaluate {out} --threat {threat} --out DIR",
+        f"The hardened model is in {out}; measure it with: tamperfuse evaluate {quoted(out)} --threat {quoted(threat)} "
+        "--out DIR",
     )

@@ -1,15 +1,36 @@
 """Options that several commands share, how their values are parsed, and the console for results."""
 
 import json
+import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import LARGEST_SEED, UserError
 
-out_console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class ResultsConsole(Console):
+    """A console that goes on quietly when its reader has closed the pipe, so that the exit code stays that of the command."""
+
+    def on_broken_pipe(self) -> None:
+        """Discard the rest of the output."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def printable(text: str) -> str:
+    """Text of the user or of a model, with characters that control a terminal or reorder text replaced by their numbers."""
+    return _CONTROL.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
+
+
+out_console = ResultsConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Model = Annotated[
     str,
@@ -23,7 +44,9 @@ ThreatSource = Annotated[
     str,
     typer.Option(help="builtin:cooking, builtin:gardening, a file with parts, or a data set to split.", metavar="SRC"),
 ]
-Seed = Annotated[int, typer.Option(help="Decides data order, pairs, shots and adapter initialisation.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=LARGEST_SEED, help="Decides data order, pairs, shots and adapter initialisation.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="A parameter as key=value; repeat for several.", metavar="KEY=VALUE"),
@@ -46,8 +69,9 @@ ReportTo = Annotated[
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output, unwrapped."""
-    out_console.print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print a value as JSON on standard output, unwrapped; escaped where the terminal is not UTF-8."""
+    unicode = out_console.encoding.lower().replace("_", "-").startswith("utf")
+    out_console.print(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:

@@ -16,6 +16,9 @@ def run(
     out: Out,
     dry_run: DryRun = False,
     report_to: ReportTo = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Start a study even if it is estimated to take more than 30 days.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a study: every defense under every attack, for every seed.
@@ -24,17 +27,24 @@ def run(
 
     Example: `tamperfuse run studies/demo.yaml --out runs/demo`
     """
-    run_study_file(study, out, dry_run=dry_run, report_to=parse_reporters(report_to), as_json=as_json)
+    reporters = parse_reporters(report_to)
+    run_study_file(study, out, dry_run=dry_run, report_to=reporters, as_json=as_json, confirmed=yes)
 
 
 def run_study_file(
-    path: Path, out: Path, *, dry_run: bool, report_to: Sequence[str] = (), as_json: bool = False
+    path: Path,
+    out: Path,
+    *,
+    dry_run: bool,
+    report_to: Sequence[str] = (),
+    as_json: bool = False,
+    confirmed: bool = False,
 ) -> None:
     """Run a study; then print its summary and write its page, unless it was a dry run."""
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
-    summary = run_study(load_study(path), out, dry_run=dry_run, report_to=report_to)
+    summary = run_study(load_study(path), out, dry_run=dry_run, report_to=report_to, confirmed=confirmed)
     if summary is None:
         return
     if as_json:

@@ -17,8 +17,8 @@ from tamperfuse.commands.measurement import (
 from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
-from tamperfuse.models.load import load_model, model_fingerprint, write_checkpoint
-from tamperfuse.records.files import check_fresh, content_hash, staged, write_json
+from tamperfuse.models.load import absolute_name, load_model, model_fingerprint, reference_name, write_checkpoint
+from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
@@ -73,9 +73,9 @@ def attack_model(
     check_fresh(out)
     check_encoder()
     work = work_of(component, parameters, seed)
-    with resumable_beside(out, report_to, work) as unfinished, staged(out, directory=True) as staging:
+    with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
         loaded = load_model(model)
-        origin = reference or loaded.origin
+        origin = reference_name(loaded, reference)
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
         # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
         answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), evaluate.response_tokens)
@@ -111,7 +111,7 @@ def attack_model(
             provenance = Provenance(
                 origin=origin,
                 made_by=f"{attack} (seed {seed})",
-                source=model,
+                source=absolute_name(model),
                 parameters=parameters.model_dump(mode="json"),
             )
             write_checkpoint(loaded, staging / "attacked", provenance)

@@ -18,9 +18,9 @@ from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
 from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
 from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate
-from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import check_fresh, staged, write_json
+from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.records.registry import Component
 from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.observe import heldout_documents
@@ -75,10 +75,10 @@ def diagnose_models(
     check_fresh(out)
     diagnoses: list[Diagnosis] = []
     answers: dict[str, tuple[list[PromptResponse], list[PromptResponse]]] = {}
-    with staged(out, directory=True) as staging:
+    with output_folder(out) as staging:
         for name, model in zip(names, models, strict=True):
             loaded = load_model(model)
-            origin = reference or loaded.origin
+            origin = reference_name(loaded, reference)
             if origin not in answers:
                 answers[origin] = _reference_answers(origin, loaded_threat)
             diagnoses.append(

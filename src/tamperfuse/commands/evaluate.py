@@ -13,8 +13,8 @@ from tamperfuse.commands.measurement import (
     write_tables,
 )
 from tamperfuse.corpora.threats import load_threat
-from tamperfuse.models.load import LoadedModel, load_model, resolve_model
-from tamperfuse.records.files import check_fresh, staged, write_json
+from tamperfuse.models.load import LoadedModel, load_model, reference_name, resolve_model
+from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.spec import Evaluate, JudgeSpec
@@ -46,9 +46,9 @@ def evaluate_model(
     evaluate = full_evaluation(prompts)
     check_fresh(out)
     check_encoder()
-    with staged(out, directory=True) as staging:
+    with output_folder(out) as staging:
         loaded = load_model(model)
-        origin = reference or loaded.origin
+        origin = reference_name(loaded, reference)
         resolve_model(origin)
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
         observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging, dev=evaluate.dev_prompts)

@@ -12,9 +12,9 @@ from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.models.load import LoadedModel, load_model, write_checkpoint
+from tamperfuse.models.load import LoadedModel, absolute_name, load_model, reference_name, write_checkpoint
 from tamperfuse.pairing import make_pairs, read_pairs
-from tamperfuse.records.files import check_fresh, staged
+from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Component
 from tamperfuse.study.judging import compliant_answers, load_encoder
@@ -58,13 +58,13 @@ def harden_model(
     matched: Sequence[Pair] = ()
     if component.traits.needs_pairs:
         matched = read_pairs(pairs) if pairs is not None else default_pairs(prompts, encoder, seed)
-    with resumable_beside(out, report_to, work_of(component, parameters, seed)), staged(out, directory=True) as staging:
+    with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
         loaded = load_model(model)
         parameters = apply_defense(loaded, component, parameters, prompts, pairs=matched, benign=replay, seed=seed)
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
-            source=model,
+            source=absolute_name(model),
             parameters=parameters.model_dump(mode="json"),
         )
         write_checkpoint(loaded, staging, provenance)
@@ -96,7 +96,8 @@ def apply_defense(
     """
     answers: Sequence[tuple[str, str]] = ()
     if component.traits.needs_answers:
-        answers = compliant_answers(lambda: load_model(loaded.origin), threat.part("defender"), RESPONSE_TOKENS).pairs
+        origin = reference_name(loaded, None, "put the model back there, or write its new path into that file")
+        answers = compliant_answers(lambda: load_model(origin), threat.part("defender"), RESPONSE_TOKENS).pairs
     resolved = component.traits.resolve(parameters, loaded.model.num_parameters())
     data = DefenseData(
         prompts=[prompt.prompt for prompt in threat.part("defender")],

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tamperfuse.records.files import LOGS, UNFINISHED, beside
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.training.checkpoints import resumable
 
@@ -29,12 +30,12 @@ def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any
     """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block ends without an exception.
 
     Args:
-        out: the folder of results, beside which it lies.
+        out: the folder of results, beside which it lies; inside it where it is a mount point or the current directory.
         report_to: trackers that trainings report to; their files go to `OUT.logs`.
         work: what the result depends on beyond the trainings, as :func:`work_of` returns it. A resume state of other work is
             refused.
     """
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    with resumable(unfinished, report_to, out.with_name(f"{out.name}.logs"), work):
+    unfinished = beside(out, UNFINISHED)
+    with resumable(unfinished, report_to, beside(out, LOGS), work):
         yield unfinished
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -4,12 +4,14 @@ lm-eval builds the requests and computes the metrics; :mod:`tamperfuse.evaluatio
 model in memory.
 """
 
+import inspect
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -21,7 +23,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.files import content_hash
+from tamperfuse.records.files import content_hash, sha256_of
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -124,13 +126,19 @@ class Documents:
     offset: int
 
 
-def load_tasks(tasks: Sequence[str | CapabilityTask]) -> tuple[LoadedTask, ...]:
+def load_tasks(tasks: Sequence[str | CapabilityTask], *, reread: bool = False) -> tuple[LoadedTask, ...]:
     """Load tasks and their data. A study calls this before it computes anything.
+
+    Args:
+        tasks: the tasks.
+        reread: whether to read files that this process has read before, which may have changed since.
 
     Raises:
         UserError: lm-eval has no such task, a task is named twice (directly or in a group), or its data is not available
             offline.
     """
+    if reread:
+        _load_task.cache_clear()
     with_options = [CapabilityTask(task=task) if isinstance(task, str) else task for task in tasks]
     expanded = [
         CapabilityTask(task=name, fewshot=task.fewshot)
@@ -144,6 +152,54 @@ def load_tasks(tasks: Sequence[str | CapabilityTask]) -> tuple[LoadedTask, ...]:
     return loaded
 
 
+def tasks_fingerprint(tasks: Sequence[str | CapabilityTask]) -> str:
+    """A hash that changes with whatever lm-eval's tasks ask: their configurations, documents, and the code that they name.
+
+    It is "" for the built-in tasks, whose data are hashed with the other built-in data.
+    """
+    contents = [
+        [_plain(part.config), _documents(part.eval_docs), _documents(_examples(part))]
+        for task in load_tasks(tasks)
+        for part in task.parts
+        if task.name not in _BUILTIN
+    ]
+    return content_hash(contents) if contents else ""
+
+
+def _examples(part: Any) -> Iterable[Any]:
+    """The documents from which solved examples are drawn."""
+    return (part.fewshot_docs() if part.config.num_fewshot else None) or ()
+
+
+def _documents(documents: Iterable[Any]) -> str:
+    return content_hash([_plain(document) for document in documents])
+
+
+def _plain(value: Any) -> Any:
+    """A part of a task's configuration as JSON-able data: a function is its name and the hash of its source file."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(
+        value, Mapping
+    ):  # lm-eval's configurations are dictionaries without items, whose fields are attributes
+        fields = vars(value) if hasattr(value, "__dataclass_fields__") else value
+        return {str(key): _plain(item) for key, item in fields.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, partial):
+        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+    if callable(value):
+        try:
+            source = inspect.getsourcefile(value)
+        except TypeError:  # of a built-in function or a callable object
+            source = None
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return [name, sha256_of(Path(source)) if source and Path(source).is_file() else ""]
+    if hasattr(value, "__dict__") and vars(value):
+        return [type(value).__qualname__, _plain(vars(value))]
+    return repr(value)
+
+
 @cache
 def _load_task(task: CapabilityTask) -> LoadedTask:
     name = task.task
@@ -155,8 +211,15 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
             _manager(name not in _BUILTIN).load([_BUILTIN[name]() if name in _BUILTIN else name])["tasks"].values()
         )
     except KeyError as error:
+        if Path(name).is_file():
+            raise UserError(f"{name} is no task of lm-eval ({_first_line(error)}): correct it there.") from error
         raise unknown_name("capability task", name, ("builtin", *_manager(True).all_tasks)) from error
     except Exception as error:  # from datasets, the Hub's client or the network
+        if name.endswith((".yaml", ".yml")):
+            raise UserError(
+                f"The capability task in {name} cannot be loaded ({_first_line(error)}): check the file, and the data and "
+                "functions that it names."
+            ) from error
         raise UserError(
             f"The data of the capability task {name!r} cannot be loaded ({_first_line(error)}): use `builtin`, or a machine that "
             "has access to the Hub or has the data in its cache."

@@ -5,6 +5,7 @@ import os
 import torch
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.process import environment_number
 
 
 def own_device() -> torch.device:
@@ -15,7 +16,7 @@ def own_device() -> torch.device:
     Raises:
         UserError: there are more processes than GPUs, or than processor cores.
     """
-    rank, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    rank, processes = environment_number("LOCAL_RANK", 0, 0), environment_number("LOCAL_WORLD_SIZE", 1, 1)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     available, unit = (gpus, "GPUs") if gpus else (os.cpu_count() or 1, "processor cores")
     if processes > available:

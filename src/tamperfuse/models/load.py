@@ -118,7 +118,36 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
     with quiet():
         _save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
-    write_provenance(folder, provenance)
+    write_provenance(folder, provenance.model_copy(update={"origin": absolute_name(provenance.origin)}))
+
+
+def absolute_name(name: str) -> str:
+    """A model's name that means the same from any folder: a local path made absolute, other names as they are."""
+    if name in MODELS or not Path(name).exists() or not name:
+        return name
+    return str(Path(name).resolve())
+
+
+def reference_name(
+    loaded: LoadedModel, reference: str | None, advice: str = "name the model before hardening with --reference"
+) -> str:
+    """The model before hardening: as the user names it, or the origin of a checkpoint.
+
+    Args:
+        loaded: the model.
+        reference: the name that the user gave; None for the model's origin.
+        advice: how to mend an origin that does not exist.
+
+    Raises:
+        UserError: the origin is a local path that does not exist (any more).
+    """
+    if reference is not None:
+        return reference
+    if Path(loaded.origin).is_absolute() and not Path(loaded.origin).exists():
+        raise UserError(
+            f"{loaded.name} was made from {loaded.origin} (see its {FILE}), which does not exist: {advice}."
+        )
+    return loaded.origin
 
 
 def resolve_model(name: str) -> Path | None:
@@ -196,7 +225,9 @@ def _convert(path: Path, name: str, staging: Path) -> None:
         model, tokenizer = read_gguf(path)
         _save_weights(model, staging, "100GB")
         tokenizer.save_pretrained(staging)
-    write_provenance(staging, Provenance(origin=name, made_by="gguf conversion", source=name))
+    write_provenance(
+        staging, Provenance(origin=absolute_name(name), made_by="gguf conversion", source=absolute_name(name))
+    )
     weights = staging / WEIGHTS
     write_json(staging / CHECKSUM, {"weights": sha256_of(weights), "bytes": weights.stat().st_size})
 

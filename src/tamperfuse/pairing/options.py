@@ -9,7 +9,7 @@ from tamperfuse.corpora.sources import display_names
 from tamperfuse.models.encoder import DEFAULT_ENCODER
 from tamperfuse.pairing.filters import DEFAULT_FILTERS
 from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import UserError, check_seed, unknown_name
 from tamperfuse.records.reading import local_path, path_exists
 
 EXPORT_NAMES = ("trl", "openai", "sharegpt", "alpaca", "axolotl", "datasets")
@@ -136,6 +136,7 @@ class PairOptions:
             UserError: a number outside its range, no source, or an unknown export.
         """
         check_numbers(self.threshold, self.max_draws)
+        check_seed(self.seed)
         if not self.harmful or not self.responses:
             raise UserError("There is nothing to pair: give --harmful and --responses, each at least once.")
         if self.category_field and not self.prompt_field:

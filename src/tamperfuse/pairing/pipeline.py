@@ -8,8 +8,6 @@ Responses stream to disk and only drawn ones are filtered and encoded; pairs str
 text, so a run that was killed resumes without encoding the same texts again.
 """
 
-import re
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from tamperfuse.pairing.sampling import text_key
 from tamperfuse.pairing.store import TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import STAGING_PREFIX, staged
+from tamperfuse.records.files import locked_output, staged
 from tamperfuse.records.reading import path_exists
 
 
@@ -82,8 +80,7 @@ def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
     prefix = PrefixChoice(options.refusal_prefix, options.seed)
     evaluation = EvaluationPrompts(_read_evaluation_prompts(options), encoder)
     prompts = _prepare_prompts(options, evaluation, prompt_report)
-    _clear_leftovers(options.out)
-    with staged(options.out, directory=True) as folder, ExitStack() as pools:
+    with locked_output(options.out), staged(options.out, directory=True) as folder, ExitStack() as pools:
         exchanges = _open_exchanges(options, folder, evaluation, exchange_report, pools)
         multi_turn = MultiTurn(exchanges, options.multi_turn, options.seed)
         pool = pools.enter_context(DiskPool(folder / "responses.pool", _response_sources(options), options.seed))
@@ -115,14 +112,6 @@ def _check_out(out: Path) -> None:
         )
     if path_exists(out) and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Remove the staging folders that a killed run to `out` left; those of folders named `out`-something may be in use."""
-    staging = re.compile(re.escape(f"{STAGING_PREFIX}{out.name}-") + r"[0-9a-f]{8}(-old)?")
-    for leftover in out.parent.glob(f"{STAGING_PREFIX}*"):
-        if staging.fullmatch(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _read_prompts(options: PairOptions, source: str) -> Iterator[Example]:

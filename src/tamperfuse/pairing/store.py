@@ -1,6 +1,5 @@
 """Pairs on disk: a folder with `pairs.parquet` and `pairs.json`, written completely or not at all."""
 
-import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.pairs import PairSet
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, quoted
 from tamperfuse.records.files import staged, write_json
 from tamperfuse.records.reading import check_file, path_exists, unreadable
 
@@ -109,7 +108,10 @@ def iter_pairs(path: Path) -> Iterator[Pair]:
 
     table = path / TABLE if path_exists(path) and path.is_dir() else path
     if not path_exists(table):
-        raise UserError(f"{table} does not exist: make it with `tamperfuse pair --out {shlex.quote(str(path))}`.")
+        raise UserError(
+            f"{table} does not exist: name a folder of pairs, or make one with `tamperfuse pair --harmful SRC --responses SRC "
+            f"--out {quoted(path)}`."
+        )
     check_file(table)
     number = 0
     try:

@@ -1,7 +1,15 @@
-"""The exception for errors of the user, and suggestions for mistyped names."""
+"""The exception for errors of the user, sentences for errors of the system, and suggestions for mistyped names."""
 
+import errno
+import os
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+LARGEST_SEED = 2**32 - 1  # that numpy and transformers accept
+MOST_LISTED = 40  # names in a message
+LONGEST_SHOWN = 160  # characters of a path or a value in a message
 
 
 class UserError(Exception):
@@ -11,7 +19,7 @@ class UserError(Exception):
     """
 
 
-def unknown_name(kind: str, name: str, names: Iterable[str]) -> UserError:
+def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the most similar name that does.
 
     Args:
@@ -19,6 +27,80 @@ def unknown_name(kind: str, name: str, names: Iterable[str]) -> UserError:
         name: as the user wrote it.
         names: all names that exist.
     """
-    near = get_close_matches(name, sorted(names), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(sorted(names))}."
-    return UserError(f"There is no {kind} named {name!r}: {hint}")
+    known = sorted(names)
+    near = get_close_matches(name, known, n=1) if isinstance(name, str) else []
+    listed = ", ".join([*known[:MOST_LISTED], *(["…"] if len(known) > MOST_LISTED else [])])
+    choices = f"choose one of: {listed}." if known else "there are none to choose from."
+    hint = f"did you mean {near[0]!r}?" if near else choices
+    return UserError(f"There is no {kind} named {shown(repr(name))}: {hint}")
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed.
+
+    Raises:
+        UserError: it is not from 0 to 2**32 - 1.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"The seed {shown(seed)} cannot be used: choose a whole number from 0 to {LARGEST_SEED}.")
+
+
+def shown(value: object) -> str:
+    """A value as a message prints it: a long one is shortened in its middle."""
+    text = str(value)
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def quoted(value: str | Path) -> str:
+    """A value as a shell needs it in a command that a message recommends."""
+    return shlex.quote(str(value))
+
+
+# errno → what is the matter with a path, and how to mend it.
+_PROBLEMS = {
+    errno.ENOENT: ("does not exist", "check the path"),
+    errno.EACCES: ("may not be accessed (permission denied)", "change its permissions, or name another path"),
+    errno.EPERM: (
+        "may not be changed (operation not permitted)",
+        "remove its immutable attribute, or name another path",
+    ),
+    errno.EROFS: ("is on a read-only file system", "name a path on another one"),
+    errno.ENOSPC: ("does not fit: the disk is full", "free some space and run again"),
+    errno.EDQUOT: ("does not fit: the disk quota is used up", "free some space and run again"),
+    errno.EFBIG: ("exceeds the largest file size allowed here", "raise `ulimit -f`, or use another file system"),
+    errno.ENAMETOOLONG: ("has a name that is too long", "shorten the name"),
+    errno.ELOOP: ("is a loop of symbolic links", "correct the links"),
+    errno.ENOTDIR: ("leads through a file as if it were a folder", "check the path"),
+    errno.EISDIR: ("is a folder where a file is needed", "name a file, or move the folder away"),
+    errno.EEXIST: ("exists already", "remove it, or name another path"),
+    errno.ENOTEMPTY: ("exists and is not empty", "remove it, or name another path"),
+    errno.EBUSY: ("is in use by the system", "name a folder inside it"),
+    errno.EIO: ("met an input/output error", "check the disk"),
+    errno.EMFILE: ("cannot be opened: this process has too many open files", "raise `ulimit -n`"),
+    errno.ENFILE: ("cannot be opened: the machine has too many open files", "close some programs"),
+    errno.ENOMEM: ("needs more memory than there is", "close some programs, or use a machine with more memory"),
+    errno.EINVAL: ("is no valid path or file here", "name another path"),
+}
+
+
+def os_error_sentence(error: OSError, path: str | Path | None = None) -> str:
+    """One sentence for an error of the operating system: which path, what is wrong, how to mend it.
+
+    Args:
+        error: the error.
+        path: the path that the user knows, in place of the error's own.
+    """
+    filename = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    place = str(path) if path is not None else filename
+    problem, advice = _PROBLEMS.get(error.errno or 0, ("", ""))
+    if not problem:
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        return f"{shown(place)} failed: {reason}." if place else f"{type(error).__name__}: {shown(reason)}."
+    return f"{shown(place or 'A file')} {problem}: {advice}."
+
+
+def is_torch_write_error(error: BaseException) -> bool:
+    """Whether torch failed to write a file, which it reports as a RuntimeError without the system's reason."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text)

@@ -1,7 +1,11 @@
 """Atomic files: written completely or not at all.
 
 Everything is written beside its destination and renamed into place, so that a crash, a full disk or a `kill -9` leaves
-either the old state or the new one. Writers run inside :func:`staged`, which also reports a full disk as a `UserError`.
+either the old state or the new one. Writers run inside :func:`staged`, which also reports what the system refuses as a
+`UserError`. A folder of results is written inside :func:`output_folder`, which holds its lock.
+
+A folder that cannot be replaced (a mount point, the current directory, a folder in a parent that cannot be written) is
+filled in place: files are staged inside it and then moved up.
 """
 
 import errno
@@ -16,11 +20,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tamperfuse.records.errors import UserError
+from filelock import FileLock, Timeout
+
+from tamperfuse.records.errors import UserError, is_torch_write_error, os_error_sentence, shown
 from tamperfuse.records.process import is_main
 from tamperfuse.records.reading import read_text
 
 STAGING_PREFIX = ".tmp-"
+LOCK = ".lock"
+UNFINISHED, LOGS = "unfinished", "logs"
+# What an interrupted command leaves in a folder that is filled in place, and what a new file system has by itself.
+_NO_RESULTS = (LOCK, UNFINISHED, LOGS, "lost+found")
+# Errors of a disk, which come without a path: while a file is staged, they are about that file.
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextmanager
@@ -36,25 +48,34 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or the destination cannot be written.
     """
-    staging = destination.parent / f"{STAGING_PREFIX}{destination.name}-{uuid.uuid4().hex[:8]}"
+    final = _followed(destination) if directory else destination
+    folder = final if directory and is_filled_in_place(final) else final.parent
+    staging = folder / f"{STAGING_PREFIX}{final.name}-{uuid.uuid4().hex[:8]}"
     try:
-        _make_folders(destination, staging if directory else None)
+        try:
+            _make_folder(folder)
+            if directory:
+                staging.mkdir()
+            elif final.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        except OSError as error:
+            raise _unwritable(destination, error) from error
         yield staging
-        if not is_main():
-            return
-        if directory and destination.exists():
-            # A directory cannot be renamed over one that is not empty: the old one is moved away first.
-            old = staging.with_name(staging.name + "-old")
-            os.replace(destination, old)
-            os.replace(staging, destination)
-            shutil.rmtree(old)
-        else:
-            os.replace(staging, destination)
+        if is_main():
+            if directory:
+                _replace_folder(staging, final)
+            else:
+                os.replace(staging, final)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"The disk that holds {destination} is full: free some space and run again.") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{destination} cannot be written ({error.strerror}): choose another --out.") from error
+        # Other errors come from what the block reads, and name their own path.
+        if error.errno in _OF_DISK or str(error.filename).startswith((str(staging), str(final))):
+            raise _unwritable(destination, error) from error
+        raise
+    except RuntimeError as error:
+        if is_torch_write_error(error):
+            raise UserError(
+                f"{destination} cannot be written completely: free space on its disk, or write to another one."
+            ) from error
         raise
     finally:
         if staging.is_dir():
@@ -64,26 +85,167 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
                 staging.unlink()
 
 
-def _make_folders(destination: Path, staging: Path | None) -> None:
-    """Create the folder of `destination`, and the staging directory if there is one."""
+def _make_folder(folder: Path) -> None:
+    """Create a folder with its parents; an existing file in its place is the error that it is no folder."""
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if staging is not None:
-            staging.mkdir()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"{destination} cannot be written ({error.strerror}): choose another --out.") from error
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        folder.stat()  # of a loop of links this is an error by itself
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def _unwritable(destination: Path, error: OSError) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"The disk that holds {destination} is full: free some space and run again.")
+    reason = os_error_sentence(error, destination).rpartition(": ")[0].removeprefix(f"{shown(destination)} ")
+    return UserError(
+        f"{shown(destination)} cannot be written (it {reason}): make it writable, or write to another folder."
+    )
+
+
+def _followed(path: Path) -> Path:
+    """The path without symbolic links and dots; as it is where the links are a loop."""
+    try:
+        return path.resolve(strict=False)
+    except (OSError, RuntimeError):  # a loop is a RuntimeError up to Python 3.12
+        return path
+
+
+def is_filled_in_place(out: Path) -> bool:
+    """Whether an output folder exists and cannot be replaced by renaming another one over it."""
+    final = _followed(out)
+    try:
+        if not final.is_dir():
+            return False
+        return final in (_followed(Path.cwd()), *_followed(Path.cwd()).parents) or (
+            os.path.ismount(final) or not os.access(final.parent, os.W_OK | os.X_OK)
+        )
+    except OSError:
+        return False
+
+
+def _replace_folder(staging: Path, final: Path) -> None:
+    """Rename a staged folder into place; fill the destination in place if it cannot be renamed away."""
+    if staging.parent == final:
+        _move_up(staging, final)
+        return
+    if not final.exists():
+        os.replace(staging, final)
+        return
+    # A directory cannot be renamed over one that is not empty: the old one is moved away first.
+    old = staging.with_name(staging.name + "-old")
+    try:
+        os.replace(final, old)
+    except OSError:  # a bind mount, for one, does not look like a mount point
+        inside = final / staging.name
+        shutil.copytree(staging, inside)
+        _move_up(inside, final)
+        return
+    os.replace(staging, final)
+    shutil.rmtree(old)
+
+
+def _move_up(staging: Path, final: Path) -> None:
+    """Replace what a folder holds by the content of a staging folder inside it."""
+    for path in final.iterdir():
+        if not _is_leftover(path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(staging.iterdir()):
+        os.replace(path, final / path.name)
+    staging.rmdir()
 
 
 def check_fresh(out: Path) -> None:
     """Check that a folder of results can be written without replacing anything.
 
     Raises:
-        UserError: the folder exists and is not empty.
+        UserError: the folder exists and is not empty, or cannot be read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first.")
+    try:
+        if not os.path.lexists(out):
+            return
+        if out.is_symlink() and not out.exists():
+            _check_link(out)
+        elif not out.is_dir() or any(not _is_leftover(path) for path in out.iterdir()):
+            raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first.")
+    except OSError as error:
+        raise _unwritable(out, error) from error
+
+
+def _check_link(out: Path) -> None:
+    if _followed(out) == out or _followed(out).is_symlink():
+        raise UserError(f"{out} is a loop of symbolic links: choose another --out, or correct the links.")
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name in _NO_RESULTS or path.name.startswith(STAGING_PREFIX)
+
+
+def beside(out: Path, name: str) -> Path:
+    """A companion of an output folder: `OUT.name` beside it, or `OUT/name` where the folder is filled in place."""
+    final = _followed(out)
+    return final / name if is_filled_in_place(out) else final.with_name(f"{final.name}.{name}")
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """Yield a staging folder for results, which becomes `out` when the block succeeds; nothing is left when it fails.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written, or another process is writing to it.
+    """
+    check_fresh(out)
+    with locked_output(out):
+        check_fresh(out)
+        with staged(out, directory=True) as staging:
+            yield staging
+
+
+@contextmanager
+def locked_output(out: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, and remove what killed writers left of it.
+
+    Raises:
+        UserError: another process holds it, or the place cannot be written.
+    """
+    if not is_main():
+        yield
+        return
+    final = _followed(out)
+    inside = is_filled_in_place(final)
+    with locked(final / LOCK if inside else final.with_name(f".{final.name}{LOCK}"), out):
+        leftover = re.compile(re.escape(f"{STAGING_PREFIX}{final.name}-") + r"[0-9a-f]{8}(-old)?")
+        for path in (final if inside else final.parent).iterdir():
+            if leftover.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end.
+
+    Args:
+        path: of the lock file; its folder is created.
+        out: the folder that it protects, for messages.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        _make_folder(path.parent)
+        lock.acquire(timeout=0)
+    except Timeout as error:  # an OSError too
+        raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -161,5 +323,9 @@ def content_hash(value: Any) -> str:
 
 def clear_staging(folder: Path, name: str = "") -> None:
     """Remove staging files that interrupted writers left in `folder`: all of them, or those for the destination `name`."""
-    for leftover in folder.glob(f"{STAGING_PREFIX}{name}*"):
+    if not folder.is_dir():
+        return
+    for leftover in folder.iterdir():
+        if not leftover.name.startswith(f"{STAGING_PREFIX}{name}"):
+            continue
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)

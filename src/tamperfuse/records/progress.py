@@ -43,13 +43,13 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
         yield lambda units, note="": None
         return
     columns = (
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=_console, transient=True) as bar:
         task = bar.add_task(label, total=total, note="")

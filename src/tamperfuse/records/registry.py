@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import UserError, shown, unknown_name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -108,7 +108,10 @@ class Component(Generic[T, R]):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or self.name
-            raise UserError(f"{where}: {place} = {first['input']!r} cannot be used ({first['msg']}).") from error
+            value, reason = shown(repr(first["input"])), shown(first["msg"])
+            raise UserError(
+                f"{shown(where)}: {place} = {value} cannot be used ({reason}): correct it there."
+            ) from error
 
 
 @dataclass

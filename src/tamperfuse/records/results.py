@@ -1,13 +1,15 @@
 """`results.parquet`: one row per measurement."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import staged
+from tamperfuse.records.reading import check_file, path_exists
 
 #: The defense that all others are compared with: the same model after plain refusal training, safe until it is attacked.
 UNDEFENDED = "refusal"
@@ -42,6 +44,24 @@ COLUMNS = pa.schema(
 )
 
 
+#: Columns that have a value in every row.
+REQUIRED = (
+    "model",
+    "threat",
+    "part",
+    "defense",
+    "attack",
+    "malicious",
+    "step",
+    "seed",
+    "judge",
+    "task",
+    "metric",
+    "node",
+)
+LARGEST_TABLE = 10_000_000  # rows
+
+
 def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Write `results.parquet`: rows sorted by every column, so that equal results are equal files."""
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
@@ -57,13 +77,25 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         UserError: there is none, or it is no results table.
     """
     path = folder / RESULTS
-    if not path.exists():
-        raise UserError(f"{folder} holds no {RESULTS}: name the folder of a finished run.")
+    if not path_exists(path):
+        raise UserError(f"{shown(folder)} holds no {RESULTS}: name the folder of a finished run.")
+    check_file(path)
     try:
+        count = pq.read_metadata(path).num_rows
+        if count > LARGEST_TABLE:
+            raise UserError(f"{path} has {count:,} rows, more than a study writes: run the study again.")
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run the study again.") from error
-    if table.schema.names != COLUMNS.names:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path} cannot be read ({shown(' '.join(str(error).split()))}): run the study again."
+        ) from error
+    if not table.schema.equals(COLUMNS):
         raise UserError(f"{path} has other columns than this version writes: run the study again.")
-    rows: list[dict[str, Any]] = table.to_pylist()
+    for name in REQUIRED:
+        if table.column(name).null_count:
+            raise UserError(f"{path} has rows without a value for {name!r}: run the study again.")
+    for name in ("value", "low", "high"):
+        if any(number is not None and not math.isfinite(number) for number in table.column(name).to_pylist()):
+            raise UserError(f"{path} has a value of {name!r} that is not finite: run the study again.")
     return rows

@@ -1,17 +1,20 @@
 """`run.json` (time, hardware, versions) and `samples.json` (a few answers of every model), read by the report."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.reading import path_exists
 
 RUN = "run.json"
 SAMPLES = "samples.json"
 
 T = TypeVar("T", bound=BaseModel)
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class SampleAnswer(BaseModel):
@@ -31,7 +34,7 @@ class SampleAnswer(BaseModel):
 
     defense: str
     attack: str = ""
-    step: int = 0
+    step: Count = 0
     prompt: str
     response: str
     harmful: bool
@@ -68,7 +71,7 @@ class NodeRun(BaseModel):
 
     key: str
     what: str
-    seconds: float
+    seconds: Seconds
     reused: bool = False
 
 
@@ -85,12 +88,12 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     started: str
-    seconds: float
-    peak_memory_bytes: int
-    tokens_trained: int
-    tokens_generated: int
-    tokens_scored: int
-    threads: int
+    seconds: Seconds
+    peak_memory_bytes: Count
+    tokens_trained: Count
+    tokens_generated: Count
+    tokens_scored: Count
+    threads: Count
     device: str
     precision: str
     versions: dict[str, str]
@@ -127,10 +130,10 @@ def read_run(folder: Path) -> RunRecord:
 
 def _read(folder: Path, name: str, model: type[T]) -> T:
     path = folder / name
-    if not path.exists():
-        raise UserError(f"{folder} holds no {name}: name the folder of a finished run.")
+    if not path_exists(path):
+        raise UserError(f"{shown(folder)} holds no {name}: name the folder of a finished run.")
     try:
         return model.model_validate(read_json(path))
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{path} is damaged (at {place or 'the top'}): run the study again.") from error
+        raise UserError(f"{path} is damaged (at {shown(place or 'the top')}): run the study again.") from error

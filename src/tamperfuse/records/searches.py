@@ -1,15 +1,26 @@
 """`searches.json`: the results of adaptive attackers, written where a study has a `search`, read by the report."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.reading import path_exists
 from tamperfuse.records.summary import Measure
 
 SEARCHES = "searches.json"
+
+
+def _measured(measure: Measure) -> Measure:
+    if measure.value is None:
+        raise ValueError("it has no value")
+    return measure
+
+
+#: A measure that has a value.
+MeasuredRate = Annotated[Measure, AfterValidator(_measured)]
 
 
 class TrialResult(BaseModel):
@@ -26,7 +37,7 @@ class TrialResult(BaseModel):
         capability_lost: as a share of the undefended model's before any attack; negative for a gain.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     seed: int
     trial: int
@@ -34,7 +45,7 @@ class TrialResult(BaseModel):
     stopped: bool
     step: int
     attacker_dev: float
-    evaluation: Measure
+    evaluation: MeasuredRate
     capability_lost: float
 
 
@@ -62,7 +73,7 @@ class SearchResult(BaseModel):
     defense: str
     attack: str
     trials: int
-    best_so_far: list[Measure]
+    best_so_far: list[MeasuredRate] = Field(min_length=1)
     final_best_vs_undefended: Measure
     best_so_far_vs_undefended: Measure
     trials_to_half: int
@@ -94,10 +105,10 @@ def read_searches(folder: Path) -> Searches:
         UserError: it is damaged.
     """
     path = folder / SEARCHES
-    if not path.exists():
+    if not path_exists(path):
         return Searches()
     try:
         return Searches.model_validate(read_json(path))
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{path} is damaged (at {place or 'the top'}): run the study again.") from error
+        raise UserError(f"{path} is damaged (at {shown(place or 'the top')}): run the study again.") from error

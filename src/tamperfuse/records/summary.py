@@ -1,15 +1,34 @@
 """`summary.json`: what a study measured of every defense, for the report, the gate and other tools."""
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.reading import path_exists
 
 SUMMARY = "summary.json"
 SCHEMA = 2
+
+
+def _share(text: str) -> str:
+    if not re.fullmatch(r"[0-9](\.[0-9]{1,20})?(e-[0-9]{1,3})?", text) or float(text) > 1:
+        raise ValueError("the name of a usable harm is a share in [0, 1], as in 0.05")
+    return text
+
+
+Share = Annotated[str, AfterValidator(_share)]
 
 
 class Measure(BaseModel):
@@ -24,13 +43,20 @@ class Measure(BaseModel):
         resolved: false for a difference whose interval contains zero, and for what is undefined or was not measured.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # A misspelled `resolved` would be read as its default, true.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     value: float | None
     low: float | None = None
     high: float | None = None
-    n: int = 0
+    n: int = Field(0, ge=0, lt=2**63)
     resolved: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError("low is above high")
+        return self
 
     @model_serializer
     def _serialize(self) -> dict[str, Any]:
@@ -108,7 +134,9 @@ class AttackCost(BaseModel):
             model's cost is censored itself.
     """
 
-    steps: int
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    steps: int = Field(ge=0, lt=2**63)
     censored: bool
     last_point: bool
     ratio_vs_undefended: float | None
@@ -164,7 +192,7 @@ class DefenseSummary(BaseModel):
     """
 
     harmful_execution: HarmfulExecution
-    usable_harm: dict[str, UsableHarm]
+    usable_harm: dict[Share, UsableHarm]
     reduction_vs_undefended: Reduction
     attack_cost: dict[str, AttackCost | None]
     capability: Capability
@@ -204,10 +232,10 @@ class Summary(BaseModel):
     judge: str
     seeds: list[int]
     as_shipped: ShippedSummary
-    defenses: dict[str, DefenseSummary]
+    defenses: dict[str, DefenseSummary] = Field(min_length=1)
     judges: dict[str, dict[str, DefenseSummary]] = Field(default_factory=dict)
-    seconds: float
-    peak_memory_bytes: int
+    seconds: float = Field(ge=0, le=1e12)
+    peak_memory_bytes: int = Field(ge=0, lt=2**63)
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
@@ -222,16 +250,18 @@ def read_summary(folder: Path) -> Summary:
         UserError: it is missing, damaged, or of another schema.
     """
     path = folder / SUMMARY
-    if not path.exists():
-        raise UserError(f"{folder} holds no {SUMMARY}: name the folder of a finished run.")
+    if not path_exists(path):
+        raise UserError(f"{shown(folder)} holds no {SUMMARY}: name the folder of a finished run.")
     content = read_json(path)
     schema = content.get("schema") if isinstance(content, dict) else None
     if isinstance(schema, int) and schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema}, and this version reads schema {SCHEMA}: run the study again.")
+        raise UserError(
+            f"{path} has schema {shown(schema)}, and this version reads schema {SCHEMA}: run the study again."
+        )
     try:
         return Summary.model_validate(content)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{path} is no summary of schema {SCHEMA} (at {place or 'the top'}): run the study again."
+            f"{path} is no summary of schema {SCHEMA} (at {shown(place or 'the top')}): run the study again."
         ) from error

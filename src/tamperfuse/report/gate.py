@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import UserError, shown, unknown_name
 from tamperfuse.records.summary import NOT_MEASURED, AttackCost, DefenseSummary, Measure, UsableHarm, read_summary
 from tamperfuse.records.yaml import read_yaml
 
@@ -132,7 +132,7 @@ def _unusable(path: Path, error: ValidationError) -> UserError:
     if first["type"] == "extra_forbidden":
         return unknown_name("policy field", place[-1], _FIELDS)
     where = ".".join(place) or "the top"
-    return UserError(f"{path} is no usable policy (at {where}: {first['msg']}): correct it there.")
+    return UserError(f"{path} is no usable policy (at {shown(where)}: {shown(first['msg'])}): correct it there.")
 
 
 def measures_of(defense: DefenseSummary) -> dict[str, Measure]:

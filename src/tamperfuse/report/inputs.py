@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.reading import path_exists, read_text
 from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
 from tamperfuse.records.searches import SearchResult, read_searches
@@ -81,12 +82,9 @@ def read_folder(folder: Path) -> Run:
     """
     summary = read_summary(folder)
     study = folder / STUDY
-    try:
-        text = study.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {STUDY}: name the folder of a finished run.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{study} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from error
+    if not path_exists(study):
+        raise UserError(f"{folder} holds no {STUDY}: name the folder of a finished run.")
+    text = read_text(study)
     return Run(
         name=folder.resolve().name,
         study=text,

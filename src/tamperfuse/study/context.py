@@ -14,7 +14,7 @@ from tamperfuse.attacks.base import AttackTraits
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Part, Threat, load_threat
-from tamperfuse.evaluation.capability import load_tasks
+from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
@@ -68,7 +68,7 @@ class StudyContext:
                     "in `evaluate`."
                 )
         if any(task != "builtin" for task in study.evaluate.capability):
-            load_tasks(study.evaluate.capability)  # a missing task is reported before hours of training
+            load_tasks(study.evaluate.capability, reread=True)  # a missing task is reported before hours of training
         benign = read_outside_threat(study.benign, threat, option="benign", encoder=encoder)
         retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
@@ -95,6 +95,11 @@ class StudyContext:
     def harmless(self) -> list[HarmlessPrompt]:
         """The harmless prompts of the benign answer rate."""
         return harmless_prompts(self.study.evaluate.harmless, self.threat, self.encoder)
+
+    @cached_property
+    def tasks_fingerprint(self) -> str:
+        """A hash of the capability tasks that are not built in; "" if there is none."""
+        return tasks_fingerprint([task for task in self.study.evaluate.capability if task != "builtin"])
 
     @cached_property
     def judging(self) -> Judging:

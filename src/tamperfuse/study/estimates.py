@@ -1,7 +1,15 @@
 """Tokens and time that a study will take, estimated before it runs."""
 
+import math
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.memory import machine_memory
+from tamperfuse.records.reading import path_exists
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.spec import Evaluate
 from tamperfuse.training.telemetry import matrix_rate
@@ -10,6 +18,9 @@ PROMPT_TOKENS = 42  # of a prompt in its chat template
 ITEMS = 2_000  # capability items of a task, where all are measured
 # Useful arithmetic as a share of the machine's matrix product rate, measured on SmolLM2-135M in bfloat16 on two cores.
 TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE = 0.65, 0.32, 0.70
+LONGEST_DAYS = 30  # that a study may take without confirmation
+LARGEST_COUNT = 2**62  # tokens or nodes
+BYTES_PER_PARAMETER = 4  # float32
 OVERHEAD_SECONDS = 6.0  # of a node: loading a model, writing results
 
 
@@ -46,14 +57,55 @@ def judging_tokens(generated: int, evaluate: Evaluate) -> int:
     return generated * 2 * (PROMPT_TOKENS + evaluate.response_tokens) // evaluate.response_tokens
 
 
+def check_affordable(seconds: float, checkpoints: int, size: int, out: Path, *, confirmed: bool) -> None:
+    """Check, before anything runs, that this machine can hold the work and ends it within 30 days.
+
+    Args:
+        seconds: estimated time.
+        checkpoints: hardened models that will be written.
+        size: parameters of the model.
+        out: the run's folder.
+        confirmed: whether the user accepts a longer time.
+
+    Raises:
+        UserError: the model does not fit into memory, the checkpoints do not fit on the disk, or the time is longer.
+    """
+    weights = BYTES_PER_PARAMETER * size
+    memory = machine_memory()
+    if not torch.cuda.is_available() and weights > memory:
+        raise UserError(
+            f"The model's weights take {_gib(weights)} in float32, and this machine has {_gib(memory)} of memory: use a larger "
+            "machine or a smaller model."
+        )
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path_exists(path))
+    free = shutil.disk_usage(existing).free
+    if checkpoints * weights > free:
+        raise UserError(
+            f"The study writes {checkpoints} checkpoints of {_gib(weights)} each, and the disk of {out} has {_gib(free)} free: "
+            "free some space, choose another --out, or lower the number of defenses or seeds."
+        )
+    if seconds > LONGEST_DAYS * 86_400 and not confirmed:
+        days = f"{seconds / 86_400:,.0f}" if seconds < 1e15 else "more than a billion"
+        raise UserError(
+            f"The study would take about {days} days on this machine: lower its sizes (steps, batch, trials, prompts, "
+            "response_tokens, seeds), or start it all the same with --yes."
+        )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
 def seconds_for(costs: Costs, nodes: int, size: int) -> float:
-    """Time that some work takes on this machine.
+    """Time that some work takes on this machine; infinity for sizes beyond any machine.
 
     Args:
         costs: tokens.
         nodes: nodes, or trials of a search, that share the work.
         size: parameters of the model.
     """
+    if max(costs.trained, costs.generated, costs.scored, nodes) > LARGEST_COUNT:
+        return math.inf
     forward = 2 * size / matrix_rate()
     seconds = costs.trained * 3 * forward / TRAIN_SHARE
     seconds += costs.generated * forward / DECODE_SHARE + costs.scored * forward / SCORE_SHARE

@@ -156,10 +156,13 @@ def observation_key(context: StudyContext) -> dict[str, Any]:
     """What the measurements under an attack depend on, apart from the model and the steps."""
     evaluate = context.study.evaluate
     measured = {"curve_prompts", "dev_prompts", "response_tokens", "capability", "capability_items"}
+    tasks: list[Any] = [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")]
+    if context.tasks_fingerprint:
+        tasks.append(context.tasks_fingerprint)
     return {
         "threat": context.threat.fingerprint,
         "evaluate": evaluate.model_dump(mode="json", include=measured),
-        "tasks": [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")],
+        "tasks": tasks,
     }
 
 

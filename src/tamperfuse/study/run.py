@@ -2,19 +2,18 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
-from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import clear_staging, write_text
+from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
 from tamperfuse.records.provenance import versions
+from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
 from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
 from tamperfuse.records.searches import write_searches
@@ -22,7 +21,7 @@ from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.records.timing import WORK
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.estimates import Costs, seconds_for
+from tamperfuse.study.estimates import Costs, check_affordable, seconds_for
 from tamperfuse.study.node import FinishedNode, Node, execute, is_finished, work_seconds
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.results.load import StudyMeasurements
@@ -35,7 +34,9 @@ from tamperfuse.study.spec import Study
 log = logging.getLogger("tamperfuse")
 
 
-def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = ()) -> Summary | None:
+def run_study(
+    study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = (), confirmed: bool = False
+) -> Summary | None:
     """Run a study in a folder, reusing every result that exists.
 
     Args:
@@ -43,21 +44,25 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
         out: the run's folder, created if it does not exist.
         dry_run: print the plan and stop.
         report_to: experiment trackers that trainings report to.
+        confirmed: whether a study that is estimated to take more than 30 days may start.
 
     Returns:
         The summary; None for a dry run.
 
     Raises:
-        UserError: bad input; the folder is in use by another run, or holds a study of another model or threat.
+        UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
+            more memory, disk or time than there is.
     """
     start, started = time.perf_counter(), datetime.now(UTC)
     context = StudyContext.open(study, out)
     study = context.study
     nodes = build_nodes(context)
-    announce(nodes, out, study)
+    seconds = announce(nodes, out, study)
     if dry_run:
         return None
-    with _locked(out):
+    checkpoints = sum(node.kind == "defense" and not is_finished(out, node) for node in nodes)
+    check_affordable(seconds, checkpoints, parameter_count(study.model), out, confirmed=confirmed)
+    with locked(out / LOCK, out):
         _check_same(out / "study.yaml", study)
         clear_staging(out / "nodes")
         write_text(out / "study.yaml", study.to_yaml())
@@ -74,8 +79,12 @@ def run_study(study: Study, out: Path, *, dry_run: bool = False, report_to: Sequ
     return summary
 
 
-def announce(nodes: list[Node], out: Path, study: Study) -> None:
-    """Print the nodes, which of them have a result, and what the others will cost."""
+def announce(nodes: list[Node], out: Path, study: Study) -> float:
+    """Print the nodes, which of them have a result, and what the others will cost.
+
+    Returns:
+        The estimated time of the others, in seconds.
+    """
     todo = [node for node in nodes if not is_finished(out, node)]
     total = sum((node.expected for node in todo), Costs())
     log.info("%d nodes, %d of them finished", len(nodes), len(nodes) - len(todo))
@@ -83,14 +92,16 @@ def announce(nodes: list[Node], out: Path, study: Study) -> None:
         mark = "·" if node in todo else "✓"
         parents = ", ".join(parent.label for parent in node.parents)
         log.info("  %s %s%s", mark, node.label, f"  ← {parents}" if parents else "")
+    seconds = 0.0
     if todo:
         loads = sum(int(node.about.get("trials", 1)) for node in todo)
-        minutes = seconds_for(total, loads, parameter_count(study.model)) / 60
+        seconds = seconds_for(total, loads, parameter_count(study.model))
         log.info(
             "Budget: about %s tokens trained, %s generated, %s scored; about %.0f min on this machine.",
-            *(f"{round(value, -3):,}" for value in (total.trained, total.generated, total.scored)),
-            minutes,
+            *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
+            seconds / 60,
         )
+    return seconds
 
 
 def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> FinishedNode:
@@ -160,34 +171,14 @@ def _record(finished: list[FinishedNode], started: datetime, seconds: float) -> 
 
 def _check_same(path: Path, study: Study) -> None:
     """Refuse a folder of another model's or threat's study; a changed study of the same ones may continue in it."""
-    if not path.exists():
+    if not path_exists(path):
         return
     values = read_yaml(path)
-    present = values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no study any more: choose another --out, or remove that file to write it anew.")
     for key, value in (("model", study.model), ("threat", study.threat)):
-        if present.get(key) != value:
+        if values.get(key) != value:
             raise UserError(
-                f"{path.parent} holds a study of the {key} {present.get(key)!r}, not {value!r}: choose another --out; runs in "
-                "folders side by side share results."
+                f"{path.parent} holds a study of the {key} {shown(repr(values.get(key)))}, not {value!r}: choose another "
+                "--out; runs in folders side by side share results."
             )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, so that two processes cannot write to it at once.
-
-    Raises:
-        UserError: another process holds it, or the folder cannot be written.
-    """
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout as error:  # an OSError too
-        raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): choose another --out.") from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -12,6 +12,7 @@ Everything has a default except the model and the threat. A defense or an attack
 entry. The undefended model, `refusal`, is always among the defenses.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,12 +23,13 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import LARGEST_SEED, UserError, shown, unknown_name
 from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.search.space import Search, parse_search
 
 DEFAULT_JUDGE = "builtin"
+LARGEST_STUDY = 10_000  # models that a study measures
 RESPONSE_TOKENS = 48  # longest response that is generated, judged and trained on, unless a study sets another
 
 
@@ -47,6 +49,11 @@ class PairsSpec(BaseModel):
     threshold: float = Field(0.25, gt=-1, le=1)
     filters: bool = True
     language: str = "en"
+
+    @field_validator("responses")
+    @classmethod
+    def _expand_home(cls, source: str) -> str:
+        return os.path.expanduser(source)
 
 
 class Evaluate(BaseModel):
@@ -79,6 +86,16 @@ class Evaluate(BaseModel):
     capability_at: tuple[int, ...] = Field(default_factory=lambda values: values["at_steps"])
     heldout: int = Field(100, ge=2)
     epsilons: tuple[float, ...] = Field((0.05, 0.10, 0.25, 1.00), min_length=1)
+
+    @field_validator("capability")
+    @classmethod
+    def _expand_home(cls, tasks: tuple[str | CapabilityTask, ...]) -> tuple[str | CapabilityTask, ...]:
+        return tuple(
+            os.path.expanduser(task)
+            if isinstance(task, str)
+            else task.model_copy(update={"task": os.path.expanduser(task.task)})
+            for task in tasks
+        )
 
     @field_validator("epsilons")
     @classmethod
@@ -154,11 +171,13 @@ def parse_judge(spec: Any) -> JudgeSpec:
     if isinstance(spec, JudgeSpec):
         return spec
     if not isinstance(spec, str | dict):
-        raise UserError(f"judge: {spec!r} is no judge: write its name, or a mapping of `judge` and its parameters.")
+        raise UserError(
+            f"judge: {shown(repr(spec))} is no judge: write its name, or a mapping of `judge` and its parameters."
+        )
     values: dict[str, Any] = {"judge": spec} if isinstance(spec, str) else dict(spec)
-    name = str(values.pop("judge", DEFAULT_JUDGE))
+    name = _name(values, "judge", DEFAULT_JUDGE, "judge")
     if set(values) == {"parameters"}:
-        values = dict(values["parameters"])
+        values = _mapping(values["parameters"], f"judge {name}: `parameters`")
     parameters = JUDGES.get(name).parse(values, f"judge {name}")
     return JudgeSpec(judge=name, parameters=parameters.model_dump(mode="json"))
 
@@ -210,10 +229,30 @@ class Study(BaseModel):
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def _usable_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        for seed in seeds:
+            if not 0 <= seed <= LARGEST_SEED:
+                raise ValueError(f"{shown(seed)} is no seed: a seed is a whole number from 0 to {LARGEST_SEED}")
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is repeated")
         return seeds
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        states = len(self.seeds) * len(self.defenses) * (1 + len(self.attacks))
+        if states > LARGEST_STUDY:
+            raise UserError(
+                f"The study has {len(self.seeds)} seeds, {len(self.defenses)} defenses and {len(self.attacks)} attacks, "
+                f"{states:,} models to measure, and at most {LARGEST_STUDY:,} are possible: split it into several studies."
+            )
+        return self
+
+    @field_validator("model", "threat", "benign", "retain")
+    @classmethod
+    def _expand_home(cls, source: str) -> str:
+        if not source.strip():
+            raise ValueError("it is empty")
+        return os.path.expanduser(source)
 
     @model_validator(mode="after")
     def _check_defenses(self) -> Self:
@@ -286,7 +325,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{where} is {value!r:.80}: it must be a mapping, as in {{name: value}}.")
+        raise UserError(f"{where} is {shown(repr(value))}: it must be a mapping, as in {{name: value}}.")
     return dict(value)
 
 
@@ -298,13 +337,14 @@ def _name(spec: dict[str, Any], key: str, default: str, where: str) -> str:
     """
     name = spec.pop(key, default)
     if not isinstance(name, str):
-        raise UserError(f"{where}: {key} is {name!r:.80}: it must be a name (see `tamperfuse list`).")
+        raise UserError(f"{where}: {key} is {shown(repr(name))}: it must be a name (see `tamperfuse list`).")
     return name
 
 
 def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     if set(spec) == {"defense", "on", "parameters"}:
-        return spec
+        parameters = _mapping(spec["parameters"], f"defense {name}: `parameters`")
+        spec = {"defense": spec["defense"], "on": spec["on"], **parameters}
     kind, on = _name(spec, "defense", name, f"defense {name}"), spec.pop("on", None)
     parsed = DEFENSES.get(kind).parse(spec, f"defense {name}")
     return {"defense": kind, "on": on, "parameters": parsed.model_dump(mode="json")}
@@ -312,7 +352,8 @@ def _defense(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def _attack(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     if {"attack", "parameters"} <= set(spec) <= {"attack", "parameters", "search"}:
-        return spec
+        parameters = _mapping(spec.pop("parameters"), f"attack {name}: `parameters`")
+        spec = {**spec, **parameters}
     kind, search_values = _name(spec, "attack", name, f"attack {name}"), spec.pop("search", None)
     component = ATTACKS.get(kind)
     parsed = component.parse(spec, f"attack {name}").model_dump(mode="json")
@@ -337,8 +378,12 @@ def parse_study(values: Any, where: str) -> Study:
         return Study.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {place or 'the study'}: {first['msg']}: mend that line.") from error
+        place, value = ".".join(str(part) for part in first["loc"]), first["input"]
+        cause = "" if isinstance(value, dict) else f" is {shown(repr(value))}"
+        reason = shown(first["msg"].removeprefix("Value error, "))
+        raise UserError(
+            f"{where}: {shown(place or 'the study')}{cause}, which cannot be used ({reason}): correct it there."
+        ) from error
 
 
 def load_study(path: Path) -> Study:

@@ -117,10 +117,13 @@ class Checkpoints:
         if not record_file.exists():
             return None
         record = read_json(record_file)
+        if not isinstance(record, dict) or not isinstance(record.get("of"), dict):
+            raise _damaged(record_file)
         check_same(record_file, record["of"], self.identity)
-        path = self.folder / record["file"]
-        if not path.is_file() or sha256_of(path) != record["sha256"]:
-            raise UserError(f"The checkpoint {path} is damaged: remove {self.folder} to start from the beginning.")
+        file = record.get("file")
+        path = self.folder / (file if isinstance(file, str) and Path(file).name == file else "")
+        if not path.is_file() or sha256_of(path) != record.get("sha256"):
+            raise _damaged(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return state
 
@@ -145,6 +148,10 @@ class Checkpoints:
                 if old != path:
                     old.unlink()
         self._last_save = time.monotonic()
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"The checkpoint {path} is damaged: remove {path.parent} to start from the beginning.")
 
 
 def check_same(place: Path, recorded: dict[str, Any], current: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from transformers import set_seed
 from tamperfuse.models.layers import attention_modules, decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, check_seed, shown
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
@@ -38,6 +38,7 @@ __all__ = ["FitResult", "Hook", "Trainable", "Training", "fit"]
 
 log = logging.getLogger("tamperfuse")
 
+LARGEST_SCHEDULE = 20_000_000  # samples in all steps of a training
 ADAPTERS = {"lora": lora_adapter, "qlora": qlora_adapter}
 
 
@@ -74,6 +75,12 @@ def fit(
             disk is full; memory ran out.
     """
     _check(loaded, samples, training)
+    check_seed(seed)
+    if training.steps * training.batch > LARGEST_SCHEDULE:
+        raise UserError(
+            f"{shown(training.steps)} steps of {shown(training.batch)} samples are more than {LARGEST_SCHEDULE:,} samples in "
+            "all: lower `steps` or `batch`."
+        )
     set_seed(seed)
     order = [samples[i] for i in schedule(len(samples), training.batch, training.steps, seed)]
     dtype, reason = compute_dtype(loaded.model.device)
