@@ -46,7 +46,7 @@ def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Pat
     assert not faults, "\n\n".join(faults[:5])
 
 
-EXAMPLES = {"options": 40, "studies": 25, "policies": 40, "runs": 20, "threats": 40}
+EXAMPLES = {"options": 40, "studies": 15, "policies": 40, "runs": 20, "threats": 40}
 
 
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -166,7 +166,7 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(
         ({"judge": {"judge": "builtin", "parameters": 5}}, "must be a mapping"),
         ({"judge": {"judge": 5}}, "must be a name"),
         ({"judge": "x" * 5000}, "There is no judge"),
-        ({"evaluate": {"capability": []}}, "evaluate.capability is ()"),
+        ({"evaluate": {"capability": []}}, "evaluate.capability is []"),
         ({"evaluate": {"prompts": "many"}}, "evaluate.prompts is 'many'"),
         ({"seeds": list(range(4000)), "attacks": {"a": {"attack": "merge"}, "b": {"attack": "prune"}}}, "split it into several"),
     ],
