@@ -190,10 +190,17 @@ def model_fingerprint(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """The folder for conversions: $TAMPERFUSE_CACHE, or tamperfuse/ in the user's cache folder."""
-    if "TAMPERFUSE_CACHE" in os.environ:
-        return Path(os.environ["TAMPERFUSE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tamperfuse"
+    """The folder for conversions: $TAMPERFUSE_CACHE, or tamperfuse/ in the user's cache folder.
+
+    Raises:
+        UserError: none of them is known.
+    """
+    if os.environ.get("TAMPERFUSE_CACHE"):
+        return Path(os.environ["TAMPERFUSE_CACHE"]).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if caches.parts[:1] == ("~",):
+        raise UserError("The home folder is unknown: set TAMPERFUSE_CACHE to a folder for converted models.")
+    return caches / "tamperfuse"
 
 
 def convert_gguf(path: Path, name: str) -> Path:
