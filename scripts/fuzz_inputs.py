@@ -4,7 +4,7 @@
 
 Options, study files, policies, data and the files of a run are made by hypothesis: valid ones in which values are replaced,
 removed or repeated, and text in which characters are changed. Commands run in this process, without models: what loads or trains
-one is replaced. tests/test_bad_input.py runs a few examples of each kind.
+one is replaced. tests/test_hostile_input.py runs a few examples of each kind.
 """
 
 import argparse

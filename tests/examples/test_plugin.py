@@ -14,7 +14,7 @@ import pytest
 
 import tamperfuse
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.records.results import read_summary
+from tamperfuse.records.summary import read_summary
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 
 PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"

@@ -14,7 +14,8 @@ from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
-from tamperfuse.records.results import read_results, read_summary
+from tamperfuse.records.results import read_results
+from tamperfuse.records.summary import read_summary
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.run import run_study
