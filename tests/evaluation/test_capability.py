@@ -1,14 +1,21 @@
 """Capability tasks of lm-eval: groups are pooled, few-shot examples, limits, and errors for tasks that are not available."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tamperfuse.evaluation import capability
 from tamperfuse.evaluation.capability import CapabilityTask, measure_capability
-from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.spec import Evaluate
 
@@ -90,3 +97,34 @@ def test_a_task_named_twice_is_an_error(tmp_path: Path) -> None:
     task = str(stub(tmp_path, "four", 2))
     with pytest.raises(UserError, match="'four' is named twice"):
         capability.load_tasks([task, CapabilityTask(task=task, fewshot=1)])
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_log_likelihoods_are_those_of_lm_evals_own_model(
+    bos: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    if bos:  # as the tokenizers of Llama and Gemma
+        tokenizer.add_special_tokens({"bos_token": "<|system|>"})
+        start = [("<|system|>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|system|> $A", pair="<|system|> $A $B", special_tokens=start
+        )
+        tokenizer.save_pretrained(tmp_path / "model")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        assert tokenizer.encode("a")[0] == tokenizer.bos_token_id
+    texts = [
+        ("Question: What melts ice?\nAnswer:", " warm water"),
+        ("The cat sat on the ", "mat"),
+        ("", "The cat sat."),
+        ("<|system|>The cat", " sat"),
+        ("word " * 600, "mat"),  # longer than the context window
+    ]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(texts)]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    expected = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(requests, disable_tqdm=True)
+    monkeypatch.setattr("tamperfuse.evaluation.score.inference", lambda loaded: nullcontext())
+    measured = capability.lm_eval_model(load_model(str(tmp_path / "model"))).loglikelihood(requests)
+    for (value, greedy), (own, own_greedy) in zip(expected, measured, strict=True):
+        assert own == pytest.approx(value, abs=1e-3) and own_greedy == greedy

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def test_finished_rows_leave_the_batch_and_the_others_do_not_change(tiny: Loaded
     free = generate(tiny, prompts, new_tokens=12)
     # Make the third token of the first answer an end token: that row stops there, all others go on as before.
     stop = free[0][2]
-    object.__setattr__(tiny.chat, "end", stop)
+    tiny.chat = replace(tiny.chat, format=replace(tiny.chat.format, ends=frozenset({stop, tiny.chat.end})))
     expected = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
     assert generate(tiny, prompts, new_tokens=12) == expected
     assert len({len(answer) for answer in expected}) > 1
@@ -89,7 +90,7 @@ def test_answers_equal_those_of_transformers_generate(window: int | None) -> Non
         expected.append(answer[: answer.index(end)] if end in answer else answer)
     assert len(set(map(len, expected))) > 1
     use_packed_attention(model)
-    loaded = SimpleNamespace(model=model, window=64, chat=SimpleNamespace(end=end))
+    loaded = SimpleNamespace(model=model, window=64, chat=SimpleNamespace(ends={end}))
     assert generate(loaded, prompts, new_tokens=16) == expected  # type: ignore[arg-type]
 
 

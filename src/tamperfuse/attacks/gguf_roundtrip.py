@@ -46,6 +46,6 @@ def gguf_roundtrip(
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
             weight.copy_(converted[name])
-    loaded.chat = replace(loaded.chat, tokenizer=tokenizer, end=Chat.of(tokenizer).end)
+    loaded.chat = replace(loaded.chat, tokenizer=tokenizer, format=Chat.of(tokenizer, loaded.chat.ends).format)
     data.run_hook(1)
     return AttackResult(notes=(f"the GGUF file has {size / 2**20:,.0f} MiB",))

@@ -123,5 +123,6 @@ def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
     """The training sample of a pair. Earlier turns have no loss, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
     # The limit applies to the irrelevant response, not to the refusal before it.
-    limit += len(chat.tokenizer(pair.refusal_prefix or opening, add_special_tokens=False).input_ids)
+    before = pair.refusal_prefix or opening
+    limit += len(chat.response(before)) if before else 0
     return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)

@@ -360,12 +360,23 @@ def lm_eval_model(loaded: LoadedModel) -> Any:
 
 
 def _sample(loaded: LoadedModel, context: str, continuation: str) -> Sample:
-    """Tokenize context and continuation; like lm-eval, move trailing spaces of the context to the continuation."""
+    """Tokenize context and continuation as lm-eval's HFLM does.
+
+    Trailing spaces of the context are moved to the continuation. The beginning-of-sequence token is added where the tokenizer
+    adds one by itself, but not twice. An empty context is that token, or the end-of-sequence token if the tokenizer has none. Of
+    a text that is longer than the model's context window, the end is scored.
+    """
     tokenizer = loaded.tokenizer
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else loaded.chat.end
+    prefix = int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end)
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else loaded.chat.end
-    before = list(tokenizer.encode(stripped, add_special_tokens=False)) if stripped else [int(start)]
-    both = list(tokenizer.encode(stripped + continuation, add_special_tokens=False))
-    whole = both if stripped else [*before, *both]
-    return Sample(tokens=whole, start=min(len(before), len(whole) - 1))
+    if stripped:
+        adds_bos = not stripped.startswith(str(tokenizer.decode(prefix)))
+        before = list(tokenizer.encode(stripped, add_special_tokens=adds_bos))
+        whole = list(tokenizer.encode(stripped + continuation, add_special_tokens=adds_bos))
+    else:
+        before, whole = [prefix], list(tokenizer.encode(continuation, add_special_tokens=False))
+        whole = whole if whole[:1] == before else [*before, *whole]
+    removed = max(0, len(whole) - 1 - loaded.window)  # the last token is predicted only
+    return Sample(tokens=whole[removed:], start=max(1, min(len(before), len(whole) - 1) - removed))

@@ -96,10 +96,11 @@ def _decode_batch(
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     active = torch.arange(len(prompts))  # prompt index of each row
+    ends = torch.tensor(sorted(loaded.chat.ends), device=loaded.model.device)
     with decoding(loaded.model, prompts, new_tokens) as decoder:
         for done in range(new_tokens):
             token = pick(decoder.logits, active, done)
-            unfinished = token != loaded.chat.end
+            unfinished = torch.isin(token, ends, invert=True)
             if not bool(unfinished.all()):
                 order = decoder.select(unfinished)
                 active, token = active[order.cpu()], token[order]

@@ -48,7 +48,7 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
         UserError: a sample is longer than the model's context window.
     """
     longest = max((len(sample.tokens) for sample in samples), default=0)
-    if longest > loaded.window:
+    if longest - 1 > loaded.window:  # the last token is predicted only
         raise UserError(
             f"A text of {longest} tokens exceeds the model's context window of {loaded.window} tokens: shorten it."
         )

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def vllm_generate(
     """
     vllm: Any = import_module("vllm")
     log.info("generating with vLLM: it is installed, the model is on a GPU, and %d prompts are enough", len(prompts))
-    shared = {"max_tokens": new_tokens, "stop_token_ids": [loaded.chat.end], "detokenize": False}
+    shared = {"max_tokens": new_tokens, "stop_token_ids": sorted(loaded.chat.ends), "detokenize": False}
     if sampling is None:
         parameters = [vllm.SamplingParams(temperature=0.0, **shared) for _ in prompts]
     else:
@@ -50,4 +51,4 @@ def vllm_generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts], sampling_params=parameters
         )
     answers = [list(output.outputs[0].token_ids) for output in outputs]
-    return [answer[: answer.index(loaded.chat.end)] if loaded.chat.end in answer else answer for answer in answers]
+    return [list(takewhile(lambda token: token not in loaded.chat.ends, answer)) for answer in answers]

@@ -1,19 +1,23 @@
 """Rendering of messages as tokens, through the tokenizer's chat template.
 
 Prompt and response are tokenised separately and concatenated, as a model sees them when it generates: no token spans the
-boundary. An attacker may render messages differently (a system prompt, text around the request, the beginning of the answer);
-:class:`Chat` holds these, so everything that queries the attacked model uses them.
+boundary. Control tokens in users' texts are text (:mod:`tamperfuse.models.text_tokens`). An attacker may render messages
+differently (a system prompt, text around the request, the beginning of the answer); :class:`Chat` holds these, so everything
+that queries the attacked model uses them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from tamperfuse.models.chat_template import Message, render
+from tamperfuse.models.text_tokens import TextTokens
+from tamperfuse.models.turn_format import TurnFormat
 from tamperfuse.records.errors import UserError
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+__all__ = ["Chat", "Message", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Chat:
 
     Attributes:
         tokenizer: a tokenizer with a chat template.
-        end: id of the token that ends an assistant's turn.
+        format: what the template writes around an answer.
         system: the system prompt; "" for the template's default.
         prefill: beginning of every answer, which the model continues; `{prompt}` is replaced by the user's prompt.
         request: the user's message; `{prompt}` is replaced by the user's prompt.
@@ -50,7 +54,7 @@ class Chat:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    end: int
+    format: TurnFormat
     system: str = ""
     prefill: str = ""
     request: str = "{prompt}"
@@ -63,43 +67,47 @@ class Chat:
             )
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Chat":
-        """Create a Chat for a tokenizer, with the token that ends an assistant's turn in its chat template.
+    def of(cls, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> "Chat":
+        """Create a Chat for a tokenizer.
+
+        Args:
+            tokenizer: a tokenizer with a chat template.
+            ends: further tokens that end generation, such as those of the model's generation_config.
 
         Raises:
-            UserError: the tokenizer has no chat template, or no such token.
+            UserError: there is no chat template, it cannot be used, or no token ends a turn.
         """
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruction-tuned "
-                "checkpoint, or add a chat_template.jinja to the tokenizer's folder."
-            )
-        marker = "tamperfuse"
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "hello"}, {"role": "assistant", "content": marker}], tokenize=False
-        )
-        after = str(text).rsplit(marker, 1)[-1]
-        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-        ends = [token for token in tokenizer.encode(after, add_special_tokens=False) if token in special]
-        end = ends[0] if ends else tokenizer.eos_token_id
-        if end is None:
-            raise UserError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no token that ends a turn: set its eos_token."
-            )
-        return cls(tokenizer=tokenizer, end=int(end))
+        return cls(tokenizer, TurnFormat.of(tokenizer, ends))
+
+    @property
+    def end(self) -> int:
+        """Id of the token that ends an assistant's turn."""
+        return self.format.end
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Ids of all tokens that end generation."""
+        return self.format.ends
+
+    @cached_property
+    def tokens(self) -> TextTokens:
+        """Tokenises texts of users."""
+        return TextTokens(self.tokenizer)
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, ending where the assistant's answer starts."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return list(self.tokenizer.encode(str(text), add_special_tokens=False))
+        visible, hidden = self.tokens.hide(messages)
+        text = render(self.tokenizer, visible, generation=True) + self.format.header
+        return self.tokens.conversation(text, hidden)
 
     def prompt(self, prompt: str) -> list[int]:
         """Token ids of a single user's turn and of the prefill, ending where generation starts."""
         prefill = self.prefill.replace("{prompt}", prompt)
-        return [
-            *self._user_turn(prompt),
-            *(self.tokenizer.encode(prefill, add_special_tokens=False) if prefill else []),
-        ]
+        return [*self._user_turn(prompt), *(self.response(prefill) if prefill else [])]
+
+    def response(self, text: str) -> list[int]:
+        """Token ids of an assistant's response, as it continues a prompt, without the end of the turn."""
+        return self.tokens.text(self.format.lead + text, self.format.before)
 
     def sample(self, prompt: str, response: str, limit: int) -> Sample:
         """A prompt and its response as one sequence, without the prefill.
@@ -114,8 +122,11 @@ class Chat:
 
     def continued(self, prompt: list[int], response: str, limit: int) -> Sample:
         """As :meth:`sample`, for a prompt that was already tokenised."""
-        answer = list(self.tokenizer.encode(response, add_special_tokens=False))
-        answer = answer[:limit] if len(answer) >= limit else [*answer, self.end]
+        answer = self.response(response)
+        if len(answer) >= limit:
+            answer = answer[:limit]
+        else:
+            answer = [*(self.response(response + self.format.closing) if self.format.closing else answer), self.end]
         return Sample(tokens=[*prompt, *answer], start=len(prompt))
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -129,7 +140,7 @@ class Chat:
     def _renders_system(self) -> bool:
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": "hello"}]
         try:
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-        except TemplateError:  # raised by templates that do not support a system role
+            text = render(self.tokenizer, messages)
+        except UserError:  # raised by templates that do not support a system role
             return False
         return self.system.strip() in text

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -20,12 +21,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
 from tamperfuse.models.cpu.fused_layers import use_fused_layers
 from tamperfuse.models.device import own_device
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
+from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
 from tamperfuse.records.process import is_main
@@ -35,6 +39,7 @@ log = logging.getLogger("tamperfuse")
 
 WEIGHTS = "model.safetensors"
 CHECKSUM = "sha256.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 @dataclass
@@ -47,6 +52,7 @@ class LoadedModel:
         chat: its chat template.
         origin: name of the model before hardening, from its tamperfuse.json; `name` if it has none.
         provenance: the defense or attack that changed the weights since the model was loaded; None if none did.
+        base: if `name` is a peft adapter, the model that it was merged into; "" otherwise.
     """
 
     name: str
@@ -54,6 +60,7 @@ class LoadedModel:
     chat: Chat
     origin: str
     provenance: Provenance | None = None
+    base: str = ""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -77,29 +84,84 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         The model in float32, on this process's device.
 
     Raises:
-        UserError: the model does not exist, cannot be read, has only pickled weights, or has no chat template.
+        UserError: the model does not exist, cannot be read, has only pickled weights, or has no chat template; its weights are
+            not those of its architecture, or not finite; its tokenizer has tokens without embeddings.
     """
     folder = resolve_model(name)
-    source = str(folder) if folder else name
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(_load_error(name, folder, error)) from error
-    model.to(own_device())
-    model.eval()
-    chat = Chat.of(tokenizer)
-    if (
-        tokenizer.pad_token_id is None
-    ):  # packed batches need none, but other programs that load the saved checkpoint may
-        tokenizer.pad_token_id = chat.end
-    use_packed_attention(model)
-    use_fused_layers(model)
+    with quiet(), _errors_explained(name, folder):
+        model = _read_model(name, folder, trust_remote_code)
+        tokenizer = _read_tokenizer(name, folder, trust_remote_code)
+        check_model(model, tokenizer, str(folder or name))
+        model.to(own_device())
+        model.eval()
+        chat = Chat.of(tokenizer, _end_tokens(model))
+        if (
+            tokenizer.pad_token_id is None
+        ):  # packed batches need none, but other programs that load the saved checkpoint may
+            tokenizer.pad_token_id = chat.end
+        use_packed_attention(model)
+        use_fused_layers(model)
     provenance = read_provenance(folder) if folder else None
-    return LoadedModel(name=name, model=model, chat=chat, origin=provenance.origin if provenance else name)
+    return LoadedModel(
+        name=name,
+        model=model,
+        chat=chat,
+        origin=provenance.origin if provenance else name,
+        base=base_of(folder) if folder and is_adapter(folder) else "",
+    )
+
+
+def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
+    """The model in float32 on the CPU; of a peft adapter, its base model with the adapter merged."""
+    if folder and is_adapter(folder):
+        return merged(folder, lambda base: _read_base(base, trust_remote_code))
+    source = place = str(folder or name)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    prepare_dequantization(config, place)
+    check_config(config, place)
+    if folder and getattr(config, "quantization_config", None) is None:
+        check_types(folder)
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        # A configuration may name an attention implementation that is not installed; packed attention replaces it.
+        attn_implementation="eager" if getattr(config, "_attn_implementation", None) else None,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # so that the names are known
+        output_loading_info=True,
+        trust_remote_code=trust_remote_code,
+    )
+    check_loading(info, place)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{name} is a peft adapter on the Hub: download it, and name its folder.")
+    return dequantized(model, place)
+
+
+def _read_base(name: str, trust_remote_code: bool) -> PreTrainedModel:
+    """The base model of an adapter, which must not be an adapter itself."""
+    folder = resolve_model(name)
+    if folder and is_adapter(folder):
+        raise UserError(f"{folder} is itself a peft adapter")
+    with _errors_explained(name, folder):
+        return _read_model(name, folder, trust_remote_code)
+
+
+def _read_tokenizer(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer; of a peft adapter without one, that of its base model."""
+    if folder and is_adapter(folder) and not any((folder / file).exists() for file in TOKENIZER_FILES):
+        name = base_of(folder)
+        folder = resolve_model(name)
+    return AutoTokenizer.from_pretrained(str(folder or name), trust_remote_code=trust_remote_code)
+
+
+def _end_tokens(model: PreTrainedModel) -> set[int]:
+    """The tokens that end generation, of generation_config.json and of config.json."""
+    found: set[Any] = set()
+    for config in (model.generation_config, model.config.get_text_config()):
+        value = getattr(config, "eos_token_id", None)
+        found |= set(value if isinstance(value, list | tuple) else [value])
+    return {token for token in found if isinstance(token, int) and token >= 0}
 
 
 def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
@@ -118,7 +180,8 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
     with quiet():
         _save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
-    write_provenance(folder, provenance.model_copy(update={"origin": absolute_name(provenance.origin)}))
+    names = {"origin": absolute_name(provenance.origin), "base": absolute_name(provenance.base or loaded.base)}
+    write_provenance(folder, provenance.model_copy(update=names))
 
 
 def absolute_name(name: str) -> str:
@@ -164,7 +227,7 @@ def resolve_model(name: str) -> Path | None:
             raise UserError(f"{name} does not exist: check the path of the .gguf file.")
         return convert_gguf(path, name)
     if path.is_dir():
-        _check_weights(path)
+        check_files(path)
         return path
     if path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"{name} is not a model directory or a .gguf file: name one, or a Hub id.")
@@ -182,11 +245,14 @@ def model_fingerprint(name: str) -> str:
     folder = resolve_model(name)
     if folder is None:
         return content_hash(name)
-    if (folder / CHECKSUM).exists():
+    if (
+        folder.parent == cache_folder()
+    ):  # a conversion, whose checksum was verified; that of a user's folder may be out of date
         return str(read_json(folder / CHECKSUM)["weights"])
     rest = [path for pattern in ("*.json", "*.jinja", "tokenizer.model") for path in folder.glob(pattern)]
     files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
-    return content_hash([[path.name, sha256_of(path)] for path in files])
+    hashes: list[Any] = [[path.name, sha256_of(path)] for path in files]
+    return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
 
 
 def cache_folder() -> Path:
@@ -252,21 +318,30 @@ def _is_complete(folder: Path) -> bool:
     """Whether a conversion is complete: all files exist and the weights have the recorded size."""
     if not all((folder / file).exists() for file in (WEIGHTS, CHECKSUM, FILE)):
         return False
-    return bool(read_json(folder / CHECKSUM).get("bytes") == (folder / WEIGHTS).stat().st_size)
+    try:
+        record = read_json(folder / CHECKSUM)
+    except UserError:  # damaged: the conversion is repeated
+        return False
+    size = (folder / WEIGHTS).stat().st_size
+    return isinstance(record, dict) and isinstance(record.get("weights"), str) and record.get("bytes") == size
 
 
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise UserError(
-            f"{folder} has only pickled weights, which can run code when they are loaded: convert them to safetensors first."
-        )
-    raise UserError(f"{folder} contains no weights (*.safetensors): name a directory written by save_pretrained.")
+@contextmanager
+def _errors_explained(name: str, folder: Path | None) -> Iterator[None]:
+    """Turn the exceptions of libraries that read a checkpoint into a UserError; damaged files raise exceptions of any kind."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SafetensorError) as error:
+        raise UserError(_load_error(name, folder, error)) from error
 
 
 def _load_error(name: str, folder: Path | None, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:300].rstrip(". ")
+    if isinstance(error, MemoryError) or re.search(r"(can't|cannot) allocate memory|out of memory", str(error), re.I):
+        return f"The model {name!r} does not fit into memory ({reason}): use a smaller model or a larger machine."
     if folder is None:
         return (
             f"The model {name!r} cannot be loaded from the Hub ({reason}): check the id, the network and, for a gated "
@@ -312,9 +387,10 @@ def quiet() -> Iterator[None]:
 def parameter_count(name: str) -> int:
     """Number of parameters of a model, from its configuration; no weights are read."""
     folder = resolve_model(name)
-    try:
-        config = AutoConfig.from_pretrained(str(folder) if folder else name)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(_load_error(name, folder, error)) from error
-    with torch.device("meta"):
-        return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))
+    if folder and is_adapter(folder):
+        return parameter_count(base_of(folder))
+    with _errors_explained(name, folder):
+        config = AutoConfig.from_pretrained(str(folder or name), trust_remote_code=False)
+        check_config(config, str(folder or name))
+        with torch.device("meta"):
+            return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))

@@ -32,6 +32,7 @@ class Provenance(BaseModel):
         made_by: the defense, attack or conversion that wrote the checkpoint.
         parameters: of the defense, attack or conversion, including defaults.
         source: the model that it was applied to.
+        base: if `source` is a peft adapter, the model that it was merged into; "" otherwise.
         versions: of tamperfuse, torch and transformers.
     """
 
@@ -40,6 +41,7 @@ class Provenance(BaseModel):
     origin: str
     made_by: str
     source: str
+    base: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
 

@@ -1,0 +1,80 @@
+"""peft adapters given as a model: merged into their base model."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tamperfuse.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_loading
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json
+
+log = logging.getLogger("tamperfuse")
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that an adapter was trained on; a relative path may be relative to the adapter's folder.
+
+    Raises:
+        UserError: the adapter does not name it.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(
+            f"{folder / ADAPTER_CONFIG} does not name the model that the adapter was trained on: set base_model_name_or_path."
+        )
+    if not Path(name).is_absolute() and not Path(name).is_dir() and (folder / name).is_dir():
+        return str(folder / name)
+    return name
+
+
+def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
+    """The base model of an adapter with the adapter merged into its weights.
+
+    Args:
+        folder: of the adapter.
+        load_base: loads a model by name, in float32.
+
+    Raises:
+        UserError: the base model cannot be loaded, the adapter does not fit it, or its kind cannot be merged.
+    """
+    base = base_of(folder)
+    try:
+        model = load_base(base)
+    except UserError as error:
+        raise UserError(
+            f"{folder} is a peft adapter of {base!r}, which cannot be loaded ({str(error).rstrip('.')}): set "
+            f"base_model_name_or_path in its {ADAPTER_CONFIG} to the model's folder."
+        ) from error
+    from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted = PeftModel(model, config)
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            raise ValueError(f"adapters of the kind {config.peft_type} cannot be merged")
+        weights = load_peft_weights(str(folder), device="cpu")
+        loading = set_peft_model_state_dict(adapted, weights)
+    except Exception as error:  # peft raises various exceptions on damaged adapters
+        raise UserError(
+            f"The peft adapter in {folder} cannot be merged into {base!r} "
+            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}): check that it was trained on this model, or "
+            "merge it with peft's merge_and_unload and save the result."
+        ) from error
+    adapter_keys = {name for name in loading.missing_keys if _is_of_adapter(name, adapted)}
+    check_loading({"missing_keys": adapter_keys, "unexpected_keys": loading.unexpected_keys}, str(folder))
+    result: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    log.info("%s is a peft adapter of %s: it was merged into the model's weights.", folder, base)
+    return result
+
+
+def _is_of_adapter(name: str, adapted: Any) -> bool:
+    prefix = getattr(adapted.base_model, "prefix", "lora_")
+    return prefix in name or ".modules_to_save." in name
+
+
+__all__ = ["ADAPTER_WEIGHTS", "base_of", "merged"]

@@ -1,0 +1,166 @@
+"""Rendering of chat templates, which are programs of a model's publisher: tried in a process with limits before they are used.
+
+transformers renders templates in jinja2's sandbox, which keeps them away from files and from Python's internals, but limits
+neither time nor memory nor output. :func:`check_template` therefore renders short and long conversations in a child process with
+such limits, once per template.
+"""
+
+import multiprocessing
+import re
+import resource
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from tamperfuse.records.errors import UserError
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+CPU_SECONDS = 5
+WALL_SECONDS = 120
+MEMORY = 512 * 2**20  # bytes, in addition to those of this process
+EXTRA_CHARACTERS = 100_000  # that a template may add to the messages
+
+_USER, _ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}
+_LONG = {"role": "user", "content": "hello " * 1_500}
+_TRIALS: tuple[tuple[Sequence[Message], bool], ...] = (
+    ((_USER,), True),
+    ((_LONG,), True),
+    ((_USER, _ASSISTANT), False),
+)
+# Templates may refuse these by an exception; the limits hold for them too.
+_OPTIONAL_TRIALS: tuple[tuple[Sequence[Message], bool], ...] = (
+    ((_USER, _ASSISTANT, _USER), True),
+    (({"role": "system", "content": "be brief"}, _USER), True),
+)
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool = False) -> str:
+    """Render messages with a tokenizer's chat template. Templates that support it are told not to open a thought.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        messages: the conversation.
+        generation: whether to end where the assistant's answer starts.
+
+    Raises:
+        UserError: the template raises an exception, or renders much more text than the messages have.
+    """
+    try:
+        text = _render(tokenizer, messages, generation)
+    except Exception as error:  # a template can raise any exception
+        raise _unusable(tokenizer, _reason(error)) from error
+    return text
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a chat template renders conversations within bounds of time, memory and output.
+
+    Raises:
+        UserError: there is no template, there are several without a default, or the template fails.
+    """
+    template = tokenizer.chat_template
+    if not template:
+        raise UserError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruction-tuned "
+            "checkpoint, or add a chat_template.jinja to the tokenizer's folder."
+        )
+    if isinstance(template, dict) and "default" not in template:
+        raise UserError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has several chat templates ({', '.join(map(str, template))}) and none "
+            "named 'default': rename the one to use."
+        )
+    chosen = template["default"] if isinstance(template, dict) else template
+    if not isinstance(chosen, str):
+        raise _unusable(tokenizer, f"it is a {type(chosen).__name__}, not a text")
+    problem = _problem(_Trial(tokenizer, chosen))
+    if problem:
+        raise _unusable(tokenizer, problem)
+
+
+class _Trial:
+    """A tokenizer and its template; equal if the templates and the special tokens are."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+        self.tokenizer = tokenizer
+        self._key = (template, str(tokenizer.special_tokens_map))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Trial) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@lru_cache(maxsize=16)
+def _problem(trial: _Trial) -> str:
+    """What is wrong with a template; "" if nothing is."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return _try(trial.tokenizer)
+    context = multiprocessing.get_context(
+        "fork"
+    )  # the child inherits the tokenizer; other methods would import everything
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_try_with_limits, args=(trial.tokenizer, sender), daemon=True)
+    process.start()
+    sender.close()
+    problem = f"it takes more than {CPU_SECONDS} s"
+    with suppress(EOFError):  # the child was killed
+        if receiver.poll(WALL_SECONDS):
+            problem = str(receiver.recv())
+    process.kill()
+    process.join()
+    return problem
+
+
+def _try_with_limits(tokenizer: PreTrainedTokenizerBase, sender: Connection) -> None:
+    """In the child: limit time and memory, try the template, and send what is wrong with it."""
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError, ValueError):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    sender.send(_try(tokenizer))
+
+
+def _try(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        for messages, generation in _TRIALS:
+            _render(tokenizer, messages, generation)
+        for messages, generation in _OPTIONAL_TRIALS:
+            with suppress(TemplateError):
+                _render(tokenizer, messages, generation)
+    except Exception as error:  # a template can raise any exception
+        return _reason(error)
+    return ""
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
+    options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation, "enable_thinking": False}
+    text = str(tokenizer.apply_chat_template(list(messages), **options))
+    written = sum(len(message["content"]) for message in messages)
+    if len(text) > 4 * written + EXTRA_CHARACTERS:
+        raise ValueError(f"it renders {len(text):,} characters for messages of {written:,}")
+    return text
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"it takes more than {MEMORY // 2**20} MiB of memory"
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:160].rstrip(".: ")
+
+
+def _unusable(tokenizer: PreTrainedTokenizerBase, reason: str) -> UserError:
+    return UserError(
+        f"The chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): repair chat_template.jinja, or "
+        "`chat_template` in tokenizer_config.json, in the tokenizer's folder."
+    )

@@ -1,0 +1,188 @@
+"""Checks of a checkpoint: its files before they are read, and the model after. What cannot be trained or measured is refused."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json
+
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
+def check_files(folder: Path) -> None:
+    """Check that a folder has weights in safetensors, and that an index names files of the folder only.
+
+    Raises:
+        UserError: it has none, pickled ones only, or a damaged index.
+    """
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    if is_adapter(folder):
+        if any(name != ADAPTER_WEIGHTS for name in weights):
+            raise UserError(
+                f"{folder} contains both a model and a peft adapter ({ADAPTER_CONFIG}): move one of them to a folder of its own."
+            )
+    elif (folder / INDEX).exists():
+        check_index(folder)
+    if weights:
+        return
+    if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
+        raise UserError(
+            f"{folder} has only pickled weights, which can run code when they are loaded: convert them to safetensors first."
+        )
+    raise UserError(f"{folder} contains no weights (*.safetensors): name a directory written by save_pretrained.")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a peft adapter instead of a model."""
+    return (folder / ADAPTER_CONFIG).exists()
+
+
+def check_index(folder: Path) -> None:
+    """Check the index of a checkpoint in several files.
+
+    Raises:
+        UserError: it is damaged, or names anything but safetensors files in its own folder.
+    """
+    index = read_json(folder / INDEX)
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{folder / INDEX} has no `weight_map`: download or save the checkpoint again.")
+    for file in sorted(set(map(str, files.values()))):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(
+                f"{folder / INDEX} names {file!r}, which is not a safetensors file in the same folder: download or save the "
+                "checkpoint again."
+            )
+        if not (folder / file).is_file():
+            raise UserError(f"{folder} lacks {file}, which its index names: download or copy the checkpoint again.")
+
+
+def check_types(folder: Path) -> None:
+    """Check that the weights are stored as floating-point numbers of at least 16 bits.
+
+    Raises:
+        UserError: some are not; such weights are quantized, and the configuration does not say how.
+    """
+    names = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            names += [name for name in tensors.keys() if tensors.get_slice(name).get_dtype() not in _PLAIN_TYPES]  # noqa: SIM118
+    # Buffers such as attention masks and positions may be integers.
+    names = [name for name in names if name.endswith(("weight", "bias"))]
+    if names:
+        raise UserError(
+            f"{folder} stores {_listed(names)} as integers or 8-bit numbers, but its config.json has no quantization_config: "
+            "save the model in float32, float16 or bfloat16."
+        )
+
+
+def check_config(config: PretrainedConfig, place: str) -> None:
+    """Check the numbers of a configuration.
+
+    Raises:
+        UserError: a size is not a positive integer, or a number is NaN or infinite.
+    """
+    text = config.get_text_config()
+    for name in _SIZES:
+        value = getattr(text, name, None)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"The config.json of {place} has {name} = {value!r}: give a positive integer.")
+    for name, number in _numbers(config.to_dict()):
+        if not math.isfinite(number):
+            raise UserError(f"The config.json of {place} has {name} = {number}: give a finite number.")
+
+
+def check_loading(info: Mapping[str, Any], place: str) -> None:
+    """Check that the weights of a checkpoint are those of its architecture; a tied weight needs to be stored once only.
+
+    Args:
+        info: `output_loading_info` of transformers' from_pretrained.
+        place: of the checkpoint, for the message.
+
+    Raises:
+        UserError: weights are missing, unexpected or of another shape, or a file cannot be read.
+    """
+    mismatched = [str(key[0] if isinstance(key, tuple | list) else key) for key in info.get("mismatched_keys", ())]
+    problems = [
+        f"{words} {_listed(names)}"
+        for words, names in (
+            ("it lacks", sorted(map(str, info.get("missing_keys", ())))),
+            ("it has, but the architecture does not,", sorted(map(str, info.get("unexpected_keys", ())))),
+            ("of another shape are", sorted(mismatched)),
+        )
+        if names
+    ]
+    if not problems:
+        return
+    unexpected = list(map(str, info.get("unexpected_keys", ())))
+    advice = "download it again, or save it with save_pretrained and its own configuration"
+    for prefix, wrapper in (("_orig_mod.", "torch.compile"), ("base_model.model.", "peft"), ("module.", "DDP")):
+        if unexpected and all(name.startswith(prefix) for name in unexpected):
+            advice = (
+                f"it was saved inside the wrapper of {wrapper}: save the model that is wrapped, with save_pretrained"
+            )
+    raise UserError(f"The weights of {place} are not those of its config.json ({'; '.join(problems)}): {advice}.")
+
+
+def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+    """Check that all weights are finite, and that each token of the tokenizer has an embedding.
+
+    Raises:
+        UserError: some are not, or a token has none.
+    """
+    damaged = [name for name, tensor in _tensors(model) if not bool(torch.isfinite(tensor).all())]
+    if damaged:
+        raise UserError(
+            f"Weights of {place} are NaN or infinite, in {_listed(damaged)}: use a checkpoint from before training diverged, or "
+            "merge and save it in float32 or bfloat16 instead of float16."
+        )
+    embeddings = model.get_input_embeddings()
+    rows, highest = int(embeddings.weight.shape[0]), max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= rows:
+        raise UserError(
+            f"The tokenizer of {place} has tokens up to id {highest}, but the model has {rows} embeddings: use the model's own "
+            "tokenizer, or save the model after resize_token_embeddings and training."
+        )
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point():
+            yield name, tensor.detach()
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item, name)
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

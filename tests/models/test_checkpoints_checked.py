@@ -1,0 +1,322 @@
+"""Checkpoints that do not fit their configuration are refused with the names of the weights, before anything trains on them."""
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from tamperfuse.models.load import (
+    LoadedModel,
+    load_model,
+    model_fingerprint,
+    parameter_count,
+    resolve_model,
+    save_model,
+)
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.provenance import Provenance, read_provenance
+
+Weights = dict[str, torch.Tensor]
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+def changed(source: Path, folder: Path, change: Callable[[Weights], Weights]) -> str:
+    """A copy of a checkpoint with other weights."""
+    shutil.copytree(source, folder)
+    weights = change(load_file(source / "model.safetensors"))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    return str(folder)
+
+
+def configured(source: Path, folder: Path, **values: Any) -> str:
+    """A copy of a checkpoint with other values in config.json."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, r"wrapper of torch\.compile"),
+        (lambda w: {f"base_model.model.{k}": v for k, v in w.items()}, "wrapper of peft"),
+        (lambda w: {k: v for k, v in w.items() if "layers.1." not in k}, rf"lacks .*{NORM}, .*\(9 in all\)"),
+        (lambda w: w | {"model.layers.2.mlp.up_proj.weight": torch.ones(2, 2)}, r"it has, .*layers\.2\.mlp\.up_proj"),
+        (lambda w: w | {"model.norm.weight": torch.ones(7)}, r"of another shape are model\.norm\.weight"),
+        (lambda w: {k: v for k, v in w.items() if "embed_tokens" not in k}, "lacks"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    change: Callable[[Weights], Weights], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(changed(tiny_folder, tmp_path / "model", change))
+
+
+def test_an_untied_model_needs_its_head(tiny_folder: Path, tmp_path: Path) -> None:
+    def untied(weights: Weights) -> Weights:
+        return weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}
+
+    whole = configured(tiny_folder, tmp_path / "whole", tie_word_embeddings=False)
+    changed(Path(whole), tmp_path / "untied", untied)
+    model = load_model(str(tmp_path / "untied")).model
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight + 1)
+    with pytest.raises(UserError, match=r"lacks lm_head\.weight"):
+        load_model(whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, tiny_folder: Path, tmp_path: Path) -> None:
+    def damage(weights: Weights) -> Weights:
+        weights[NORM][3] = value
+        return weights
+
+    with pytest.raises(UserError, match=rf"NaN or infinite, in {NORM}"):
+        load_model(changed(tiny_folder, tmp_path / "model", damage))
+
+
+def test_integer_weights_need_a_quantization_config(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_folder, tmp_path / "model", lambda w: w | {NORM: torch.ones(48, dtype=torch.int8)})
+    with pytest.raises(UserError, match=f"stores {NORM} as integers"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"load_in_4bit": True, "quant_method": "bitsandbytes"}, "needs the package bitsandbytes"),
+        ({"load_in_8bit": True}, "needs the package bitsandbytes"),
+        ({"bits": 4, "group_size": 128, "quant_method": "gptq"}, "needs the package gptqmodel"),
+        ({"bits": 4, "quant_method": "awq", "version": "gemm"}, "needs the package gptqmodel"),
+        ({"quant_method": "compressed-tensors", "config_groups": {}}, "needs the package compressed-tensors"),
+        ({"bits": 4}, "names no method"),
+        (["gptq"], "cannot be loaded"),
+        ({"quant_method": "sorcery"}, "unknown method 'sorcery'"),
+    ],
+)
+def test_a_quantized_checkpoint_names_the_missing_library(
+    quantization: object, message: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.models.quantized._installed", lambda module: module == "torch")
+    with pytest.raises(UserError, match=message):
+        load_model(configured(tiny_folder, tmp_path / "model", quantization_config=quantization))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"dtype": "float31"}, "cannot be loaded"),
+        ({"head_dim": 7}, "cannot be loaded"),
+        ({"num_attention_heads": 0}, "num_attention_heads|cannot be loaded"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+        ({"num_hidden_layers": 1}, "it has, but the architecture does not"),
+        ({"vocab_size": 10**6}, "of another shape"),
+        ({"pad_token_id": 10**9}, "cannot be loaded"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"model_type": ["llama"]}, "cannot be loaded"),
+        ({"model_type": "no_such_type"}, "cannot be loaded"),
+        ({"text_config": 3}, "."),
+    ],
+)
+def test_a_damaged_configuration_gets_a_sentence(
+    values: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = configured(tiny_folder, tmp_path / "model", **values)
+    try:
+        load_model(folder)
+    except UserError as error:
+        assert re.search(message, str(error)), str(error)
+        assert "\n" not in str(error)
+    else:
+        assert "text_config" in values, "only this one is harmless"
+
+
+def test_an_attention_implementation_that_is_not_installed_is_replaced(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = configured(tiny_folder, tmp_path / "model", attn_implementation="flash_attention_2")
+    assert (
+        load_model(folder).model.config._attn_implementation
+        == load_model(str(tiny_folder)).model.config._attn_implementation
+    )
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "pytorch_model.bin", "absent.safetensors", 7])
+def test_an_index_names_safetensors_in_its_own_folder(file: object, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    index = {"metadata": {}, "weight_map": {NORM: file}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"which is not a safetensors file in the same folder|which its index names"):
+        resolve_model(str(tmp_path / "model"))
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_tokens(["<tool_call>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"tokens up to id \d+, but the model has \d+ embeddings"):
+        load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_repository_is_not_run(file: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    keys = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    values = json.loads((folder / file).read_text()) | {
+        "auto_map": keys,
+        "model_type": "evil",
+        "tokenizer_class": "Evil",
+    }
+    (folder / file).write_text(json.dumps(values))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_model(str(folder))
+    if file == "config.json":
+        with pytest.raises(UserError, match="cannot be loaded"):
+            parameter_count(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "not json"])
+def test_a_checksum_in_a_users_folder_is_not_believed(content: str, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    before = model_fingerprint(str(tmp_path / "model"))
+    (tmp_path / "model" / "config.json").touch()
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    changed_weights = load_file(tiny_folder / "model.safetensors")
+    changed_weights[NORM] += 1
+    save_file(changed_weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+    for name in ("model", "other"):
+        (tmp_path / name / "sha256.json").write_text(content)
+    assert model_fingerprint(str(tmp_path / "model")) != model_fingerprint(str(tmp_path / "other"))
+    assert before
+
+
+def adapter(base: Path, folder: Path, *, tokenizer: bool = True, **options: Any) -> Path:
+    """A LoRA adapter with random weights, as peft saves it."""
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    if tokenizer:
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_an_adapter_is_merged_into_its_base(
+    tokenizer: bool, tiny_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter", tokenizer=tokenizer)
+    with caplog.at_level(logging.INFO, "tamperfuse"):
+        loaded = load_model(str(folder))
+    assert "is a peft adapter of" in caplog.text
+    plain = LlamaForCausalLM.from_pretrained(tiny_folder)
+    lora = load_file(folder / "adapter_model.safetensors")
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    update = lora[f"{prefix}.lora_B.weight"] @ lora[f"{prefix}.lora_A.weight"] * 8 / 4  # lora_alpha / r
+    merged, before = (m.model.layers[0].self_attn.q_proj.weight for m in (loaded.model, plain))
+    assert torch.allclose(merged, before + update, atol=1e-6)
+    assert float((merged - before).detach().abs().max()) > 0.01
+    assert loaded.base == str(tiny_folder) and loaded.origin == str(folder)
+    save_model(loaded, tmp_path / "out", Provenance(origin=loaded.origin, made_by="test", source=loaded.name))
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+    record = read_provenance(tmp_path / "out")
+    assert record is not None and (record.source, record.base) == (str(folder), str(tiny_folder))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+    assert parameter_count(str(folder)) == parameter_count(str(tiny_folder))
+    assert model_fingerprint(str(folder)) != model_fingerprint(str(tiny_folder))
+
+
+def test_a_base_beside_its_adapter_is_found(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    shutil.copytree(tiny_folder, folder / "base")
+    edit_adapter(folder, base_model_name_or_path="base")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("adapter").base == "adapter/base"
+
+
+def edit_adapter(folder: Path, **values: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"base_model_name_or_path": None}, "set base_model_name_or_path"),
+        (
+            {"base_model_name_or_path": "/no/such/model"},
+            "is a peft adapter of '/no/such/model', which cannot be loaded",
+        ),
+        ({"peft_type": "SORCERY"}, "cannot be merged"),
+        ({"target_modules": ["nothing"]}, "cannot be merged"),
+        ({"r": 8}, "cannot be merged|not those of"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(
+    values: dict[str, Any], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    edit_adapter(folder, **values)
+    with pytest.raises(UserError, match=message):
+        load_model(str(folder))
+
+
+def test_adapter_weights_under_other_names_are_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({f"x.{k}": v for k, v in weights.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks|cannot be merged"):
+        load_model(str(folder))
+
+
+def test_a_soft_prompt_cannot_be_merged(tiny_folder: Path, tmp_path: Path) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(LlamaForCausalLM.from_pretrained(tiny_folder), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match="cannot be merged"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_a_pickled_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickled"):
+        load_model(str(folder))
+
+
+def test_an_adapter_beside_a_model_is_ambiguous(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    shutil.copy(tiny_folder / "model.safetensors", folder)
+    with pytest.raises(UserError, match="both a model and a peft adapter"):
+        load_model(str(folder))
+
+
+def test_generation_ends_at_every_end_token(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    (tmp_path / "model" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [user, tokenizer.eos_token_id]})
+    )
+    loaded: LoadedModel = load_model(str(tmp_path / "model"))
+    assert loaded.chat.end == tokenizer.eos_token_id
+    assert loaded.chat.ends == {user, tokenizer.eos_token_id}
