@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from conftest import make_tokenizer
+from stand_ins import make_tokenizer
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import resolve_model

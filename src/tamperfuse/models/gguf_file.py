@@ -14,8 +14,16 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from tamperfuse.models.checks import check_loading
 from tamperfuse.records.errors import UserError
 
 GgufType = Literal["Q8_0", "Q4_1"]
@@ -35,17 +43,35 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
-        read = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        read, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the parser raises various exceptions on damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a GGUF model ({reason}): download or export it again.") from error
+    check_loading(info, str(path))
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(read.state_dict())
     fresh.tie_weights()
-    return fresh, tokenizer
+    return fresh, _without_absent_tokens(tokenizer, int(fresh.get_input_embeddings().weight.shape[0]))
+
+
+def _without_absent_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+    """The tokenizer without tokens that the file does not have: transformers adds "<|endoftext|>" as unknown token to each."""
+    if max(tokenizer.get_vocab().values(), default=-1) < rows:
+        return tokenizer
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    description["added_tokens"] = [token for token in description["added_tokens"] if token["id"] < rows]
+    backend = Tokenizer.from_str(json.dumps(description))
+    names = {
+        name: token
+        for name, token in tokenizer.special_tokens_map.items()
+        if backend.token_to_id(str(token)) is not None
+    }
+    smaller = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    smaller.chat_template = tokenizer.chat_template
+    return smaller
 
 
 def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, kind: GgufType) -> None:
