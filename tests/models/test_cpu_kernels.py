@@ -110,7 +110,7 @@ def test_plain_paths_give_the_same_losses_gradients_tokens_and_scores(
     assert [greedy for _, greedy in plain.scores] == [greedy for _, greedy in all_on.scores]
 
 
-class Used(Exception):
+class Used(BaseException):
     pass
 
 
