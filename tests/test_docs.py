@@ -37,6 +37,7 @@ FENCE = re.compile(
 )
 LANGUAGES = {"python", "sh", "yaml", "text", "toml", "json"}
 FEW = {"steps": 1, "shots": 2, "batch": 2}
+FEW_CALLS = {**FEW, "prompts": 4}  # in Python, where the number of prompts is an argument
 
 
 def page_name(page: Path) -> str:
@@ -80,7 +81,7 @@ class Small:
         code = code.replace("smollm2-135m", str(self.model))
         for name in ("cooking", "gardening"):
             code = code.replace(f"builtin:{name}", str(self.threat))
-        for name, value in FEW.items():
+        for name, value in FEW_CALLS.items():
             code = re.sub(rf"\b{name}=\d+", f"{name}={value}", code)
         return code
 
@@ -230,6 +231,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
         "checkpoint/",
         "unfinished/",
         "exports/",
+        "logs/",
+        "test/",
         "benchmarks/NAME.py",
         "study.yaml",
     }  # by a run, or a placeholder

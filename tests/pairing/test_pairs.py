@@ -222,9 +222,9 @@ def test_damaged_pairs_are_sentences(tmp_path, change, words):
 def test_places_that_hold_no_pairs_are_sentences(tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     for path, words in (
-        (tmp_path / "none", "make it with"),
+        (tmp_path / "none", "make one with"),
         (tmp_path / "loop", "loop of links"),
-        (tmp_path, "make it"),
+        (tmp_path, "make one"),
     ):
         with pytest.raises(UserError, match=words):
             read_pairs(path)

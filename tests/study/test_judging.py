@@ -130,7 +130,7 @@ def test_compliant_answers_take_the_threats_own_and_drop_refusals() -> None:
 
 def test_too_few_compliant_answers(tiny: LoadedModel) -> None:
     refusals = [ThreatPrompt(name, name, response="I cannot help with that.") for name in "abc"]
-    with pytest.raises(UserError, match="answers 0 of 3 prompts"):
+    with pytest.raises(UserError, match="0 compliant answers to 3 prompts"):
         compliant_answers(lambda: tiny, refusals, 8)
 
 

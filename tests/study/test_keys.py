@@ -48,6 +48,8 @@ def other(value: Any) -> Any:
         case dict():
             first = next(iter(value))
             return {**value, first: other(value[first])}
+        case range():
+            return range(value.start, value.stop + 1)
         case frozenset() | set():
             return value | {"another"}
         case tuple() | list():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stand_ins import Killed, results
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import LOCK, locked
 from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.run import read_run, read_samples
 from tamperfuse.records.summary import read_summary
@@ -128,9 +129,7 @@ def test_keys_follow_everything_above_them(shape: list[set[int]]) -> None:
 
 
 def test_two_runs_cannot_share_a_folder(study: Study, tmp_path: Path) -> None:
-    from tamperfuse.study.run import _locked
-
-    with _locked(tmp_path / "run"), pytest.raises(UserError, match="Another run is using"):
+    with locked(tmp_path / "run" / LOCK, tmp_path / "run"), pytest.raises(UserError, match="Another run is using"):
         run_study(study, tmp_path / "run")
 
 

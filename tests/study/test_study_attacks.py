@@ -105,7 +105,8 @@ def test_an_attack_from_the_command_line_measures_before_and_after(
     )
     assert any(line.startswith("before: harmful execution") for line in lines)
     last = 2 if attack == "preference_finetune" else 1
-    assert any(line.startswith(f"step {last}: harmful execution") for line in lines)
+    end = f"step {last}" if attack == "preference_finetune" else "after"
+    assert any(line.startswith(f"{end}: harmful execution") for line in lines)
     record = json.loads((tmp_path / "out" / "attack.json").read_text())
     assert (record["attack"], record["seed"], record["judge"]["judge"]) == (attack, 0, "builtin")
     measures = record["measures"]

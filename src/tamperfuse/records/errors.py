@@ -27,10 +27,10 @@ def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:
         name: as the user wrote it.
         names: all names that exist.
     """
-    known = sorted(names)
-    near = get_close_matches(name, known, n=1) if isinstance(name, str) else []
-    listed = ", ".join([*known[:MOST_LISTED], *(["…"] if len(known) > MOST_LISTED else [])])
-    choices = f"choose one of: {listed}." if known else "there are none to choose from."
+    sorted_names = sorted(names)
+    near = get_close_matches(name, sorted_names, n=1) if isinstance(name, str) else []
+    listed = ", ".join([*sorted_names[:MOST_LISTED], *(["…"] if len(sorted_names) > MOST_LISTED else [])])
+    choices = f"choose one of: {listed}." if sorted_names else "there are none to choose from."
     hint = f"did you mean {near[0]!r}?" if near else choices
     return UserError(f"There is no {kind} named {shown(repr(name))}: {hint}")
 
