@@ -157,11 +157,11 @@ def _read_tokenizer(name: str, folder: Path | None, trust_remote_code: bool) -> 
 
 def _end_tokens(model: PreTrainedModel) -> set[int]:
     """The tokens that end generation, of generation_config.json and of config.json."""
-    found: set[Any] = set()
+    entries: set[Any] = set()
     for config in (model.generation_config, model.config.get_text_config()):
         value = getattr(config, "eos_token_id", None)
-        found |= set(value if isinstance(value, list | tuple) else [value])
-    return {token for token in found if isinstance(token, int) and token >= 0}
+        entries |= set(value if isinstance(value, list | tuple) else [value])
+    return {token for token in entries if isinstance(token, int) and token >= 0}
 
 
 def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
