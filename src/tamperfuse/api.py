@@ -24,6 +24,7 @@ from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.load import LoadedModel, load_model, reference_name, save_model
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
@@ -36,7 +37,7 @@ from tamperfuse.records.summary import Measure, Summary, read_summary
 from tamperfuse.study import run as study_run
 from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import Evaluate, load_study, parse_judge, parse_study
+from tamperfuse.study.spec import RESPONSE_TOKENS, Evaluate, load_study, parse_judge, parse_study
 
 if TYPE_CHECKING:
     import pandas
@@ -137,7 +138,7 @@ def harden(
     component = DEFENSES.get(defense)
     values = component.parse(parameters, f"defense {defense}")
     encoder = load_encoder()
-    requests = load_threat(str(threat), encoder)
+    requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     replay = read_outside_threat(str(benign), requests, option="benign", encoder=encoder)
     loaded = _copy(model)
     resolved = apply_defense(
@@ -218,7 +219,7 @@ def attack(
     component = ATTACKS.get(attack)
     values = component.parse(parameters, f"attack {attack}")
     encoder = load_encoder()
-    requests = load_threat(str(threat), encoder)
+    requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
     loaded = _copy(model)
     origin = reference_name(loaded, reference)
@@ -298,7 +299,7 @@ def evaluate(
         print(f"{measured.harmful_execution.value:.1%}")
     """
     encoder = load_encoder()
-    requests = load_threat(str(threat), encoder)
+    requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     sizes = {"prompts": prompts, "harmless": harmless, "capability_items": capability_items}
     settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})
     spec = parse_judge(judge if isinstance(judge, str) else dict(judge))

@@ -5,11 +5,13 @@ import os
 import signal
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pairing_stand_ins import hash_projection, prose
+from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.pairing.cache import BATCH
 from tamperfuse.pairing.encoding import CachedEncoder, ProcessPoolCompute, encode_batch, open_encoder
 from tamperfuse.records.errors import UserError
@@ -113,3 +115,23 @@ def test_ray_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
         open_encoder(MODEL, "float32", workers=1, executor="ray", folder=tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize("content", ["nothing", "a pickle", "a pickled layer", "a file", "damaged"])
+def test_an_encoder_that_cannot_be_used_is_a_sentence(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    if content == "a pickle":
+        (folder / "pytorch_model.bin").write_bytes(b"x")
+    elif content == "a pickled layer":
+        (folder / "2_Dense").mkdir()
+        (folder / "model.safetensors").write_bytes(b"x")
+        (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"x")
+    elif content == "a file":
+        folder = folder / "file"
+        folder.write_bytes(b"x")
+    elif content == "damaged":
+        (folder / "model.safetensors").write_bytes(b"x")
+        (folder / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"The sentence encoder|of the sentence encoder is pickled"):
+        SentenceEncoder(str(folder)).encode(["a"])

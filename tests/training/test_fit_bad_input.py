@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from stand_ins import WordCountEncoder
+from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
 from tamperfuse.cli.app import main
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
@@ -77,7 +78,19 @@ def test_an_unknown_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "did you mean 'wandb'" in line
 
 
-def test_a_sequence_longer_than_the_window(tiny: LoadedModel) -> None:
-    words = tiny.chat.sample("a", "word " * 600, 600)
-    with pytest.raises(UserError, match="the model takes 512: lower the length limit"):
-        fit(tiny, [words], Training(steps=1, batch=1), seed=0)
+def test_sequences_longer_than_the_window(tiny: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    long, short = tiny.chat.sample("a", "word " * 600, 600), tiny.chat.sample("a", "word", 600)
+    with pytest.raises(UserError, match=r"All 2 samples .* longer than the model's context window .* 512 allowed"):
+        fit(tiny, [long, long], Training(steps=1, batch=1), seed=0)
+    with caplog.at_level("WARNING", "tamperfuse"):
+        result = fit(tiny, [long, short], Training(steps=2, batch=1), seed=0)
+    assert "1 of 2 samples" in caplog.text
+    assert result.tokens == 2 * len(short.tokens)
+
+
+def test_a_pair_is_as_long_as_its_longer_sequence(tiny: LoadedModel) -> None:
+    sample = tiny.chat.sample("a", "word " * 100, 300)
+    pair = RetainPair(sample, sample)
+    assert len(sample.tokens) <= tiny.window < len(pair.tokens)
+    result = fit(tiny, [pair], Training(steps=1, batch=1), seed=0, objective=RetainObjective(1.0))
+    assert result.tokens == len(pair.tokens)

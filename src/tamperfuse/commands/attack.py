@@ -17,12 +17,13 @@ from tamperfuse.commands.measurement import (
 from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.models.load import absolute_name, load_model, model_fingerprint, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import JudgeSpec
+from tamperfuse.study.spec import RESPONSE_TOKENS, JudgeSpec
 
 
 def attack_model(
@@ -65,7 +66,7 @@ def attack_model(
     component = ATTACKS.get(attack)
     parameters = component.parse(settings, f"attack {attack}")
     encoder = load_encoder()
-    prompts = load_threat(threat, encoder)
+    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
     evaluate = full_evaluation(prompts)
     harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)

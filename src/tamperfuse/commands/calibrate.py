@@ -2,9 +2,10 @@
 
 from functools import cache, partial
 
-from tamperfuse.corpora.threats import load_threat
+from tamperfuse.corpora.threats import Part, load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.calibrate import CalibrationRow, table
-from tamperfuse.evaluation.judges import Answer
+from tamperfuse.evaluation.judges import JUDGES, Answer
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.judging import Judging, compliant_answers, load_encoder
@@ -12,6 +13,7 @@ from tamperfuse.study.spec import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec, par
 
 FEWEST_ANSWERS = 8
 TABLE_SEED = 0
+ANSWERED: tuple[Part, ...] = ("attacker", "evaluation")  # parts whose prompts need a compliant answer
 
 
 def calibrate_judge(
@@ -32,8 +34,11 @@ def calibrate_judge(
         UserError: bad input, or a reference that complies with fewer than 8 prompts of a part.
     """
     encoder, load = load_encoder(), cache(partial(load_model, reference))
-    prompts = load_threat(threat, encoder)
-    judging = Judging(judge or parse_judge(DEFAULT_JUDGE), prompts, [], RESPONSE_TOKENS, encoder, load)
+    prompts, spec = load_threat(threat, encoder), judge or parse_judge(DEFAULT_JUDGE)
+    answered = all(p.response for part in ANSWERED for p in prompts.part(part))
+    if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
+        prompts = within_window(prompts, reference, RESPONSE_TOKENS)
+    judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
     attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS).pairs
     evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS).pairs
     if min(len(attacker), len(evaluation)) < FEWEST_ANSWERS:

@@ -13,6 +13,7 @@ from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.attacks.base import AttackResult, AttackTraits, PromptResponse
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.attack_trace import AttackTracer, Probes, gradient
 from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
 from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
@@ -69,6 +70,8 @@ def diagnose_models(
         raise UserError(f"Two models are called {max(names, key=names.count)!r}: give their folders different names.")
     encoder = load_encoder()
     loaded_threat = load_threat(threat, encoder)
+    for model in models:
+        loaded_threat = within_window(loaded_threat, model, RESPONSE_TOKENS)
     harmless = [
         (e.prompt, e.response) for e in read_outside_threat(retain, loaded_threat, option="retain", encoder=encoder)
     ]

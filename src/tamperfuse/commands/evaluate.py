@@ -13,11 +13,12 @@ from tamperfuse.commands.measurement import (
     write_tables,
 )
 from tamperfuse.corpora.threats import load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.models.load import LoadedModel, load_model, reference_name, resolve_model
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import Evaluate, JudgeSpec
+from tamperfuse.study.spec import RESPONSE_TOKENS, Evaluate, JudgeSpec
 from tamperfuse.study.tables import VerdictRow
 
 
@@ -42,7 +43,7 @@ def evaluate_model(
         UserError: bad input; nothing is written then.
     """
     encoder = load_encoder()
-    prompts = load_threat(threat, encoder)
+    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
     evaluate = full_evaluation(prompts)
     check_fresh(out)
     check_encoder()

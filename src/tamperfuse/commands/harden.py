@@ -9,6 +9,7 @@ from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
 from tamperfuse.models.encoder import TextEncoder
@@ -53,7 +54,7 @@ def harden_model(
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
     encoder = load_encoder()
-    prompts = load_threat(threat, encoder)
+    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
     replay = read_outside_threat(benign, prompts, option="benign", encoder=encoder)
     matched: Sequence[Pair] = ()
     if component.traits.needs_pairs:

@@ -54,8 +54,9 @@ def generate(
     longest = max(map(len, prompts), default=0)
     if longest + new_tokens > loaded.window:
         raise UserError(
-            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: "
-            "request fewer new tokens."
+            f"A prompt of {longest} tokens, with what the attack adds to it, and {new_tokens} new ones exceed the model's "
+            f"context window of {loaded.window}: shorten the prompt, leave out attacks that lengthen it, or lower "
+            "`response_tokens` under `evaluate` in a study."
         )
     if use_vllm(loaded, len(prompts) * new_tokens):
         return vllm_generate(loaded, prompts, new_tokens, sampling)

@@ -56,13 +56,19 @@ class SentenceEncoder:
         from sentence_transformers import SentenceTransformer  # takes 4 s: imported only where texts are encoded
 
         source = str(ENCODERS[self.name].path()) if self.name in ENCODERS else self.name
+        if Path(source).exists():
+            _check_folder(Path(source))
         try:
             return SentenceTransformer(
-                source, local_files_only=Path(source).is_dir(), model_kwargs={"dtype": self._dtype}
+                source,
+                local_files_only=Path(source).is_dir(),
+                model_kwargs={"dtype": self._dtype, "use_safetensors": True},
+                trust_remote_code=False,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files raise exceptions of any kind
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"The sentence encoder {self.name!r} cannot be loaded ({str(error).splitlines()[0]}): "
+                f"The sentence encoder {self.name!r} cannot be loaded ({reason}): "
                 "name a sentence-transformers directory, or a Hub id that can be downloaded."
             ) from error
 
@@ -87,3 +93,22 @@ class SentenceEncoder:
         # Normalised in float32: the length of a bfloat16 vector is off by up to 0.4%.
         length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12).astype(np.float32)
         return np.asarray(vectors / length, dtype=np.float32)
+
+
+def _check_folder(folder: Path) -> None:
+    """Check that a folder holds an encoder in safetensors.
+
+    Raises:
+        UserError: it has no weights, or a module's weights are pickled.
+    """
+    if not folder.is_dir() or not any(folder.glob("**/*.safetensors")):
+        raise UserError(
+            f"The sentence encoder {folder} has no weights (*.safetensors): name a sentence-transformers directory, or a Hub id."
+        )
+    for pattern in ("**/*.bin", "**/*.pt", "**/*.pkl"):
+        for path in folder.glob(pattern):
+            if not any(path.parent.glob("*.safetensors")):
+                raise UserError(
+                    f"{path} of the sentence encoder is pickled, which can run code when it is loaded: save the encoder with "
+                    "safe_serialization."
+                )

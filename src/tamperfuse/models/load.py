@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.adapter import base_of, merged
@@ -70,7 +77,12 @@ class LoadedModel:
     @property
     def window(self) -> int:
         """Maximum sequence length, in tokens."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        return context_window(self.model.config)
+
+
+def context_window(config: PretrainedConfig) -> int:
+    """Maximum sequence length of a model, in tokens; a large number if its configuration has none."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
 
 
 def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
@@ -88,9 +100,9 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             not those of its architecture, or not finite; its tokenizer has tokens without embeddings.
     """
     folder = resolve_model(name)
-    with quiet(), _errors_explained(name, folder):
+    with quiet(), errors_explained(name, folder):
         model = _read_model(name, folder, trust_remote_code)
-        tokenizer = _read_tokenizer(name, folder, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=trust_remote_code)
         check_model(model, tokenizer, str(folder or name))
         model.to(own_device())
         model.eval()
@@ -143,16 +155,17 @@ def _read_base(name: str, trust_remote_code: bool) -> PreTrainedModel:
     folder = resolve_model(name)
     if folder and is_adapter(folder):
         raise UserError(f"{folder} is itself a peft adapter")
-    with _errors_explained(name, folder):
+    with errors_explained(name, folder):
         return _read_model(name, folder, trust_remote_code)
 
 
-def _read_tokenizer(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The tokenizer; of a peft adapter without one, that of its base model."""
-    if folder and is_adapter(folder) and not any((folder / file).exists() for file in TOKENIZER_FILES):
-        name = base_of(folder)
-        folder = resolve_model(name)
-    return AutoTokenizer.from_pretrained(str(folder or name), trust_remote_code=trust_remote_code)
+def tokenizer_source(name: str) -> str:
+    """The folder or Hub id of a model's configuration and tokenizer: of a peft adapter without a tokenizer, its base model's."""
+    folder = resolve_model(name)
+    if folder and is_adapter(folder):
+        has_tokenizer = any((folder / file).exists() for file in TOKENIZER_FILES)
+        return str(folder) if has_tokenizer else tokenizer_source(base_of(folder))
+    return str(folder or name)
 
 
 def _end_tokens(model: PreTrainedModel) -> set[int]:
@@ -327,7 +340,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 @contextmanager
-def _errors_explained(name: str, folder: Path | None) -> Iterator[None]:
+def errors_explained(name: str, folder: Path | None) -> Iterator[None]:
     """Turn the exceptions of libraries that read a checkpoint into a UserError; damaged files raise exceptions of any kind."""
     try:
         yield
@@ -384,13 +397,19 @@ def quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def parameter_count(name: str) -> int:
-    """Number of parameters of a model, from its configuration; no weights are read."""
+def read_config(name: str) -> PretrainedConfig:
+    """A model's configuration; of a peft adapter, its base model's. No weights are read."""
     folder = resolve_model(name)
     if folder and is_adapter(folder):
-        return parameter_count(base_of(folder))
-    with _errors_explained(name, folder):
+        return read_config(base_of(folder))
+    with errors_explained(name, folder):
         config = AutoConfig.from_pretrained(str(folder or name), trust_remote_code=False)
         check_config(config, str(folder or name))
-        with torch.device("meta"):
-            return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))
+        return config
+
+
+def parameter_count(name: str) -> int:
+    """Number of parameters of a model, from its configuration; no weights are read."""
+    config = read_config(name)
+    with errors_explained(name, resolve_model(name)), torch.device("meta"):
+        return int(sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()))

@@ -14,6 +14,7 @@ from tamperfuse.attacks.base import AttackTraits
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Part, Threat, load_threat
+from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
@@ -58,7 +59,7 @@ class StudyContext:
         study = resolve_study(study)
         check_encoder()  # a missing encoder is reported before the first node runs
         encoder = load_encoder()
-        threat = load_threat(study.threat, encoder)
+        threat = within_window(load_threat(study.threat, encoder), study.model, study.evaluate.response_tokens)
         needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
         for part, count in needs.items():
             available = len(threat.part(part))

@@ -16,6 +16,7 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.process import is_main
 from tamperfuse.study.estimates import Costs
@@ -88,10 +89,21 @@ class Observer:
 
     def __post_init__(self) -> None:
         """Load the steps that an interrupted attack measured; its resumed training does not reach them again."""
-        for folder in sorted(self.resume_folder.glob("step-*"), key=_step) if self.resume_folder else ():
-            self._add({name: read_rows(folder / f"{name}.parquet", kind) for name, kind in TABLES.items()})
-            self.costs += Costs(**read_json(folder / COSTS))
-            self._measured.add(_step(folder))
+        measured: list[tuple[int, dict[str, list[Any]], Costs]] = []
+        for folder in self.resume_folder.glob("step-*") if self.resume_folder else ():
+            try:
+                step = _step(folder)
+                rows: dict[str, list[Any]] = {
+                    name: read_rows(folder / f"{name}.parquet", kind) for name, kind in TABLES.items()
+                }
+                costs = Costs(**read_json(folder / COSTS))
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"{folder} is damaged: remove {folder.parent} to start from the beginning.") from error
+            measured.append((step, rows, costs))
+        for step, rows, costs in sorted(measured, key=lambda loaded: loaded[0]):
+            self._add(rows)
+            self.costs += costs
+            self._measured.add(step)
 
     def once(self, step: int, measure: "Callable[[Observer], None]") -> None:
         """Measure the model at a step, unless an interrupted attack did: the weights were the same.

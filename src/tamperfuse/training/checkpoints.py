@@ -124,7 +124,12 @@ class Checkpoints:
         path = self.folder / (file if isinstance(file, str) and Path(file).name == file else "")
         if not path.is_file() or sha256_of(path) != record.get("sha256"):
             raise _damaged(path)
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # the unpickler raises various exceptions
+            raise _damaged(path) from error
+        if not isinstance(state, dict):
+            raise _damaged(path)
         return state
 
     @property

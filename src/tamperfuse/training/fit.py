@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def fit(
 
     Args:
         loaded: the model; float32 before and after.
-        samples: what to train on, of the type that the objective takes.
+        samples: what to train on, of the type that the objective takes; those longer than the model's window are left out.
         training: training parameters.
         seed: decides the order of samples and the initial values of adapters.
         objective: what to minimise; supervised fine-tuning by default.
@@ -70,11 +71,12 @@ def fit(
         label: text of the progress bar, and name of the run for trackers.
 
     Raises:
-        UserError: there are no samples; a sample is longer than the model's window; adapter targets match no layer; the model
+        UserError: there are no samples, or all are longer than the model's window; adapter targets match no layer; the model
             has fewer layers than are to be trained; Adafactor over shards; the checkpoint belongs to another training; the
             disk is full; memory ran out.
     """
-    _check(loaded, samples, training)
+    samples = _within_window(loaded, samples, label)
+    _check(samples, training)
     check_seed(seed)
     if training.steps * training.batch > LARGEST_SCHEDULE:
         raise UserError(
@@ -139,10 +141,34 @@ def fit(
     return result
 
 
-def _check(loaded: LoadedModel, samples: Sequence[Trainable], training: Training) -> None:
-    longest = max((len(sample.tokens) for sample in samples), default=0)
-    if longest > loaded.window:
-        raise UserError(f"A sample has {longest} tokens, but the model takes {loaded.window}: lower the length limit.")
+def _within_window(loaded: LoadedModel, samples: Sequence[Trainable], label: str) -> Sequence[Trainable]:
+    """Leave out samples that are longer than the model's context window, and print their number.
+
+    Raises:
+        UserError: no sample is shorter.
+    """
+    lengths = [_longest_sequence(sample) for sample in samples]
+    left = [sample for sample, length in zip(samples, lengths, strict=True) if length <= loaded.window]
+    if samples and not left:
+        raise UserError(
+            f"All {len(samples)} samples of the {label} are longer than the model's context window "
+            f"({min(lengths)} tokens or more, {loaded.window} allowed): use shorter prompts and responses."
+        )
+    if len(left) < len(samples):
+        log.warning(
+            "%d of %d samples of the %s are longer than the model's context window of %d tokens and are left out.",
+            *(len(samples) - len(left), len(samples), label, loaded.window),
+        )
+    return left
+
+
+def _longest_sequence(sample: Trainable) -> int:
+    """Tokens of a sample, or of the longer sequence of a sample that consists of two, such as a preference."""
+    parts: list[Any] = [getattr(sample, part.name) for part in fields(sample)] if is_dataclass(sample) else []
+    return max(len(part.tokens) for part in [part for part in parts if hasattr(part, "tokens")] or [sample])
+
+
+def _check(samples: Sequence[Trainable], training: Training) -> None:
     if training.optimizer == "adafactor" and sharding() == "fsdp":
         raise UserError("Adafactor cannot update sharded weights: use adamw or sgd, or DDP instead of FSDP2.")
     if training.batch % world_size():

@@ -1,0 +1,65 @@
+"""Prompts of a threat that do not fit into a model's context window."""
+
+import logging
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from tamperfuse.corpora.threats import PARTS, Threat
+from tamperfuse.models.chat import Chat
+from tamperfuse.models.load import (
+    LoadedModel,
+    context_window,
+    errors_explained,
+    read_config,
+    resolve_model,
+    tokenizer_source,
+)
+from tamperfuse.records.errors import UserError
+
+log = logging.getLogger("tamperfuse")
+
+TEMPLATE_TOKENS = 1024  # more than a chat template adds to a prompt
+
+
+def within_window(threat: Threat, model: str | Path | LoadedModel, response_tokens: int) -> Threat:
+    """Leave out the prompts that do not fit into a model's context window together with a response, and print their number.
+
+    Args:
+        threat: the threat.
+        model: the model, or its name; then only its configuration and its tokenizer are read, and the latter only if a prompt is
+            long.
+        response_tokens: longest response, in tokens.
+
+    Returns:
+        The threat without these prompts; the same object if all fit.
+
+    Raises:
+        UserError: the model cannot be read, or fewer than 2 prompts of a part remain.
+    """
+    name = model.name if isinstance(model, LoadedModel) else str(model)
+    if isinstance(model, LoadedModel):
+        chat, window = model.chat, model.window
+    else:
+        with errors_explained(name, resolve_model(name)):
+            window = context_window(read_config(name))
+            # A token has at least one byte.
+            if max(len(prompt.encode()) for prompt in threat.prompts) + TEMPLATE_TOKENS + response_tokens <= window:
+                return threat
+            chat = Chat.of(AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=False))
+    limit = window - response_tokens
+    parts = {part: tuple(p for p in threat.part(part) if len(chat.prompt(p.prompt)) <= limit) for part in PARTS}
+    for part in PARTS:
+        total, left = len(threat.part(part)), len(parts[part])
+        if left < total:
+            log.warning(
+                "%d of the %d prompts of the part %s of %s are left out: with a response of %d tokens they are longer than the "
+                "context window of %s, which is %d tokens.",
+                *(total - left, total, part, threat.source, response_tokens, name, window),
+            )
+        if left < 2:
+            raise UserError(
+                f"The part {part} of {threat.source} has {left} prompts that fit into the context window of {name} ({window} "
+                f"tokens, {response_tokens} of them for the response): shorten the prompts, or use a model with a longer window."
+            )
+    return threat if all(len(parts[part]) == len(threat.part(part)) for part in PARTS) else Threat(threat.source, parts)

@@ -1,0 +1,73 @@
+"""Chat templates that fail, hang, or take all memory get a sentence."""
+
+import threading
+import time
+
+import pytest
+
+from stand_ins import make_tokenizer
+from tamperfuse.models.chat import Chat
+from tamperfuse.records.errors import UserError
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}BODY{% endfor %}{% endfor %}"
+
+
+def chat(template: object) -> Chat:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return Chat.of(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ messages[0].content.__class__.__mro__ }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__ }}", "."),
+        ("{% include 'x' %}", "no loader"),
+        ("{% import 'x' as x %}", "no loader"),
+        ("{% extends '/etc/passwd' %}", "no loader"),
+        ("{{ messages[0].content }", "unexpected"),
+        ("{{ missing.attribute }}", "missing"),
+        ("{{ 1 // 0 }}", "zero"),
+        ("{{ range(10 ** 9) | list }}", "Range too big"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+        ("{{ raise_exception('no \x1b[31mred\n second line') }}", r"no \[31mred\)"),
+        ("{{ 'a' * 10 ** 10 }}", "MiB of memory"),
+        ("{% set ns = namespace(x='a') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}", "memory"),
+        ("{{ 'a' * 10 ** 6 }}{{ messages[0].content }}", "1,000,005 characters for messages of 5"),
+        ("no messages", "does not contain the messages"),
+        ({"tool_use": "x", "rag": "y"}, r"several chat templates \(tool_use, rag\)"),
+        (["x"], "list"),
+    ],
+)
+def test_a_template_that_fails_is_a_sentence(template: object, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        chat(template)
+    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["", "x"])
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_template_that_does_not_end_is_stopped(body: str, thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamperfuse.models.chat_template.CPU_SECONDS", 1)
+    caught: list[str] = []
+
+    def run() -> None:
+        try:
+            chat(LOOP.replace("BODY", body) + str(time.time()))  # templates are tried once
+        except UserError as error:
+            caught.append(str(error))
+
+    if thread:
+        worker = threading.Thread(target=run)
+        worker.start()
+        worker.join()
+    else:
+        run()
+    assert len(caught) == 1 and "takes more than" in caught[0]
+
+
+def test_a_default_among_several_templates_is_used() -> None:
+    tokenizer = make_tokenizer()
+    several = chat({"default": tokenizer.chat_template, "tool_use": "x"})
+    assert several.prompt("hi") == chat(tokenizer.chat_template).prompt("hi")
