@@ -1,11 +1,12 @@
 """Chat templates that fail, hang, or take all memory get a sentence."""
 
+import multiprocessing
 import threading
 import time
 
 import pytest
 
-from stand_ins import make_tokenizer
+from stand_ins import TEMPLATE, make_tokenizer
 from tamperfuse.models.chat import Chat
 from tamperfuse.records.errors import UserError
 
@@ -71,3 +72,13 @@ def test_a_default_among_several_templates_is_used() -> None:
     tokenizer = make_tokenizer()
     several = chat({"default": tokenizer.chat_template, "tool_use": "x"})
     assert several.prompt("hi") == chat(tokenizer.chat_template).prompt("hi")
+
+
+def test_a_template_is_checked_in_a_worker_of_a_process_pool_too() -> None:
+    """Such workers are daemonic: multiprocessing lets them start no process."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_end_of_turn) == chat(TEMPLATE).end
+
+
+def _end_of_turn() -> int:
+    return chat("{# not checked before #}" + TEMPLATE).end

@@ -5,14 +5,15 @@ neither time nor memory nor output. :func:`check_template` therefore renders sho
 such limits, once per template.
 """
 
-import multiprocessing
+import os
 import re
 import resource
+import select
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from tamperfuse.records.errors import UserError
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-CPU_SECONDS = 5
+CPU_SECONDS = 5  # of the child
 WALL_SECONDS = 120
 MEMORY = 512 * 2**20  # bytes, in addition to those of this process
 EXTRA_CHARACTERS = 100_000  # that a template may add to the messages
+_DONE = b"\0"  # after the child's answer
 
 _USER, _ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}
 _LONG = {"role": "user", "content": "hello " * 1_500}
@@ -102,33 +104,47 @@ class _Trial:
 @lru_cache(maxsize=16)
 def _problem(trial: _Trial) -> str:
     """What is wrong with a template; "" if nothing is."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    if not hasattr(os, "fork"):
         return _try(trial.tokenizer)
-    context = multiprocessing.get_context(
-        "fork"
-    )  # the child inherits the tokenizer; other methods would import everything
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_try_with_limits, args=(trial.tokenizer, sender), daemon=True)
-    process.start()
-    sender.close()
-    problem = f"it takes more than {CPU_SECONDS} s"
-    with suppress(EOFError):  # the child was killed
-        if receiver.poll(WALL_SECONDS):
-            problem = str(receiver.recv())
-    process.kill()
-    process.join()
-    return problem
+    # The child inherits the tokenizer. Python's multiprocessing would refuse to start it from a worker of a process pool.
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            _limit_this_process()
+            os.write(sender, _try(trial.tokenizer).encode())
+            os.write(sender, _DONE)
+        finally:
+            os._exit(0)
+    os.close(sender)
+    try:
+        answer = _read(receiver)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(receiver)
+    return answer.removesuffix(_DONE).decode() if answer.endswith(_DONE) else f"it takes more than {CPU_SECONDS} s"
 
 
-def _try_with_limits(tokenizer: PreTrainedTokenizerBase, sender: Connection) -> None:
-    """In the child: limit time and memory, try the template, and send what is wrong with it."""
+def _read(receiver: int) -> bytes:
+    """Everything that the child writes, until it ends or WALL_SECONDS are over."""
+    answer, deadline = b"", time.monotonic() + WALL_SECONDS
+    while select.select([receiver], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        part = os.read(receiver, 4096)
+        if not part:
+            break
+        answer += part
+    return answer
+
+
+def _limit_this_process() -> None:
+    """Limit the time and memory of this process, the child."""
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(OSError, ValueError):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    sender.send(_try(tokenizer))
 
 
 def _try(tokenizer: PreTrainedTokenizerBase) -> str:
