@@ -43,7 +43,6 @@ WORK = ("full", "lora", "generation", "scoring")
 KERNEL_WORK = {
     "fused_layers": WORK,
     "short_attention": WORK,
-    "prepacked_linear": ("generation",),
     "kv_cache": ("generation",),
     "packed_tree": ("scoring",),
     "two_threads": ("full", "lora", "scoring"),

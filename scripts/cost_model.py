@@ -6,7 +6,7 @@ nearest size. Hours on accelerators are estimates: operations divided by peak ra
 
 Memory is `MemoryEstimate`: 16 bytes per trained parameter, 6 per frozen one (with QLoRA 4.5 in the layers: 4 bits and float32)
 and the activations of a row. A CPU trains on two rows at once: twice the activations and gradients. An evaluation takes
-8 bytes per parameter (float32, bfloat16, the layout for decoding) and the KV cache. An accelerator holds the
+6 bytes per parameter (float32, bfloat16) and the KV cache. An accelerator holds the
 activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row would
 not fit otherwise. All training in a study is counted as full fine-tuning.
 
@@ -123,9 +123,7 @@ class Model:
         needs["qlora"] = replace(needs["lora"], weights=needs["lora"].weights - layers * 3 // 2)
         head, layer = config.hidden_size // config.num_attention_heads, needs["full"].checkpointed
         cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * TOKENS_IN_FLIGHT * 2
-        needs["evaluation"] = MemoryEstimate(
-            weights=6 * size + 2 * layers + cache, trained=0, activations=layer, checkpointed=layer
-        )
+        needs["evaluation"] = MemoryEstimate(weights=6 * size + cache, trained=0, activations=layer, checkpointed=layer)
         return cls(size, operations, needs)
 
 

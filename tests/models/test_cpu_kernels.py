@@ -20,7 +20,6 @@ from tamperfuse.models.cpu import (
     enabled,
     fused_layers,
     lora_linear,
-    prepacked_linear,
     short_attention,
     two_threads,
 )
@@ -35,7 +34,6 @@ from tamperfuse.training.parameters import Training
 IMPLEMENTATIONS = {
     "fused_layers": (fused_layers, "_RmsNorm"),
     "short_attention": (short_attention, "_two_products"),
-    "prepacked_linear": (prepacked_linear, "_product"),
     "kv_cache": (decoding, "PackedDecoder"),
     "two_threads": (two_threads, "ThreadPoolExecutor"),
     "lora_linear": (lora_linear, "_LoraLinear"),
@@ -51,12 +49,12 @@ class Results:
     scores: list[tuple[float, bool]]
 
 
-def results(folder: Path, kernels: str, dtype: torch.dtype = torch.float32) -> Results:
+def results(folder: Path, kernels: str) -> Results:
     """Losses and gradients (of all weights, and of an adapter), generated tokens and scores of the tiny model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, kernels)
         patch.setattr(rows, "PARALLEL_TOKENS", 1)
-        patch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (dtype, ""))
+        patch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
         loaded = load_model(str(folder))
         samples = [loaded.chat.sample(f"question {i // 3}", f"the answer is {i * 3}", 30) for i in range(9)]
         losses, gradients = [], []
@@ -126,11 +124,10 @@ class Tripwire:
 @pytest.mark.parametrize("kernel", IMPLEMENTATIONS)
 def test_a_kernel_runs_only_if_it_is_on(tiny_folder: Path, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, name = IMPLEMENTATIONS[kernel]
-    dtype = torch.bfloat16 if kernel == "prepacked_linear" else torch.float32  # what it is for
     monkeypatch.setattr(module, name, Tripwire())
-    results(tiny_folder, without(kernel), dtype)
+    results(tiny_folder, without(kernel))
     with pytest.raises(Used):
-        results(tiny_folder, kernel, dtype)
+        results(tiny_folder, kernel)
 
 
 def test_samples_share_a_trunk_only_with_packed_trees(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,20 +142,6 @@ def test_samples_share_a_trunk_only_with_packed_trees(tiny_folder: Path, monkeyp
     assert sizes == {1}
     results(tiny_folder, "packed_tree")
     assert max(sizes) == 3
-
-
-@pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no such operator"
-)
-def test_prepacked_layers_multiply_with_the_same_weights() -> None:
-    torch.manual_seed(0)
-    layer, x = nn.Linear(64, 32).to(torch.bfloat16), torch.randn(5, 64, dtype=torch.bfloat16)
-    with torch.no_grad():
-        expected = layer(x)
-        with prepacked_linear.prepacked(layer, 5):
-            assert "forward" in vars(layer)
-            torch.testing.assert_close(layer(x), expected)
-    assert "forward" not in vars(layer)
 
 
 @pytest.mark.parametrize(

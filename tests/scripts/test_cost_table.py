@@ -118,9 +118,7 @@ def test_costs_of_the_sizes(model: Any) -> None:
         assert needs["lora"].weights == 6 * parameters + 2 * adapter and adapter < parameters / 25
         assert 1.0 < (needs["lora"].weights - needs["qlora"].weights) / parameters <= 1.5
     # Llama 2 70B: 80 layers × 8 heads × 128, keys and values, 2 bytes, of 16,384 tokens.
-    cache = (
-        size_costs.needs["evaluation"].weights - 6 * parameters - 2 * (parameters - 2 * 32_000 * 8_192 - 161 * 8_192)
-    )
+    cache = size_costs.needs["evaluation"].weights - 6 * parameters
     assert cache == 2 * 80 * 8 * 128 * 2 * 16_384
 
 

@@ -15,7 +15,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tamperfuse.models.cpu import enabled
 from tamperfuse.models.cpu.kv_cache import KVCache
-from tamperfuse.models.cpu.prepacked_linear import prepacked
 from tamperfuse.models.packed import pack, packed_logits
 
 
@@ -54,16 +53,12 @@ def decoding(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
         new_tokens: maximum number of new tokens per prompt.
     """
     if enabled("kv_cache"):
-        decoder = PackedDecoder(model, prompts, new_tokens)
-        with prepacked(model, len(prompts)):
-            yield decoder
+        yield PackedDecoder(model, prompts, new_tokens)
         return
     attention = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
     try:
-        padded = PaddedDecoder(model, prompts)
-        with prepacked(model, len(prompts)):
-            yield padded
+        yield PaddedDecoder(model, prompts)
     finally:
         model.set_attn_implementation(attention)
 

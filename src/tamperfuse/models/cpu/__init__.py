@@ -2,7 +2,6 @@
 
     fused_layers      RMSNorm and SwiGLU in one autograd function each          transformers' own modules
     short_attention   attention over few keys as two batched products           F.scaled_dot_product_attention
-    prepacked_linear  weights reordered once for decoding                       nn.Linear
     kv_cache          packed prefill, one shared prefix, rows that leave        transformers' DynamicCache, padded batches
     packed_tree       what several sequences share is computed once             every sequence by itself
     two_threads       two rows or batches at the same time                      one after the other
@@ -23,7 +22,6 @@ VARIABLE = "TAMPERFUSE_CPU_KERNELS"
 KERNELS = (
     "fused_layers",
     "short_attention",
-    "prepacked_linear",
     "kv_cache",
     "packed_tree",
     "two_threads",
