@@ -41,7 +41,6 @@ ON, OFF = "", "all"
 WORK = ("full", "lora", "generation", "scoring")
 # The work that each kernel takes part in.
 KERNEL_WORK = {
-    "fused_layers": WORK,
     "short_attention": WORK,
     "kv_cache": ("generation",),
     "packed_tree": ("scoring",),
@@ -70,10 +69,7 @@ def kernels(off: str) -> Iterator[None]:
 
 
 def piece(work: str) -> Callable[[str], Measurement]:
-    """Prepare one kind of work; the result does a piece of it, with one kernel off.
-
-    `fused_layers` acts when a model is loaded, so there are two models.
-    """
+    """Prepare one kind of work; the result does a piece of it, with one kernel off."""
     from tamperfuse.evaluation.capability import lm_eval_model
     from tamperfuse.evaluation.generate import generate
     from tamperfuse.models.load import load_model
@@ -81,17 +77,12 @@ def piece(work: str) -> Callable[[str], Measurement]:
     from tamperfuse.records.timing import measure_work
     from tamperfuse.training.fit import Training, fit
 
-    models = {}
-    for off in (ON, OFF):
-        with kernels(off):
-            models[off] = load_model(training_speed.MODEL)
-    chat = models[ON].chat
-    samples = [chat.sample(p, r, training_speed.RESPONSE_LIMIT) for p, r in training_speed.rows()[:8]]
-    prompts = [chat.prompt(prompt) for prompt in generation_speed.prompts(96)]
+    loaded = load_model(training_speed.MODEL)
+    samples = [loaded.chat.sample(p, r, training_speed.RESPONSE_LIMIT) for p, r in training_speed.rows()[:8]]
+    prompts = [loaded.chat.prompt(prompt) for prompt in generation_speed.prompts(96)]
     training = Training.model_validate({"steps": 1, "batch": 8, "learning_rate": 5e-7, "method": "full"})
 
     def run(off: str) -> Measurement:
-        loaded = models[OFF if off in (OFF, "fused_layers") else ON]
         reset_peak_memory()
         with kernels(off):
             if work in ("full", "lora"):

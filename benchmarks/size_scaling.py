@@ -54,7 +54,6 @@ def model(shape: str) -> Any:
     """A randomly initialised model of one shape, with the bundled model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tamperfuse.models.cpu.fused_layers import use_fused_layers
     from tamperfuse.models.load import LoadedModel, load_model
     from tamperfuse.models.packed import use_packed_attention
 
@@ -73,7 +72,6 @@ def model(shape: str) -> Any:
     )
     llama = LlamaForCausalLM(config).eval()
     use_packed_attention(llama)
-    use_fused_layers(llama)
     return LoadedModel(name=shape, model=llama, chat=chat, origin=shape)
 
 

@@ -18,7 +18,6 @@ from tamperfuse.models.cpu import (
     KERNELS,
     VARIABLE,
     enabled,
-    fused_layers,
     lora_linear,
     short_attention,
     two_threads,
@@ -32,7 +31,6 @@ from tamperfuse.training.parameters import Training
 
 # What only runs where the kernel is used.
 IMPLEMENTATIONS = {
-    "fused_layers": (fused_layers, "_RmsNorm"),
     "short_attention": (short_attention, "_two_products"),
     "kv_cache": (decoding, "PackedDecoder"),
     "two_threads": (two_threads, "ThreadPoolExecutor"),
@@ -156,7 +154,7 @@ def test_the_variable_selects_kernels(value: str, expected: set[str], monkeypatc
 def test_an_unknown_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "kv_cach")
     with pytest.raises(UserError, match="did you mean 'kv_cache'"):
-        enabled("fused_layers")
+        enabled("cross_entropy")
 
 
 def test_large_pages_are_left_alone_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

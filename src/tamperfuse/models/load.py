@@ -32,7 +32,6 @@ from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
-from tamperfuse.models.cpu.fused_layers import use_fused_layers
 from tamperfuse.models.device import own_device
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
@@ -112,7 +111,6 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         ):  # packed batches need none, but other programs that load the saved checkpoint may
             tokenizer.pad_token_id = chat.end
         use_packed_attention(model)
-        use_fused_layers(model)
     provenance = read_provenance(folder) if folder else None
     return LoadedModel(
         name=name,

@@ -46,7 +46,6 @@ MODULES = (
     "evaluation.sampling",
     "evaluation.score",
     "models.chat",
-    "models.cpu.fused_layers",
     "models.cpu.short_attention",
     "models.cpu.two_threads",
     "models.encoder",

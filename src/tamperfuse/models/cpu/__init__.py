@@ -1,6 +1,5 @@
 """CPU kernels: code that replaces a plain PyTorch, transformers or peft path because it is faster, or needs less memory.
 
-    fused_layers      RMSNorm and SwiGLU in one autograd function each          transformers' own modules
     short_attention   attention over few keys as two batched products           F.scaled_dot_product_attention
     kv_cache          packed prefill, one shared prefix, rows that leave        transformers' DynamicCache, padded batches
     packed_tree       what several sequences share is computed once             every sequence by itself
@@ -20,7 +19,6 @@ from tamperfuse.records.errors import unknown_name
 
 VARIABLE = "TAMPERFUSE_CPU_KERNELS"
 KERNELS = (
-    "fused_layers",
     "short_attention",
     "kv_cache",
     "packed_tree",
