@@ -181,5 +181,5 @@ def test_bad_training_input(tiny: LoadedModel) -> None:
         fit(tiny, samples(tiny), Training(steps=1, method="lora", lora_targets=("no_such",)), seed=0)
     with pytest.raises(UserError, match="has 2 layers, not 3"):
         fit(tiny, samples(tiny), Training(steps=1, method="last_layers", layers=3), seed=0)
-    with pytest.raises(UserError, match="the model takes 512"):
+    with pytest.raises(UserError, match="600 tokens or more, 512 allowed"):
         fit(tiny, [Sample([1] * 600, 5)], Training(steps=1), seed=0)
