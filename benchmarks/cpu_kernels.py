@@ -44,7 +44,6 @@ KERNEL_WORK = {
     "short_attention": WORK,
     "kv_cache": ("generation",),
     "packed_tree": ("scoring",),
-    "two_threads": ("full", "lora", "scoring"),
     "lora_linear": ("lora",),
     "cross_entropy": ("full", "lora"),
     LARGE_PAGES: WORK,

@@ -5,10 +5,9 @@ nearest size. Hours on accelerators are estimates: operations divided by peak ra
 `telemetry.useful_work`, a third more with gradient checkpointing; generating and scoring take 2 per parameter and token.
 
 Memory is `MemoryEstimate`: 16 bytes per trained parameter, 6 per frozen one (with QLoRA 4.5 in the layers: 4 bits and float32)
-and the activations of a row. A CPU trains on two rows at once: twice the activations and gradients. An evaluation takes
-6 bytes per parameter (float32, bfloat16) and the KV cache. An accelerator holds the
-activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row would
-not fit otherwise. All training in a study is counted as full fine-tuning.
+and the activations of a row. An evaluation takes 6 bytes per parameter (float32, bfloat16) and the KV cache. An accelerator
+holds the activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row
+would not fit otherwise. All training in a study is counted as full fine-tuning.
 
 Not included: loading, lm-eval, the sentence encoder, prefilling prompts, communication, idle machines.
 """
@@ -28,7 +27,6 @@ from tamperfuse.attacks.harmful_finetune import HarmfulFinetuneParameters
 from tamperfuse.defenses.sdd import PAPER
 from tamperfuse.evaluation.generate import TOKENS_IN_FLIGHT
 from tamperfuse.models.chat import Chat, Sample
-from tamperfuse.models.cpu.two_threads import WORKERS
 from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
@@ -166,8 +164,7 @@ class Work:
 
 def gibibytes(need: MemoryEstimate) -> float:
     """Main memory on a CPU without gradient checkpointing, in GiB."""
-    at_once = WORKERS if need.trained else 1
-    return (replace(need, rows=at_once).total(False, MOMENTS) + LIBRARIES) / 2**30
+    return (need.total(False, MOMENTS) + LIBRARIES) / 2**30
 
 
 def works(study: Path) -> list[Work]:

@@ -1,6 +1,5 @@
 """Each CPU kernel can be switched off, is used when it is on, and gives what the plain path gives."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from tamperfuse.models.cpu import (
     enabled,
     lora_linear,
     short_attention,
-    two_threads,
 )
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.training import cross_entropy, rows
+from tamperfuse.training import cross_entropy
 from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 from tamperfuse.training.parameters import Training
@@ -33,7 +31,6 @@ from tamperfuse.training.parameters import Training
 IMPLEMENTATIONS = {
     "short_attention": (short_attention, "_two_products"),
     "kv_cache": (decoding, "PackedDecoder"),
-    "two_threads": (two_threads, "ThreadPoolExecutor"),
     "lora_linear": (lora_linear, "_LoraLinear"),
     "cross_entropy": (cross_entropy, "_SlicedCrossEntropy"),
 }
@@ -51,7 +48,6 @@ def results(folder: Path, kernels: str) -> Results:
     """Losses and gradients (of all weights, and of an adapter), generated tokens and scores of the tiny model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, kernels)
-        patch.setattr(rows, "PARALLEL_TOKENS", 1)
         patch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
         loaded = load_model(str(folder))
         samples = [loaded.chat.sample(f"question {i // 3}", f"the answer is {i * 3}", 30) for i in range(9)]
@@ -74,14 +70,6 @@ def results(folder: Path, kernels: str) -> Results:
         tokens = generate(loaded, prompts, new_tokens=12)
         tokens += generate(loaded, prompts, new_tokens=12, sampling=Sampling(seed=1))
         return Results(losses, gradients, tokens, score(loaded, samples))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +132,7 @@ def test_samples_share_a_trunk_only_with_packed_trees(tiny_folder: Path, monkeyp
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("1", set(KERNELS)), ("", set(KERNELS)), ("0", set()), ("kv_cache, two_threads", {"kv_cache", "two_threads"})],
+    [("1", set(KERNELS)), ("", set(KERNELS)), ("0", set()), ("kv_cache, lora_linear", {"kv_cache", "lora_linear"})],
 )
 def test_the_variable_selects_kernels(value: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, value)

@@ -132,10 +132,10 @@ def test_tables_are_written_into_the_page(script: Any, tmp_path: Path) -> None:
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below") and "old" not in lines
     assert lines[1].startswith(f"<!-- tables: python scripts/cost_table.py {path} --price-cpu 0.5 ")
-    # 134.5e6 × 3.6e6 / 1e11 / 3600 hours; 18 bytes a parameter, two rows' 1.67 GiB of activations, 0.4 of libraries.
-    assert "| 135M | tuning | 1.3 | 6.0 | 0.67 |" in lines
-    assert any(line.startswith("| 70B | tuning | 345 | 1,304 | ≥ 172 |") for line in lines)
-    assert "| full, 16 × 128 tokens | 6.0 | 4.0 | +50% |" in lines
+    # 134.5e6 × 3.6e6 / 1e11 / 3600 hours; 16 bytes a parameter, 1.67 GiB of activations, 0.4 of libraries.
+    assert "| 135M | tuning | 1.3 | 4.1 | 0.67 |" in lines
+    assert any(line.startswith("| 70B | tuning | 345 | 1,102 | ≥ 172 |") for line in lines)
+    assert "| full, 16 × 128 tokens | 4.1 | 4.0 | +2% |" in lines
     estimates = [line for line in lines if line.startswith("| 70B | tuning | 17 |")]
     assert len(estimates) == 1 and estimates[0].endswith("| estimate, checkpointing |")
 

@@ -1,13 +1,11 @@
-from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.batching import group_by_budget, group_evenly
+from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.fit import Training, fit
@@ -117,61 +115,29 @@ def test_groups_keep_to_their_budget() -> None:
     assert all(sum([5, 9, 2, 4, 9, 1][i] for i in group) <= 12 for group in groups)
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("method", ["full", "attention"])
 def test_a_batch_in_several_rows_gives_the_same_gradient(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """In one row; in several, one after the other; in two, side by side; in several, side by side; the last one again."""
     batch = samples(tiny)
     if method == "attention":
         for name, parameter in tiny.model.named_parameters():
             parameter.requires_grad_("self_attn" in name)
     total = sum(s.response_tokens for s in batch)
     gradients, losses = [], []
-    for fewest, limit in ((10_000, 10_000), (10_000, 40), (1, 10_000), (1, 40), (1, 40)):
-        monkeypatch.setattr("tamperfuse.training.rows.PARALLEL_TOKENS", fewest)
+    for limit, rows in ((10_000, 1), (40, 3), (1, len(batch))):
         monkeypatch.setattr("tamperfuse.training.rows.ROW_TOKENS", limit)
         tiny.model.zero_grad()
-        # Two threads do not call `backward`.
-        run = (lambda loss: loss.backward()) if fewest > 1 else (lambda loss: pytest.fail("called"))
+        backward = Mock(side_effect=torch.autograd.backward)
         for _ in range(2):  # what is there already is added to
-            loss = accumulate_gradient(SupervisedObjective(), tiny.model, batch, total, torch.device("cpu"), run)
+            loss = accumulate_gradient(SupervisedObjective(), tiny.model, batch, total, torch.device("cpu"), backward)
+        assert backward.call_count == 2 * rows
         losses.append(float(loss))
         gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None})
-    assert losses[1:] == pytest.approx(losses[:1] * 4, rel=1e-5)
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
     for found in gradients[1:]:
         assert found.keys() == gradients[0].keys()
         assert all(torch.allclose(found[name], gradients[0][name], atol=1e-6) for name in found)
-    assert all(torch.equal(gradients[3][name], gradients[4][name]) for name in gradients[3])
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_models_that_draw_random_numbers_take_one_row_at_a_time(
-    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tamperfuse.training.rows.PARALLEL_TOKENS", 1)
-    tiny.model.model.layers[0].mlp.drop = torch.nn.Dropout(0.1)
-    batch, called = samples(tiny), []
-    accumulate_gradient(SupervisedObjective(), tiny.model, batch, 30, torch.device("cpu"), called.append)
-    assert len(called) == 1
-
-
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=40), st.integers(1, 9))
-def test_items_are_dealt_out_evenly(lengths: list[int], groups: int) -> None:
-    dealt = group_evenly(lengths, groups)
-    assert sorted(i for group in dealt for i in group) == list(range(len(lengths)))
-    assert all(group == sorted(group) and group for group in dealt) and len(dealt) == min(groups, len(lengths))
-    sums = [sum(lengths[i] for i in group) for group in dealt]
-    assert max(sums) - min(sums) <= max(lengths)
 
 
 def test_bad_training_input(tiny: LoadedModel) -> None:

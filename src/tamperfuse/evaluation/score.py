@@ -4,9 +4,7 @@ Samples with a common prefix (a question with its choices) are scored together s
 computed only at positions that predict a response token.
 """
 
-import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from tamperfuse.evaluation.generate import inference
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.cpu import enabled
 from tamperfuse.models.cpu.packed_tree import pack_tree
-from tamperfuse.models.cpu.two_threads import WORKERS, can_run_in_parallel, run_in_parallel
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, packed_logits
 from tamperfuse.records.batching import group_by_budget
@@ -23,7 +20,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
 
-# Tokens in a batch; a CPU runs two batches side by side.
+# Tokens in a batch.
 BATCH_TOKENS = 2_048
 # Largest group of samples with a common prefix, in tokens: the cost of attention grows with its square.
 GROUP_TOKENS = 256
@@ -57,19 +54,13 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
     limit = GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest)
     groups, sizes = _groups(samples, limit if enabled("packed_tree") else 0)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
-    workers = WORKERS if can_run_in_parallel(loaded.model.device) else 1
-    batches = group_by_budget(sizes, min(BATCH_TOKENS, math.ceil(sum(sizes) / workers)))
     with inference(loaded), progress(label, len(samples)) as advance:
-        while batches:
-            now, batches = batches[:workers], batches[workers:]
-            chosen = [[groups[number] for number in batch] for batch in now]
-            tasks = [
-                partial(_score_batch, loaded, [[samples[i] for i in group] for group in batch]) for batch in chosen
-            ]
-            for batch, scores in zip(chosen, run_in_parallel(tasks), strict=True):
-                for index, result in zip((i for group in batch for i in group), scores, strict=True):
-                    results[index] = result
-                advance(sum(map(len, batch)))
+        for batch in group_by_budget(sizes, BATCH_TOKENS):
+            chosen = [groups[number] for number in batch]
+            scores = _score_batch(loaded, [[samples[i] for i in group] for group in chosen])
+            for index, result in zip((i for group in chosen for i in group), scores, strict=True):
+                results[index] = result
+            advance(len(scores))
     return results
 
 

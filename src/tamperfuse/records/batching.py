@@ -1,4 +1,4 @@
-"""Grouping items of different lengths: by a budget of tokens, or into groups of about equal total length."""
+"""Grouping items of different lengths by a budget of tokens."""
 
 from collections.abc import Sequence
 
@@ -24,22 +24,3 @@ def group_by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
         groups[-1].append(index)
         total += lengths[index]
     return groups
-
-
-def group_evenly(lengths: Sequence[int], groups: int) -> list[list[int]]:
-    """Distribute items over groups of about equal total length.
-
-    Args:
-        lengths: of the items, at least 1.
-        groups: number of groups; at most the number of items.
-
-    Returns:
-        Indices of the items of every group, ascending; no group is empty.
-    """
-    members: list[list[int]] = [[] for _ in range(min(groups, len(lengths)))]
-    totals = [0] * len(members)
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        shortest = min(range(len(members)), key=lambda group: (totals[group], group))
-        members[shortest].append(index)
-        totals[shortest] += lengths[index]
-    return [sorted(group) for group in members]

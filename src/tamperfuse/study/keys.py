@@ -47,7 +47,6 @@ MODULES = (
     "evaluation.score",
     "models.chat",
     "models.cpu.short_attention",
-    "models.cpu.two_threads",
     "models.encoder",
     "models.packed",
     "models.precision",

@@ -23,7 +23,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.parameters import Training
-from tamperfuse.training.rows import ROW_TOKENS, parallel_rows
+from tamperfuse.training.rows import ROW_TOKENS
 
 log = logging.getLogger("tamperfuse")
 
@@ -63,17 +63,15 @@ class MemoryEstimate:
         trained: number of trained parameters.
         activations: of one row, all layers.
         checkpointed: activations of one row with gradient checkpointing: those of one layer, and each layer's input.
-        rows: number of rows that run at the same time.
     """
 
     weights: int
     trained: int
     activations: int
     checkpointed: int
-    rows: int = 1
 
     @classmethod
-    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype, parallel: bool = True) -> "MemoryEstimate":
+    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype) -> "MemoryEstimate":
         """Estimate for a module whose trained weights require gradients.
 
         A layer stores about twelve vectors of the hidden size and five of the MLP's size per token.
@@ -82,7 +80,6 @@ class MemoryEstimate:
             module: the model, or an adapter around it.
             loaded: the model.
             dtype: to compute in.
-            parallel: whether the objective allows two rows at the same time.
         """
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
@@ -95,7 +92,6 @@ class MemoryEstimate:
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             checkpointed=layer + layers * ROW_TOKENS * size * config.hidden_size,
-            rows=parallel_rows(module, loaded.model.device, parallel),
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:
@@ -106,7 +102,7 @@ class MemoryEstimate:
             moments: bytes of the optimizer's state per trained weight.
         """
         row = self.checkpointed if checkpointing else self.activations
-        return self.weights + self.rows * row + self.trained * (MASTER + self.rows * GRADIENT + moments)
+        return self.weights + row + self.trained * (MASTER + GRADIENT + moments)
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ def choose(machine: Machine, estimate: MemoryEstimate, training: Training) -> Ac
 
 @contextmanager
 def accelerated(
-    module: nn.Module, loaded: LoadedModel, training: Training, dtype: torch.dtype, parallel: bool
+    module: nn.Module, loaded: LoadedModel, training: Training, dtype: torch.dtype
 ) -> Iterator[Acceleration]:
     """Choose accelerations for this machine, log the reasons and set the module up.
 
@@ -167,12 +163,11 @@ def accelerated(
         loaded: the model.
         training: training parameters.
         dtype: to compute in.
-        parallel: whether the objective allows two rows at the same time.
     """
     if sharding():
         yield Acceleration()
         return
-    estimate = MemoryEstimate.of(module, loaded, dtype, parallel)
+    estimate = MemoryEstimate.of(module, loaded, dtype)
     acceleration = choose(Machine.of(loaded.model.device), estimate, training)
     for reason in acceleration.reasons:
         log.info("      %s", reason)

@@ -106,7 +106,7 @@ def fit(
         seconds_before = result.seconds
         if result.resumed_at < training.steps:
             with (
-                accelerated(module, loaded, training, dtype, objective.parallel_rows) as acceleration,
+                accelerated(module, loaded, training, dtype) as acceleration,
                 progress(label, training.steps) as advance,
             ):
                 advance(result.resumed_at)

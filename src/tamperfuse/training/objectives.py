@@ -4,7 +4,6 @@
 subclasses :class:`Objective` and passes an instance to `fit`; the training loop stays the same:
 
     micro-batch ──split──▶ rows ──loss──▶ one scalar a row ──autograd──▶ parameter.grad ──▶ clipping, optimizer step
-                           in worker threads where two rows run in parallel
 
 Most objectives define `loss` alone. One that works on weights, for example by taking a second gradient at perturbed weights
 (see :mod:`tamperfuse.training.weights`), also overrides `backward`.
@@ -44,25 +43,11 @@ Accumulate = Callable[[Loss[Any]], Tensor]
 class Objective(ABC, Generic[S]):
     """A training objective.
 
-    Threads. `begin`, `backward`, `state_dict` and `load_state_dict` are called from the thread that called `fit`, never at
-    the same time as another method. `loss` is called from that thread or, on a CPU, from two worker threads at the same
-    time, each with other samples of the same micro-batch (:mod:`tamperfuse.training.rows`). Therefore `loss`
-
-    - must not change the objective, the model or any other shared state;
-    - must not read or write `parameter.grad`, and must not run a backward pass: the training loop differentiates what it
-      returns, and adds the gradients in a fixed order;
-    - must not draw random numbers from torch's default generator: the order of two threads is not fixed.
-
-    Where two rows run in parallel, a `loss` that draws such numbers or changes `parameter.grad` raises a RuntimeError. An
-    objective that needs either, or is not safe in two threads for another reason, sets `parallel_rows = False`. `backward` is
-    free of these restrictions.
-
-    Attributes:
-        parallel_rows: whether `loss` may run in two threads at the same time. Training gives the same result up to rounding
-            if not, but takes longer on a CPU.
+    All methods are called from the thread that called `fit`, one at a time. `loss` is called for one row of the micro-batch
+    after the other (:mod:`tamperfuse.training.rows`), and the training loop differentiates what it returns. It must not
+    change `parameter.grad`, for example by a backward pass of its own, since the gradients of all rows are added up there;
+    `backward` may.
     """
-
-    parallel_rows: bool = True
 
     def begin(self, masters: Masters) -> None:
         """Prepare; called once, before the first step and after the model was distributed over processes.
@@ -137,8 +122,7 @@ def accumulate_gradient(
         samples: the micro-batch: this process's share of the batch.
         total: sum of `response_tokens` over the whole batch.
         device: of the model.
-        backward: runs the backward pass of a scalar. accelerate needs it with several processes; two rows in parallel, in a
-            single process, use torch.autograd.grad instead.
+        backward: runs the backward pass of a scalar; with several processes it must be accelerate's.
 
     Returns:
         The share of the batch's loss, detached.
@@ -149,7 +133,7 @@ def accumulate_gradient(
         def row_loss(row: list[int]) -> Tensor:
             return loss(model, [samples[i] for i in row], total, device)
 
-        return backward_in_rows(model, lengths, row_loss, backward, device, parallel=objective.parallel_rows)
+        return backward_in_rows(lengths, row_loss, backward, device)
 
     return objective.backward(accumulate)
 

@@ -3,7 +3,6 @@
     short_attention   attention over few keys as two batched products           F.scaled_dot_product_attention
     kv_cache          packed prefill, one shared prefix, rows that leave        transformers' DynamicCache, padded batches
     packed_tree       what several sequences share is computed once             every sequence by itself
-    two_threads       two rows or batches at the same time                      one after the other
     lora_linear       a LoRA layer's products added in place                    peft's Linear
     cross_entropy     gradient formed in slices during the forward pass         F.cross_entropy
 
@@ -22,7 +21,6 @@ KERNELS = (
     "short_attention",
     "kv_cache",
     "packed_tree",
-    "two_threads",
     "lora_linear",
     "cross_entropy",
 )
