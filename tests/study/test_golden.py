@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from stand_ins import WordCountEncoder
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -85,6 +84,9 @@ def _scores(loaded: LoadedModel) -> list[float]:
 
 def _judge(loaded: LoadedModel) -> dict[str, Any]:
     """Thresholds that are calibrated on answers which share words with their prompts, and verdicts on all kinds of responses."""
+    # Not at the top of the file, where its folder is not on the path yet if the file is run as a script.
+    from stand_ins import WordCountEncoder
+
     component = JUDGES.get("builtin")
     parameters = component.parse({"tolerated": 0.25}, "judge")
     answers = [Answer(prompt, f"{prompt.rstrip('?.')}, in a pot with {answer}") for prompt, answer in EXCHANGES]
