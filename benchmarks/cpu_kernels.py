@@ -41,7 +41,7 @@ ON, OFF = "", "all"
 WORK = ("full", "lora", "generation", "scoring")
 # The work that each kernel takes part in.
 KERNEL_WORK = {
-    "short_attention": WORK,
+    "short_attention": ("full", "lora"),
     "kv_cache": ("generation",),
     "packed_tree": ("scoring",),
     "lora_linear": ("lora",),

@@ -13,13 +13,7 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
 from tamperfuse.models import decoding
-from tamperfuse.models.cpu import (
-    KERNELS,
-    VARIABLE,
-    enabled,
-    lora_linear,
-    short_attention,
-)
+from tamperfuse.models.cpu import KERNELS, VARIABLE, enabled, lora_linear, short_attention
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.training import cross_entropy
@@ -114,6 +108,16 @@ def test_a_kernel_runs_only_if_it_is_on(tiny_folder: Path, kernel: str, monkeypa
     results(tiny_folder, without(kernel))
     with pytest.raises(Used):
         results(tiny_folder, kernel)
+
+
+def test_attention_without_gradients_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = torch.randn(2, 6, 5, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    mask = torch.zeros(1, 1, 5, 5)
+    monkeypatch.setattr(short_attention, "_two_products", Tripwire())
+    with torch.no_grad():
+        short_attention.grouped_attention(query, key, value, mask, 0.3)
+    with pytest.raises(Used):
+        short_attention.grouped_attention(query, key, value, mask, 0.3)
 
 
 def test_samples_share_a_trunk_only_with_packed_trees(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """CPU kernels: code that replaces a plain PyTorch, transformers or peft path because it is faster, or needs less memory.
 
-    short_attention   attention over few keys as two batched products           F.scaled_dot_product_attention
+    short_attention   attention over few keys in training, as two products      F.scaled_dot_product_attention
     kv_cache          packed prefill, one shared prefix, rows that leave        transformers' DynamicCache, padded batches
     packed_tree       what several sequences share is computed once             every sequence by itself
     lora_linear       a LoRA layer's products added in place                    peft's Linear

@@ -1,7 +1,9 @@
-"""Attention over few keys on a CPU, as two batched matrix products.
+"""Attention over few keys on a CPU, as two batched matrix products; used in training.
 
-For short sequences this is faster than the CPU kernel of `F.scaled_dot_product_attention` (the plain path), especially in the
-backward pass. For longer ones the scores, heads × length² per sequence, would need too much memory.
+The plain path is `F.scaled_dot_product_attention`. Its CPU kernel computes the attention weights again in the backward pass,
+which takes longer than keeping them while sequences are short: training is faster with two products, by the factors in
+docs/training.md. Without gradients there is nothing to keep, and that kernel is the faster one, so generation and scoring use
+it. For longer sequences the weights, heads × length² per sequence, would need too much memory.
 """
 
 import torch
@@ -15,7 +17,7 @@ SHORT = 256
 
 
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
-    """Attention with grouped key–value heads.
+    """Attention with grouped key–value heads: as two products where gradients are enabled and there are at most `SHORT` keys.
 
     Args:
         query: (batch, heads, queries, size).
@@ -27,7 +29,8 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
     Returns:
         (batch, heads, queries, size).
     """
-    if query.device.type == "cpu" and key.shape[2] <= SHORT and enabled("short_attention"):
+    short = query.device.type == "cpu" and key.shape[2] <= SHORT
+    if short and torch.is_grad_enabled() and enabled("short_attention"):
         return _two_products(query, key, value, bias, scaling)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=True)
 
