@@ -51,7 +51,7 @@ def test_evaluate_and_run_give_equal_verdicts(
     assert verdicts == by_study_too and len(verdicts) == len(responses)
     assert len({row.reason for row in verdicts}) > 1
     lifts = {row.part for row in verdicts if json.loads(row.evidence)["lift"] is not None}
-    assert lifts >= {"evaluation", "harmless_far"}, "contrasts took part in the verdicts"
+    assert lifts >= {"harmless_near", "harmless_far"}, "contrasts took part in the verdicts"
     thresholds = json.loads((folder_of(tmp_path / "run", "thresholds of the judge") / "thresholds.json").read_text())
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert record["thresholds"] == thresholds and thresholds.keys() == {"similarity", "lift", "surprise"}
