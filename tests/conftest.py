@@ -1,6 +1,7 @@
 """A tiny random model with a real tokenizer and chat template: for mechanics. The bundled model is for behaviour."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.study import judging, observe
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
+
+
+def pytest_configure() -> None:
+    """The workers of pytest-xdist share the processor's threads."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 @pytest.fixture(scope="session")

@@ -77,11 +77,20 @@ def all_kinds(tiny_folder: Path, threat_file: Path, tmp_path_factory: pytest.Tem
     return StudyContext.open(parse_study(study, "test"), tmp_path_factory.mktemp("run"))
 
 
+@pytest.fixture(scope="module")
+def keys_of_all_kinds(all_kinds: StudyContext) -> dict[str, str]:
+    return {node.label: node.key for node in build_nodes(all_kinds)}
+
+
 @pytest.mark.parametrize(("module", "constant"), list(constants()))
 def test_every_constant_of_the_numerics_is_in_the_keys(
-    module: str, constant: str, all_kinds: StudyContext, monkeypatch: pytest.MonkeyPatch
+    module: str,
+    constant: str,
+    all_kinds: StudyContext,
+    keys_of_all_kinds: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = {node.label: node.key for node in build_nodes(all_kinds)}
+    before = keys_of_all_kinds
     target = import_module(module)
     monkeypatch.setattr(target, constant, other(getattr(target, constant)))
     after = {node.label: node.key for node in build_nodes(all_kinds)}

@@ -22,7 +22,6 @@ from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.observe import heldout_documents
 
 #: Version of tamperfuse's own numerics: raise it whenever a change of the code changes a loss, a token, a score or a verdict.
 #: tests/study/test_golden.py compares those of a tiny model with recorded ones and fails until this is raised.
@@ -120,6 +119,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, re.Pattern):
         return value.pattern
+    if isinstance(value, range):  # tens of thousands of characters, in one case
+        return repr(value)
     if isinstance(value, Mapping):
         items = {str(key): _plain(item) for key, item in value.items()}
         return None if None in items.values() else items
@@ -134,11 +135,17 @@ def _module(name: str) -> ModuleType:
     return import_module(f"tamperfuse.{name}")
 
 
+@cache
+def builtin_hash(*names: str) -> str:
+    """Hash of built-in data sets."""
+    return content_hash([builtin_rows(name) for name in names])
+
+
 def uses_key(context: StudyContext, name: str) -> str:
     """Hash of data that an attack declares in `uses`: the samples to retain, or a built-in data set."""
     if name == "retain":
         return content_hash([(example.prompt, example.response) for example in context.retain])
-    return content_hash(builtin_rows(name))
+    return builtin_hash(name)
 
 
 def judging_key(context: StudyContext) -> dict[str, Any]:
@@ -155,7 +162,7 @@ def observation_key(context: StudyContext) -> dict[str, Any]:
     """What the measurements under an attack depend on, apart from the model and the steps."""
     evaluate = context.study.evaluate
     measured = {"curve_prompts", "dev_prompts", "response_tokens", "capability", "capability_items"}
-    tasks: list[Any] = [content_hash([builtin_rows(name) for name in BUILTIN_TASKS]), version("lm-eval")]
+    tasks: list[Any] = [builtin_hash(*BUILTIN_TASKS), version("lm-eval")]
     if context.tasks_fingerprint:
         tasks.append(context.tasks_fingerprint)
     return {
@@ -172,5 +179,5 @@ def before_attack_key(context: StudyContext) -> dict[str, Any]:
         **observation_key(context),
         "prompts": evaluate.prompts,
         "harmless": content_hash([asdict(prompt) for prompt in context.harmless]),
-        "heldout": content_hash(heldout_documents(evaluate.heldout)),
+        "heldout": [builtin_hash("heldout"), evaluate.heldout],
     }

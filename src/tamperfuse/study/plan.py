@@ -5,7 +5,6 @@ from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.base import check_measured
-from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.corpora.threats import Part
@@ -19,7 +18,7 @@ from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
 from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
-from tamperfuse.study.keys import before_attack_key, component_key, judging_key, observation_key, uses_key
+from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.search.node import SearchInputs, search_node
@@ -158,7 +157,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
         "benign": content_hash([(example.prompt, example.response) for example in context.benign]),
         "defense": component_key(component, parameters.model_dump(mode="json")),
         "limit": evaluate.response_tokens,
-        "refusals": content_hash(builtin_rows("refusals")),
+        "refusals": builtin_hash("refusals"),
     }
     expected = Costs(trained=training_tokens(component.traits.budget(parameters), evaluate))
     return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
