@@ -11,7 +11,7 @@ demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tamperfuse demo --out runs/demo
 
 test: $(STAMP) check
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .

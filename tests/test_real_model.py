@@ -22,6 +22,7 @@ from tamperfuse.pairing import make_pairs
 from tamperfuse.records.provenance import Provenance
 
 TOKENS = 32
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tamperfuse.corpora import files, streams
@@ -183,6 +183,7 @@ def test_any_rows_are_read_or_refused_in_a_sentence(
             assert "\n" not in str(error)
 
 
+@example(suffix=".arrow", at=1782533, rubbish=b"\x00\x00\x00\x00\x01", cut=False)  # an offset that is negative
 @settings(deadline=None, max_examples=120)
 @given(
     suffix=st.sampled_from([".jsonl", ".json", ".csv", ".parquet", ".arrow", ".jsonl.gz", ".csv.zst"]),

@@ -252,12 +252,19 @@ def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
                 reader = pyarrow.ipc.open_file(stream)
                 batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
             _check_columns(reader.schema.names, path)
-            slices = (batch.slice(at, _BATCH) for batch in batches for at in range(0, batch.num_rows, _BATCH))
+            slices = (batch.slice(at, _BATCH) for batch in _valid(batches) for at in range(0, batch.num_rows, _BATCH))
             yield from _numbered(slices, path)
     except pyarrow.ArrowException as error:
         raise UserError(
             f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): check the file."
         ) from error
+
+
+def _valid(batches: "Iterable[pyarrow.RecordBatch]") -> "Iterator[pyarrow.RecordBatch]":
+    """Batches of an Arrow file with their content checked: a reader trusts the offsets in the file, damaged ones included."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield batch
 
 
 def _numbered(batches: "Iterable[pyarrow.RecordBatch]", path: Path) -> Iterator[tuple[int, Row]]:
