@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 # pages for temporary tensors takes time. One of the CPU kernels that TAMPERFUSE_CPU_KERNELS=0 switches off.
 if os.environ.get("TAMPERFUSE_CPU_KERNELS") != "0":
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Likewise for OpenMP: a thread that waits for the others tries this often before it sleeps. With the default of 300,000, two
+# threads on a busy machine wait for each other most of the time (benchmarks/busy_machine.py).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 try:
     __version__ = version("tamperfuse")

@@ -160,3 +160,23 @@ def test_large_pages_are_left_alone_without_kernels(monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
         importlib.reload(tamperfuse)
         assert os.environ.get("THP_MEM_ALLOC_ENABLE") == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_set_something_else(
+    environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import os
+
+    import tamperfuse
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    importlib.reload(tamperfuse)
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
