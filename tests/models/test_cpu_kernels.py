@@ -1,5 +1,7 @@
 """Each CPU kernel can be switched off, is used when it is on, and gives what the plain path gives."""
 
+import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tamperfuse
 from tamperfuse.evaluation import score as scoring
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.sampling import Sampling
@@ -150,11 +153,6 @@ def test_an_unknown_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_pages_are_left_alone_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-    import os
-
-    import tamperfuse
-
     for value, expected in (("0", None), ("1", "1")):
         monkeypatch.setenv(VARIABLE, value)
         monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
@@ -169,11 +167,6 @@ def test_large_pages_are_left_alone_without_kernels(monkeypatch: pytest.MonkeyPa
 def test_waiting_threads_sleep_soon_unless_the_user_set_something_else(
     environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import importlib
-    import os
-
-    import tamperfuse
-
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
