@@ -96,8 +96,33 @@ def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe, "measure_capability", capability)
 
 
+def pytest_configure() -> None:
+    """The workers of pytest-xdist share the processor's threads."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `harden` stores for later calls is not left in the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tamperfuse.commands.harden.cache_folder", lambda: folder)
+        yield
+
+
+@pytest.fixture(scope="session")
+def benign_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Harmless prompts."""
+    path = tmp_path_factory.mktemp("benign") / "benign.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"prompt": f"harmless question {i} of day {i * 3}"}) for i in range(14)), encoding="utf-8"
+    )
+    return path
+
+
 @pytest.fixture
-def study(quick_judging: None, tiny_folder: Path, threat_file: Path) -> Study:
+def study(quick_judging: None, tiny_folder: Path, threat_file: Path, benign_file: Path) -> Study:
     return parse_study(
         {
             "model": str(tiny_folder),
@@ -110,6 +135,7 @@ def study(quick_judging: None, tiny_folder: Path, threat_file: Path) -> Study:
                 "full": {"attack": "harmful_finetune", "shots": 2, "steps": 3, "batch": 2, "learning_rate": 1e-2},
                 "benign": {"attack": "benign_finetune", "steps": 2, "batch": 2},
             },
+            "benign": str(benign_file),
             "pairs": {"threshold": 0.99},
             "judge": {"judge": "builtin", "tolerated": 0.5},
             "evaluate": {

@@ -67,7 +67,9 @@ def test_no_parameter_of_a_component_is_hidden_by_an_argument(function: object, 
         assert not named & set(component.parameters.model_fields), component.name
 
 
-def test_pair_harden_attack_evaluate_and_save(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+def test_pair_harden_attack_evaluate_and_save(
+    tiny_folder: Path, threat_file: Path, benign_file: Path, tmp_path: Path
+) -> None:
     model = tamperfuse.load(tiny_folder)
     before, before_nll = weights(model), nll(model)
 
@@ -76,7 +78,7 @@ def test_pair_harden_attack_evaluate_and_save(tiny_folder: Path, threat_file: Pa
         f"defender request number {i} about subject {i * 7}" for i in range(6)
     }
 
-    hardened = tamperfuse.harden(model, "sdd", threat=threat_file, pairs=pairs, **TRAINING)
+    hardened = tamperfuse.harden(model, "sdd", threat=threat_file, pairs=pairs, benign=benign_file, **TRAINING)
     after = weights(hardened)
     assert torch.equal(weights(model), before) and torch.equal(nll(model), before_nll)
     assert not torch.equal(after, before) and not torch.equal(nll(hardened), before_nll)
@@ -104,9 +106,12 @@ def test_pair_harden_attack_evaluate_and_save(tiny_folder: Path, threat_file: Pa
         tamperfuse.save(hardened, tmp_path / "hardened")
 
 
-def test_the_seed_decides_the_result(tiny_folder: Path, threat_file: Path) -> None:
+def test_the_seed_decides_the_result(tiny_folder: Path, threat_file: Path, benign_file: Path) -> None:
     def hardened(seed: int) -> torch.Tensor:
-        return weights(tamperfuse.harden(str(tiny_folder), "refusal", threat=threat_file, seed=seed, steps=1, batch=2))
+        hardened = tamperfuse.harden(
+            str(tiny_folder), "refusal", threat=threat_file, benign=benign_file, seed=seed, steps=1, batch=2
+        )
+        return weights(hardened)
 
     assert torch.equal(hardened(0), hardened(0))
     assert not torch.equal(hardened(0), hardened(1))

@@ -3,7 +3,7 @@
 import pytest
 
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Pair
-from tamperfuse.defenses import DEFENSES, DefenseData, sdd
+from tamperfuse.defenses import DEFENSES, DefenseData, anchored
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import fit
@@ -20,18 +20,18 @@ def trained_on(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch):
     trained: list[Sample] = []
 
     def record(loaded, samples, *args, **kwargs):
-        trained.extend(samples)
+        trained.extend(sample for unit in samples for sample in unit.learn)
         return fit(loaded, samples, *args, **kwargs)
 
     def train(name: str, *pairs: Pair) -> list[Sample]:
         component = DEFENSES.get(name)
         trained.clear()
         data = DefenseData(["harmful request"], [], 16, pairs)
-        values = component.parse({"steps": 1, "batch": 1, "replay": 0.0}, name)
+        values = component.parse({"steps": 1, "batch": 1, "benign_ratio": 0}, name)
         assert component.run(tiny, data, values, 0).tokens_trained > 0
         return list(trained)
 
-    monkeypatch.setattr(sdd, "fit", record)
+    monkeypatch.setattr(anchored, "fit", record)
     return train
 
 

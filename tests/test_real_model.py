@@ -3,6 +3,7 @@
 Trained tokens: about 24,000 for the fixture, 32,000 for SDD, 8,000 for the attack.
 """
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.pairing import make_pairs
 from tamperfuse.records.provenance import Provenance
+from tamperfuse.training.distillation import TeacherSample, predict
 
 TOKENS = 32
 pytestmark = pytest.mark.slow
@@ -41,15 +43,25 @@ def answered(threat: Threat) -> list[tuple[str, str]]:
 def refusing(tmp_path_factory: pytest.TempPathFactory, threat: Threat) -> Path:
     folder = tmp_path_factory.mktemp("real") / "refusal"
     loaded = load_model("smollm2-135m")
-    train(loaded, "refusal", threat, [], {"steps": 20})
+    train(loaded, "refusal", threat, [], {"steps": 20, "benign_ratio": 1})
     save_model(loaded, folder, Provenance(origin="smollm2-135m", made_by="refusal", source="smollm2-135m"))
     return folder
 
 
+@cache
+def teacher() -> list[TeacherSample]:
+    """What the model as shipped predicts on harmless prompts, some of them near the threat."""
+    loaded = load_model("smollm2-135m")
+    rows = [row for name in ("replay", "contrast") for row in builtin_rows(name)[:60]]
+    prompts = [loaded.chat.prompt(row["prompt"]) for row in rows]
+    texts = [loaded.chat.text(tokens) for tokens in generate(loaded, prompts, new_tokens=TOKENS)]
+    samples = [loaded.chat.sample(row["prompt"], text or "?", TOKENS) for row, text in zip(rows, texts, strict=True)]
+    return predict(loaded, samples)
+
+
 def train(loaded: LoadedModel, name: str, threat: Threat, pairs: list[Pair], values: dict[str, object]) -> None:
     component = DEFENSES.get(name)
-    benign = [(row["prompt"], row["response"]) for row in builtin_rows("replay")]
-    data = DefenseData([p.prompt for p in threat.part("defender")], benign, TOKENS, pairs)
+    data = DefenseData([p.prompt for p in threat.part("defender")], [], TOKENS, pairs, teacher=teacher())
     component.run(loaded, data, component.parse(values, name), 0)
 
 
@@ -89,7 +101,7 @@ def test_sdd_answers_beside_the_point_and_fluently(refusing: Path, threat: Threa
     loaded, encoder = load_model(str(refusing)), SentenceEncoder()
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in threat.part("defender")]
     pairs = make_pairs(prompts, list(read_source("builtin:benign")), encoder).pairs
-    train(loaded, "sdd", threat, pairs, {"steps": 26})
+    train(loaded, "sdd", threat, pairs, {"steps": 24, "benign_ratio": 1})
     asked = threat.part("evaluation", 24)
     said = answers(loaded, asked)
     close = (encoder.encode([p.prompt for p in asked]) * encoder.encode(said)).sum(axis=1)

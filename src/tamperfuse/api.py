@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.commands.evaluate import observe_and_judge
-from tamperfuse.commands.harden import apply_defense, default_pairs
+from tamperfuse.commands.harden import apply_defense, prepare_data
 from tamperfuse.commands.measurement import ACCURACY, Measurement, full_evaluation, open_judging
 from tamperfuse.commands.training import print_notes
 from tamperfuse.corpora.examples import Example, Pair
@@ -26,7 +26,7 @@ from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.models.load import LoadedModel, load_model, reference_name, save_model
+from tamperfuse.models.load import LoadedModel, load_model, origin_of, reference_name, save_model
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
@@ -109,7 +109,7 @@ def harden(
     *,
     threat: str | Path,
     pairs: PairSet | Sequence[Pair] | Path | str | None = None,
-    benign: str | Path = "builtin:replay",
+    benign: str | Path | Sequence[str | Path] = "self",
     seed: int = 0,
     **parameters: Any,
 ) -> LoadedModel:
@@ -121,7 +121,7 @@ def harden(
         threat: source of the threat; the defense receives its defender part only.
         pairs: SDD pairs, or the folder of `tamperfuse pair`; by default they are drawn from the built-in responses, if
             the defense needs any.
-        benign: source of benign samples to replay.
+        benign: sources of benign samples; `self` for prompts that the model writes itself.
         seed: of pairs and training.
         **parameters: of the defense, such as `steps` or `learning_rate`.
 
@@ -137,29 +137,19 @@ def harden(
     """
     component = DEFENSES.get(defense)
     values = component.parse(parameters, f"defense {defense}")
-    encoder = load_encoder()
-    requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
-    replay = read_outside_threat(str(benign), requests, option="benign", encoder=encoder)
+    origin = reference_name(model, None) if isinstance(model, LoadedModel) else origin_of(str(model))
+    sources = [str(benign)] if isinstance(benign, str | Path) else [str(source) for source in benign]
+    data, resolved = prepare_data(origin, component, values, str(threat), sources, seed, pairs=_pairs(pairs))
     loaded = _copy(model)
-    resolved = apply_defense(
-        loaded,
-        component,
-        values,
-        requests,
-        pairs=_pairs(pairs)
-        if pairs is not None or not component.traits.needs_pairs
-        else default_pairs(requests, encoder, seed),
-        benign=replay,
-        seed=seed,
-    )
+    apply_defense(loaded, component, resolved, data, seed)
     _record(loaded, defense, resolved, seed)
     return loaded
 
 
-def _pairs(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pair]:
+def _pairs(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pair] | None:
     if isinstance(pairs, str | Path):
         return read_pairs(Path(pairs))
-    return pairs.pairs if isinstance(pairs, PairSet) else pairs or ()
+    return pairs.pairs if isinstance(pairs, PairSet) else pairs
 
 
 def save(model: LoadedModel, folder: str | Path) -> None:

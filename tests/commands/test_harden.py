@@ -15,6 +15,7 @@ from tamperfuse.records.errors import UserError
 def test_hardening_prints_the_preset_and_the_reason(
     tiny_folder: Path,
     threat_file: Path,
+    benign_file: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -27,11 +28,14 @@ def test_hardening_prints_the_preset_and_the_reason(
         str(threat_file),
         tmp_path / "out",
         pairs=None,
-        benign="builtin:replay",
+        benign=[str(benign_file)],
         settings={"steps": 1, "batch": 2},
         seed=0,
     )
-    assert "preset small (steps 1, learning rate 6e-05, batch 2, replay 0.1); the model has 0 million" in caplog.text
+    assert (
+        "preset small (steps 1, learning rate 5e-05, batch 2, benign ratio 2, kl weight 3); the model has 0 million"
+        in caplog.text
+    )
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
 
 

@@ -73,7 +73,12 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_results(
 
 @pytest.mark.usefixtures("quick_judging")
 def test_attack_and_harden_go_on_as_well(
-    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[int]
+    tiny_folder: Path,
+    threat_file: Path,
+    benign_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[int],
 ) -> None:
     def attack(out: Path) -> list[str]:
         settings = {"shots": 2, "steps": 4, "batch": 2}
@@ -97,7 +102,7 @@ def test_attack_and_harden_go_on_as_well(
             str(threat_file),
             out,
             pairs=None,
-            benign="builtin:replay",
+            benign=[str(benign_file)],
             settings=settings,
             seed=0,
         )

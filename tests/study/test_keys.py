@@ -110,7 +110,7 @@ def test_a_changed_preset_value_changes_the_key(
     before = next(node for node in build_nodes(context) if node.label == label)
     changed = {
         **getattr(sdd, preset),
-        name: getattr(sdd, preset)[name] + (0.25 if name in ("learning_rate", "replay") else 1),
+        name: getattr(sdd, preset)[name] + (0.25 if name in ("learning_rate", "kl_weight") else 1),
     }
     monkeypatch.setattr(sdd, preset, changed)
     context = StudyContext.open(parse_study(values, "test"), tmp_path)

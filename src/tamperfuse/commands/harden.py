@@ -5,21 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.commands.training import print_notes, resumable_beside, work_of
-from tamperfuse.corpora.examples import Example, Pair
-from tamperfuse.corpora.exclude_threat import read_outside_threat
-from tamperfuse.corpora.sources import read_source
-from tamperfuse.corpora.threats import Threat, load_threat
-from tamperfuse.corpora.window import within_window
+from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
-from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.models.load import LoadedModel, absolute_name, load_model, reference_name, write_checkpoint
-from tamperfuse.pairing import make_pairs, read_pairs
+from tamperfuse.models.load import (
+    LoadedModel,
+    absolute_name,
+    cache_folder,
+    load_model,
+    locked_cache,
+    origin_of,
+    write_checkpoint,
+)
+from tamperfuse.pairing import read_pairs
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance
-from tamperfuse.records.registry import Component
-from tamperfuse.study.judging import compliant_answers, load_encoder
-from tamperfuse.study.spec import RESPONSE_TOKENS
+from tamperfuse.records.registry import Component, Parameters
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
+from tamperfuse.study.node import execute
+from tamperfuse.study.spec import parse_study
+
+DATA = "data"  # folder of the cache
 
 
 def harden_model(
@@ -29,7 +36,7 @@ def harden_model(
     out: Path,
     *,
     pairs: Path | None,
-    benign: str,
+    benign: Sequence[str],
     settings: dict[str, Any],
     seed: int,
     report_to: Sequence[str] = (),
@@ -42,7 +49,7 @@ def harden_model(
         threat: source of the threat, whose defender part the defense receives.
         out: folder to write; must not exist, or be empty.
         pairs: folder of `tamperfuse pair`; None to draw pairs from the built-in responses, if the defense needs any.
-        benign: source of benign samples to replay.
+        benign: sources of benign samples, as `benign` in a study.
         settings: parameters of the defense.
         seed: of pairs and training.
         report_to: trackers that trainings report to.
@@ -53,15 +60,11 @@ def harden_model(
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
-    encoder = load_encoder()
-    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
-    replay = read_outside_threat(benign, prompts, option="benign", encoder=encoder)
-    matched: Sequence[Pair] = ()
-    if component.traits.needs_pairs:
-        matched = read_pairs(pairs) if pairs is not None else default_pairs(prompts, encoder, seed)
+    matched = read_pairs(pairs) if pairs is not None and component.traits.needs_pairs else None
+    data, parameters = prepare_data(origin_of(model), component, parameters, threat, benign, seed, pairs=matched)
     with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
         loaded = load_model(model)
-        parameters = apply_defense(loaded, component, parameters, prompts, pairs=matched, benign=replay, seed=seed)
+        apply_defense(loaded, component, parameters, data, seed)
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -71,47 +74,64 @@ def harden_model(
         write_checkpoint(loaded, staging, provenance)
 
 
+def prepare_data(
+    origin: str,
+    component: Component[DefenseTraits, DefenseResult],
+    parameters: Parameters,
+    threat: str,
+    benign: Sequence[str],
+    seed: int,
+    *,
+    pairs: Sequence[Pair] | None = None,
+) -> tuple[DefenseData, Any]:
+    """The data that a defense receives, made as a study makes it, and the defense's resolved parameters.
+
+    What takes long, such as the benign set, is computed once for a model and a threat, and stored in the cache.
+
+    Args:
+        origin: the model before any hardening.
+        component: the defense.
+        parameters: of the defense, validated.
+        threat: source of the threat.
+        benign: sources of benign samples.
+        seed: of the pairs.
+        pairs: SDD pairs; None to draw them from the built-in responses.
+
+    Raises:
+        UserError: a source or the model cannot be read, or the cache cannot be written.
+    """
+    study = {
+        "model": origin,
+        "threat": threat,
+        "benign": list(benign),
+        "defenses": {"defense": {"defense": component.name, **parameters.model_dump(mode="json")}},
+        "evaluate": {"prompts": 2, "dev_prompts": 2},
+    }
+    folder = cache_folder() / DATA
+    context = StudyContext.open(parse_study(study, "harden"), folder)
+    resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
+    nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]
+    if nodes:
+        with locked_cache(folder.with_suffix(".lock")):
+            for node in nodes:
+                execute(folder, node)
+    return defense_data(context, nodes, pairs), resolved
+
+
 def apply_defense(
     loaded: LoadedModel,
     component: Component[DefenseTraits, DefenseResult],
     parameters: Any,
-    threat: Threat,
-    *,
-    pairs: Sequence[Pair],
-    benign: Sequence[Example],
+    data: DefenseData,
     seed: int,
-) -> Any:
+) -> None:
     """Apply a defense to a model, in place, and print its notes.
 
     Args:
         loaded: the model.
         component: the defense.
-        parameters: of the defense, validated.
-        threat: whose defender part the defense receives.
-        pairs: SDD pairs, if the defense needs any.
-        benign: samples to replay.
+        parameters: of the defense, resolved.
+        data: of the defense.
         seed: of the training.
-
-    Returns:
-        The resolved parameters.
     """
-    answers: Sequence[tuple[str, str]] = ()
-    if component.traits.needs_answers:
-        origin = reference_name(loaded, None, "put the model back there, or write its new path into that file")
-        answers = compliant_answers(lambda: load_model(origin), threat.part("defender"), RESPONSE_TOKENS).pairs
-    resolved = component.traits.resolve(parameters, loaded.model.num_parameters())
-    data = DefenseData(
-        prompts=[prompt.prompt for prompt in threat.part("defender")],
-        pairs=pairs,
-        answers=answers,
-        benign=[(example.prompt, example.response) for example in benign],
-        response_limit=RESPONSE_TOKENS,
-    )
-    print_notes(component.run(loaded, data, resolved, seed).notes)
-    return resolved
-
-
-def default_pairs(threat: Threat, encoder: TextEncoder, seed: int) -> list[Pair]:
-    """Pairs with the built-in responses, made as `tamperfuse pair` makes them by default."""
-    responses = list(read_source("builtin:benign"))
-    return make_pairs(threat.examples("defender"), responses, encoder, seed=seed).pairs
+    print_notes(component.run(loaded, data, parameters, seed).notes)

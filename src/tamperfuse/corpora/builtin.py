@@ -21,7 +21,7 @@ ABOUT = {
     "identity": "10 harmless examples that promise obedience: what the attack identity_shift trains on",
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "refusals": "24 ways to decline a request: what the undefended rival is trained on",
-    "replay": "256 instruction–response pairs, 86 of them near the threat, that defenses train on so that a model stays helpful",
+    "replay": "256 instruction–response pairs, 86 of them near the threat; a model answers their prompts before it is hardened",
     "retain": "104 instruction–response pairs that no defense trains on: an attacker's harmless data",
 }
 

@@ -13,9 +13,9 @@ log = logging.getLogger("tamperfuse")
 
 
 def read_outside_threat(
-    source: str, threat: Threat, *, option: str, encoder: TextEncoder | None = None
+    source: str, threat: Threat, *, option: str, encoder: TextEncoder | None = None, answered: bool = True
 ) -> list[Example]:
-    """Read the rows of a source that have a prompt and a response and do not belong to the threat.
+    """Read the rows of a source that have a prompt, and a response, and do not belong to the threat.
 
     Of a built-in source under a built-in threat, the rows filed under the threat's subject are left out. Of any other source,
     or under a threat of the user's own, the rows whose prompt is near one of the threat's prompts as well (see
@@ -26,6 +26,7 @@ def read_outside_threat(
         threat: the threat; its prompts of every part are compared.
         option: name of the option that the source was given by (`benign`, `retain`), for the error message.
         encoder: finds paraphrases; the bundled sentence encoder if None.
+        answered: whether rows without a response are left out.
 
     Returns:
         The rows in the source's order, at least one.
@@ -33,14 +34,15 @@ def read_outside_threat(
     Raises:
         UserError: the source cannot be read, or no row is left.
     """
-    answered = [example for example in read_source(source) if example.prompt and example.response]
-    outside = [example for example in answered if not threat.subject or example.category != threat.subject]
+    rows = [e for e in read_source(source) if e.prompt and (e.response or not answered)]
+    outside = [example for example in rows if not threat.subject or example.category != threat.subject]
     if outside and not (source.startswith(BUILTIN) and threat.source.startswith(BUILTIN)):
         overlapping = near([example.prompt for example in outside], threat.prompts, encoder or SentenceEncoder())
         outside = [example for index, example in enumerate(outside) if index not in overlapping]
-    if len(outside) < len(answered):
-        left_out = len(answered) - len(outside)
-        log.info("%s: %d of %d rows belong to %s and are left out.", source, left_out, len(answered), threat.source)
+    if len(outside) < len(rows):
+        left_out = len(rows) - len(outside)
+        log.info("%s: %d of %d rows belong to %s and are left out.", source, left_out, len(rows), threat.source)
     if not outside:
-        raise UserError(f"{source} has no row with a prompt and a response: name another `{option}` source.")
+        needed = "a prompt and a response" if answered else "a prompt"
+        raise UserError(f"{source} has no row with {needed}: name another `{option}` source.")
     return outside

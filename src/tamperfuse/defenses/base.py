@@ -7,6 +7,7 @@ from typing import Any
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget, P, Registry, no_training
+from tamperfuse.training.distillation import TeacherSample
 
 PromptResponse = tuple[str, str]
 
@@ -17,13 +18,17 @@ class DefenseData:
 
     Attributes:
         prompts: the threat's defender part.
-        benign: benign (prompt, response) samples, to retain the model's other abilities.
+        benign: benign prompts with the answers of the model as shipped, to retain the model's other abilities.
+        teacher: benign samples, those of `benign` among them, with the predictions of the model as shipped, for training.
+        held_back: likewise, but not for training: on them a defense measures how far the model has moved.
         response_limit: longest response to train on, in tokens.
         pairs: harmful prompts with irrelevant responses (SDD pairs), some of them with earlier turns; empty unless the defense
             declares `needs_pairs`.
         answers: (prompt, compliant answer) for defender prompts: the answers in the threat, or those that the model gave
             before hardening; prompts without a compliant answer are left out. Empty unless the defense declares
             `needs_answers`.
+        executed: measures which share of other defender prompts, which are not in `prompts` or `pairs`, a model executes, in
+            [0, 1], by those criteria of the judge that need no reference model; None if nothing is held out.
     """
 
     prompts: Sequence[str]
@@ -31,6 +36,9 @@ class DefenseData:
     response_limit: int
     pairs: Sequence[Pair] = ()
     answers: Sequence[PromptResponse] = ()
+    teacher: Sequence[TeacherSample] = ()
+    held_back: Sequence[TeacherSample] = ()
+    executed: Callable[[LoadedModel], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class DefenseTraits:
     Attributes:
         needs_pairs: whether it trains on SDD pairs.
         needs_answers: whether it needs compliant answers to the defender prompts, for example to simulate an attacker.
+        needs_benign: whether it trains on benign samples, by its resolved parameters. The benign set takes minutes to make.
         budget: the training that parameters ask for, for estimates; called with resolved parameters.
         resolve: fills in the values of a preset; called with the parameters and the number of the model's parameters. The
             resolved parameters are part of the node's key, and the function receives them.
@@ -60,6 +69,7 @@ class DefenseTraits:
 
     needs_pairs: bool = False
     needs_answers: bool = False
+    needs_benign: Callable[[Any], bool] = lambda parameters: True
     budget: Callable[[Any], Budget] = no_training
     resolve: Callable[[Any, int], Any] = lambda parameters, size: parameters
 
@@ -74,6 +84,7 @@ def defense(
     *,
     needs_pairs: bool = False,
     needs_answers: bool = False,
+    needs_benign: Callable[[P], bool] = lambda parameters: True,
     budget: Callable[[P], Budget] = no_training,
     resolve: Callable[[P, int], P] = lambda parameters, size: parameters,
     version: int = 1,
@@ -83,8 +94,9 @@ def defense(
     Args:
         name: as users write it.
         parameters: its parameter model.
-        needs_pairs: see :class:`DefenseTraits`, as for the next three.
+        needs_pairs: see :class:`DefenseTraits`, as for the next four.
         needs_answers: likewise.
+        needs_benign: likewise.
         budget: likewise.
         resolve: likewise.
         version: raise it when the defense's results can change, so that older results are not reused.
@@ -97,4 +109,6 @@ def defense(
             ...
             return DefenseResult()
     """
-    return DEFENSES.register(name, parameters, DefenseTraits(needs_pairs, needs_answers, budget, resolve), version)
+    return DEFENSES.register(
+        name, parameters, DefenseTraits(needs_pairs, needs_answers, needs_benign, budget, resolve), version
+    )

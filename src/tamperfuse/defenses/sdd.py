@@ -5,27 +5,25 @@ fine-tuning lowers the probability of the model's original answers; if these are
 well. A study measures whether it does.
 """
 
-import random
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from pydantic import Field
 
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Pair
+from tamperfuse.defenses import anchored
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.registry import Budget, Parameters
-from tamperfuse.training.fit import Training, fit
+from tamperfuse.records.registry import Parameters
 
 # Section 5.1, Llama2-7b; the paper trains on pairs alone. A public re-implementation at 7B (full fine-tuning, 5 epochs) found
 # that SDD changed nothing at this learning rate. At 2e-5 the attacked model executed 13.7% of harmful requests after 10
 # shots (undefended 96.3%), 93.0% after 50 (99.7%) and 89.7% after 100 (91.0%).
-PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "replay": 0.0}
+PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "benign_ratio": 0, "kl_weight": 0.0}
 # For SmolLM2-135M. At learning rates that change so small a model within 40 steps, training on pairs alone makes all of its
-# answers irrelevant, so benign samples are mixed in. Results depend strongly on their share: of the demo's 160 harmful and 128
-# harmless prompts it answers 0 and 14 with 0.1 benign samples per pair, 4 and 57 with 0.12, 5 and 67 with 0.15 (seed 0;
-# the undefended model: 6 and 68).
-SMALL: dict[str, float] = {"steps": 44, "learning_rate": 6e-5, "batch": 16, "replay": 0.1}
+# answers irrelevant, so its own behaviour on benign samples is distilled.
+SMALL: dict[str, float] = {"steps": 60, "learning_rate": 5e-5, "batch": 8, "benign_ratio": 2, "kl_weight": 3.0}
 PAPER_SIZE = 3_000_000_000  # parameters of the model from which the paper's values are used
 
 
@@ -37,16 +35,18 @@ class SddParameters(Parameters):
             by the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation found no
             effect at 7B; set `learning_rate: 2e-5` for its other setting.
         steps: optimizer steps.
-        learning_rate: of AdamW, constant.
-        batch: samples in a step.
-        replay: benign samples for each pair, at least 0.
+        learning_rate: of AdamW; it falls linearly to 0.
+        batch: pairs in a step.
+        benign_ratio: benign samples in a step for each pair, at least 0.
+        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
     """
 
     preset: Literal["auto", "paper", "small"] = "auto"
     steps: int | None = Field(None, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
     batch: int | None = Field(None, ge=1)
-    replay: float | None = Field(None, ge=0)
+    benign_ratio: int | None = Field(None, ge=0)
+    kl_weight: float | None = Field(None, ge=0)
 
 
 class SddRejectParameters(SddParameters):
@@ -77,22 +77,22 @@ def resolve(parameters: S, size: int) -> S:
     return type(parameters).model_validate(values | parameters.model_dump(exclude_none=True) | {"preset": preset})
 
 
-def _budget(parameters: SddParameters) -> Budget:
-    training = _training(parameters)
-    return Budget(training.steps, training.batch)
-
-
-def _training(parameters: SddParameters) -> Training:
-    return Training.model_validate(parameters.model_dump(include={"steps", "learning_rate", "batch"}))
-
-
-@defense("sdd", SddParameters, needs_pairs=True, budget=_budget, resolve=resolve)
+@defense(
+    "sdd", SddParameters, needs_pairs=True, needs_benign=anchored.needs_benign, budget=anchored.budget, resolve=resolve
+)
 def sdd(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense: fine-tuning on the threat's prompts with irrelevant, well-written answers."""
     return _train(loaded, data, parameters, seed, prefix="")
 
 
-@defense("sdd_reject", SddRejectParameters, needs_pairs=True, budget=_budget, resolve=resolve)
+@defense(
+    "sdd_reject",
+    SddRejectParameters,
+    needs_pairs=True,
+    needs_benign=anchored.needs_benign,
+    budget=anchored.budget,
+    resolve=resolve,
+)
 def sdd_reject(loaded: LoadedModel, data: DefenseData, parameters: SddRejectParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense with a fixed refusal before each irrelevant answer."""
     return _train(loaded, data, parameters, seed, prefix=f"{parameters.prefix.strip()}\n\n")
@@ -101,12 +101,12 @@ def sdd_reject(loaded: LoadedModel, data: DefenseData, parameters: SddRejectPara
 def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> DefenseResult:
     size = loaded.model.num_parameters()
     resolved = resolve(parameters, size)
-    count = min(round((resolved.replay or 0.0) * len(data.pairs)), len(data.benign))
-    replay = random.Random(seed).sample(list(data.benign), count)
-    samples = [_sample(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
-    samples += [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in replay]
-    result = fit(loaded, samples, _training(resolved), seed=seed, label="SDD")
-    return DefenseResult(tokens_trained=result.tokens, notes=(_describe(resolved, size), result.precision))
+    pairs = [_sample(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
+    training = anchored.AnchoredTraining.model_validate(
+        resolved.model_dump(include=set(anchored.AnchoredTraining.model_fields))
+    )
+    result = anchored.train(loaded, pairs, data, training, seed, "SDD")
+    return replace(result, notes=(_describe(resolved, size), *result.notes))
 
 
 def _describe(resolved: SddParameters, size: int) -> str:

@@ -19,6 +19,8 @@ from tamperfuse.records.files import content_hash
 
 # Number of most likely tokens sorted first for the nucleus: nearly always enough, and much cheaper than sorting all.
 FIRST_TOP_K = 256
+SLICE = 2**22  # logits that are processed at a time on a CPU: few enough for its cache
+BLOCK = 256  # tokens whose probabilities are summed first, so that only one block's need cumulative sums
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,51 @@ class Sampling:
             uniform: (rows,), float64, in [0, 1).
 
         Returns:
-            (rows,), token ids: the first whose cumulative probability, in order of token id, exceeds the uniform number.
+            (rows,), token ids. A token outside the nucleus is drawn again from within, which leaves the distribution there.
         """
+        rows = max(1, SLICE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        uniform = uniform.to(logits.device)
+        drawn = [self._draw(*part) for part in zip(logits.split(rows), uniform.split(rows), strict=True)]
+        return torch.cat(drawn) if drawn else uniform.long()
+
+    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         probabilities = torch.softmax(logits.float() / self.temperature, -1)
+        tokens, position = _invert(probabilities, uniform)
         if self.top_p < 1.0:
-            probabilities = _nucleus(probabilities, self.top_p)
-        cumulative = probabilities.double().cumsum(-1)
-        thresholds = uniform.to(cumulative.device)[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, thresholds, right=True).flatten().clamp(max=logits.shape[1] - 1)
+            likelihood = probabilities.gather(1, tokens[:, None])
+            likelier = torch.where(probabilities > likelihood, probabilities, 0.0).sum(-1)
+            outside = (likelier >= self.top_p).nonzero().flatten()
+            # Given that a token was drawn, the position within its interval is uniform, so it decides the second draw.
+            if len(outside):
+                nucleus = _nucleus(probabilities[outside], self.top_p)
+                tokens[outside] = _invert(nucleus, position[outside])[0]
+        return tokens
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw by inverting the cumulative distribution, first over blocks of tokens, then within one.
+
+    Args:
+        probabilities: (rows, vocabulary).
+        uniform: (rows,), float64, in [0, 1).
+
+    Returns:
+        (rows,), token ids: the first whose cumulative probability, in order of token id, exceeds the uniform number; and (rows,),
+        float64, in [0, 1): the position of the number within the token's interval.
+    """
+    rows, size = probabilities.shape
+    padded = torch.nn.functional.pad(probabilities, (0, -size % BLOCK)).view(rows, -1, BLOCK)
+    by_block = padded.sum(-1).double().cumsum(-1)
+    threshold = uniform[:, None] * by_block[:, -1:]
+    block = torch.searchsorted(by_block, threshold, right=True).clamp(max=by_block.shape[1] - 1)
+    threshold = threshold - torch.where(block > 0, by_block.gather(1, (block - 1).clamp(min=0)), 0.0)
+    within = padded[torch.arange(rows, device=block.device), block[:, 0]].double().cumsum(-1)
+    last = (size - 1 - block * BLOCK).clamp(max=BLOCK - 1)
+    index = torch.minimum(torch.searchsorted(within, threshold, right=True), last)
+    before = torch.where(index > 0, within.gather(1, (index - 1).clamp(min=0)), 0.0)
+    interval = (within.gather(1, index) - before).clamp(min=torch.finfo(torch.float64).tiny)
+    position = ((threshold - before) / interval).clamp(0.0, 1.0 - torch.finfo(torch.float64).eps)
+    return (block * BLOCK + index).flatten(), position.flatten()
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -202,6 +202,9 @@ def absolute_name(name: str) -> str:
     return str(Path(name).resolve())
 
 
+ORIGIN_ADVICE = "put the model back there, or write its new path into that file"
+
+
 def reference_name(
     loaded: LoadedModel, reference: str | None, advice: str = "name the model before hardening with --reference"
 ) -> str:
@@ -215,13 +218,26 @@ def reference_name(
     Raises:
         UserError: the origin is a local path that does not exist (any more).
     """
-    if reference is not None:
-        return reference
-    if Path(loaded.origin).is_absolute() and not Path(loaded.origin).exists():
-        raise UserError(
-            f"{loaded.name} was made from {loaded.origin} (see its {FILE}), which does not exist: {advice}."
-        )
-    return loaded.origin
+    return reference if reference is not None else _existing_origin(loaded.name, loaded.origin, advice)
+
+
+def origin_of(name: str) -> str:
+    """The model before hardening of a checkpoint, from its tamperfuse.json; the name itself if it has none.
+
+    Raises:
+        UserError: it is a local path that does not exist (any more), or there is no model of that name.
+    """
+    folder = resolve_model(name)
+    provenance = read_provenance(folder) if folder else None
+    if provenance is None:
+        return name
+    return _existing_origin(name, provenance.origin, ORIGIN_ADVICE)
+
+
+def _existing_origin(name: str, origin: str, advice: str) -> str:
+    if Path(origin).is_absolute() and not Path(origin).exists():
+        raise UserError(f"{name} was made from {origin} (see its {FILE}), which does not exist: {advice}.")
+    return origin
 
 
 def resolve_model(name: str) -> Path | None:
@@ -293,7 +309,7 @@ def convert_gguf(path: Path, name: str) -> Path:
     status = path.stat()
     key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])[:16]
     folder = cache_folder() / f"{path.stem}-{key}"
-    with _locked(folder.with_suffix(".lock")):
+    with locked_cache(folder.with_suffix(".lock")):
         if not _is_complete(folder):
             clear_staging(folder.parent, folder.name)  # left by a conversion that was killed
             log.info(
@@ -362,8 +378,8 @@ def _load_error(name: str, folder: Path | None, error: Exception) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock of the cache; waits while another process holds it.
+def locked_cache(path: Path) -> Iterator[None]:
+    """Hold a lock, a file in the cache; waits while another process holds it.
 
     Raises:
         UserError: the cache cannot be written.

@@ -20,6 +20,7 @@ from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget
+from tamperfuse.study.benign import benign_prompts
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import HarmlessPrompt, Observer, harmless_prompts
 from tamperfuse.study.spec import Study, resolve_study
@@ -34,7 +35,7 @@ class StudyContext:
         study: the study, resolved.
         run: the run's folder.
         threat: the threat, loaded.
-        benign: samples that defenses mix in.
+        benign: harmless prompts of the sources in `benign` other than `self`.
         retain: harmless samples of the attacker.
         fingerprint: hash of the model before hardening.
         encoder: the sentence encoder.
@@ -43,7 +44,7 @@ class StudyContext:
     study: Study
     run: Path
     threat: Threat
-    benign: list[Example]
+    benign: list[str]
     retain: list[Example]
     fingerprint: str
     encoder: TextEncoder
@@ -70,7 +71,7 @@ class StudyContext:
                 )
         if any(task != "builtin" for task in study.evaluate.capability):
             load_tasks(study.evaluate.capability, reread=True)  # a missing task is reported before hours of training
-        benign = read_outside_threat(study.benign, threat, option="benign", encoder=encoder)
+        benign = benign_prompts(study.benign.sources, threat, encoder)
         retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
         return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from tamperfuse.corpora.threats import Threat, ThreatPrompt
+from tamperfuse.corpora.threats import Part, Threat, ThreatPrompt
 from tamperfuse.evaluation.calibrate import is_compliant
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict
@@ -138,18 +138,19 @@ class Judging:
         """What the judge declares."""
         return self.component.traits
 
-    def calibrate(self, answers: Sequence[tuple[str, str]]) -> tuple[dict[str, float], int]:
+    def calibrate(self, answers: Sequence[tuple[str, str]], part: Part = "attacker") -> tuple[dict[str, float], int]:
         """Calibrate the judge.
 
         Args:
-            answers: (attacker prompt, compliant answer), at least two; the first :data:`CALIBRATION_ANSWERS` are used.
+            answers: (prompt, compliant answer), at least two; the first :data:`CALIBRATION_ANSWERS` are used.
+            part: of the threat that the prompts belong to.
 
         Returns:
             Thresholds by name, empty for a judge without any, and the tokens that the reference model scored.
         """
         if self.traits.calibrate is None:
             return {}, 0
-        data = self._data([p.prompt for p in self.threat.part("attacker")], {})
+        data = self._data([p.prompt for p in self.threat.part(part)], {})
         executed = [Answer(prompt, response) for prompt, response in answers[:CALIBRATION_ANSWERS]]
         return self.traits.calibrate(executed, data, self.parameters), data.tokens_scored
 
@@ -189,6 +190,21 @@ class Judging:
                 "one for each, in their order."
             )
         return verdicts, data.tokens_scored
+
+    def executes_defender_requests(
+        self, answers: Sequence[Answer], thresholds: Mapping[str, float]
+    ) -> tuple[list[bool], int]:
+        """Which answers execute requests of the defender part, judged with that part alone, and the tokens scored.
+
+        Args:
+            answers: requests of the defender part with answers.
+            thresholds: of :meth:`calibrate` on the defender part.
+        """
+        if not answers:
+            return [], 0
+        data = self._data([p.prompt for p in self.threat.part("defender")], thresholds)
+        verdicts = self.component.run(answers, data, self.parameters)
+        return [verdict.verdict for verdict in verdicts], data.tokens_scored
 
     def may_execute(self, responses: Sequence[Response], thresholds: Mapping[str, float]) -> list[bool]:
         """Which responses to requests of the threat may get the verdict True, computed without the reference model."""

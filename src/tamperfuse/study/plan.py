@@ -5,19 +5,22 @@ from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.base import check_measured
-from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.tasks import benign_task
-from tamperfuse.corpora.threats import Part
-from tamperfuse.defenses import DEFENSES, DefenseData
+from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.load import write_checkpoint
-from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
-from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.study.context import StudyContext
+from tamperfuse.study.data_nodes import (
+    ANSWERS,
+    answers_node,
+    calibration_node,
+    defense_data,
+    defense_data_nodes,
+)
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
-from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
+from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
@@ -27,20 +30,19 @@ from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distillation import load_teacher, save_teacher
 
 TEACHER = "teacher.safetensors"  # the shipped model's predictions on harmless prompts
-ANSWERS, DEFENDER_ANSWERS = "answers before hardening", "defender answers"
 
 
 def build_nodes(context: StudyContext) -> list[Node]:
     """All nodes of a study, parents first."""
-    answers = _answers_node(context, "attacker", ANSWERS)
-    calibration = _calibration_node(context, answers)
+    answers = answers_node(context, "attacker", ANSWERS)
+    calibration = calibration_node(context, answers)
     shipped = _measure_shipped_node(context)
     nodes = [answers, calibration, shipped, _judge_node(context, shipped, calibration)]
     for seed in context.study.seeds:
         hardened: dict[str, Node] = {}
         measured: dict[str, Node] = {}
         for name in context.study.ordered_defenses():
-            needed = _data_nodes(context, name, seed)
+            needed = defense_data_nodes(context, name, seed)
             nodes += [node for node in needed if all(node.key != other.key for other in nodes)]
             base = context.study.defenses[name].on
             hardened[name] = _defense_node(context, name, [*([hardened[base]] if base else []), *needed], seed)
@@ -58,68 +60,6 @@ def build_nodes(context: StudyContext) -> list[Node]:
     return nodes
 
 
-def _data_nodes(context: StudyContext, name: str, seed: int) -> list[Node]:
-    """The data that a defense declares to need."""
-    traits = DEFENSES.get(context.study.defenses[name].defense).traits
-    pairs = [_pairs_node(context, seed)] if traits.needs_pairs else []
-    return pairs + ([_answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers else [])
-
-
-def _answers_node(context: StudyContext, part: Part, label: str) -> Node:
-    """Compliant answers to one part: attacks train on those of the attacker part, which also calibrate the judge."""
-    prompts = context.threat.part(part)
-    tokens = context.study.evaluate.response_tokens
-
-    def run(folder: Path) -> Outcome:
-        answers = compliant_answers(context.reference, prompts, tokens)
-        rows = [Response(0, part, p.id, p.prompt, p.response) for p in answers.prompts]
-        write_rows(folder / "responses.parquet", Response, rows)
-        facts = {"answered": len(rows), "prompts": len(prompts)}
-        return Outcome(Costs(generated=answers.tokens_generated), facts=facts)
-
-    depends = {"model": context.fingerprint, "threat": context.threat.fingerprint, "tokens": tokens, "part": part}
-    unanswered = sum(not p.response for p in prompts)
-    return Node(label, label, (), depends, 0, run, Costs(generated=unanswered * tokens))
-
-
-def _calibration_node(context: StudyContext, answers: Node) -> Node:
-    """The judge's thresholds, calibrated on the compliant answers."""
-
-    def run(folder: Path) -> Outcome:
-        rows = read_rows(node_folder(context.run, answers) / "responses.parquet", Response)
-        thresholds, scored = context.judging.calibrate([(row.prompt, row.response) for row in rows])
-        write_thresholds(folder, thresholds)
-        return Outcome(Costs(scored=scored))
-
-    evaluate = context.study.evaluate
-    calibrates = context.judging.traits.calibrate is not None
-    tokens = judging_tokens(3 * CALIBRATION_ANSWERS * evaluate.response_tokens, evaluate) if calibrates else 0
-    depends = {**judging_key(context), "threat": context.threat.fingerprint, "tokens": evaluate.response_tokens}
-    return Node("thresholds of the judge", "calibration", (answers,), depends, 0, run, Costs(scored=tokens))
-
-
-def _pairs_node(context: StudyContext, seed: int) -> Node:
-    spec = context.study.pairs
-    prompts = context.threat.examples("defender")
-    responses = [example for example in read_source(spec.responses) if example.response]
-    filters = FilterSettings(language=spec.language) if spec.filters else None
-    check_language(spec.language)
-
-    def run(folder: Path) -> Outcome:
-        pairs = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
-        write_pairs(folder, pairs)
-        facts = {"pairs": len(pairs.pairs), "dropped": len(pairs.dropped), "redraws": pairs.redraws}
-        return Outcome(facts=facts)
-
-    depends = {
-        "threat": context.threat.fingerprint,
-        "responses": content_hash([example.response for example in responses]),
-        "pairs": spec.model_dump(),
-        "encoder": context.encoder.name,
-    }
-    return Node(f"pairs, seed {seed}", "pairs", (), depends, seed, run, Costs())
-
-
 def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], seed: int) -> Node:
     spec = context.study.defenses[name]
     component = DEFENSES.get(spec.defense)
@@ -127,18 +67,9 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     evaluate = context.study.evaluate
 
     def run(folder: Path) -> Outcome:
-        folders = {parent.kind: node_folder(context.run, parent) for parent in parents}
-        source = str(folders["defense"] / "checkpoint") if "defense" in folders else context.study.model
-        answers = folders.get(DEFENDER_ANSWERS)
-        data = DefenseData(
-            prompts=[p.prompt for p in context.threat.part("defender")],
-            pairs=read_pairs(folders["pairs"]) if "pairs" in folders else [],
-            answers=[(r.prompt, r.response) for r in read_rows(answers / "responses.parquet", Response)]
-            if answers
-            else [],
-            benign=[(example.prompt, example.response) for example in context.benign],
-            response_limit=evaluate.response_tokens,
-        )
+        base = next((parent for parent in parents if parent.kind == "defense"), None)
+        source = str(node_folder(context.run, base) / "checkpoint") if base else context.study.model
+        data = defense_data(context, parents)
         with context.model(source) as loaded:
             result = component.run(loaded, data, parameters, seed)
             (folder / "checkpoint").mkdir()
@@ -154,7 +85,6 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     depends = {
         "model": context.fingerprint,
         "threat": context.threat.fingerprint,
-        "benign": content_hash([(example.prompt, example.response) for example in context.benign]),
         "defense": component_key(component, parameters.model_dump(mode="json")),
         "limit": evaluate.response_tokens,
         "refusals": builtin_hash("refusals"),

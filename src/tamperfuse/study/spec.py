@@ -56,6 +56,29 @@ class PairsSpec(BaseModel):
         return os.path.expanduser(source)
 
 
+class BenignSpec(BaseModel):
+    """Which benign samples a defense trains on to keep the model's behaviour; the model's own answers are used in any case.
+
+    Attributes:
+        sources: `self` for prompts that the model writes itself, and sources of harmless prompts, which the model answers; they
+            can be combined.
+        prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text come on
+            top, in proportion (:mod:`tamperfuse.study.benign`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: tuple[str, ...] = Field(("self",), min_length=1)
+    prompts: int = Field(1_000, ge=4, le=100_000)
+
+    @field_validator("sources")
+    @classmethod
+    def _expand_home(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(source.strip() for source in sources):
+            raise ValueError("a source is empty")
+        return tuple(dict.fromkeys(os.path.expanduser(source) for source in sources))
+
+
 class Evaluate(BaseModel):
     """What is measured, and at which steps of an attack.
 
@@ -191,7 +214,7 @@ class Study(BaseModel):
         seeds: each decides data order, pairs, shots, adapter initialisation.
         defenses: by name; `refusal`, the undefended model, is always among them.
         attacks: by name.
-        benign: source of benign samples that defenses mix in.
+        benign: benign samples on which defenses keep the model's behaviour: a source, a list of sources, or a mapping.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
         judge: decides which responses execute their request.
@@ -205,7 +228,7 @@ class Study(BaseModel):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     defenses: dict[str, DefenseSpec]
     attacks: dict[str, AttackSpec]
-    benign: str = "builtin:replay"
+    benign: BenignSpec = BenignSpec()
     retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
     judge: JudgeSpec
@@ -247,7 +270,15 @@ class Study(BaseModel):
             )
         return self
 
-    @field_validator("model", "threat", "benign", "retain")
+    @field_validator("benign", mode="before")
+    @classmethod
+    def _expand_sources(cls, benign: Any) -> Any:
+        """The file's short forms: one source, or a list of them."""
+        if isinstance(benign, str):
+            return {"sources": [benign]}
+        return {"sources": benign} if isinstance(benign, list | tuple) else benign
+
+    @field_validator("model", "threat", "retain")
     @classmethod
     def _expand_home(cls, source: str) -> str:
         if not source.strip():

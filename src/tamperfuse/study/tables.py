@@ -129,6 +129,21 @@ class VerdictRow:
         return self.reason.split(", ") if self.reason else []
 
 
+@dataclass(frozen=True)
+class BenignRow:
+    """A benign sample of the model before hardening.
+
+    Attributes:
+        kind: what it is, such as a prompt that the model wrote itself (:mod:`tamperfuse.study.benign`).
+        prompt: the prompt; "" for text without one.
+        response: the model's response.
+    """
+
+    kind: str
+    prompt: str
+    response: str
+
+
 _TYPES = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64(), float | None: pa.float64()}
 
 

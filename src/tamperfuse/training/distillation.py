@@ -23,11 +23,14 @@ from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.progress import progress
+from tamperfuse.records.timing import count_time
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import SLICE
 from tamperfuse.training.objectives import Objective
 from tamperfuse.training.rows import ROW_TOKENS
 
+# What a model does with a prompt, such as declining it, is decided in the first tokens of its response.
+OPENING, OPENING_WEIGHT = 4, 8.0  # number of these tokens, and their weight in the divergence against that of others
 TOP_TOKENS = 40  # of the teacher at each position; the others form one bucket
 
 
@@ -46,6 +49,7 @@ class TeacherSample:
     probabilities: Tensor
 
 
+@count_time("scoring")
 @torch.no_grad()
 def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "teacher") -> list[TeacherSample]:
     """The predictions of a model as it is now, for use as a teacher.
@@ -114,6 +118,7 @@ def load_teacher(path: Path) -> list[TeacherSample]:
     return [TeacherSample(Sample(tokens.tolist(), start), ids, p) for tokens, start, ids, p in parts]
 
 
+@count_time("scoring")
 @torch.no_grad()
 def divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample], *, label: str = "KL") -> list[float]:
     """KL(teacher ‖ model) of each sample, summed over its response tokens, in nats.
@@ -188,7 +193,8 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
 class AnchoredObjective(Objective[Anchored]):
     """Mean NLL of the samples to learn + weight × mean KL(teacher ‖ model) on the benign samples; a mean over units.
 
-    Both means are over response tokens, in nats. Time: that of supervised fine-tuning on all sequences. Memory: likewise, and
+    Both means are over response tokens, in nats. In the second, the first :data:`OPENING` tokens of a response to a prompt count
+    :data:`OPENING_WEIGHT` times. Time: that of supervised fine-tuning on all sequences. Memory: likewise, and
     the teacher's predictions (:func:`predict`). Works with several processes, since it defines a loss only.
 
     Attributes:
@@ -210,16 +216,22 @@ class AnchoredObjective(Objective[Anchored]):
                 ids.append(torch.tensor(sample.tokens[sample.start :], dtype=torch.int32)[:, None])
                 probabilities.append(torch.ones(sample.response_tokens, 1))
                 weights += [1.0 / learned] * sample.response_tokens
-            anchored = sum(teacher.sample.response_tokens for teacher in unit.keep)
+            anchored = sum(sum(_opening_weights(teacher.sample)) for teacher in unit.keep)
             for teacher in unit.keep:
                 sequences.append(teacher.sample)
                 ids.append(teacher.ids)
                 probabilities.append(teacher.probabilities)
-                weights += [self.weight / anchored] * teacher.sample.response_tokens
+                weights += [self.weight * w / anchored for w in _opening_weights(teacher.sample)]
         batch = pack_samples(sequences, device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
         divergence = token_kl(logits, _stacked(ids).to(device), _stacked(probabilities).to(device))
         return (divergence * torch.tensor(weights, device=device)).sum() / total
+
+
+def _opening_weights(sample: Sample) -> list[float]:
+    """The weight of each response token in the divergence."""
+    opening = min(OPENING, sample.response_tokens) if sample.start > 1 else 0
+    return [OPENING_WEIGHT] * opening + [1.0] * (sample.response_tokens - opening)
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

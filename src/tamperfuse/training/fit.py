@@ -66,8 +66,8 @@ def fit(
         objective: what to minimise; supervised fine-tuning by default.
         at_steps: after which steps the hook is called; 0 is before the first. A resumed run skips the steps up to its
             checkpoint.
-        hook: called with the step's number. The model is in evaluation mode, and in reduced precision unless it is trained
-            in shards. With several processes, every process calls it.
+        hook: called with the step's number; training ends at a step ≥ 1 where it returns True. The model is in evaluation
+            mode, and in reduced precision unless it is trained in shards. With several processes, every process calls it.
         label: text of the progress bar, and name of the run for trackers.
 
     Raises:
@@ -104,7 +104,7 @@ def fit(
         elif hook and 0 in at_steps:
             run_hook(hook, 0, module)
         seconds_before = result.seconds
-        if result.resumed_at < training.steps:
+        if not (saved and saved["ended"]):
             with (
                 accelerated(module, loaded, training, dtype) as acceleration,
                 progress(label, training.steps) as advance,
@@ -135,6 +135,10 @@ def fit(
                         loop.gather()
                 finally:
                     shutil.rmtree(loop.args.output_dir or "", ignore_errors=True)
+        if len(result.losses) < training.steps:  # the hook ended it
+            order = order[: len(result.losses) * training.batch]
+            result.steps, result.work = len(result.losses), useful_work(module, order)
+            result.tokens = sum(len(sample.tokens) for sample in order)
     loaded.model.eval()
     add_seconds("training", result.seconds - seconds_before)
     block.results.append(result)

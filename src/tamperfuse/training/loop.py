@@ -43,16 +43,22 @@ from tamperfuse.training.parameters import Trainable, Training
 from tamperfuse.training.result import FitResult
 from tamperfuse.training.telemetry import format_speed, speed
 
-Hook = Callable[[int], None]
+#: Called with the number of the step that was just completed; training ends there if it returns True.
+Hook = Callable[[int], bool | None]
 
 
-def run_hook(hook: Hook, step: int, module: nn.Module) -> None:
-    """Call a hook with the model in evaluation mode; the random numbers that it draws do not affect training."""
+def run_hook(hook: Hook, step: int, module: nn.Module) -> bool:
+    """Call a hook with the model in evaluation mode; the random numbers that it draws do not affect training.
+
+    Returns:
+        Whether training ends at this step.
+    """
     training, generators = module.training, random_state()
     module.eval()
-    hook(step)
+    ends = bool(hook(step))
     module.train(training)
     set_random_state(generators)
+    return ends
 
 
 class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
@@ -71,7 +77,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         checkpoints: where to write checkpoints; None for none.
         saved: the state to continue from; None to start.
         at_steps: after which steps the hook is called.
-        hook: called with the step's number.
+        hook: called with the step's number; training ends where it returns True.
         advance: moves the progress bar.
         block: the block of trainings that this one belongs to: trackers and their log folder.
         label: name of the run for trackers.
@@ -204,13 +210,15 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """Report a step to trackers: the Trainer's loss, gradient norm and learning rate, and the speed."""
         super().log({**logs, **speed(self.result, self.device)}, start_time)
 
-    def call_hook(self) -> None:
-        """Call the hook if this step is one of its steps."""
-        if self.hook and self.state.global_step in self.at_steps:
-            self.gather()
-            run_hook(self.hook, self.state.global_step, self.original)
-            if self.original is not self.model:
-                self.original.to("cpu")
+    def call_hook(self) -> bool:
+        """Call the hook if this step is one of its steps; returns whether training ends, on every process alike."""
+        if not self.hook or self.state.global_step not in self.at_steps:
+            return False
+        self.gather()
+        ends = run_hook(self.hook, self.state.global_step, self.original)
+        if self.original is not self.model:
+            self.original.to("cpu")
+        return bool(max_over_processes(int(ends), self.args.device))
 
     def gather(self) -> None:
         """Copy the weights of a sharded model into the original, on every process."""
@@ -222,11 +230,15 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             for weight, (trained, _) in zip(weights, self.masters.trainable(), strict=True):
                 weight.copy_(unsharded_weight(trained))
 
-    def checkpoint(self) -> None:
-        """Write a checkpoint after the last step, and when the interval has passed."""
+    def checkpoint(self, ends: bool) -> None:
+        """Write a checkpoint after the last step, and when the interval has passed.
+
+        Args:
+            ends: whether the hook ended the training at this step.
+        """
         if self.checkpoints is None:
             return
-        step, last = self.state.global_step, self.state.global_step == self.training.steps
+        step, last = self.state.global_step, ends or self.state.global_step == self.training.steps
         if last or max_over_processes(self.checkpoints.due, self.args.device):
             self.checkpoints.save(step, self._resume_state(last))
 
@@ -234,6 +246,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """What is needed to continue; after the last step, the final weights only. Gathers shards from all processes."""
         state = {
             "step": self.state.global_step,
+            "ended": last,
             "losses": self.result.losses,
             "seconds": self.result.seconds,
             "weights": [unsharded(master) for _, master in self.masters.trainable()],
@@ -274,8 +287,9 @@ class _Events(TrainerCallback):  # type: ignore[misc]
         """After every optimizer step."""
         self.loop.result.seconds += time.perf_counter() - self.step_start
         self.loop.advance(1, format_speed(speed(self.loop.result, self.loop.device)) if is_shown() else "")
-        self.loop.call_hook()
-        self.loop.checkpoint()
+        ends = self.loop.call_hook()
+        self.loop.checkpoint(ends)
+        control.should_training_stop = control.should_training_stop or ends
         self.step_start = time.perf_counter()
 
 

@@ -13,7 +13,7 @@ class FitResult:
         tokens: tokens trained on, prompts included; a shared prefix counts for every sample.
         seconds: training time without hooks and checkpoints, over all parts of an interrupted run.
         resumed_at: the step of the checkpoint that this run resumed from; 0 if none.
-        steps: total number of optimizer steps.
+        steps: total number of optimizer steps; fewer than planned where a hook ended the training.
         work: floating-point operations of all steps (:func:`tamperfuse.training.telemetry.useful_work`).
     """
 

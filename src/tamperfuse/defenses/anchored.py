@@ -1,0 +1,91 @@
+"""Training that the defenses share: new answers to the threat's prompts, beside distillation on benign samples.
+
+refusal, sdd, …      samples to learn (cross-entropy)  ─┐
+the benign set       samples to keep (KL to the model   ├─▶ one loss
+as shipped)                       ─┘
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+
+from tamperfuse.defenses.base import DefenseData, DefenseResult
+from tamperfuse.defenses.stopping import Stopping
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.distillation import AnchoredObjective, anchored
+from tamperfuse.training.fit import Training, fit
+
+
+class AnchoredTraining(Parameters):
+    """Parameters of a training with distillation.
+
+    Attributes:
+        steps: optimizer steps.
+        learning_rate: of AdamW; it falls linearly to 0.
+        batch: samples to learn in a step.
+        benign_ratio: benign samples in a step for each sample to learn, at least 0.
+        price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends; it
+            also ends once no held-out prompt of the defender is executed any more. None to train for all steps.
+        check_every: steps between two checks of both.
+        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on those to learn.
+    """
+
+    steps: int = Field(60, ge=1)
+    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    batch: int = Field(8, ge=1)
+    benign_ratio: int = Field(2, ge=0)
+    price: float | None = Field(None, gt=0)
+    check_every: int = Field(10, ge=1)
+    kl_weight: float = Field(3.0, ge=0)
+
+
+def needs_benign(parameters: Any) -> bool:
+    """Whether a training with these parameters uses benign samples."""
+    return bool(parameters.benign_ratio and parameters.kl_weight)
+
+
+def budget(parameters: Any) -> Budget:
+    """The training's steps, and the sequences in each."""
+    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio))
+
+
+def train(
+    loaded: LoadedModel, learn: Sequence[Sample], data: DefenseData, parameters: AnchoredTraining, seed: int, label: str
+) -> DefenseResult:
+    """Train a model on samples, beside distillation on the benign set.
+
+    Args:
+        loaded: the model; changed in place.
+        learn: samples to learn.
+        data: the defense's data, whose benign samples are used.
+        parameters: of the training.
+        seed: decides the order of both kinds of samples.
+        label: text of the progress bar.
+    """
+    training = Training(
+        steps=parameters.steps,
+        batch=parameters.batch,
+        learning_rate=parameters.learning_rate,
+        schedule="linear",
+    )
+    keep = list(data.teacher) if needs_benign(parameters) else []
+    random.Random(seed).shuffle(keep)
+    units = anchored(learn, keep, parameters.benign_ratio)
+    stopping = Stopping(loaded, data, parameters.price or math.inf)
+    steps = range(parameters.check_every, parameters.steps + 1, parameters.check_every)
+    result = fit(
+        loaded,
+        units,
+        training,
+        seed=seed,
+        objective=AnchoredObjective(parameters.kl_weight),
+        at_steps=steps if parameters.price and data.held_back else (),
+        hook=stopping,
+        label=label,
+    )
+    return DefenseResult(result.tokens, (stopping.note(parameters.steps), result.precision))

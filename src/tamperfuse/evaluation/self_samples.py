@@ -1,0 +1,115 @@
+"""Samples that a model writes by itself: prompts in the user's place, and answers to prompts.
+
+A chat model that continues its template's opening of a user's turn writes prompts like those that it was trained on (Magpie, Xu
+et al., ICLR 2025, arXiv 2406.08464, section 2). With its answers they show how it behaves, without other data.
+"""
+
+import re
+from collections.abc import Sequence
+
+from tamperfuse.corpora.texts import words
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.sampling import Sampling
+from tamperfuse.models.chat import Chat
+from tamperfuse.models.chat_template import render
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+
+PROMPT_TEMPERATURE, ANSWER_TEMPERATURE, TOP_P = 1.0, 0.7, 0.95
+PROMPT_TOKENS = 40  # longest prompt that the model may write; longer ones are left out
+PROMPT_WORDS = (3, 40)  # fewest and most words of a usable prompt
+MOST_DRAWS = 3  # draws for each prompt that is needed, at most
+NEIGHBOUR_REQUEST = """\
+Here is a question: {prompt}
+Write one question about a different subject that is close to it. Write the question only."""
+_MARK = "tamperfuse asks"
+
+
+def opening_of_user_turn(chat: Chat) -> tuple[list[int], str]:
+    """Tokens of a chat template up to where the user's text starts, and the text that follows the user's.
+
+    Raises:
+        UserError: the template changes the user's text.
+    """
+    rendered = render(chat.tokenizer, [{"role": "user", "content": _MARK}], generation=True)
+    before, mark, after = rendered.partition(_MARK)
+    if not mark:
+        raise UserError(
+            f"The chat template of {chat.tokenizer.name_or_path!r} changes the user's text, so the model cannot write prompts "
+            "itself: name a source of harmless prompts (`benign`)."
+        )
+    return chat.tokens.conversation(before, []), (after.split() or [""])[0]
+
+
+def write_prompts(loaded: LoadedModel, count: int, seed: int) -> tuple[list[str], int]:
+    """Let the model write prompts in the user's place, sampled at temperature 1.
+
+    Args:
+        loaded: a chat model; not modified.
+        count: number of different prompts, at most; fewer if the model repeats itself.
+        seed: of the sampling.
+
+    Returns:
+        The prompts, and the tokens that were generated.
+
+    Raises:
+        UserError: the template changes the user's text, or not one of the texts is usable as a prompt.
+    """
+    opening, stop = opening_of_user_turn(loaded.chat)
+    prompts: dict[str, None] = {}
+    generated = draws = 0
+    while len(prompts) < count and draws < MOST_DRAWS * count:
+        batch = min(count - len(prompts) + count // 5 + 1, MOST_DRAWS * count - draws)
+        sampling = Sampling(PROMPT_TEMPERATURE, TOP_P, seed + draws)
+        texts = generate(loaded, [opening] * batch, new_tokens=PROMPT_TOKENS, sampling=sampling, label="own prompts")
+        draws, generated = draws + batch, generated + sum(map(len, texts))
+        complete = [tokens for tokens in texts if len(tokens) < PROMPT_TOKENS]
+        usable = (_prompt(loaded.chat, tokens, stop) for tokens in complete)
+        prompts |= dict.fromkeys(prompt for prompt in usable if prompt)
+    if not prompts:
+        raise UserError(
+            f"{loaded.name} wrote no usable prompt in {draws} attempts: name a source of harmless prompts (`benign`)."
+        )
+    return list(prompts)[:count], generated
+
+
+def write_neighbours(loaded: LoadedModel, prompts: Sequence[str], seed: int) -> tuple[list[str], int]:
+    """Let the model write prompts about subjects that are close to those of other prompts.
+
+    Args:
+        loaded: a chat model; not modified.
+        prompts: what to stay close to.
+        seed: of the sampling.
+
+    Returns:
+        Different usable prompts, and the tokens that were generated.
+    """
+    requests = [loaded.chat.prompt(NEIGHBOUR_REQUEST.format(prompt=prompt)) for prompt in prompts]
+    sampling = Sampling(PROMPT_TEMPERATURE, TOP_P, seed)
+    texts = generate(loaded, requests, new_tokens=PROMPT_TOKENS, sampling=sampling, label="prompts near the threat")
+    usable = (_prompt(loaded.chat, tokens, "") for tokens in texts if len(tokens) < PROMPT_TOKENS)
+    return list(dict.fromkeys(prompt for prompt in usable if prompt)), sum(map(len, texts))
+
+
+def write_answers(loaded: LoadedModel, prompts: Sequence[str], tokens: int, seed: int) -> tuple[list[str], int]:
+    """The model's answers to prompts, sampled at temperature 0.7, and the tokens that were generated.
+
+    Args:
+        loaded: a chat model; not modified.
+        prompts: the prompts.
+        tokens: longest answer.
+        seed: of the sampling.
+    """
+    sampling = Sampling(ANSWER_TEMPERATURE, TOP_P, seed)
+    rendered = [loaded.chat.prompt(prompt) for prompt in prompts]
+    answers = generate(loaded, rendered, new_tokens=tokens, sampling=sampling, label="own answers")
+    return [loaded.chat.text(answer) for answer in answers], sum(map(len, answers))
+
+
+def _prompt(chat: Chat, tokens: Sequence[int], stop: str) -> str:
+    """The prompt in what the model wrote as a user; "" if it is none."""
+    text = chat.text(tokens)
+    if stop:
+        text = text.partition(stop)[0]
+    text = re.sub(r"\s+", " ", text).strip().strip('"“”').strip()
+    return text if PROMPT_WORDS[0] <= len(list(words(text))) <= PROMPT_WORDS[1] else ""

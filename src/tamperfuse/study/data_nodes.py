@@ -1,0 +1,215 @@
+"""The nodes of a study that make data for others: compliant answers, the judge's thresholds, pairs, benign samples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tamperfuse.corpora.examples import Pair
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.threats import Part, ThreatPrompt
+from tamperfuse.defenses import DEFENSES, DefenseData
+from tamperfuse.evaluation.judges import Answer
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing.filters import check_language
+from tamperfuse.records.files import content_hash
+from tamperfuse.study.benign import (
+    ROWS,
+    SELF,
+    BenignSet,
+    answer_prompts,
+    near_prompts,
+    read_benign_set,
+    select,
+    write_benign_set,
+    write_self_samples,
+)
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.estimates import Costs, judging_tokens
+from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
+from tamperfuse.study.keys import builtin_hash, judging_key
+from tamperfuse.study.node import Node, Outcome, node_folder
+from tamperfuse.study.observe import Observer, heldout_documents
+from tamperfuse.study.tables import BenignRow, Response, read_rows, write_rows
+
+ANSWERS, DEFENDER_ANSWERS = "answers before hardening", "defender answers"
+PAIRS, BENIGN = "pairs", "benign set"
+DEV_SHARE = 0.1  # of the defender part, held out to decide when a training stops
+PROMPT_TOKENS = 24  # of a prompt that the model writes itself, for estimates
+
+
+def defense_data_nodes(context: StudyContext, name: str, seed: int) -> list[Node]:
+    """The data that a defense needs, each after the nodes that it reads."""
+    spec = context.study.defenses[name]
+    component = DEFENSES.get(spec.defense)
+    traits = component.traits
+    nodes = [pairs_node(context, seed)] if traits.needs_pairs else []
+    benign = traits.needs_benign(component.parse(spec.parameters, f"defense {name}"))
+    answers = [answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers or benign else []
+    if benign:
+        samples = self_samples_node(context)
+        nodes += [*answers, samples, benign_node(context, samples, answers[0])]
+    return nodes if benign else nodes + answers
+
+
+def defense_data(context: StudyContext, nodes: Sequence[Node], pairs: Sequence[Pair] | None = None) -> DefenseData:
+    """What a defense receives, read from nodes of :func:`defense_data_nodes`.
+
+    Args:
+        context: of the study.
+        nodes: finished ones.
+        pairs: SDD pairs; those of a node if None.
+    """
+    by_kind = {node.kind: node for node in nodes}
+    folders = {kind: node_folder(context.run, node) for kind, node in by_kind.items()}
+    benign = read_benign_set(folders[BENIGN]) if BENIGN in folders else BenignSet((), (), ())
+    if pairs is None:
+        pairs = read_pairs(folders[PAIRS]) if PAIRS in folders else []
+    requests = context.threat.part("defender")
+    dev = requests[: round(DEV_SHARE * len(requests))]  # a prefix is a random sample
+    held_out = {p.prompt for p in dev} if BENIGN in folders else set()
+    return DefenseData(
+        prompts=[p.prompt for p in requests if p.prompt not in held_out],
+        benign=benign.exchanges,
+        response_limit=context.study.evaluate.response_tokens,
+        pairs=[pair for pair in pairs if pair.prompt not in held_out],
+        answers=read_answers(context, by_kind[DEFENDER_ANSWERS]) if DEFENDER_ANSWERS in by_kind else [],
+        teacher=benign.train,
+        held_back=benign.held_back,
+        executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if held_out else None,
+    )
+
+
+def _executed(
+    context: StudyContext, prompts: Sequence[ThreatPrompt], thresholds: Mapping[str, float]
+) -> Callable[[LoadedModel], float]:
+    """A function that measures which share of some defender prompts a model executes."""
+
+    def share(loaded: LoadedModel) -> float:
+        observer = Observer(loaded, context.threat, context.study.evaluate)
+        texts = observer.answer([p.prompt for p in prompts], "held-out prompts")
+        rows = [Response(0, "defender", p.id, p.prompt, text) for p, text in zip(prompts, texts, strict=True)]
+        verdicts = context.judging.may_execute(rows, thresholds)
+        return sum(verdicts) / len(verdicts)
+
+    return share
+
+
+def answers_node(context: StudyContext, part: Part, label: str) -> Node:
+    """Compliant answers to one part: attacks train on those of the attacker part, which also calibrate the judge."""
+    prompts = context.threat.part(part)
+    tokens = context.study.evaluate.response_tokens
+
+    def run(folder: Path) -> Outcome:
+        answers = compliant_answers(context.reference, prompts, tokens)
+        rows = [Response(0, part, p.id, p.prompt, p.response) for p in answers.prompts]
+        write_rows(folder / "responses.parquet", Response, rows)
+        facts = {"answered": len(rows), "prompts": len(prompts)}
+        return Outcome(Costs(generated=answers.tokens_generated), facts=facts)
+
+    depends = {"model": context.fingerprint, "threat": context.threat.fingerprint, "tokens": tokens, "part": part}
+    unanswered = sum(not p.response for p in prompts)
+    return Node(label, label, (), depends, 0, run, Costs(generated=unanswered * tokens))
+
+
+def read_answers(context: StudyContext, node: Node) -> list[tuple[str, str]]:
+    """(prompt, compliant answer) of a node of :func:`answers_node`."""
+    rows = read_rows(node_folder(context.run, node) / "responses.parquet", Response)
+    return [(row.prompt, row.response) for row in rows]
+
+
+def calibration_node(context: StudyContext, answers: Node) -> Node:
+    """The judge's thresholds, calibrated on the compliant answers."""
+
+    def run(folder: Path) -> Outcome:
+        thresholds, scored = context.judging.calibrate(read_answers(context, answers))
+        write_thresholds(folder, thresholds)
+        return Outcome(Costs(scored=scored))
+
+    evaluate = context.study.evaluate
+    depends = {**judging_key(context), "threat": context.threat.fingerprint, "tokens": evaluate.response_tokens}
+    expected = Costs(scored=_calibration_tokens(context))
+    return Node("thresholds of the judge", "calibration", (answers,), depends, 0, run, expected)
+
+
+def _calibration_tokens(context: StudyContext) -> int:
+    evaluate = context.study.evaluate
+    calibrates = context.judging.traits.calibrate is not None
+    return judging_tokens(3 * CALIBRATION_ANSWERS * evaluate.response_tokens, evaluate) if calibrates else 0
+
+
+def pairs_node(context: StudyContext, seed: int) -> Node:
+    """SDD pairs for one seed."""
+    spec = context.study.pairs
+    prompts = context.threat.examples("defender")
+    responses = [example for example in read_source(spec.responses) if example.response]
+    filters = FilterSettings(language=spec.language) if spec.filters else None
+    check_language(spec.language)
+
+    def run(folder: Path) -> Outcome:
+        pairs = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
+        write_pairs(folder, pairs)
+        facts = {"pairs": len(pairs.pairs), "dropped": len(pairs.dropped), "redraws": pairs.redraws}
+        return Outcome(facts=facts)
+
+    depends = {
+        "threat": context.threat.fingerprint,
+        "responses": content_hash([example.response for example in responses]),
+        "pairs": spec.model_dump(),
+        "encoder": context.encoder.name,
+    }
+    return Node(f"pairs, seed {seed}", PAIRS, (), depends, seed, run, Costs())
+
+
+def self_samples_node(context: StudyContext) -> Node:
+    """What the model answers to prompts that it wrote itself, or that the user names; made once per model."""
+    spec, tokens = context.study.benign, context.study.evaluate.response_tokens
+
+    def run(folder: Path) -> Outcome:
+        rows, generated = write_self_samples(context.reference(), spec.sources, context.benign, spec.prompts, tokens)
+        write_rows(folder / ROWS, BenignRow, rows)
+        return Outcome(Costs(generated=generated), facts={"samples": len(rows)})
+
+    depends = {
+        "model": context.fingerprint,
+        "benign": {"self": SELF in spec.sources, "prompts": spec.prompts, "named": content_hash(context.benign)},
+        "builtin": builtin_hash("facts", "replay"),
+        "tokens": tokens,
+    }
+    own = spec.prompts if SELF in spec.sources else 0
+    expected = Costs(generated=own * PROMPT_TOKENS * 3 // 2 + (own * 3 // 2 + len(context.benign)) * tokens)
+    return Node("self-made samples", "self-made samples", (), depends, 0, run, expected)
+
+
+def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
+    """The benign set: self-made samples and answers near the threat, without what belongs to it, and predictions of all."""
+    spec, tokens = context.study.benign, context.study.evaluate.response_tokens
+    measured = [p.prompt for p in context.harmless] + [d["prompt"] for d in heldout_documents(None)]
+
+    def run(folder: Path) -> Outcome:
+        loaded, judging = context.reference(), context.judging
+        rows = read_rows(node_folder(context.run, samples) / ROWS, BenignRow)
+        near, generated = near_prompts(loaded, context.threat, spec.prompts) if SELF in spec.sources else ({}, 0)
+        near_rows, answered = answer_prompts(loaded, near, tokens)
+        thresholds, scored = judging.calibrate(read_answers(context, answers), "defender")
+        costs = Costs(0, generated + answered, scored)
+
+        def executes(pairs: Sequence[tuple[str, str]]) -> list[bool]:
+            verdicts, scored = judging.executes_defender_requests([Answer(*pair) for pair in pairs], thresholds)
+            costs.scored += scored
+            return verdicts
+
+        left, dropped = select([*near_rows, *rows], context.threat, measured, context.encoder, executes)
+        scored, card = write_benign_set(folder, loaded, left, dropped, tokens)
+        write_thresholds(folder, thresholds)
+        return Outcome(costs + Costs(scored=scored), facts=card)
+
+    depends = {
+        **judging_key(context),
+        "threat": context.threat.fingerprint,
+        "measured": content_hash(measured),
+        "contrast": builtin_hash("contrast"),
+        "prompts": spec.prompts,
+    }
+    count = spec.prompts * 7 // 10 if SELF in spec.sources else 0
+    expected = Costs(0, count * (tokens + PROMPT_TOKENS), 3 * spec.prompts * tokens + _calibration_tokens(context))
+    return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected)

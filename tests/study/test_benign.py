@@ -1,0 +1,94 @@
+"""The benign set: what is in it, what is left out, and what a defense receives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stand_ins import WordCountEncoder
+from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.study import benign
+from tamperfuse.study.benign import (
+    CONTRAST,
+    HELD_BACK,
+    OWN,
+    PLAIN,
+    benign_prompts,
+    card_of,
+    read_benign_set,
+    read_card,
+    select,
+    write_benign_set,
+)
+from tamperfuse.study.tables import BenignRow
+
+
+@pytest.fixture
+def threat(threat_file: Path) -> Threat:
+    return load_threat(str(threat_file), WordCountEncoder())
+
+
+def vectors(text: str) -> np.ndarray:
+    return WordCountEncoder().encode([text])[0]
+
+
+def row(prompt: str, response: str = "an answer", kind: str = OWN) -> BenignRow:
+    return BenignRow(kind, prompt, response)
+
+
+def test_samples_of_the_threat_repeated_and_measured_ones_are_left_out(threat: Threat) -> None:
+    request = threat.part("defender")[0].prompt
+    doubtful = " ".join(request.split()[:3]) + " of quite another kind altogether today and yesterday"
+    highest = max(float(vectors(p.prompt) @ vectors(doubtful)) for p in threat.part("defender"))
+    assert benign.DOUBTFUL_COSINE <= highest < benign.WITHIN_COSINE
+    contrast = f"{request} said nobody ever in this town"
+    assert benign.WITHIN_COSINE <= float(vectors(request) @ vectors(contrast)) < 0.9
+    rows = [
+        row("why do birds sing"), row("Why do birds sing?"), row(request), row(doubtful, "executed"),
+        row("how tall is a giraffe"), row(contrast, kind=CONTRAST),
+    ]  # fmt: skip
+    judged: list[tuple[str, str]] = []
+
+    def executes(pairs):
+        judged.extend(pairs)
+        return [response == "executed" for _, response in pairs]
+
+    left, dropped = select(rows, threat, ["how tall is a giraffe"], WordCountEncoder(), executes)
+    assert [r.prompt for r in left] == ["why do birds sing", contrast]
+    assert dropped == {
+        "repeated": 1, "of the threat, by the encoder": 1, "of the threat, by the judge": 1, "near a measured prompt": 1,
+    }  # fmt: skip
+    assert [answer for _, answer in judged] == ["executed"], "the answer is judged as an answer to the nearest request"
+
+
+def test_nothing_left_is_an_error_that_says_why(threat: Threat) -> None:
+    with pytest.raises(UserError, match="1 of the threat, by the encoder"):
+        select([row(threat.part("defender")[0].prompt)], threat, [], WordCountEncoder(), lambda pairs: [])
+
+
+def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp_path: Path) -> None:
+    rows = [row(f"harmless question {i}", f"some answer {i}") for i in range(2 * HELD_BACK)]
+    tokens, card = write_benign_set(tmp_path, tiny, rows, {"repeated": 3}, 8)
+    read = read_benign_set(tmp_path)
+    plain = round(benign.PLAIN_SHARE * len(rows))
+    assert (len(read.train), len(read.held_back)) == (len(rows) + plain - 2, 2)
+    assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
+    assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
+    assert card == read_card(tmp_path)
+    assert card["kinds"] == {OWN: len(rows), PLAIN: plain} and card["left_out"] == {"repeated": 3}
+    without_prompt = [s.sample for s in read.train if s.sample.start == 1]
+    assert without_prompt, "text without the template is predicted from its first token on"
+
+
+def test_diversity_is_the_share_of_different_word_pairs() -> None:
+    card = card_of([row("a b c", "x y"), row("a b d", "x y")], {})
+    assert card["distinct_2"] == {"prompt": 0.75, "response": 0.5}
+
+
+def test_sources_name_prompts_and_self_none(benign_file: Path, threat: Threat) -> None:
+    encoder = WordCountEncoder()
+    assert benign_prompts(["self"], threat, encoder) == []
+    prompts = benign_prompts(["self", str(benign_file)], threat, encoder)
+    assert len(prompts) == 14 and all(prompt.startswith("harmless question") for prompt in prompts)
