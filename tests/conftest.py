@@ -96,12 +96,6 @@ def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observe, "measure_capability", capability)
 
 
-def pytest_configure() -> None:
-    """The workers of pytest-xdist share the processor's threads."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-
-
 @pytest.fixture(autouse=True, scope="session")
 def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What `harden` stores for later calls is not left in the user's cache."""

@@ -13,8 +13,8 @@ from tamperfuse.study import benign
 from tamperfuse.study.benign import (
     CONTRAST,
     HELD_BACK,
-    OWN,
     PLAIN,
+    SELF_WRITTEN,
     benign_prompts,
     card_of,
     read_benign_set,
@@ -34,7 +34,7 @@ def vectors(text: str) -> np.ndarray:
     return WordCountEncoder().encode([text])[0]
 
 
-def row(prompt: str, response: str = "an answer", kind: str = OWN) -> BenignRow:
+def row(prompt: str, response: str = "an answer", kind: str = SELF_WRITTEN) -> BenignRow:
     return BenignRow(kind, prompt, response)
 
 
@@ -77,7 +77,7 @@ def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp
     assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
     assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
     assert card == read_card(tmp_path)
-    assert card["kinds"] == {OWN: len(rows), PLAIN: plain} and card["left_out"] == {"repeated": 3}
+    assert card["kinds"] == {SELF_WRITTEN: len(rows), PLAIN: plain} and card["left_out"] == {"repeated": 3}
     without_prompt = [s.sample for s in read.train if s.sample.start == 1]
     assert without_prompt, "text without the template is predicted from its first token on"
 

@@ -11,7 +11,7 @@ log = logging.getLogger("tamperfuse")
 
 
 @dataclass(frozen=True)
-class Check:
+class TrainingCheck:
     """The state of a training after a step.
 
     Attributes:
@@ -47,14 +47,14 @@ class Stopping:
     loaded: LoadedModel
     data: DefenseData
     allowed: float
-    checks: list[Check] = field(default_factory=list)
+    checks: list[TrainingCheck] = field(default_factory=list)
 
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
         executed = self.data.executed(self.loaded) if self.data.executed else 1.0
         tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
         price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
-        self.checks.append(Check(step, executed, price))
+        self.checks.append(TrainingCheck(step, executed, price))
         log.info("      %s", self.checks[-1])
         return bool(self.reason)
 

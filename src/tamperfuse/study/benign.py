@@ -37,7 +37,7 @@ from tamperfuse.training.distillation import TeacherSample, load_teacher, predic
 log = logging.getLogger("tamperfuse")
 
 SELF = "self"  # the source of samples that the model writes itself
-OWN, FACTS, EVERYDAY, NAMED = "own", "facts", "everyday", "named"
+SELF_WRITTEN, FACTS, EVERYDAY, NAMED = "self-written", "facts", "everyday", "named"
 CONTRAST, NEIGHBOUR, PLAIN = "contrast", "neighbour", "plain text"
 # Numbers of samples for each prompt that the model writes itself.
 FACTS_SHARE, EVERYDAY_SHARE, CONTRAST_SHARE, NEIGHBOUR_SHARE, PLAIN_SHARE = 0.5, 0.3, 0.4, 0.3, 0.3
@@ -102,11 +102,11 @@ def write_self_samples(
     prompts = dict.fromkeys(named, NAMED)
     generated = 0
     if SELF in sources:
-        own, generated = write_prompts(loaded, count, SEED)
+        written, generated = write_prompts(loaded, count, SEED)
         for kind, name, share in ((FACTS, "facts", FACTS_SHARE), (EVERYDAY, "replay", EVERYDAY_SHARE)):
             builtin = islice(_mixed(builtin_rows(name)), round(share * count))
             prompts |= {str(row["prompt"]): kind for row in builtin}
-        prompts |= dict.fromkeys(own, OWN)
+        prompts |= dict.fromkeys(written, SELF_WRITTEN)
     rows, answered = answer_prompts(loaded, prompts, tokens)
     return rows, generated + answered
 
@@ -178,7 +178,7 @@ def select(
     judged = [i for i in doubtful if i in unique and rows[i].kind != CONTRAST]
     verdicts = executes([(requests[nearest[i]], rows[i].response) for i in judged]) if judged else []
     executing = {i for i, verdict in zip(judged, verdicts, strict=True) if verdict}
-    left = []
+    selected = []
     for i, row in enumerate(rows):
         reason = (
             "repeated" if i not in unique
@@ -191,13 +191,13 @@ def select(
         if reason:
             dropped[reason] += 1
         else:
-            left.append(row)
-    if not left:
+            selected.append(row)
+    if not selected:
         raise UserError(
             f"No benign sample is left ({', '.join(f'{n} {reason}' for reason, n in dropped.items())}): name another source of "
             "harmless prompts (`benign`)."
         )
-    return left, dict(dropped)
+    return selected, dict(dropped)
 
 
 class _EncodedOnce:
@@ -233,8 +233,8 @@ def write_benign_set(
         tokens: longest response.
     """
     # The model's own text without a template: capability tasks and documents are scored so.
-    own = [row for row in rows if row.kind in (OWN, NAMED)]
-    rows = [*rows, *(BenignRow(PLAIN, "", row.response) for row in own[: round(PLAIN_SHARE * len(own))])]
+    general = [row for row in rows if row.kind in (SELF_WRITTEN, NAMED)]
+    rows = [*rows, *(BenignRow(PLAIN, "", row.response) for row in general[: round(PLAIN_SHARE * len(general))])]
     rows = sorted(rows, key=lambda row: content_hash([row.kind, row.prompt, row.response]))
     samples = [_sample(loaded.chat, row, tokens) for row in rows]
     usable = [i for i, sample in enumerate(samples) if sample.response_tokens and len(sample.tokens) <= loaded.window]
@@ -249,11 +249,11 @@ def write_benign_set(
 def read_benign_set(folder: Path) -> BenignSet:
     """Read what :func:`write_benign_set` wrote. Of each kind, one sample of :data:`HELD_BACK` is held back from training."""
     rows, teacher = read_rows(folder / ROWS, BenignRow), load_teacher(folder / TEACHER)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     train, held_back, exchanges = [], [], []
     for row, sample in zip(rows, teacher, strict=True):
-        seen[row.kind] += 1
-        if seen[row.kind] % HELD_BACK == 0:
+        counts[row.kind] += 1
+        if counts[row.kind] % HELD_BACK == 0:
             held_back.append(sample)
             continue
         train += [sample] * (NEAR_REPEATED if row.kind in (CONTRAST, NEIGHBOUR) else 1)

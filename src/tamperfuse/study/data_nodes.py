@@ -175,8 +175,10 @@ def self_samples_node(context: StudyContext) -> Node:
         "builtin": builtin_hash("facts", "replay"),
         "tokens": tokens,
     }
-    own = spec.prompts if SELF in spec.sources else 0
-    expected = Costs(generated=own * PROMPT_TOKENS * 3 // 2 + (own * 3 // 2 + len(context.benign)) * tokens)
+    self_written = spec.prompts if SELF in spec.sources else 0
+    expected = Costs(
+        generated=self_written * PROMPT_TOKENS * 3 // 2 + (self_written * 3 // 2 + len(context.benign)) * tokens
+    )
     return Node("self-made samples", "self-made samples", (), depends, 0, run, expected)
 
 
