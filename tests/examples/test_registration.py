@@ -46,6 +46,9 @@ def judge_responses(answers, data, parameters):
 )
 
 
+REFUSAL = {"refusal": {"steps": 2, "batch": 2}}
+
+
 class Factor(Parameters):
     factor: float = 0.9
 
@@ -103,7 +106,7 @@ def test_the_version_of_a_plugin_is_in_the_keys(
 ) -> None:
     install_plugin("all-kinds", ALL_KINDS.format(name="plugged"), kinds=("defenses", "attacks", "judges"))
     values = study.model_dump(mode="json")
-    values |= {"defenses": {"plugged": {}}, "attacks": {"plugged": {}}, "judge": "plugged"}
+    values |= {"defenses": REFUSAL | {"plugged": {}}, "attacks": {"plugged": {}}, "judge": "plugged"}
     context = StudyContext.open(parse_study(values, "test"), tmp_path)
 
     def keys() -> dict[str, str]:
@@ -137,7 +140,7 @@ def test_the_smallest_defense_and_attack_run_through_a_study(registries: None, s
         return AttackResult()
 
     values = study.model_dump(mode="json")
-    values |= {"defenses": {"shrink": {}}, "attacks": {"blank": {"factor": 0.5}}}
+    values |= {"defenses": REFUSAL | {"shrink": {}}, "attacks": {"blank": {"factor": 0.5}}}
     run_study(parse_study(values, "test"), tmp_path / "run")
     assert [(data.answers, data.pairs) for data in received] == [([], [])], "nothing that was not declared"
     summary = read_summary(tmp_path / "run")
@@ -155,11 +158,12 @@ def test_compliant_answers_are_those_to_the_defender_prompts(registries: None, s
         received.append(data)
         return DefenseResult()
 
-    values = study.model_dump(mode="json") | {"defenses": {"ascent": {}}, "attacks": {}}
+    values = study.model_dump(mode="json") | {"defenses": REFUSAL | {"ascent": {}}, "attacks": {}}
     run_study(parse_study(values, "test"), tmp_path / "run")
     (data,) = received
     assert {prompt for prompt, _ in data.answers} == set(data.prompts)
-    assert len(data.prompts) == 6 and all(prompt.startswith("defender request") for prompt in data.prompts)
+    assert len(data.prompts) == 5, "one of six is held out to measure the defense"
+    assert all(prompt.startswith("defender request") for prompt in data.prompts)
     assert all(answer.endswith("to defender") for _, answer in data.answers)
 
 
@@ -168,7 +172,7 @@ def test_an_attack_that_never_calls_the_hook_is_a_user_error(registries: None, s
     def silent(loaded: LoadedModel, data: AttackData, parameters: Parameters, seed: int) -> AttackResult:
         return AttackResult()
 
-    values = study.model_dump(mode="json") | {"defenses": {}, "attacks": {"silent": {}}}
+    values = study.model_dump(mode="json") | {"defenses": REFUSAL, "attacks": {"silent": {}}}
     with pytest.raises(UserError, match=r"The attack silent ended without a call of data\.hook at step 1"):
         run_study(parse_study(values, "test"), tmp_path / "run")
 

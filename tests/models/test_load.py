@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tamperfuse.models import load
+from tamperfuse.models import conversion
 from tamperfuse.models.bundled import Bundled
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
+from tamperfuse.records import cache
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance
 
@@ -97,14 +98,14 @@ def test_an_absent_package_prints_its_install_line() -> None:
 def _slow_conversion(path: Path, name: str, staging: Path) -> None:
     with (path.parent / "log").open("a") as log:
         log.write(f"{os.getpid()}\n")
-    (staging / load.WEIGHTS).write_text("w")
-    (staging / load.CHECKSUM).write_text('{"weights": "w", "bytes": 1}')
-    (staging / load.FILE).write_text("{}")
+    (staging / conversion.WEIGHTS).write_text("w")
+    (staging / conversion.CHECKSUM).write_text('{"weights": "w", "bytes": 1}')
+    (staging / conversion.FILE).write_text("{}")
 
 
 def _convert(path: str) -> None:
-    load._convert = _slow_conversion
-    load.convert_gguf(Path(path), "x")
+    conversion._convert = _slow_conversion
+    conversion.convert_gguf(Path(path), "x")
 
 
 def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +122,14 @@ def test_two_processes_convert_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_conversion_that_was_killed_or_damaged_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(load, "_convert", _slow_conversion)
+    monkeypatch.setattr(conversion, "_convert", _slow_conversion)
     (tmp_path / "m.gguf").write_bytes(b"x")
-    folder = load.convert_gguf(tmp_path / "m.gguf", "x")
-    (folder / load.WEIGHTS).write_text("")  # damaged since
+    folder = conversion.convert_gguf(tmp_path / "m.gguf", "x")
+    (folder / conversion.WEIGHTS).write_text("")  # damaged since
     leftover = folder.with_name(f".tmp-{folder.name}-0123abcd")  # what `kill -9` leaves
     leftover.mkdir()
-    assert load.convert_gguf(tmp_path / "m.gguf", "x") == folder
-    assert (folder / load.WEIGHTS).read_text() == "w" and not leftover.exists()
+    assert conversion.convert_gguf(tmp_path / "m.gguf", "x") == folder
+    assert (folder / conversion.WEIGHTS).read_text() == "w" and not leftover.exists()
     assert len((tmp_path / "log").read_text().splitlines()) == 2
 
 
@@ -137,14 +138,14 @@ def test_a_cache_that_cannot_be_written_gets_a_sentence(tmp_path: Path, monkeypa
     monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "file" / "cache"))
     (tmp_path / "m.gguf").write_bytes(b"x")
     with pytest.raises(UserError, match="set TAMPERFUSE_CACHE"):
-        load.convert_gguf(tmp_path / "m.gguf", "x")
+        conversion.convert_gguf(tmp_path / "m.gguf", "x")
 
 
 def test_the_lock_of_the_cache_waits_for_another_holder(tmp_path: Path) -> None:
     entered, events = threading.Event(), []
 
     def hold() -> None:
-        with load._locked(tmp_path / "cache" / "x.lock"):
+        with cache.locked_cache(tmp_path / "cache" / "x.lock"):
             entered.set()
             time.sleep(0.2)
             events.append("released")
@@ -152,7 +153,7 @@ def test_the_lock_of_the_cache_waits_for_another_holder(tmp_path: Path) -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     entered.wait()
-    with load._locked(tmp_path / "cache" / "x.lock"):
+    with cache.locked_cache(tmp_path / "cache" / "x.lock"):
         events.append("acquired")
     holder.join()
     assert events == ["released", "acquired"]

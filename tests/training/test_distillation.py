@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.packed import packed_logits
+from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.distillation import (
+    OPENING,
+    OPENING_WEIGHT,
     AnchoredObjective,
     TeacherSample,
     anchored,
@@ -90,6 +94,18 @@ def test_training_with_it_learns_and_stays_closer_to_the_teacher(tiny_folder: Pa
         losses[weight] = (result.losses[0], result.losses[-1])
     assert losses[8.0][1] < losses[8.0][0] * 0.8, "it still learns"
     assert distances[8.0] < distances[0.0] / 3
+
+
+def test_the_first_tokens_of_a_response_count_more(tiny: LoadedModel) -> None:
+    sample = tiny.chat.sample("Tell me how to boil an egg.", "No, never, on no day of the year.", 16)
+    assert sample.response_tokens > OPENING
+    batch = pack_samples([sample], tiny.model.device)
+    with torch.no_grad():
+        loss = AnchoredObjective(0.0).loss(tiny.model, anchored([sample], [], 0), 1, tiny.model.device)
+        logits = packed_logits(tiny.model, batch.row, batch.layout, batch.positions)
+    nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    weights = torch.tensor([OPENING_WEIGHT] * OPENING + [1.0] * (sample.response_tokens - OPENING))
+    assert float(loss) == pytest.approx(float((nll * weights).sum() / weights.sum()), rel=1e-3)
 
 
 def test_units_use_every_sample_of_both_sides(tiny: LoadedModel) -> None:

@@ -12,8 +12,9 @@ import torch
 
 from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.conversion import quiet
 from tamperfuse.models.gguf_file import GgufType, read_gguf, write_gguf
-from tamperfuse.models.load import LoadedModel, quiet
+from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters
 

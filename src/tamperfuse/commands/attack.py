@@ -18,7 +18,8 @@ from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
-from tamperfuse.models.load import absolute_name, load_model, model_fingerprint, reference_name, write_checkpoint
+from tamperfuse.models.conversion import absolute_name
+from tamperfuse.models.load import load_model, model_fingerprint, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder

@@ -8,16 +8,15 @@ from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
+from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.load import (
     LoadedModel,
-    absolute_name,
-    cache_folder,
     load_model,
-    locked_cache,
     origin_of,
     write_checkpoint,
 )
 from tamperfuse.pairing import read_pairs
+from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Component, Parameters

@@ -18,7 +18,8 @@ class DefenseData:
 
     Attributes:
         prompts: the threat's defender part.
-        benign: benign prompts with the answers of the model as shipped, to retain the model's other abilities.
+        benign: benign prompts with the answers of the model as shipped, to retain the model's other abilities; empty unless the
+            defense declares `needs_benign`, as are the next two.
         teacher: benign samples, those of `benign` among them, with the predictions of the model as shipped, for training.
         held_back: likewise, but not for training: on them a defense measures how far the model has moved.
         response_limit: longest response to train on, in tokens.
@@ -61,7 +62,7 @@ class DefenseTraits:
     Attributes:
         needs_pairs: whether it trains on SDD pairs.
         needs_answers: whether it needs compliant answers to the defender prompts, for example to simulate an attacker.
-        needs_benign: whether it trains on benign samples, by its resolved parameters. The benign set takes minutes to make.
+        needs_benign: whether it uses the benign set, by its resolved parameters. The set takes minutes to make.
         budget: the training that parameters ask for, for estimates; called with resolved parameters.
         resolve: fills in the values of a preset; called with the parameters and the number of the model's parameters. The
             resolved parameters are part of the node's key, and the function receives them.
@@ -69,7 +70,7 @@ class DefenseTraits:
 
     needs_pairs: bool = False
     needs_answers: bool = False
-    needs_benign: Callable[[Any], bool] = lambda parameters: True
+    needs_benign: Callable[[Any], bool] = lambda parameters: False
     budget: Callable[[Any], Budget] = no_training
     resolve: Callable[[Any, int], Any] = lambda parameters, size: parameters
 
@@ -84,7 +85,7 @@ def defense(
     *,
     needs_pairs: bool = False,
     needs_answers: bool = False,
-    needs_benign: Callable[[P], bool] = lambda parameters: True,
+    needs_benign: Callable[[P], bool] = lambda parameters: False,
     budget: Callable[[P], Budget] = no_training,
     resolve: Callable[[P, int], P] = lambda parameters, size: parameters,
     version: int = 1,

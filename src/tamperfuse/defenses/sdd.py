@@ -37,6 +37,8 @@ class SddParameters(Parameters):
         steps: optimizer steps.
         learning_rate: of AdamW; it falls linearly to 0.
         batch: pairs in a step.
+        price: see :class:`tamperfuse.defenses.anchored.AnchoredTraining`.
+        check_every: likewise.
         benign_ratio: benign samples in a step for each pair, at least 0.
         kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
     """
@@ -47,6 +49,8 @@ class SddParameters(Parameters):
     batch: int | None = Field(None, ge=1)
     benign_ratio: int | None = Field(None, ge=0)
     kl_weight: float | None = Field(None, ge=0)
+    price: float | None = Field(None, gt=0)
+    check_every: int = Field(10, ge=1)
 
 
 class SddRejectParameters(SddParameters):

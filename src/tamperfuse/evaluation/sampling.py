@@ -76,7 +76,7 @@ class Sampling:
         """
         rows = max(1, SLICE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
         uniform = uniform.to(logits.device)
-        drawn = [self._draw(*part) for part in zip(logits.split(rows), uniform.split(rows), strict=True)]
+        drawn = [self._draw(*part) for part in zip(torch.split(logits, rows), torch.split(uniform, rows), strict=True)]
         return torch.cat(drawn) if drawn else uniform.long()
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:

@@ -1,13 +1,5 @@
-"""Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name.
+"""Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name."""
 
-A GGUF file is converted once, into a cache. The conversion holds a lock, writes to a temporary folder that is renamed when it
-is complete, and records the checksum of the weights. Two processes may request it at the same time, and an interrupted
-conversion leaves nothing behind.
-"""
-
-import errno
-import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -26,25 +17,20 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
+from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.packed import use_packed_attention
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
+from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
 
-log = logging.getLogger("tamperfuse")
-
-WEIGHTS = "model.safetensors"
-CHECKSUM = "sha256.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -189,17 +175,10 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
     if not is_main():
         return
     with quiet():
-        _save_weights(loaded.model, folder, "5GB")
+        save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
     names = {"origin": absolute_name(provenance.origin), "base": absolute_name(provenance.base or loaded.base)}
     write_provenance(folder, provenance.model_copy(update=names))
-
-
-def absolute_name(name: str) -> str:
-    """A model's name that means the same from any folder: a local path made absolute, other names as they are."""
-    if name in MODELS or not Path(name).exists() or not name:
-        return name
-    return str(Path(name).resolve())
 
 
 ORIGIN_ADVICE = "put the model back there, or write its new path into that file"
@@ -272,85 +251,12 @@ def model_fingerprint(name: str) -> str:
     folder = resolve_model(name)
     if folder is None:
         return content_hash(name)
-    if (
-        folder.parent == cache_folder()
-    ):  # a conversion, whose checksum was verified; that of a user's folder may be out of date
-        return str(read_json(folder / CHECKSUM)["weights"])
+    if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
+        return checksum
     rest = [path for pattern in ("*.json", "*.jinja", "tokenizer.model") for path in folder.glob(pattern)]
     files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
     hashes: list[Any] = [[path.name, sha256_of(path)] for path in files]
     return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
-
-
-def cache_folder() -> Path:
-    """The folder for conversions: $TAMPERFUSE_CACHE, or tamperfuse/ in the user's cache folder.
-
-    Raises:
-        UserError: none of them is known.
-    """
-    if os.environ.get("TAMPERFUSE_CACHE"):
-        return Path(os.environ["TAMPERFUSE_CACHE"]).expanduser()
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if caches.parts[:1] == ("~",):
-        raise UserError("The home folder is unknown: set TAMPERFUSE_CACHE to a folder for converted models.")
-    return caches / "tamperfuse"
-
-
-def convert_gguf(path: Path, name: str) -> Path:
-    """Convert a GGUF into a safetensors directory in the cache, unless it is there already.
-
-    Args:
-        path: the .gguf file.
-        name: the origin to record in tamperfuse.json.
-
-    Raises:
-        UserError: the file cannot be read as a GGUF of a supported architecture, or the cache cannot be written.
-    """
-    status = path.stat()
-    key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])[:16]
-    folder = cache_folder() / f"{path.stem}-{key}"
-    with locked_cache(folder.with_suffix(".lock")):
-        if not _is_complete(folder):
-            clear_staging(folder.parent, folder.name)  # left by a conversion that was killed
-            log.info(
-                "Converting %s into the cache %s; this is done once and takes about half a minute …", path.name, folder
-            )
-            with staged(folder, directory=True) as staging:
-                _convert(path, name, staging)
-    return folder
-
-
-def _convert(path: Path, name: str, staging: Path) -> None:
-    with quiet():
-        model, tokenizer = read_gguf(path)
-        _save_weights(model, staging, "100GB")
-        tokenizer.save_pretrained(staging)
-    write_provenance(
-        staging, Provenance(origin=absolute_name(name), made_by="gguf conversion", source=absolute_name(name))
-    )
-    weights = staging / WEIGHTS
-    write_json(staging / CHECKSUM, {"weights": sha256_of(weights), "bytes": weights.stat().st_size})
-
-
-def _save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
-    """Save weights; an error of safetensors is raised as an OSError with its errno, so a full disk is reported as such."""
-    try:
-        model.save_pretrained(folder, max_shard_size=shard)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a conversion is complete: all files exist and the weights have the recorded size."""
-    if not all((folder / file).exists() for file in (WEIGHTS, CHECKSUM, FILE)):
-        return False
-    try:
-        record = read_json(folder / CHECKSUM)
-    except UserError:  # damaged: the conversion is repeated
-        return False
-    size = (folder / WEIGHTS).stat().st_size
-    return isinstance(record, dict) and isinstance(record.get("weights"), str) and record.get("bytes") == size
 
 
 @contextmanager
@@ -375,40 +281,6 @@ def _load_error(name: str, folder: Path | None, error: Exception) -> str:
             "model, your login; a model with pickled weights only is refused."
         )
     return f"The model in {folder} cannot be loaded ({reason}): save it again with save_pretrained."
-
-
-@contextmanager
-def locked_cache(path: Path) -> Iterator[None]:
-    """Hold a lock, a file in the cache; waits while another process holds it.
-
-    Raises:
-        UserError: the cache cannot be written.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"The cache {path.parent} cannot be written ({error.strerror}): set TAMPERFUSE_CACHE to another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and log messages."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
 
 
 def read_config(name: str) -> PretrainedConfig:

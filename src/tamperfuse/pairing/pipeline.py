@@ -17,7 +17,6 @@ from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.folders import ALL_SPLITS
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.models.load import cache_folder
 from tamperfuse.pairing.audit import Audit
 from tamperfuse.pairing.encoding import open_encoder
 from tamperfuse.pairing.exports import write_exports
@@ -31,6 +30,7 @@ from tamperfuse.pairing.response_pool import DiskPool, Source
 from tamperfuse.pairing.sampling import text_key
 from tamperfuse.pairing.store import TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
+from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import locked_output, staged
 from tamperfuse.records.reading import path_exists

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Part, ThreatPrompt
@@ -28,11 +29,16 @@ from tamperfuse.study.estimates import Costs, judging_tokens
 from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
 from tamperfuse.study.keys import builtin_hash, judging_key
 from tamperfuse.study.node import Node, Outcome, node_folder
-from tamperfuse.study.observe import Observer, heldout_documents
+from tamperfuse.study.observe import Observer
 from tamperfuse.study.tables import BenignRow, Response, read_rows, write_rows
 
 ANSWERS, DEFENDER_ANSWERS = "answers before hardening", "defender answers"
 PAIRS, BENIGN = "pairs", "benign set"
+MEASURED = {
+    "harmless": "prompt",
+    "heldout": "prompt",
+    "everyday": "question",
+}  # built-in data, and the column of prompts
 DEV_SHARE = 0.1  # of the defender part, held out to decide when a training stops
 PROMPT_TOKENS = 24  # of a prompt that the model writes itself, for estimates
 
@@ -67,12 +73,13 @@ def defense_data(context: StudyContext, nodes: Sequence[Node], pairs: Sequence[P
     requests = context.threat.part("defender")
     dev = requests[: round(DEV_SHARE * len(requests))]  # a prefix is a random sample
     held_out = {p.prompt for p in dev} if BENIGN in folders else set()
+    answers = read_answers(context, by_kind[DEFENDER_ANSWERS]) if DEFENDER_ANSWERS in by_kind else []
     return DefenseData(
         prompts=[p.prompt for p in requests if p.prompt not in held_out],
         benign=benign.exchanges,
         response_limit=context.study.evaluate.response_tokens,
         pairs=[pair for pair in pairs if pair.prompt not in held_out],
-        answers=read_answers(context, by_kind[DEFENDER_ANSWERS]) if DEFENDER_ANSWERS in by_kind else [],
+        answers=[(prompt, answer) for prompt, answer in answers if prompt not in held_out],
         teacher=benign.train,
         held_back=benign.held_back,
         executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if held_out else None,
@@ -185,7 +192,8 @@ def self_samples_node(context: StudyContext) -> Node:
 def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
     """The benign set: self-made samples and answers near the threat, without what belongs to it, and predictions of all."""
     spec, tokens = context.study.benign, context.study.evaluate.response_tokens
-    measured = [p.prompt for p in context.harmless] + [d["prompt"] for d in heldout_documents(None)]
+    # All of them, whatever the study measures: studies share the set.
+    measured = [str(row[key]) for name, key in MEASURED.items() for row in builtin_rows(name) if row[key]]
 
     def run(folder: Path) -> Outcome:
         loaded, judging = context.reference(), context.judging

@@ -245,7 +245,7 @@ def harmless_prompts(limit: int, threat: Threat, encoder: TextEncoder) -> list[H
     ]
 
 
-def heldout_documents(limit: int | None) -> list[dict[str, str]]:
-    """Held-out documents, all for None, in an order that mixes subjects and styles; a lower limit takes the first ones."""
+def heldout_documents(limit: int) -> list[dict[str, str]]:
+    """The first held-out documents, in an order that mixes subjects and styles."""
     rows = sorted(builtin_rows("heldout"), key=lambda row: content_hash(row["response"]))
     return [dict(row) for row in rows[:limit]]

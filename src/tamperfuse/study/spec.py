@@ -107,7 +107,7 @@ class Evaluate(BaseModel):
     capability: tuple[str | CapabilityTask, ...] = Field(("builtin",), min_length=1)
     capability_items: Annotated[int, Field(ge=2)] | Literal["all"] = "all"
     capability_at: tuple[int, ...] = Field(default_factory=lambda values: values["at_steps"])
-    heldout: int = Field(100, ge=2)
+    heldout: int = Field(200, ge=2)
     epsilons: tuple[float, ...] = Field((0.05, 0.10, 0.25, 1.00), min_length=1)
 
     @field_validator("capability")
@@ -318,15 +318,15 @@ class Study(BaseModel):
         return ordered
 
     def to_yaml(self) -> str:
-        """The resolved study in the file's form, every default spelled out."""
+        """The resolved study in the file's form, every default spelled out; what is off (None) is left out."""
         values = self.model_dump(mode="json")
         values["defenses"] = {
-            name: {"defense": d["defense"], **({"on": d["on"]} if d["on"] else {}), **d["parameters"]}
+            name: {"defense": d["defense"], **({"on": d["on"]} if d["on"] else {}), **_set(d["parameters"])}
             for name, d in values["defenses"].items()
         }
         values["judge"] = {"judge": values["judge"]["judge"], **values["judge"]["parameters"]}
         values["attacks"] = {
-            name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **a["parameters"]}
+            name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **_set(a["parameters"])}
             for name, a in values["attacks"].items()
         }
         return dump_yaml(values)
@@ -415,6 +415,11 @@ def parse_study(values: Any, where: str) -> Study:
         raise UserError(
             f"{where}: {shown(place or 'the study')}{cause}, which cannot be used ({reason}): correct it there."
         ) from error
+
+
+def _set(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that have a value."""
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def load_study(path: Path) -> Study:

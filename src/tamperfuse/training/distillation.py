@@ -30,7 +30,7 @@ from tamperfuse.training.objectives import Objective
 from tamperfuse.training.rows import ROW_TOKENS
 
 # What a model does with a prompt, such as declining it, is decided in the first tokens of its response.
-OPENING, OPENING_WEIGHT = 4, 8.0  # number of these tokens, and their weight in the divergence against that of others
+OPENING, OPENING_WEIGHT = 4, 8.0  # number of these tokens, and their weight in the loss against that of others
 TOP_TOKENS = 40  # of the teacher at each position; the others form one bucket
 
 
@@ -193,7 +193,7 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
 class AnchoredObjective(Objective[Anchored]):
     """Mean NLL of the samples to learn + weight × mean KL(teacher ‖ model) on the benign samples; a mean over units.
 
-    Both means are over response tokens, in nats. In the second, the first :data:`OPENING` tokens of a response to a prompt count
+    Both means are over response tokens, in nats; the first :data:`OPENING` tokens of a response to a prompt count
     :data:`OPENING_WEIGHT` times. Time: that of supervised fine-tuning on all sequences. Memory: likewise, and
     the teacher's predictions (:func:`predict`). Works with several processes, since it defines a loss only.
 
@@ -210,12 +210,12 @@ class AnchoredObjective(Objective[Anchored]):
         probabilities: list[Tensor] = []
         weights: list[float] = []
         for unit in samples:
-            learned = sum(sample.response_tokens for sample in unit.learn)
+            learned = sum(sum(_opening_weights(sample)) for sample in unit.learn)
             for sample in unit.learn:
                 sequences.append(sample)
                 ids.append(torch.tensor(sample.tokens[sample.start :], dtype=torch.int32)[:, None])
                 probabilities.append(torch.ones(sample.response_tokens, 1))
-                weights += [1.0 / learned] * sample.response_tokens
+                weights += [w / learned for w in _opening_weights(sample)]
             anchored = sum(sum(_opening_weights(teacher.sample)) for teacher in unit.keep)
             for teacher in unit.keep:
                 sequences.append(teacher.sample)
@@ -229,7 +229,7 @@ class AnchoredObjective(Objective[Anchored]):
 
 
 def _opening_weights(sample: Sample) -> list[float]:
-    """The weight of each response token in the divergence."""
+    """The weight of each response token in the loss."""
     opening = min(OPENING, sample.response_tokens) if sample.start > 1 else 0
     return [OPENING_WEIGHT] * opening + [1.0] * (sample.response_tokens - opening)
 

@@ -88,7 +88,13 @@ class AscentObjective(Objective[SignedSample]):
         return torch.where(forget, -nll.clamp(max=self.ceiling), nll).sum() / total
 
 
-@defense("gradient_ascent", GradientAscentParameters, needs_answers=True, budget=lambda p: Budget(p.steps, p.batch))
+@defense(
+    "gradient_ascent",
+    GradientAscentParameters,
+    needs_answers=True,
+    needs_benign=lambda p: p.benign > 0,
+    budget=lambda p: Budget(p.steps, p.batch),
+)
 def gradient_ascent(
     loaded: LoadedModel, data: DefenseData, parameters: GradientAscentParameters, seed: int
 ) -> DefenseResult:
