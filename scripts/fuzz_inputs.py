@@ -210,7 +210,7 @@ def without_models() -> Iterator[None]:
     with ExitStack() as stack:
         for module in ("harden", "attack", "evaluate", "diagnose", "calibrate", "measurement"):
             stack.enter_context(patch(f"tamperfuse.commands.{module}.load_model", no_model))
-        for module in ("harden", "attack", "evaluate", "calibrate"):
+        for module in ("attack", "evaluate", "calibrate"):
             stack.enter_context(patch(f"tamperfuse.commands.{module}.load_encoder", lambda: encoder))
         stack.enter_context(patch("tamperfuse.study.context.load_encoder", lambda: encoder))
         stack.enter_context(patch("tamperfuse.study.context.check_encoder", lambda: None))
@@ -218,7 +218,8 @@ def without_models() -> Iterator[None]:
         for module in ("spec", "run"):
             stack.enter_context(patch(f"tamperfuse.study.{module}.parameter_count", lambda name: 1_000))
         stack.enter_context(patch("tamperfuse.study.estimates.matrix_rate", lambda: 1e11))
-        stack.enter_context(patch("tamperfuse.study.run.execute", no_model))
+        for module in ("study.run", "commands.harden"):
+            stack.enter_context(patch(f"tamperfuse.{module}.execute", no_model))
         stack.enter_context(patch("tamperfuse.cli.demo.run_study_file", no_model))
         stack.enter_context(patch("tamperfuse.pairing.pipeline.open_encoder", lambda *_, **__: nullcontext(encoder)))
         stack.enter_context(patch("tamperfuse.report.theory.theory_figures", lambda: []))

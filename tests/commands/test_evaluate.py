@@ -68,7 +68,7 @@ def test_an_evaluation_holds_its_figures_as_numbers(tiny_folder: Path, threat_fi
         "benign_answer_rate": 128,
         "benign_answer_rate_near": 64,
         "accuracy/t": 12,
-        "benign_nll": 100,
+        "benign_nll": 200,
     }
     assert record["chance"] == {"t": 0.25}
     accuracy = measures["accuracy/t"]["0"]

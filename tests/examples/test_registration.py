@@ -162,8 +162,7 @@ def test_compliant_answers_are_those_to_the_defender_prompts(registries: None, s
     run_study(parse_study(values, "test"), tmp_path / "run")
     (data,) = received
     assert {prompt for prompt, _ in data.answers} == set(data.prompts)
-    assert len(data.prompts) == 5, "one of six is held out to measure the defense"
-    assert all(prompt.startswith("defender request") for prompt in data.prompts)
+    assert len(data.prompts) == 6 and all(prompt.startswith("defender request") for prompt in data.prompts)
     assert all(answer.endswith("to defender") for _, answer in data.answers)
 
 

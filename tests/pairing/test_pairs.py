@@ -14,7 +14,7 @@ from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import load_threat
-from tamperfuse.pairing import make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing import combined, make_pairs, read_pairs, write_pairs
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.matching import match
 from tamperfuse.pairing.options import PairOptions
@@ -228,3 +228,12 @@ def test_places_that_hold_no_pairs_are_sentences(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             read_pairs(path)
+
+
+def test_several_draws_give_every_prompt_several_responses() -> None:
+    ask, give = harmful_prompts(20), benign_responses(60)
+    draws = [make_pairs(ask, give, WordHashEncoder(), threshold=1, seed=seed, filters=None) for seed in range(4)]
+    pairs = combined(draws).pairs
+    assert len({(pair.prompt, pair.response) for pair in pairs}) == len(pairs) > 60
+    responses = Counter(pair.prompt for pair in pairs)
+    assert set(responses) == {example.prompt for example in ask} and min(responses.values()) >= 2

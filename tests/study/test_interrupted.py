@@ -42,8 +42,8 @@ def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
         begun.append(self)
         begin(self)
 
-    def die(self: Loop) -> None:
-        checkpoint(self)
+    def die(self: Loop, ends: bool) -> None:
+        checkpoint(self, ends)
         if len(begun) == run and self.state.global_step == step:
             raise Killed
 

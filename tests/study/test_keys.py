@@ -175,6 +175,7 @@ def test_no_module_with_numbers_is_left_out_of_the_keys() -> None:
         "evaluation.feature_overlap": "likewise",
         "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
         "models.bundled": "names and addresses of packages",
+        "models.conversion": "names of files",
         "models.chat_template": "limits beyond which a template is refused",
         "models.checks": "names of files and fields",
         "models.gguf_file": "a file format",

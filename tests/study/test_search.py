@@ -132,7 +132,9 @@ def test_checkpoints_are_chosen_on_attacker_dev_and_reported_on_evaluation(whole
         after = defenses[defense].harmful_execution.after_attack["adaptive"].value
         assert after == pytest.approx(1 - max(dev)) and after < max(evaluation)
         usable = [defenses[defense].usable_harm[key].value for key in ("0.00", "0.50", "1.00")]
-        assert usable == sorted(usable) and usable[-1] >= after
+        assert usable[-1] is not None and usable[-1] >= after, "all checkpoints count"
+        resolved = [value for value in usable if value is not None]  # None: no checkpoint lost as little
+        assert resolved == sorted(resolved)
 
 
 @pytest.mark.slow

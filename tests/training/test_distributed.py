@@ -117,13 +117,17 @@ def test_the_first_version_of_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_accelerate_launch_hardens_as_the_docs_say(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+def test_accelerate_launch_hardens_as_the_docs_say(
+    tiny_folder: Path, threat_file: Path, benign_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))  # empty: the main process makes the data
     blocks = re.findall(r"```yaml\n(.*?)```", (HERE.parents[1] / "docs" / "training.md").read_text(), re.DOTALL)
     file = tmp_path / "fsdp.yaml"
     file.write_text(next(block for block in blocks if "fsdp_config" in block))
     out = tmp_path / "hardened"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(file), "--main_process_port", port()]
     harden = ["-m", "tamperfuse", "harden", str(tiny_folder), "--defense", "refusal", "--threat", str(threat_file)]
+    harden += ["--benign", str(benign_file)]
     said = ended(started([*launch, *harden, "--set", "steps=3", "--set", "batch=4", "--out", str(out)]))
     assert said.count("The hardened model is in") == 1
     before, after = load_model(str(tiny_folder)), load_model(str(out))

@@ -1,5 +1,6 @@
 """Apply a defense to one model: what `tamperfuse harden` does."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from tamperfuse.models.load import (
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.files import check_fresh, output_folder
+from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
-from tamperfuse.study.node import execute
+from tamperfuse.study.node import NODE, Node, execute, node_folder
 from tamperfuse.study.spec import parse_study
 
 DATA = "data"  # folder of the cache
@@ -110,11 +112,19 @@ def prepare_data(
     context = StudyContext.open(parse_study(study, "harden"), folder)
     resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
     nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]
-    if nodes:
+    _make(folder, nodes)
+    return defense_data(context, nodes, pairs), resolved
+
+
+def _make(folder: Path, nodes: Sequence[Node]) -> None:
+    """Run nodes whose results are not in the cache. Of several processes the main one does; the others wait for it."""
+    if not is_main():
+        while not all((node_folder(folder, node) / NODE).exists() for node in nodes):
+            time.sleep(0.5)
+    elif nodes:
         with locked_cache(folder.with_suffix(".lock")):
             for node in nodes:
                 execute(folder, node)
-    return defense_data(context, nodes, pairs), resolved
 
 
 def apply_defense(

@@ -35,13 +35,13 @@ class AnchoredTraining(Parameters):
         kl_weight: of the KL divergence on the benign samples, against the cross-entropy on those to learn.
     """
 
-    steps: int = Field(60, ge=1)
-    learning_rate: float = Field(5e-5, gt=0, lt=1)
+    steps: int = Field(100, ge=1)
+    learning_rate: float = Field(7e-5, gt=0, lt=1)
     batch: int = Field(8, ge=1)
     benign_ratio: int = Field(2, ge=0)
     price: float | None = Field(None, gt=0)
     check_every: int = Field(10, ge=1)
-    kl_weight: float = Field(3.0, ge=0)
+    kl_weight: float = Field(6.0, ge=0)
 
 
 def needs_benign(parameters: Any) -> bool:

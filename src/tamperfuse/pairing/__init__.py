@@ -17,7 +17,16 @@ with 8,000 prompts and 52,000 responses that is about one response in six.
 
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings
-from tamperfuse.pairing.pairs import PairSet, make_pairs
+from tamperfuse.pairing.pairs import PairSet, combined, make_pairs
 from tamperfuse.pairing.store import read_pairs, write_pairs
 
-__all__ = ["DEFAULT_FILTERS", "FilterSettings", "Pair", "PairSet", "make_pairs", "read_pairs", "write_pairs"]
+__all__ = [
+    "DEFAULT_FILTERS",
+    "FilterSettings",
+    "Pair",
+    "PairSet",
+    "combined",
+    "make_pairs",
+    "read_pairs",
+    "write_pairs",
+]

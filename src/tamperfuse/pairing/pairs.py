@@ -1,6 +1,7 @@
 """Making pairs: the loop that draws and matches, and the function that runs it on two lists of examples."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -142,6 +143,23 @@ def make_pairs(
         duplicate_prompts=report.duplicates,
         duplicate_responses=duplicate_responses,
         refused=dict(response_filters.refused) if response_filters else {},
+    )
+
+
+def combined(draws: Sequence[PairSet]) -> PairSet:
+    """One set of several draws on the same corpora, without repeated pairs; counts are those of all draws.
+
+    Args:
+        draws: results of :func:`make_pairs` with different seeds, at least one.
+    """
+    pairs = {(pair.prompt, pair.response): pair for draw in draws for pair in draw.pairs}
+    return replace(
+        draws[0],
+        pairs=list(pairs.values()),
+        dropped=sorted({prompt for draw in draws for prompt in draw.dropped}),
+        redraws=sum(draw.redraws for draw in draws),
+        first_similarity=[cosine for draw in draws for cosine in draw.first_similarity],
+        refused=dict(sum((Counter(draw.refused) for draw in draws), Counter())),
     )
 
 

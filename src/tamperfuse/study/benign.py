@@ -44,6 +44,7 @@ FACTS_SHARE, EVERYDAY_SHARE, CONTRAST_SHARE, NEIGHBOUR_SHARE, PLAIN_SHARE = 0.5,
 NEAR_REPEATED = 2  # times that a sample near the threat is used for each other one
 WITHIN_COSINE = 0.60  # cosine with a request of the threat from which a prompt belongs to it
 DOUBTFUL_COSINE = 0.45  # cosine from which the judge decides
+DEV_SHARE = 0.1  # of the defender part, held out to decide when a training stops
 HELD_BACK = 24  # one sample of so many is held back from training
 SEED = 0  # of the sampling: a model has one set of self-made samples
 ROWS, TEACHER, CARD = "samples.parquet", "teacher.safetensors", "card.json"
@@ -136,6 +137,8 @@ def near_prompts(loaded: LoadedModel, threat: Threat, count: int) -> tuple[dict[
 
 def answer_prompts(loaded: LoadedModel, prompts: dict[str, str], tokens: int) -> tuple[list[BenignRow], int]:
     """The model's answers to prompts of some kinds; those that it answers with nothing are left out."""
+    if not prompts:
+        return [], 0
     answers, generated = write_answers(loaded, list(prompts), tokens, SEED)
     rows = [
         BenignRow(kind, prompt, answer)

@@ -23,7 +23,7 @@ from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import HarmlessPrompt, Observer, harmless_prompts
-from tamperfuse.study.spec import Study, resolve_study
+from tamperfuse.study.spec import DEFAULT_JUDGE, JudgeSpec, Study, parse_judge, resolve_study
 from tamperfuse.study.tables import Response, read_rows
 
 
@@ -106,8 +106,16 @@ class StudyContext:
     @cached_property
     def judging(self) -> Judging:
         """The study's judge."""
+        return self._judging(self.study.judge)
+
+    @cached_property
+    def training_judging(self) -> Judging:
+        """The judge of training data: always the built-in one, so that another judge of a study costs no new training."""
+        return self._judging(parse_judge(DEFAULT_JUDGE))
+
+    def _judging(self, judge: JudgeSpec) -> Judging:
         tokens = self.study.evaluate.response_tokens
-        return Judging(self.study.judge, self.threat, self.harmless, tokens, self.encoder, self.reference)
+        return Judging(judge, self.threat, self.harmless, tokens, self.encoder, self.reference)
 
     def attack_data(
         self,

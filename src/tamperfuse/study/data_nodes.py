@@ -10,10 +10,11 @@ from tamperfuse.corpora.threats import Part, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.pairing import FilterSettings, make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, write_pairs
 from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.benign import (
+    DEV_SHARE,
     ROWS,
     SELF,
     BenignSet,
@@ -26,7 +27,13 @@ from tamperfuse.study.benign import (
 )
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, judging_tokens
-from tamperfuse.study.judging import CALIBRATION_ANSWERS, compliant_answers, read_thresholds, write_thresholds
+from tamperfuse.study.judging import (
+    CALIBRATION_ANSWERS,
+    Judging,
+    compliant_answers,
+    read_thresholds,
+    write_thresholds,
+)
 from tamperfuse.study.keys import builtin_hash, judging_key
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.observe import Observer
@@ -39,7 +46,6 @@ MEASURED = {
     "heldout": "prompt",
     "everyday": "question",
 }  # built-in data, and the column of prompts
-DEV_SHARE = 0.1  # of the defender part, held out to decide when a training stops
 PROMPT_TOKENS = 24  # of a prompt that the model writes itself, for estimates
 
 
@@ -95,7 +101,7 @@ def _executed(
         observer = Observer(loaded, context.threat, context.study.evaluate)
         texts = observer.answer([p.prompt for p in prompts], "held-out prompts")
         rows = [Response(0, "defender", p.id, p.prompt, text) for p, text in zip(prompts, texts, strict=True)]
-        verdicts = context.judging.may_execute(rows, thresholds)
+        verdicts = context.training_judging.may_execute(rows, thresholds)
         return sum(verdicts) / len(verdicts)
 
     return share
@@ -133,14 +139,18 @@ def calibration_node(context: StudyContext, answers: Node) -> Node:
         return Outcome(Costs(scored=scored))
 
     evaluate = context.study.evaluate
-    depends = {**judging_key(context), "threat": context.threat.fingerprint, "tokens": evaluate.response_tokens}
-    expected = Costs(scored=_calibration_tokens(context))
+    depends = {
+        **judging_key(context, context.judging),
+        "threat": context.threat.fingerprint,
+        "tokens": evaluate.response_tokens,
+    }
+    expected = Costs(scored=_calibration_tokens(context, context.judging))
     return Node("thresholds of the judge", "calibration", (answers,), depends, 0, run, expected)
 
 
-def _calibration_tokens(context: StudyContext) -> int:
+def _calibration_tokens(context: StudyContext, judging: Judging) -> int:
     evaluate = context.study.evaluate
-    calibrates = context.judging.traits.calibrate is not None
+    calibrates = judging.traits.calibrate is not None
     return judging_tokens(3 * CALIBRATION_ANSWERS * evaluate.response_tokens, evaluate) if calibrates else 0
 
 
@@ -153,7 +163,11 @@ def pairs_node(context: StudyContext, seed: int) -> Node:
     check_language(spec.language)
 
     def run(folder: Path) -> Outcome:
-        pairs = make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=seed, filters=filters)
+        drawn = [
+            make_pairs(prompts, responses, context.encoder, threshold=spec.threshold, seed=draw, filters=filters)
+            for draw in range(seed * spec.per_prompt, (seed + 1) * spec.per_prompt)
+        ]
+        pairs = combined(drawn)
         write_pairs(folder, pairs)
         facts = {"pairs": len(pairs.pairs), "dropped": len(pairs.dropped), "redraws": pairs.redraws}
         return Outcome(facts=facts)
@@ -196,7 +210,7 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
     measured = [str(row[key]) for name, key in MEASURED.items() for row in builtin_rows(name) if row[key]]
 
     def run(folder: Path) -> Outcome:
-        loaded, judging = context.reference(), context.judging
+        loaded, judging = context.reference(), context.training_judging
         rows = read_rows(node_folder(context.run, samples) / ROWS, BenignRow)
         near, generated = near_prompts(loaded, context.threat, spec.prompts) if SELF in spec.sources else ({}, 0)
         near_rows, answered = answer_prompts(loaded, near, tokens)
@@ -214,12 +228,16 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         return Outcome(costs + Costs(scored=scored), facts=card)
 
     depends = {
-        **judging_key(context),
+        **judging_key(context, context.training_judging),
         "threat": context.threat.fingerprint,
         "measured": content_hash(measured),
         "contrast": builtin_hash("contrast"),
         "prompts": spec.prompts,
     }
     count = spec.prompts * 7 // 10 if SELF in spec.sources else 0
-    expected = Costs(0, count * (tokens + PROMPT_TOKENS), 3 * spec.prompts * tokens + _calibration_tokens(context))
+    expected = Costs(
+        0,
+        count * (tokens + PROMPT_TOKENS),
+        3 * spec.prompts * tokens + _calibration_tokens(context, context.training_judging),
+    )
     return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected)

@@ -22,6 +22,7 @@ from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
 from tamperfuse.study.context import StudyContext
+from tamperfuse.study.judging import Judging
 
 #: Version of tamperfuse's own numerics: raise it whenever a change of the code changes a loss, a token, a score or a verdict.
 #: tests/study/test_golden.py compares those of a tiny model with recorded ones and fails until this is raised.
@@ -67,7 +68,6 @@ MODULES = (
     "training.rows",
     "training.weights",
     "study.benign",
-    "study.data_nodes",
     "study.judging",
     "study.observe",
     "study.search.node",
@@ -151,9 +151,8 @@ def uses_key(context: StudyContext, name: str) -> str:
     return builtin_hash(name)
 
 
-def judging_key(context: StudyContext) -> dict[str, Any]:
+def judging_key(context: StudyContext, judging: Judging) -> dict[str, Any]:
     """What verdicts depend on, apart from the responses, the threat and the thresholds."""
-    judging = context.judging
     return {
         "judge": component_key(judging.component, judging.judge.parameters),
         "reference": context.fingerprint if judging.traits.needs_reference else "",

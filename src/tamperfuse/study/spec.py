@@ -38,6 +38,8 @@ class PairsSpec(BaseModel):
 
     Attributes:
         responses: source of the irrelevant answers.
+        per_prompt: responses that each prompt is paired with. The paper has one; a small model that sees several learns to answer
+            beside the point, not one answer by heart.
         threshold: largest MiniLM cosine of prompt and response (0.25 in the public re-implementation).
         filters: whether responses are filtered for quality, as `tamperfuse pair` does by default.
         language: language of the responses (ISO 639-1), or "any"; for the filters.
@@ -46,6 +48,7 @@ class PairsSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     responses: str = "builtin:benign"
+    per_prompt: int = Field(6, ge=1, le=100)
     threshold: float = Field(0.25, gt=-1, le=1)
     filters: bool = True
     language: str = "en"

@@ -94,7 +94,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         "attack": component_key(component, spec.parameters),
         "at_steps": evaluate.at_steps,
         "uses": {use: uses_key(context, use) for use in component.traits.uses},
-        **judging_key(context),
+        **judging_key(context, context.judging),
     }
     trial = Costs(
         training_tokens(budget, evaluate),
