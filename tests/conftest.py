@@ -98,10 +98,11 @@ def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What `harden` stores for later calls is not left in the user's cache."""
+    """What is stored for later calls is not left in the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tamperfuse.commands.harden.cache_folder", lambda: folder)
+        for module in ("commands.harden", "models.packed_check"):
+            patch.setattr(f"tamperfuse.{module}.cache_folder", lambda: folder)
         yield
 
 

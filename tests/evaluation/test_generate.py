@@ -16,7 +16,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.evaluation.vllm_engine import use_vllm
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import use_packed_attention
+from tamperfuse.models.packed_check import use_packed_attention
 from tamperfuse.records.errors import UserError
 
 

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.cpu.packed_tree import pack_tree
-from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits, use_packed_attention
+from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits
+from tamperfuse.models.packed_check import use_packed_attention
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import response_nll
 

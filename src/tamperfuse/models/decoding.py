@@ -48,7 +48,7 @@ def decoding(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
     """Prefill prompts; within the block the decoder continues them. The model's weights must not change meanwhile.
 
     Args:
-        model: a causal language model that :func:`tamperfuse.models.packed.use_packed_attention` prepared.
+        model: a causal language model that :func:`tamperfuse.models.packed_check.use_packed_attention` prepared.
         prompts: token ids, at least one prompt of at least one token.
         new_tokens: maximum number of new tokens per prompt.
     """

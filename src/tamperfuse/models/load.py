@@ -24,7 +24,7 @@ from tamperfuse.models.chat import Chat
 from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.packed import use_packed_attention
+from tamperfuse.models.packed_check import use_packed_attention
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
@@ -66,8 +66,20 @@ class LoadedModel:
 
 
 def context_window(config: PretrainedConfig) -> int:
-    """Maximum sequence length of a model, in tokens; a large number if its configuration has none."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    """Maximum sequence length of a model, in tokens; a large number if its configuration has none.
+
+    With longrope it is the length up to which the short factors hold: beyond it, the factors of all sequences of a batch change
+    with the longest of them.
+    """
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        original = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        return min(longest, int(original or longest))
+    return longest
 
 
 def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:

@@ -19,13 +19,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from tamperfuse.models.cpu.kv_cache import KVCache
 from tamperfuse.models.cpu.short_attention import grouped_attention
 from tamperfuse.records.errors import UserError
 
 ATTENTION = "tamperfuse_packed"
+# Arguments of the attention interface that do not change its result in a packed row: dropout is not applied, attention is causal,
+# positions were applied to queries and keys, and the others say what a forward pass returns.
+IGNORED = {
+    *("dropout", "is_causal", "position_ids", "cache_position", "use_cache", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+}
 
 
 @dataclass(frozen=True)
@@ -166,14 +172,24 @@ def _attention(
     layout: Layout | None = None,
     kv_cache: KVCache | None = None,
     sliding_window: int | None = None,
+    windows: set[int | None] | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function for transformers; `layout` and `kv_cache` are keyword arguments of the model's forward method."""
-    if rest.get("softcap") is not None or rest.get("s_aux") is not None:
+    """An attention function for transformers.
+
+    `layout`, `kv_cache` and `windows`, which collects the windows of all layers, are arguments of the model's forward method.
+
+    Raises:
+        UserError: the layer gives an argument that changes attention and is not supported.
+    """
+    unknown = sorted(name for name, value in rest.items() if value is not None and name not in IGNORED)
+    if unknown:
         raise UserError(
-            f"{type(module).__name__} caps its attention scores or uses attention sinks, which packed batches do not "
-            "support: choose a model without them."
+            f"{type(module).__name__} gives its attention {', '.join(unknown)}, which packed batches do not support: choose a "
+            "model without, such as Llama, Qwen or Mistral."
         )
+    if windows is not None:
+        windows.add(sliding_window)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = int(getattr(module, "layer_idx", 0))
     if layout is None:
@@ -239,43 +255,3 @@ def packed_logits(
     # Not `[0]`: the gradient of indexing is a new tensor as large as the logits.
     logits: Tensor = out.logits.squeeze(0)
     return logits
-
-
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Switch a model to packed attention, after checking that its outputs do not change.
-
-    Architectures whose layers carry state along the row (recurrent, convolutional) cannot be packed. This is detected by
-    running two short sequences both ways, instead of by a list of architectures.
-
-    Raises:
-        UserError: the architecture cannot be packed.
-    """
-    if model.config._attn_implementation == ATTENTION:
-        return
-    device, vocabulary = model.device, model.config.get_text_config().vocab_size
-    sequences = [[5, 9, 2, *((7 * i + k * k) % vocabulary for i in range(1 + 2 * k))] for k in (1, 2)]
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        alone = [model(input_ids=torch.tensor([tokens], device=device)).logits[0, -1].float() for tokens in sequences]
-        before = model.config._attn_implementation
-        try:
-            model.set_attn_implementation(ATTENTION)
-            row, layout = pack(sequences, 3, device)
-            ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
-            packed = packed_logits(model, row, layout, ends.to(device)).float()
-        except (ValueError, TypeError) as error:
-            model.set_attn_implementation(before)
-            raise UserError(_cannot_pack(model)) from error
-    model.train(training)
-    spread = torch.stack(alone).std()
-    if not all(torch.allclose(a, b, atol=0.1 * float(spread)) for a, b in zip(alone, packed, strict=True)):
-        model.set_attn_implementation(before)
-        raise UserError(_cannot_pack(model))
-
-
-def _cannot_pack(model: PreTrainedModel) -> str:
-    return (
-        f"{type(model).__name__} cannot be run on packed batches (its layers do not use transformers' attention "
-        "interface, or carry state along the sequence): choose a decoder-only transformer such as Llama, Qwen or Mistral."
-    )

@@ -1,0 +1,173 @@
+"""Switch a model to packed attention, after a check that its outputs stay the same.
+
+Architectures that carry state along the row (recurrent, convolutional), use their attention differently or give it arguments that
+packed attention does not know cannot be packed. This is found by running a few short sequences both ways, instead of by a list of
+architectures. What only shows on sequences longer than these is found in the configuration.
+"""
+
+import logging
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tamperfuse.models.decoding import PackedDecoder
+from tamperfuse.models.packed import ATTENTION, pack
+from tamperfuse.records.cache import cache_folder
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash
+
+log = logging.getLogger("tamperfuse")
+
+# Largest difference of two logits, as a share of the spread of logits. In float32 exact architectures stay below 1e-4.
+TOLERANCE = 1e-3
+PREFIX, OWN = 3, (7, 40, 23)  # tokens that the sequences share, and that each has for itself
+DECODED = 2  # tokens at the end of each sequence that are decoded one by one
+VERSION = 1  # of this check; raise it when it becomes stricter
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Switch a model to packed attention, after checking that its outputs do not change.
+
+    A configuration that passed is remembered in the cache, so that its models are not run again.
+
+    Raises:
+        UserError: the architecture cannot be packed.
+    """
+    if model.config._attn_implementation == ATTENTION:
+        return
+    before, training = model.config._attn_implementation, model.training
+    passed = _passed(model)
+    model.eval()
+    try:
+        if passed is not None and passed.exists():
+            _switch(model)
+        else:
+            _check(model)
+            _remember(passed)
+    except UserError:
+        model.set_attn_implementation(before)
+        raise
+    finally:
+        model.train(training)
+    dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
+    if dropout:
+        log.warning("Attention dropout of %g, which %s has, is not applied in training.", dropout, type(model).__name__)
+
+
+def _switch(model: PreTrainedModel) -> None:
+    try:
+        model.set_attn_implementation(ATTENTION)
+    except (ValueError, TypeError) as error:
+        raise _refused(model, "its layers do not use transformers' attention interface") from error
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel) -> None:
+    """Compare packed rows and decoding with the model's own forward pass; the model is packed afterwards.
+
+    Raises:
+        UserError: they differ, or one of them fails.
+    """
+    sequences = _sequences(model)
+    alone = [model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float() for tokens in sequences]
+    _switch(model)
+    windows: set[int | None] = set()
+    try:
+        packed, decoded = _packed_logits(model, sequences, windows), _decoded_logits(model, sequences)
+    except UserError:
+        raise
+    except Exception as error:  # the model's own code raises what it likes
+        raise _refused(model, f"{type(error).__name__} in its forward pass") from error
+    spread = float(torch.cat(alone).std())
+    ends = [logits[-DECODED - 1 :] for logits in alone]
+    for own, other, name in ((alone, packed, "packed rows"), (ends, decoded, "decoding")):
+        difference = max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True)) / spread
+        if not difference <= TOLERANCE:  # NaN is a failure as well
+            raise _refused(model, f"its logits in {name} differ by {difference:.2g} of their spread")
+    _check_windows(model, windows)
+
+
+def _sequences(model: PreTrainedModel) -> list[list[int]]:
+    """Sequences of different lengths with a common prefix, the same for every model of a vocabulary."""
+    config = model.config.get_text_config()
+    room = int(getattr(config, "max_position_embeddings", None) or 1 << 20) - PREFIX
+    ids = torch.randint(config.vocab_size, (PREFIX + sum(OWN),), generator=torch.Generator().manual_seed(0)).tolist()
+    prefix, rest = ids[:PREFIX], ids[PREFIX:]
+    starts = [sum(OWN[:i]) for i in range(len(OWN))]
+    return [
+        prefix + rest[start : start + min(own, max(room, DECODED + 1))] for start, own in zip(starts, OWN, strict=True)
+    ]
+
+
+def _packed_logits(model: PreTrainedModel, sequences: list[list[int]], windows: set[int | None]) -> list[Tensor]:
+    """Logits at all positions of each sequence, from one packed row; collects the windows that attention received."""
+    row, layout = pack(sequences, PREFIX, model.device)
+    out = model(
+        input_ids=row, position_ids=layout.position_ids, layout=layout, kv_cache=None, windows=windows, use_cache=False
+    )
+    logits = out.logits[0].float()
+    segments = torch.split(logits[layout.prefix :], list(layout.lengths))
+    return [torch.cat([logits[: layout.prefix], segment]) for segment in segments]
+
+
+def _decoded_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[Tensor]:
+    """Logits at the last positions of each sequence, whose last tokens are decoded one by one."""
+    decoder = PackedDecoder(model, [tokens[:-DECODED] for tokens in sequences], DECODED)
+    steps = [decoder.logits.float()]
+    for i in range(DECODED, 0, -1):
+        decoder.step(torch.tensor([tokens[-i] for tokens in sequences], device=model.device))
+        steps.append(decoder.logits.float())
+    return list(torch.stack(steps, dim=1))
+
+
+def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
+    """Refuse windows that a model puts into its attention mask, which packed attention does not use.
+
+    Raises:
+        UserError: the configuration has one that attention did not receive.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        size = getattr(config, name, None)
+        used = kind in kinds if kinds else getattr(config, "use_sliding_window", True) is not False
+        longest = getattr(config, "max_position_embeddings", None) or math.inf
+        if isinstance(size, int) and used and size < longest and not windows - {None}:
+            raise _refused(
+                model, f"its attention mask has a window of {size} tokens ({name}) that attention does not receive"
+            )
+
+
+def _refused(model: PreTrainedModel, reason: str) -> UserError:
+    return UserError(
+        f"{type(model).__name__} cannot be run on packed batches ({reason}): choose a decoder-only transformer such as Llama, "
+        "Qwen or Mistral."
+    )
+
+
+def _passed(model: PreTrainedModel) -> Path | None:
+    """The file that exists if models of this configuration have passed; None if there is no cache."""
+    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+    config: dict[str, Any] = {key: value for key, value in _plain(model.config).items() if key not in ignored}
+    versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]
+    with suppress(UserError):
+        return cache_folder() / "packed" / content_hash([type(model).__qualname__, config, versions])[:32]
+    return None
+
+
+def _plain(config: PretrainedConfig) -> dict[str, Any]:
+    values: dict[str, Any] = config.to_dict()
+    return values
+
+
+def _remember(passed: Path | None) -> None:
+    if passed is not None:
+        with suppress(OSError):  # without a cache the check runs again
+            passed.parent.mkdir(parents=True, exist_ok=True)
+            passed.touch()

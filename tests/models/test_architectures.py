@@ -1,0 +1,125 @@
+"""Decoder architectures of transformers: a tiny random model of each is exact on packed batches, or refused in a sentence."""
+
+from collections.abc import Collection
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.models import packed_check
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.packed import ATTENTION
+from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.records.errors import UserError
+from tamperfuse.training.batches import pack_samples
+from tamperfuse.training.objectives import response_nll
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+OPT = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+GPT2 = {"n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4}
+EXACT: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "mixtral": EXPERTS,
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": EXPERTS,
+    "gemma": {},
+    "gemma3_text": {"sliding_window": 16},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
+    "olmo2": {},
+    "gpt2": GPT2,
+    "gpt_neox": {},
+    "smollm3": {},
+}
+REFUSED: dict[str, dict[str, Any]] = {
+    "gemma2": {},
+    "gpt_oss": EXPERTS,
+    "bloom": {"n_layer": 3, "n_head": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2},
+    "jamba": {**EXPERTS, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4},
+    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "diffllama": {},
+}
+
+
+def tiny_model(kind: str, values: dict[str, Any]) -> PreTrainedModel:
+    """A model of an architecture with random weights, the same on every call."""
+    config = AutoConfig.for_model(kind, **{**SIZES, **values})
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).float().eval()
+
+
+@pytest.fixture(autouse=True)
+def _checked_anew_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_check, "_passed", lambda model: None)
+    monkeypatch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(kind: str, tiny: LoadedModel) -> None:
+    plain, packed = tiny_model(kind, EXACT[kind]), tiny_model(kind, EXACT[kind])
+    use_packed_attention(packed)
+    assert packed.config._attn_implementation == ATTENTION
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (9, 31, 18)]
+    samples = [Sample([5, 6, 7, *tokens], 6) for tokens in rows]
+    batch = pack_samples(samples, torch.device("cpu"))
+    nll = response_nll(packed, batch)
+    alone = torch.stack([_nll(plain, sample) for sample in samples])
+    counts = torch.tensor([sample.response_tokens for sample in samples])
+    assert torch.allclose(nll / counts, alone / counts, atol=1e-4)
+    nll.sum().backward()
+    alone.sum().backward()
+    for (name, a), b in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        if b.grad is not None:
+            assert torch.allclose(a.grad, b.grad, atol=1e-3 * float(b.grad.abs().max()) + 1e-7), name
+    prompts = [sample.tokens[:6] for sample in samples]
+    loaded = LoadedModel(kind, packed, tiny.chat, kind)
+    assert generate(loaded, prompts, new_tokens=12) == [_continued(plain, p, 12, tiny.chat.ends) for p in prompts]
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_packed_is_refused_in_a_sentence(kind: str) -> None:
+    model = tiny_model(kind, REFUSED[kind])
+    before = model.config._attn_implementation
+    with pytest.raises(UserError, match="packed batches") as refusal:
+        use_packed_attention(model)
+    assert "\n" not in str(refusal.value)
+    assert model.config._attn_implementation == before
+
+
+def _nll(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([sample.tokens])).logits[0, sample.start - 1 : -1]
+    targets = torch.tensor(sample.tokens[sample.start :])
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+@torch.no_grad()
+def _continued(model: PreTrainedModel, prompt: list[int], count: int, ends: Collection[int]) -> list[int]:
+    """Greedy decoding without a cache, up to an end token."""
+    tokens = list(prompt)
+    for _ in range(count):
+        token = int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+        if token in ends:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
