@@ -54,10 +54,20 @@ REFUSED: dict[str, dict[str, Any]] = {
     "gpt_oss": EXPERTS,
     "bloom": {"n_layer": 3, "n_head": 4},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "expand": 2},
-    "jamba": {**EXPERTS, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4},
+    "jamba": {
+        **EXPERTS,
+        "use_mamba_kernels": False,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 4,
+    },
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "diffllama": {},
+    # A window that exists in the mask alone and is longer than the sequences of the check.
+    "phimoe": {**EXPERTS, "sliding_window": 100},
+    "qwen2_moe": {**EXPERTS, "use_sliding_window": True, "sliding_window": 100, "shared_expert_intermediate_size": 32},
+    "llama4_text": {**EXPERTS, "attention_chunk_size": 64, "intermediate_size_mlp": 64},
 }
 
 

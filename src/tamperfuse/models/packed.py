@@ -193,7 +193,11 @@ def _attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = int(getattr(module, "layer_idx", 0))
     if layout is None:
-        assert kv_cache is not None, "packed attention needs a layout or a KV cache"
+        if kv_cache is None:
+            raise UserError(
+                f"{type(module).__name__} does not pass arguments on to its attention, which packed batches need: choose a model "
+                "that does, such as Llama, Qwen or Mistral."
+            )
         return kv_cache.attend(layer, query, key, value, scale, sliding_window), None
     if kv_cache is not None:
         kv_cache.fill(layer, key, value)

@@ -138,7 +138,7 @@ def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
         size = getattr(config, name, None)
         used = kind in kinds if kinds else getattr(config, "use_sliding_window", True) is not False
         longest = getattr(config, "max_position_embeddings", None) or math.inf
-        if isinstance(size, int) and used and size < longest and not windows - {None}:
+        if isinstance(size, int) and used and 0 < size < longest and not windows - {None}:
             raise _refused(
                 model, f"its attention mask has a window of {size} tokens ({name}) that attention does not receive"
             )

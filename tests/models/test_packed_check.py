@@ -1,0 +1,53 @@
+"""What the check of packed attention remembers, and what it finds in a configuration."""
+
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from tamperfuse.models import packed_check
+from tamperfuse.models.load import context_window
+from tamperfuse.models.packed import ATTENTION
+from tamperfuse.models.packed_check import use_packed_attention
+
+SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.fixture
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedModel]:
+    """The models that are run by the check."""
+    models: list[PreTrainedModel] = []
+    check = packed_check._check
+    monkeypatch.setattr(packed_check, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(packed_check, "_check", lambda model: (models.append(model), check(model))[1])
+    return models
+
+
+def test_a_configuration_that_passed_is_not_run_again(checked: list[PreTrainedModel]) -> None:
+    models = [LlamaForCausalLM(LlamaConfig(**SIZES)) for _ in range(2)]
+    models.append(LlamaForCausalLM(LlamaConfig(**SIZES, rope_theta=5.0)))
+    for model in models:
+        use_packed_attention(model)
+        assert model.config._attn_implementation == ATTENTION
+    assert [id(model) for model in checked] == [id(models[0]), id(models[2])]
+
+
+def test_without_a_cache_every_model_is_checked(checked: list[PreTrainedModel], tmp_path: Path) -> None:
+    (tmp_path / "packed").write_text("a file where the folder should be")
+    for _ in range(2):
+        use_packed_attention(LlamaForCausalLM(LlamaConfig(**SIZES)))
+    assert len(checked) == 2
+
+
+def test_attention_dropout_is_said_not_to_be_applied(
+    checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    use_packed_attention(LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)))
+    assert "Attention dropout of 0.1, which LlamaForCausalLM has, is not applied in training." in caplog.text
+
+
+def test_longrope_limits_the_context_window_to_its_short_factors() -> None:
+    factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10_000.0}
+    rope = {**factors, "original_max_position_embeddings": 64}
+    assert context_window(LlamaConfig(**SIZES, max_position_embeddings=256, rope_parameters=rope)) == 64
+    assert context_window(LlamaConfig(**SIZES, max_position_embeddings=256)) == 256
