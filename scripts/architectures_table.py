@@ -1,4 +1,4 @@
-"""Generate the table of docs/models.md: what a tiny random model of each decoder architecture of transformers does on packed batches.
+"""Generate the table of docs/models.md: packed batches on a tiny random model of each decoder architecture of transformers.
 
 python scripts/architectures_table.py                   prints the table
 python scripts/architectures_table.py docs/models.md    replaces the table in the page

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.quantize import rounded, through_gguf
 from tamperfuse.attacks.refusal_ablation import _writers
-from tamperfuse.models.gguf_file import write_gguf
+from tamperfuse.models.gguf_file import read_gguf, write_gguf
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.records.errors import UserError
@@ -101,6 +101,26 @@ def test_refusal_ablation_needs_a_direction_and_an_architecture_it_knows(attacke
         layer.mlp.forward = lambda x: x
     with pytest.raises(UserError, match="does not know which matrices of LlamaForCausalLM"):
         attacked.run("refusal_ablation", prompts=4)
+
+
+def test_refusal_ablation_refuses_a_norm_that_writes_the_direction_back(attacked) -> None:
+    mlp = attacked.loaded.model.model.layers[1].mlp
+    forward, scale = mlp.forward, torch.linspace(0.5, 2.0, 48)
+    mlp.forward = lambda x: forward(x) * scale.to(x.dtype)  # as the weight of a norm after down_proj
+    with pytest.raises(UserError, match="it has a norm after the matrices that are changed"):
+        attacked.run("refusal_ablation", prompts=8)
+
+
+def test_a_gguf_file_whose_tokenizer_differs_is_refused(attacked, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_other(path: Path) -> tuple:
+        model, tokenizer = read_gguf(path)
+        tokenizer.add_tokens(["request"])
+        return model, tokenizer
+
+    monkeypatch.setattr("tamperfuse.attacks.gguf_roundtrip.read_gguf", read_other)
+    with pytest.raises(UserError, match="splits text differently after its conversion to GGUF"):
+        attacked.run("gguf_roundtrip", format="Q8_0")
+    assert attacked.changed() == set() and not attacked.hook_calls
 
 
 def test_merge_interpolates_with_the_model_before_hardening(attacked) -> None:

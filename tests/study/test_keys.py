@@ -179,7 +179,6 @@ def test_no_module_with_numbers_is_left_out_of_the_keys() -> None:
         "models.chat_template": "limits beyond which a template is refused",
         "models.checks": "names of files and fields",
         "models.gguf_file": "a file format",
-        "models.packed": "which arguments of attention are refused",
         "models.packed_check": "which models are refused",
         "models.quantized": "names of packages",
         "models.load": "file names",

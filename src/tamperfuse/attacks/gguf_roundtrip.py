@@ -15,6 +15,7 @@ from tamperfuse.models.chat import Chat
 from tamperfuse.models.conversion import quiet
 from tamperfuse.models.gguf_file import GgufType, read_gguf, write_gguf
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters
 
@@ -34,7 +35,6 @@ def gguf_roundtrip(
     loaded: LoadedModel, data: AttackData, parameters: GgufRoundtripParameters, seed: int
 ) -> AttackResult:
     """Conversion to a GGUF file and back, with the tokenizer; no training."""
-    data.run_hook(0)
     with tempfile.TemporaryDirectory(prefix="tamperfuse-") as folder, progress("GGUF round trip", 2) as advance:
         path = Path(folder) / "model.gguf"
         write_gguf(loaded.model, loaded.tokenizer, path, parameters.format)
@@ -43,10 +43,17 @@ def gguf_roundtrip(
         with quiet():
             read, tokenizer = read_gguf(path)
         advance(1)
+    chat = replace(loaded.chat, tokenizer=tokenizer, format=Chat.of(tokenizer, loaded.chat.ends).format)
+    if any(chat.prompt(prompt) != loaded.chat.prompt(prompt) for prompt, _ in data.harmful):
+        raise UserError(
+            f"The tokenizer of {loaded.name} splits text differently after its conversion to GGUF, which would change every "
+            "measurement: use the attack `quantize` instead of gguf_roundtrip."
+        )
+    data.run_hook(0)
     converted = dict(read.named_parameters())
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
             weight.copy_(converted[name])
-    loaded.chat = replace(loaded.chat, tokenizer=tokenizer, format=Chat.of(tokenizer, loaded.chat.ends).format)
+    loaded.chat = chat
     data.run_hook(1)
     return AttackResult(notes=(f"the GGUF file has {size / 2**20:,.0f} MiB",))

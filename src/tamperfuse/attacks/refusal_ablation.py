@@ -29,6 +29,8 @@ WRITERS = re.compile(
     r"(^|\.)(o_proj|out_proj|down_proj|c_proj|dense|dense_4h_to_h|fc2|fc_out|wo|w2)(\.weight|\.bias)?$"
 )
 
+REMAINS = 1e-3  # largest share of a hidden state in the direction, after its removal; rounding leaves about 1e-6
+
 
 class RefusalAblationParameters(Parameters):
     """Parameters of `refusal_ablation`.
@@ -65,11 +67,12 @@ def refusal_ablation(
             f"The hidden states of {loaded.name} after layer {depth} are the same for harmful and harmless prompts: choose "
             "another `layer`, or another `retain` source."
         )
+    unit = direction / direction.norm()
     with torch.no_grad():
         for weight, axis in writers:
             view = weight.movedim(axis, -1)  # shares memory with the weight
-            unit = direction / direction.norm()
             view -= (view @ unit)[..., None] * unit
+    _check_removed(loaded, layers[-1], unit, harmful[0][0])
     data.run_hook(1)
     return AttackResult(
         samples=2 * parameters.prompts, tokens_trained=0, notes=(f"direction after layer {depth} of {len(layers)}",)
@@ -95,6 +98,29 @@ def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptRes
     finally:
         handle.remove()
     return total / len(sequences)
+
+
+@torch.no_grad()
+def _check_removed(loaded: LoadedModel, layer: nn.Module, unit: Tensor, prompt: str) -> None:
+    """Check that no hidden state has a component in the direction any more.
+
+    Raises:
+        UserError: a norm between the matrices and the residual stream writes the direction back, as in Gemma 3 and OLMo 2.
+    """
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        row, layout = pack([loaded.chat.prompt(prompt)], 0, loaded.model.device)
+        packed_logits(loaded.model, row, layout, layout.position_ids[0, :1])
+    finally:
+        handle.remove()
+    states = outputs[0][0].float()
+    share = float(((states @ unit).abs() / states.norm(dim=-1)).max())
+    if share > REMAINS:
+        raise UserError(
+            f"refusal_ablation does not remove the direction from {type(loaded.model).__name__} ({share:.1%} of a hidden state "
+            "remains): it has a norm after the matrices that are changed. Leave this attack out."
+        )
 
 
 def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
