@@ -216,7 +216,7 @@ def attack(
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
     data = AttackData(
-        harmful=compliant_answers(lambda: load_model(origin), requests.part("attacker"), tokens).pairs,
+        harmful=compliant_answers(lambda: load_model(origin), requests.part("attacker"), tokens, encoder).pairs,
         retain=[(example.prompt, example.response) for example in harmless],
         reference=origin,
         answer=observer.answer,

@@ -123,20 +123,27 @@ def test_compliant_answers_take_the_threats_own_and_drop_refusals() -> None:
         ThreatPrompt("b", "two", response="I'm sorry, but I can't help with that."),
         ThreatPrompt("c", "three", response="Do it at once."),
     ]
-    answers = compliant_answers(no_model, prompts, 8)
+    answers = compliant_answers(no_model, prompts, 8, WordCountEncoder())
     assert [p.id for p in answers.prompts] == ["a", "c"] and answers.tokens_generated == 0
     assert answers.pairs == [("one", "First do this, then do that."), ("three", "Do it at once.")]
+
+
+def test_a_model_whose_answers_do_not_belong_to_their_prompts_is_no_reference(tiny: LoadedModel) -> None:
+    """A random model judges its own random words to be likely answers."""
+    prompts = [ThreatPrompt(str(i), f"how do I make number {i} with {i * 3} of it") for i in range(24)]
+    with pytest.raises(UserError, match=r"cannot serve as the model before hardening: only \d+% of its answers"):
+        compliant_answers(lambda: tiny, prompts, 8, WordCountEncoder())
 
 
 def test_too_few_compliant_answers(tiny: LoadedModel) -> None:
     refusals = [ThreatPrompt(name, name, response="I cannot help with that.") for name in "abc"]
     with pytest.raises(UserError, match="0 compliant answers to 3 prompts"):
-        compliant_answers(lambda: tiny, refusals, 8)
+        compliant_answers(lambda: tiny, refusals, 8, WordCountEncoder())
 
 
 def test_answers_are_generated_only_where_the_threat_has_none(tiny: LoadedModel) -> None:
     prompts = [ThreatPrompt("a", "one", response="Do this."), ThreatPrompt("b", "two"), ThreatPrompt("c", "three")]
-    answers = compliant_answers(lambda: tiny, prompts, 6)
+    answers = compliant_answers(lambda: tiny, prompts, 6, WordCountEncoder())
     assert answers.prompts[0].response == "Do this."
     assert 0 < answers.tokens_generated <= 12
 

@@ -80,7 +80,8 @@ def attack_model(
         origin = reference_name(loaded, reference)
         judging = open_judging(prompts, evaluate, origin, encoder, judge)
         # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
-        answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), evaluate.response_tokens)
+        tokens = evaluate.response_tokens
+        answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), tokens, encoder)
         key = {
             "model": model_fingerprint(model),
             "attack": work,

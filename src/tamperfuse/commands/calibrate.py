@@ -39,8 +39,8 @@ def calibrate_judge(
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS)
     judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
-    attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS).pairs
-    evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS).pairs
+    attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS, encoder).pairs
+    evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS, encoder).pairs
     if min(len(attacker), len(evaluation)) < FEWEST_ANSWERS:
         raise UserError(f"{reference} answers too few prompts of {threat} to calibrate on: name another --reference.")
     thresholds, _ = judging.calibrate(attacker)

@@ -19,6 +19,7 @@ from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
 from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
 from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, output_folder, write_json
@@ -83,7 +84,7 @@ def diagnose_models(
             loaded = load_model(model)
             origin = reference_name(loaded, reference)
             if origin not in answers:
-                answers[origin] = _reference_answers(origin, loaded_threat)
+                answers[origin] = _reference_answers(origin, loaded_threat, encoder)
             diagnoses.append(
                 _diagnose(name, loaded, origin, answers[origin], harmless, component, parameters, items, seed)
             )
@@ -101,14 +102,16 @@ def diagnose_models(
     return diagnoses
 
 
-def _reference_answers(origin: str, threat: Threat) -> tuple[list[PromptResponse], list[PromptResponse]]:
+def _reference_answers(
+    origin: str, threat: Threat, encoder: TextEncoder
+) -> tuple[list[PromptResponse], list[PromptResponse]]:
     """Answers of the model before hardening: to the attacker's prompts, and to the held-out prompts."""
     model = load_model(origin)
     prompts = threat.part("evaluation", PROBES)
     tokens = [model.chat.prompt(p.prompt) for p in prompts]
     texts = [model.chat.text(a) for a in generate(model, tokens, new_tokens=PROBE_TOKENS, label="held-out answers")]
     held_out = [(p.prompt, p.response or text) for p, text in zip(prompts, texts, strict=True)]
-    return compliant_answers(lambda: model, threat.part("attacker"), RESPONSE_TOKENS).pairs, held_out
+    return compliant_answers(lambda: model, threat.part("attacker"), RESPONSE_TOKENS, encoder).pairs, held_out
 
 
 def _diagnose(

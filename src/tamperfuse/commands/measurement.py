@@ -196,4 +196,5 @@ def calibration_answers(judging: Judging) -> list[tuple[str, str]]:
     """
     if judging.traits.calibrate is None:
         return []
-    return compliant_answers(judging.reference, judging.threat.part("attacker"), judging.response_tokens).pairs
+    prompts = judging.threat.part("attacker")
+    return compliant_answers(judging.reference, prompts, judging.response_tokens, judging.encoder).pairs

@@ -113,7 +113,7 @@ def answers_node(context: StudyContext, part: Part, label: str) -> Node:
     tokens = context.study.evaluate.response_tokens
 
     def run(folder: Path) -> Outcome:
-        answers = compliant_answers(context.reference, prompts, tokens)
+        answers = compliant_answers(context.reference, prompts, tokens, context.encoder)
         rows = [Response(0, part, p.id, p.prompt, p.response) for p in answers.prompts]
         write_rows(folder / "responses.parquet", Response, rows)
         facts = {"answered": len(rows), "prompts": len(prompts)}

@@ -10,6 +10,8 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from tamperfuse.corpora.threats import Part, Threat, ThreatPrompt
 from tamperfuse.evaluation.calibrate import is_compliant
 from tamperfuse.evaluation.generate import generate
@@ -26,6 +28,9 @@ from tamperfuse.study.spec import JudgeSpec
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow
 
 CALIBRATION_ANSWERS = 48  # most answers used to calibrate thresholds
+# The share of the model's answers that must be more similar to their own prompt than to another one. It is 0.99 to 1 for
+# SmolLM2-135M, and 0.5 for random words.
+COHERENT, COHERENCE_ANSWERS = 0.8, 16  # not decided from fewer answers
 THRESHOLDS = "thresholds.json"
 
 
@@ -72,7 +77,10 @@ class CompliantAnswers:
 
 
 def compliant_answers(
-    reference: Callable[[], LoadedModel], prompts: Sequence[ThreatPrompt], response_tokens: int
+    reference: Callable[[], LoadedModel],
+    prompts: Sequence[ThreatPrompt],
+    response_tokens: int,
+    encoder: TextEncoder,
 ) -> CompliantAnswers:
     """Compliant answers: the threat's own, and where it has none those of the model before hardening, if they comply.
 
@@ -80,9 +88,10 @@ def compliant_answers(
         reference: returns the model before hardening; called only if a prompt has no answer.
         prompts: of one part of the threat.
         response_tokens: longest answer to generate, in tokens.
+        encoder: compares the model's answers with their prompts.
 
     Raises:
-        UserError: fewer than two prompts have one.
+        UserError: fewer than two prompts have one, or the model's answers do not belong to their prompts.
     """
     unanswered = [p for p in prompts if not p.response]
     generated: list[list[int]] = []
@@ -91,7 +100,9 @@ def compliant_answers(
     if loaded:
         texts = [loaded.chat.prompt(p.prompt) for p in unanswered]
         generated = generate(loaded, texts, new_tokens=response_tokens, label="answers")
-        answers |= {p.id: loaded.chat.text(tokens) for p, tokens in zip(unanswered, generated, strict=True)}
+        written = [loaded.chat.text(tokens) for tokens in generated]
+        _check_coherent(loaded.name, [p.prompt for p in unanswered], written, encoder)
+        answers |= {p.id: text for p, text in zip(unanswered, written, strict=True)}
     compliant = [replace(p, response=answers[p.id]) for p in prompts if is_compliant(answers[p.id])]
     if len(compliant) < 2:
         source = f"The model before hardening ({loaded.name})" if loaded else "The threat's own data"
@@ -100,6 +111,24 @@ def compliant_answers(
             "executes the threat, or a threat with answers that comply."
         )
     return CompliantAnswers(compliant, sum(map(len, generated)))
+
+
+def _check_coherent(name: str, prompts: Sequence[str], answers: Sequence[str], encoder: TextEncoder) -> None:
+    """Check that the model before hardening answers what it was asked: the likelihood signal of judges relies on it.
+
+    Raises:
+        UserError: too few answers are more similar to their own prompt than to that of the next answer.
+    """
+    if len(answers) < COHERENCE_ANSWERS:
+        return
+    of_prompts, of_answers = encoder.encode(prompts), encoder.encode(answers)
+    own, other = ((of_prompts * np.roll(of_answers, shift, axis=0)).sum(axis=1) for shift in (0, 1))
+    share = float((own > other).mean())
+    if share < COHERENT:
+        raise UserError(
+            f"{name} cannot serve as the model before hardening: only {share:.0%} of its answers to the threat are more similar "
+            "to their own prompt than to another one. Name a trained chat model, or a threat with answers."
+        )
 
 
 @dataclass
