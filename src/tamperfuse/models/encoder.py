@@ -95,6 +95,29 @@ class SentenceEncoder:
         return np.asarray(vectors / length, dtype=np.float32)
 
 
+class CachedEncoder:
+    """An encoder that encodes each text once; its memory grows with the number of texts.
+
+    Args:
+        encoder: what encodes.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.name = encoder.name
+        self._encoder = encoder
+        self._vectors: dict[str, Vectors] = {}
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """See :meth:`TextEncoder.encode`."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if missing or not texts:
+            vectors = self._encoder.encode(missing)
+            self._vectors |= zip(missing, vectors, strict=True)
+            if not texts:
+                return vectors
+        return np.stack([self._vectors[text] for text in texts])
+
+
 def _check_folder(folder: Path) -> None:
     """Check that a folder holds an encoder in safetensors.
 

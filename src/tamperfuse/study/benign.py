@@ -27,7 +27,7 @@ from tamperfuse.corpora.sources import BUILTIN
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.self_samples import write_answers, write_neighbours, write_prompts
 from tamperfuse.models.chat import Chat, Sample
-from tamperfuse.models.encoder import TextEncoder, Vectors
+from tamperfuse.models.encoder import CachedEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, write_json
@@ -169,7 +169,7 @@ def select(
     Raises:
         UserError: none is left.
     """
-    encoder = _EncodedOnce(encoder)
+    encoder = CachedEncoder(encoder)
     prompts = [row.prompt for row in rows]
     dropped: Counter[str] = Counter()
     unique = set(distinct(prompts, encoder))
@@ -201,26 +201,6 @@ def select(
             "harmless prompts (`benign`)."
         )
     return selected, dict(dropped)
-
-
-class _EncodedOnce:
-    """An encoder that encodes each text once.
-
-    Args:
-        encoder: the encoder.
-    """
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.name = encoder.name
-        self._encoder = encoder
-        self._vectors: dict[str, Vectors] = {}
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """As the encoder's method."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if missing:
-            self._vectors |= zip(missing, self._encoder.encode(missing), strict=True)
-        return np.stack([self._vectors[text] for text in texts])
 
 
 def write_benign_set(
