@@ -1,4 +1,4 @@
-"""Generate the table of docs/models.md: packed batches on a tiny random model of each decoder architecture of transformers.
+"""Generate the table of docs/models.md: how a tiny random model of each decoder architecture of transformers runs.
 
 python scripts/architectures_table.py                   prints the table
 python scripts/architectures_table.py docs/models.md    replaces the table in the page
@@ -10,6 +10,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pages import replace_tables, table
 from tamperfuse.models import packed_check
-from tamperfuse.models.decoding import PackedDecoder
-from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.models.decoding import decoding
+from tamperfuse.models.packed import is_packed, pack, packed_logits
 from tamperfuse.records.errors import UserError
 
 SIZES: dict[str, Any] = {
@@ -45,6 +46,7 @@ SIZES: dict[str, Any] = {
 }
 # Architectures whose sizes have other names, or that cannot have all of the above.
 NAMES = {"n_positions": 256, "n_embd": 32, "n_layer": 3, "n_head": 4, "ffn_dim": 64, "word_embed_proj_dim": 32}
+DECODED = 4
 LENGTHS = (90, 25, 60)  # tokens of the sequences that are compared, longer than those of the check at load
 EXACT = 1e-3  # largest difference of two logits, as a share of their spread
 
@@ -70,41 +72,60 @@ def tiny_model(kind: str) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def outcome(kind: str) -> tuple[str, str]:
-    """("exact" | "refused" | "WRONG" | "not built", reason or largest difference)."""
+def outcome(kind: str) -> tuple[str, str, str]:
+    """("packed" | "plain" | "refused" | "WRONG" | "not built", largest difference, reason)."""
     try:
-        plain, packed = tiny_model(kind), tiny_model(kind)
+        plain, model = tiny_model(kind), tiny_model(kind)
         sequences = [
             [3, 4, *torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(n)).tolist()] for n in LENGTHS
         ]
         alone = [plain(input_ids=torch.tensor([tokens])).logits[0].float() for tokens in sequences]
     except Exception as error:  # of an architecture that cannot be built this small, or whose own code fails
-        return "not built", f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        return "not built", "", type(error).__name__
     try:
-        packed_check.use_packed_attention(packed)
+        reason = reason_for_plain(model)
     except UserError as error:
-        return "refused", _reason(str(error))
-    row, layout = pack(sequences, 2, packed.device)
-    logits = packed_logits(packed, row, layout, torch.arange(row.shape[1]))
+        return "refused", "", str(error).partition(" ")[2].partition(":")[0]
+    row, layout = pack(sequences, 2, model.device)
+    logits = packed_logits(model, row, layout, torch.arange(row.shape[1]))
     segments = torch.split(logits[layout.prefix :], list(layout.lengths))
-    decoder = PackedDecoder(packed, [tokens[:-4] for tokens in sequences], 4)
-    steps = [decoder.logits]
-    for i in range(4, 0, -1):
-        decoder.step(torch.tensor([tokens[-i] for tokens in sequences]))
-        steps.append(decoder.logits)
+    with decoding(model, [tokens[:-DECODED] for tokens in sequences], DECODED) as decoder:
+        steps = [decoder.logits]
+        for i in range(DECODED, 0, -1):
+            decoder.step(torch.tensor([tokens[-i] for tokens in sequences]))
+            steps.append(decoder.logits)
     decoded = torch.stack(steps, dim=1)
     worst = max(
         *(float((a[layout.prefix :] - b).abs().max()) for a, b in zip(alone, segments, strict=True)),
-        *(float((a[-5:] - b).abs().max()) for a, b in zip(alone, decoded, strict=True)),
+        *(float((a[-DECODED - 1 :] - b).abs().max()) for a, b in zip(alone, decoded, strict=True)),
     ) / float(torch.cat(alone).std())
-    return ("exact" if worst <= EXACT else "WRONG"), f"{worst:.0e}"
+    result = "WRONG" if not worst <= EXACT else "packed" if is_packed(model) else "plain"
+    return result, f"{worst:.0e}", reason
 
 
-def _reason(message: str) -> str:
-    """The reason in the message of :func:`tamperfuse.models.packed_check.use_packed_attention`."""
-    if " packed batches (" in message:
-        return message.partition(" packed batches (")[2].rpartition("): ")[0]
-    return message.partition(", which")[0].partition(" ")[2]
+def reason_for_plain(model: PreTrainedModel) -> str:
+    """Prepare a model; why it is not packed, "" if it is.
+
+    Raises:
+        UserError: it is refused.
+    """
+    with log_lines() as lines:
+        packed_check.prepare_forward(model)
+    warnings_ = [line for line in lines if " because " in line]
+    return warnings_[0].partition(" because ")[2].rpartition(": exact")[0] if warnings_ else ""
+
+
+@contextlib.contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """Collect what tamperfuse logs."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    packed_check.log.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        packed_check.log.removeHandler(handler)
 
 
 def tables() -> str:
@@ -114,24 +135,25 @@ def tables() -> str:
     missing: list[str] = []
     for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         with contextlib.redirect_stderr(io.StringIO()):
-            result, reason = outcome(kind)
-        print(f"{kind}: {result} ({reason})", file=sys.stderr)
+            result, difference, reason = outcome(kind)
+        print(f"{kind}: {result} {difference} {reason}", file=sys.stderr)
         counts[result] += 1
         if result == "not built":
             missing.append(f"`{kind}`")
         else:
-            rows.append([f"`{kind}`", result, reason.replace("|", "/")])
+            rows.append([f"`{kind}`", result, difference, reason.replace("|", "/")])
     total = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     notes = [f"Not built: {', '.join(missing)}.", "", f"{total}; transformers {transformers.__version__}."]
-    return "\n".join([*table(["architecture", "result", "largest difference, or the reason"], rows), "", *notes])
+    return "\n".join([*table(["architecture", "runs", "largest difference", "reason"], rows), "", *notes])
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         sys.exit(__doc__)
-    logging.disable(logging.WARNING)
+    packed_check.log.propagate = False
+    logging.getLogger("transformers").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    packed_check._passed = lambda model: None  # type: ignore[assignment]  # checked anew
+    packed_check._remembered = lambda model: None  # type: ignore[assignment]  # checked anew
     text = tables()
     if len(sys.argv) == 1:
         print(text)

@@ -16,7 +16,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.evaluation.vllm_engine import use_vllm
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.records.errors import UserError
 
 
@@ -89,7 +89,7 @@ def test_answers_equal_those_of_transformers_generate(window: int | None) -> Non
         answer = output[0, len(tokens) :].tolist()
         expected.append(answer[: answer.index(end)] if end in answer else answer)
     assert len(set(map(len, expected))) > 1
-    use_packed_attention(model)
+    prepare_forward(model)
     loaded = SimpleNamespace(model=model, window=64, chat=SimpleNamespace(ends={end}))
     assert generate(loaded, prompts, new_tokens=16) == expected  # type: ignore[arg-type]
 
@@ -150,7 +150,7 @@ def test_sampling_out_of_range_is_an_error(wrong: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.7, top_p=0.9, seed=3)])
-def test_arguments_passed_to_vllm(
+def test_arguments_remembered_to_vllm(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampling: Sampling | None
 ) -> None:
     """A stub that answers with the prompt's length plus 20, the end token and one more token."""

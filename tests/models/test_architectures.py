@@ -1,5 +1,6 @@
-"""Decoder architectures of transformers: a tiny random model of each is exact on packed batches, or refused in a sentence."""
+"""Decoder architectures of transformers: likelihoods, gradients and answers of a tiny random model are exact, packed or not."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -11,8 +12,8 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.models import packed_check
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import ATTENTION
-from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.models.packed import is_packed
+from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import response_nll
@@ -34,7 +35,7 @@ SIZES = {
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 OPT = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
 GPT2 = {"n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4}
-EXACT: dict[str, dict[str, Any]] = {
+PACKED: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 8},
     "mixtral": EXPERTS,
@@ -49,7 +50,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "smollm3": {},
 }
-REFUSED: dict[str, dict[str, Any]] = {
+PLAIN: dict[str, dict[str, Any]] = {
     "gemma2": {},
     "gpt_oss": EXPERTS,
     "bloom": {"n_layer": 3, "n_head": 4},
@@ -80,15 +81,15 @@ def tiny_model(kind: str, values: dict[str, Any]) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def _checked_anew_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_check, "_passed", lambda model: None)
+    monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
     monkeypatch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
 
 
-@pytest.mark.parametrize("kind", EXACT)
+@pytest.mark.parametrize("kind", [*PACKED, *PLAIN])
 def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(kind: str, tiny: LoadedModel) -> None:
-    plain, packed = tiny_model(kind, EXACT[kind]), tiny_model(kind, EXACT[kind])
-    use_packed_attention(packed)
-    assert packed.config._attn_implementation == ATTENTION
+    plain, packed = (tiny_model(kind, (PACKED | PLAIN)[kind]) for _ in range(2))
+    prepare_forward(packed)
+    assert is_packed(packed) == (kind in PACKED)
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 97, (length,), generator=generator).tolist() for length in (9, 31, 18)]
     samples = [Sample([5, 6, 7, *tokens], 6) for tokens in rows]
@@ -107,14 +108,19 @@ def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(kind
     assert generate(loaded, prompts, new_tokens=12) == [_continued(plain, p, 12, tiny.chat.ends) for p in prompts]
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_cannot_be_packed_is_refused_in_a_sentence(kind: str) -> None:
-    model = tiny_model(kind, REFUSED[kind])
+@pytest.mark.parametrize("kind", PLAIN)
+def test_what_cannot_be_packed_is_said_with_the_reason(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model(kind, PLAIN[kind])
     before = model.config._attn_implementation
-    with pytest.raises(UserError, match="packed batches") as refusal:
-        use_packed_attention(model)
-    assert "\n" not in str(refusal.value)
+    prepare_forward(model)
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "tamperfuse"]
+    assert re.search(r"one sequence length at a time instead of on packed batches, because .+: exact, but", message)
     assert model.config._attn_implementation == before
+
+
+def test_an_encoder_is_refused() -> None:
+    with pytest.raises(UserError, match="is not a causal language model"):
+        prepare_forward(tiny_model("bert", {}))
 
 
 def _nll(model: PreTrainedModel, sample: Sample) -> torch.Tensor:

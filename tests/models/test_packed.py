@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.packed import ATTENTION, common_prefix, pack, packed_logits
-from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.objectives import response_nll
 
@@ -28,7 +28,7 @@ def twins(kind: type, config: type, **more: object) -> tuple[torch.nn.Module, to
     plain = kind(config(**SIZES, **more)).eval()
     plain.load_state_dict(packed.state_dict())
     plain.set_attn_implementation("eager")
-    use_packed_attention(packed)
+    prepare_forward(packed)
     assert packed.config._attn_implementation == ATTENTION
     return packed, plain
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tamperfuse.models import packed_check
 from tamperfuse.models.load import context_window
 from tamperfuse.models.packed import ATTENTION
-from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.models.packed_check import prepare_forward
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
@@ -23,11 +23,11 @@ def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[PreTrainedM
     return models
 
 
-def test_a_configuration_that_passed_is_not_run_again(checked: list[PreTrainedModel]) -> None:
+def test_a_configuration_that_remembered_is_not_run_again(checked: list[PreTrainedModel]) -> None:
     models = [LlamaForCausalLM(LlamaConfig(**SIZES)) for _ in range(2)]
     models.append(LlamaForCausalLM(LlamaConfig(**SIZES, rope_theta=5.0)))
     for model in models:
-        use_packed_attention(model)
+        prepare_forward(model)
         assert model.config._attn_implementation == ATTENTION
     assert [id(model) for model in checked] == [id(models[0]), id(models[2])]
 
@@ -35,14 +35,23 @@ def test_a_configuration_that_passed_is_not_run_again(checked: list[PreTrainedMo
 def test_without_a_cache_every_model_is_checked(checked: list[PreTrainedModel], tmp_path: Path) -> None:
     (tmp_path / "packed").write_text("a file where the folder should be")
     for _ in range(2):
-        use_packed_attention(LlamaForCausalLM(LlamaConfig(**SIZES)))
+        prepare_forward(LlamaForCausalLM(LlamaConfig(**SIZES)))
     assert len(checked) == 2
+
+
+def test_why_a_configuration_cannot_be_packed_is_remembered(
+    checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8)
+    for _ in range(2):
+        prepare_forward(Gemma2ForCausalLM(config))
+    assert len(checked) == 1 and caplog.text.count("because Gemma2Attention gives its attention softcap") == 2
 
 
 def test_attention_dropout_is_said_not_to_be_applied(
     checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
 ) -> None:
-    use_packed_attention(LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)))
+    prepare_forward(LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)))
     assert "Attention dropout of 0.1, which LlamaForCausalLM has, is not applied in training." in caplog.text
 
 

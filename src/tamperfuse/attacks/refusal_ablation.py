@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from tamperfuse.attacks.base import AttackData, AttackResult, PromptResponse, attack, benign_samples, harmful_shots
 from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.models.packed import is_packed, pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
@@ -56,6 +56,8 @@ def refusal_ablation(
     loaded: LoadedModel, data: AttackData, parameters: RefusalAblationParameters, seed: int
 ) -> AttackResult:
     """The direction between harmful and harmless prompts is projected out of the weights (abliteration); no training."""
+    if not is_packed(loaded.model):
+        raise UserError(f"refusal_ablation does not support {type(loaded.model).__name__}: leave this attack out.")
     harmful = harmful_shots(data, "refusal_ablation", parameters.prompts, seed)
     harmless = benign_samples(data, "refusal_ablation", parameters.prompts, seed)
     writers, layers = list(_writers(loaded.model)), decoder_layers(loaded.model)

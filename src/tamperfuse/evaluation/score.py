@@ -14,7 +14,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.cpu import enabled
 from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.packed import common_prefix, packed_logits
+from tamperfuse.models.packed import common_prefix, is_packed, packed_logits
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
@@ -52,7 +52,7 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
     sliding = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
     # A group, including its prefix, must fit into a sliding window: the attention mask separates branches only within it.
     limit = GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest)
-    groups, sizes = _groups(samples, limit if enabled("packed_tree") else 0)
+    groups, sizes = _groups(samples, limit if enabled("packed_tree") and is_packed(loaded.model) else 0)
     results: list[tuple[float, bool]] = [(0.0, False)] * len(samples)
     with inference(loaded), progress(label, len(samples)) as advance:
         for batch in group_by_budget(sizes, BATCH_TOKENS):

@@ -3,6 +3,7 @@
 :class:`PackedDecoder` prefills the prompts as one packed row and continues them with
 :class:`~tamperfuse.models.cpu.kv_cache.KVCache`. :class:`PaddedDecoder` is the plain path: left-padded rows, transformers'
 DynamicCache and `scaled_dot_product_attention`. `TAMPERFUSE_CPU_KERNELS` chooses between them (:mod:`tamperfuse.models.cpu`).
+A model without packed attention uses :class:`~tamperfuse.models.plain.PlainDecoder`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tamperfuse.models.cpu import enabled
 from tamperfuse.models.cpu.kv_cache import KVCache
-from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.models.packed import is_packed, pack, packed_logits
+from tamperfuse.models.plain import PlainDecoder
 
 
 class Decoder(Protocol):
@@ -48,10 +50,13 @@ def decoding(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
     """Prefill prompts; within the block the decoder continues them. The model's weights must not change meanwhile.
 
     Args:
-        model: a causal language model that :func:`tamperfuse.models.packed_check.use_packed_attention` prepared.
+        model: a causal language model.
         prompts: token ids, at least one prompt of at least one token.
         new_tokens: maximum number of new tokens per prompt.
     """
+    if not is_packed(model):
+        yield PlainDecoder(model, prompts)
+        return
     if enabled("kv_cache"):
         yield PackedDecoder(model, prompts, new_tokens)
         return

@@ -24,7 +24,7 @@ from tamperfuse.models.chat import Chat
 from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.packed_check import use_packed_attention
+from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
@@ -108,7 +108,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
             tokenizer.pad_token_id is None
         ):  # packed batches need none, but other programs that load the saved checkpoint may
             tokenizer.pad_token_id = chat.end
-        use_packed_attention(model)
+        prepare_forward(model)
     provenance = read_provenance(folder) if folder else None
     return LoadedModel(
         name=name,

@@ -13,7 +13,6 @@ are continued token by token, attention uses :class:`tamperfuse.models.cpu.kv_ca
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from transformers import AttentionInterface
 
 from tamperfuse.models.cpu.kv_cache import KVCache
 from tamperfuse.models.cpu.short_attention import grouped_attention
+from tamperfuse.models.layout import Layout
+from tamperfuse.models.plain import plain_logits
 from tamperfuse.records.errors import UserError
 
 ATTENTION = "tamperfuse_packed"
@@ -32,54 +33,6 @@ IGNORED = {
     *("dropout", "is_causal", "position_ids", "cache_position", "use_cache", "logits_to_keep"),
     *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
 }
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Positions of the segments in a packed row.
-
-    Attributes:
-        prefix: number of tokens at the start of the row that belong to every sequence; 0 or more.
-        lengths: tokens of each segment after the prefix, at least 1 each.
-        gather: (segments × longest,), index (after the prefix) of each segment's tokens; padding refers to its first token.
-        scatter: (row length − prefix,), index into `gather` of each token after the prefix: the inverse.
-        padding: (segments × longest,), true for padding; None if all segments have the same length.
-        position_ids: (1, row length).
-        branch_mask: (segments, longest, longest), false where a token must not attend to an earlier token of its segment,
-            because they are in different branches (:mod:`tamperfuse.models.cpu.packed_tree`). None if there are no branches.
-    """
-
-    prefix: int
-    lengths: tuple[int, ...]
-    gather: Tensor
-    scatter: Tensor
-    padding: Tensor | None
-    position_ids: Tensor
-    branch_mask: Tensor | None = None
-
-    @property
-    def longest(self) -> int:
-        """Number of tokens of the longest segment."""
-        return max(self.lengths)
-
-    @classmethod
-    def of(cls, prefix: int, lengths: Sequence[int], device: torch.device) -> "Layout":
-        """The layout of segments of these lengths after a prefix."""
-        sizes = torch.tensor(lengths)
-        longest = int(sizes.max())
-        column = torch.arange(longest)
-        starts = torch.cumsum(sizes, 0) - sizes
-        inside = column[None] < sizes[:, None]
-        gather = torch.where(inside, starts[:, None] + column[None], starts[:, None])
-        position = torch.cat([torch.arange(prefix), (prefix + column.expand(len(lengths), -1))[inside]])
-        return cls(
-            prefix=prefix,
-            lengths=tuple(lengths),
-            gather=gather.flatten().to(device),
-            scatter=inside.flatten().nonzero().flatten().to(device),
-            padding=None if bool(inside.all()) else ~inside.flatten().to(device),
-            position_ids=position[None].to(device),
-        )
 
 
 class _Pad(torch.autograd.Function):
@@ -185,8 +138,7 @@ def _attention(
     unknown = sorted(name for name, value in rest.items() if value is not None and name not in IGNORED)
     if unknown:
         raise UserError(
-            f"{type(module).__name__} gives its attention {', '.join(unknown)}, which packed batches do not support: choose a "
-            "model without, such as Llama, Qwen or Mistral."
+            f"{type(module).__name__} gives its attention {', '.join(unknown)}, which packed attention does not support"
         )
     if windows is not None:
         windows.add(sliding_window)
@@ -195,8 +147,7 @@ def _attention(
     if layout is None:
         if kv_cache is None:
             raise UserError(
-                f"{type(module).__name__} does not pass arguments on to its attention, which packed batches need: choose a model "
-                "that does, such as Llama, Qwen or Mistral."
+                f"{type(module).__name__} received neither a layout nor a cache: its model does not pass arguments on"
             )
         return kv_cache.attend(layer, query, key, value, scale, sliding_window), None
     if kv_cache is not None:
@@ -233,13 +184,21 @@ def pack(sequences: Sequence[Sequence[int]], prefix_limit: int, device: torch.de
     return torch.tensor([row], device=device), Layout.of(prefix, [len(tokens) - prefix for tokens in sequences], device)
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether a model, or the model inside a wrapper, uses packed attention."""
+    while not hasattr(model, "config") and hasattr(model, "module"):
+        model = model.module  # of DistributedDataParallel
+    return bool(getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION)
+
+
 def packed_logits(
     model: nn.Module, row: Tensor, layout: Layout, positions: Tensor, kv_cache: KVCache | None = None
 ) -> Tensor:
     """Logits of a packed row at some positions.
 
     Args:
-        model: a causal language model (or a wrapper of one) that :func:`use_packed_attention` prepared.
+        model: a causal language model (or a wrapper of one). Without packed attention, its sequences are run one length at a
+            time (:mod:`tamperfuse.models.plain`).
         row: token ids, (1, tokens).
         layout: of the row, as :func:`pack` returned it.
         positions: indices into the row; logits are computed at these positions only.
@@ -248,6 +207,8 @@ def packed_logits(
     Returns:
         (positions, vocabulary), in the model's dtype.
     """
+    if not is_packed(model):
+        return plain_logits(model, row, layout, positions)
     out = model(
         input_ids=row,
         position_ids=layout.position_ids,

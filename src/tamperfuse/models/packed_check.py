@@ -20,7 +20,7 @@ from tamperfuse.models.decoding import PackedDecoder
 from tamperfuse.models.packed import ATTENTION, pack
 from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash
+from tamperfuse.records.files import content_hash, write_text
 
 log = logging.getLogger("tamperfuse")
 
@@ -31,40 +31,83 @@ DECODED = 2  # tokens at the end of each sequence that are decoded one by one
 VERSION = 1  # of this check; raise it when it becomes stricter
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Switch a model to packed attention, after checking that its outputs do not change.
+def prepare_forward(model: PreTrainedModel) -> None:
+    """Switch a model to packed attention if its outputs stay the same; otherwise check that it can run without, and say so.
 
-    A configuration that passed is remembered in the cache, so that its models are not run again.
+    The result for a configuration is remembered in the cache, so that its models are not run again.
 
     Raises:
-        UserError: the architecture cannot be packed.
+        UserError: the model is not causal, or its forward pass fails.
     """
     if model.config._attn_implementation == ATTENTION:
         return
     before, training = model.config._attn_implementation, model.training
-    passed = _passed(model)
+    remembered = _remembered(model)
     model.eval()
     try:
-        if passed is not None and passed.exists():
-            _switch(model)
+        if remembered is not None and remembered.exists():
+            reason = remembered.read_text(encoding="utf-8")
+            if not reason:
+                _switch(model)
         else:
-            _check(model)
-            _remember(passed)
-    except UserError:
-        model.set_attn_implementation(before)
-        raise
+            reason = _not_packed_because(model, before)
+            if reason:
+                _check_causal(model)
+            _remember(remembered, reason)
     finally:
         model.train(training)
+    if reason:
+        log.warning(
+            "%s is run one sequence length at a time instead of on packed batches, because %s: exact, but several times slower.",
+            *(type(model).__name__, reason),
+        )
     dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
-    if dropout:
+    if dropout and not reason:
         log.warning("Attention dropout of %g, which %s has, is not applied in training.", dropout, type(model).__name__)
+
+
+class _NotPacked(Exception):
+    """Why a model cannot be run on packed batches; its text follows "because"."""
+
+
+def _not_packed_because(model: PreTrainedModel, before: str) -> str:
+    """Switch a model to packed attention and compare; on failure switch back and return the reason."""
+    try:
+        _check(model)
+    except (_NotPacked, UserError) as error:  # a UserError is that of the attention function
+        model.set_attn_implementation(before)
+        return str(error)
+    return ""
 
 
 def _switch(model: PreTrainedModel) -> None:
     try:
         model.set_attn_implementation(ATTENTION)
     except (ValueError, TypeError) as error:
-        raise _refused(model, "its layers do not use transformers' attention interface") from error
+        raise _NotPacked("its layers do not use transformers' attention interface") from error
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel) -> None:
+    """Check that logits do not depend on later tokens, and that the model runs on tokens alone.
+
+    Raises:
+        UserError: they do, or it does not.
+    """
+    tokens = torch.tensor([_sequences(model)[1]], device=model.device)
+    half = tokens.shape[1] // 2
+    try:
+        whole, first = (model(input_ids=part, use_cache=False).logits[0].float() for part in (tokens, tokens[:, :half]))
+    except Exception as error:  # the model's own code raises what it likes
+        raise UserError(
+            f"{type(model).__name__} cannot be run on a sequence of tokens alone ({type(error).__name__}): choose a decoder-only "
+            "language model."
+        ) from error
+    if not float((whole[:half] - first).abs().max()) <= TOLERANCE * float(whole.std()):
+        raise UserError(
+            f"{type(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a decoder-only "
+            "language model such as Llama, Qwen or Mistral."
+        )
 
 
 @torch.no_grad()
@@ -72,10 +115,14 @@ def _check(model: PreTrainedModel) -> None:
     """Compare packed rows and decoding with the model's own forward pass; the model is packed afterwards.
 
     Raises:
-        UserError: they differ, or one of them fails.
+        _NotPacked: they differ, or packed rows fail.
+        UserError: the attention function was given something that it does not support, or the model's own forward pass fails.
     """
     sequences = _sequences(model)
-    alone = [model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float() for tokens in sequences]
+    try:
+        alone = [model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float() for tokens in sequences]
+    except Exception as error:  # the model's own code raises what it likes
+        raise _NotPacked(f"{type(error).__name__} in its forward pass") from error
     _switch(model)
     windows: set[int | None] = set()
     try:
@@ -83,13 +130,13 @@ def _check(model: PreTrainedModel) -> None:
     except UserError:
         raise
     except Exception as error:  # the model's own code raises what it likes
-        raise _refused(model, f"{type(error).__name__} in its forward pass") from error
+        raise _NotPacked(f"{type(error).__name__} in its forward pass") from error
     spread = float(torch.cat(alone).std())
     ends = [logits[-DECODED - 1 :] for logits in alone]
     for own, other, name in ((alone, packed, "packed rows"), (ends, decoded, "decoding")):
         difference = max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True)) / spread
         if not difference <= TOLERANCE:  # NaN is a failure as well
-            raise _refused(model, f"its logits in {name} differ by {difference:.2g} of their spread")
+            raise _NotPacked(f"its logits in {name} differ by {difference:.2g} of their spread")
     _check_windows(model, windows)
 
 
@@ -127,10 +174,10 @@ def _decoded_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list[
 
 
 def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
-    """Refuse windows that a model puts into its attention mask, which packed attention does not use.
+    """Find windows that a model puts into its attention mask, which packed attention does not use.
 
     Raises:
-        UserError: the configuration has one that attention did not receive.
+        _NotPacked: the configuration has one that attention did not receive.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
@@ -139,20 +186,13 @@ def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
         used = kind in kinds if kinds else getattr(config, "use_sliding_window", True) is not False
         longest = getattr(config, "max_position_embeddings", None) or math.inf
         if isinstance(size, int) and used and 0 < size < longest and not windows - {None}:
-            raise _refused(
-                model, f"its attention mask has a window of {size} tokens ({name}) that attention does not receive"
+            raise _NotPacked(
+                f"its attention mask has a window of {size} tokens ({name}) that attention does not receive"
             )
 
 
-def _refused(model: PreTrainedModel, reason: str) -> UserError:
-    return UserError(
-        f"{type(model).__name__} cannot be run on packed batches ({reason}): choose a decoder-only transformer such as Llama, "
-        "Qwen or Mistral."
-    )
-
-
-def _passed(model: PreTrainedModel) -> Path | None:
-    """The file that exists if models of this configuration have passed; None if there is no cache."""
+def _remembered(model: PreTrainedModel) -> Path | None:
+    """The file with the result for models of this configuration, "" for packed; None if there is no cache."""
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     config: dict[str, Any] = {key: value for key, value in _plain(model.config).items() if key not in ignored}
     versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]
@@ -166,8 +206,8 @@ def _plain(config: PretrainedConfig) -> dict[str, Any]:
     return values
 
 
-def _remember(passed: Path | None) -> None:
-    if passed is not None:
-        with suppress(OSError):  # without a cache the check runs again
-            passed.parent.mkdir(parents=True, exist_ok=True)
-            passed.touch()
+def _remember(path: Path | None, reason: str) -> None:
+    if path is not None:
+        with suppress(OSError, UserError):  # without a cache the check runs again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, reason)

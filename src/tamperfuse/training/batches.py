@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tamperfuse.models.chat import Sample
-from tamperfuse.models.packed import Layout, pack
+from tamperfuse.models.layout import Layout
+from tamperfuse.models.packed import pack
 from tamperfuse.records.errors import UserError
 
 

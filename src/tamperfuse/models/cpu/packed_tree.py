@@ -17,7 +17,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tamperfuse.models.packed import Layout, common_prefix, pack
+from tamperfuse.models.layout import Layout
+from tamperfuse.models.packed import common_prefix, pack
 
 
 def pack_tree(
