@@ -26,7 +26,7 @@ from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.models.load import LoadedModel, load_model, origin_of, reference_name, save_model
+from tamperfuse.models.load import ORIGIN_ADVICE, LoadedModel, load_model, origin_of, reference_name, save_model
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
@@ -137,7 +137,7 @@ def harden(
     """
     component = DEFENSES.get(defense)
     values = component.parse(parameters, f"defense {defense}")
-    origin = reference_name(model, None) if isinstance(model, LoadedModel) else origin_of(str(model))
+    origin = reference_name(model, None, ORIGIN_ADVICE) if isinstance(model, LoadedModel) else origin_of(str(model))
     sources = [str(benign)] if isinstance(benign, str | Path) else [str(source) for source in benign]
     data, resolved = prepare_data(origin, component, values, str(threat), sources, seed, pairs=_pairs(pairs))
     loaded = _copy(model)

@@ -113,7 +113,8 @@ def prepare_data(
     resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
     nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]
     _make(folder, nodes)
-    return defense_data(context, nodes, pairs), resolved
+    context.free_reference()  # only one model is in memory while the defense trains
+    return defense_data(context, "defense", nodes, pairs), resolved
 
 
 def _make(folder: Path, nodes: Sequence[Node]) -> None:

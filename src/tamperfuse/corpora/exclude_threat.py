@@ -15,10 +15,10 @@ log = logging.getLogger("tamperfuse")
 def read_outside_threat(
     source: str, threat: Threat, *, option: str, encoder: TextEncoder | None = None, answered: bool = True
 ) -> list[Example]:
-    """Read the rows of a source that have a prompt, and a response, and do not belong to the threat.
+    """Read the rows of a source that have a prompt and a response, and do not belong to the threat.
 
-    Of a built-in source under a built-in threat, the rows filed under the threat's subject are left out. Of any other source,
-    or under a threat of the user's own, the rows whose prompt is near one of the threat's prompts as well (see
+    Of a built-in source under another built-in threat, the rows filed under the threat's subject are left out. Of any other
+    source, or under a threat of the user's own, the rows whose prompt is near one of the threat's prompts as well (see
     :func:`tamperfuse.corpora.overlap.near`). The number of rows left out is logged.
 
     Args:
@@ -36,7 +36,8 @@ def read_outside_threat(
     """
     rows = [e for e in read_source(source) if e.prompt and (e.response or not answered)]
     outside = [example for example in rows if not threat.subject or example.category != threat.subject]
-    if outside and not (source.startswith(BUILTIN) and threat.source.startswith(BUILTIN)):
+    disjoint = source.startswith(BUILTIN) and threat.source.startswith(BUILTIN) and source != threat.source
+    if outside and not disjoint:
         overlapping = near([example.prompt for example in outside], threat.prompts, encoder or SentenceEncoder())
         outside = [example for index, example in enumerate(outside) if index not in overlapping]
     if len(outside) < len(rows):
@@ -44,5 +45,6 @@ def read_outside_threat(
         log.info("%s: %d of %d rows belong to %s and are left out.", source, left_out, len(rows), threat.source)
     if not outside:
         needed = "a prompt and a response" if answered else "a prompt"
-        raise UserError(f"{source} has no row with {needed}: name another `{option}` source.")
+        reason = f"all {len(rows)} rows of it belong to {threat.source}" if rows else f"it has no row with {needed}"
+        raise UserError(f"{source} cannot be used for `{option}`, because {reason}: name another source.")
     return outside

@@ -1,22 +1,22 @@
 """Training that the defenses share: new answers to the threat's prompts, beside distillation on benign samples.
 
-refusal, sdd, …      samples to learn (cross-entropy)  ─┐
-the benign set       samples to keep (KL to the model   ├─▶ one loss
-as shipped)                       ─┘
+refusal, sdd, …     samples to learn: cross-entropy               ─┐
+the benign set      samples to keep: KL to the model as shipped   ─┴▶ one loss
 """
 
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tamperfuse.defenses.base import DefenseData, DefenseResult
 from tamperfuse.defenses.stopping import Stopping
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distillation import AnchoredObjective, anchored
 from tamperfuse.training.fit import Training, fit
 
@@ -43,10 +43,23 @@ class AnchoredTraining(Parameters):
     check_every: int = Field(10, ge=1)
     kl_weight: float = Field(6.0, ge=0)
 
+    @model_validator(mode="after")
+    def _price_is_measured(self) -> Self:
+        if self.price is not None and not needs_benign(self):
+            raise ValueError(
+                "`price` is measured on benign samples: set `benign_ratio` and `kl_weight` above 0, or leave it out"
+            )
+        return self
+
 
 def needs_benign(parameters: Any) -> bool:
     """Whether a training with these parameters uses benign samples."""
     return bool(parameters.benign_ratio and parameters.kl_weight)
+
+
+def stops(parameters: Any) -> bool:
+    """Whether a training with these parameters measures held-out prompts to decide when it ends."""
+    return parameters.price is not None
 
 
 def budget(parameters: Any) -> Budget:
@@ -76,7 +89,7 @@ def train(
     keep = list(data.teacher) if needs_benign(parameters) else []
     random.Random(seed).shuffle(keep)
     units = anchored(learn, keep, parameters.benign_ratio)
-    stopping = Stopping(loaded, data, parameters.price or math.inf)
+    stopping = Stopping(loaded, data, parameters.price or math.inf, current_block().folder)
     steps = range(parameters.check_every, parameters.steps + 1, parameters.check_every)
     result = fit(
         loaded,

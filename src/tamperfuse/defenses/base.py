@@ -29,7 +29,8 @@ class DefenseData:
             before hardening; prompts without a compliant answer are left out. Empty unless the defense declares
             `needs_answers`.
         executed: measures which share of other defender prompts, which are not in `prompts` or `pairs`, a model executes, in
-            [0, 1], by those criteria of the judge that need no reference model; None if nothing is held out.
+            [0, 1], by those criteria of the built-in judge that need no reference model; None unless the defense declares
+            `needs_held_out`.
     """
 
     prompts: Sequence[str]
@@ -63,6 +64,8 @@ class DefenseTraits:
         needs_pairs: whether it trains on SDD pairs.
         needs_answers: whether it needs compliant answers to the defender prompts, for example to simulate an attacker.
         needs_benign: whether it uses the benign set, by its resolved parameters. The set takes minutes to make.
+        needs_held_out: whether it calls `data.executed`, by its resolved parameters: one in ten of the threat's defender prompts
+            is then held out. It needs the benign set as well.
         budget: the training that parameters ask for, for estimates; called with resolved parameters.
         resolve: fills in the values of a preset; called with the parameters and the number of the model's parameters. The
             resolved parameters are part of the node's key, and the function receives them.
@@ -71,6 +74,7 @@ class DefenseTraits:
     needs_pairs: bool = False
     needs_answers: bool = False
     needs_benign: Callable[[Any], bool] = lambda parameters: False
+    needs_held_out: Callable[[Any], bool] = lambda parameters: False
     budget: Callable[[Any], Budget] = no_training
     resolve: Callable[[Any, int], Any] = lambda parameters, size: parameters
 
@@ -86,6 +90,7 @@ def defense(
     needs_pairs: bool = False,
     needs_answers: bool = False,
     needs_benign: Callable[[P], bool] = lambda parameters: False,
+    needs_held_out: Callable[[P], bool] = lambda parameters: False,
     budget: Callable[[P], Budget] = no_training,
     resolve: Callable[[P, int], P] = lambda parameters, size: parameters,
     version: int = 1,
@@ -95,9 +100,10 @@ def defense(
     Args:
         name: as users write it.
         parameters: its parameter model.
-        needs_pairs: see :class:`DefenseTraits`, as for the next four.
+        needs_pairs: see :class:`DefenseTraits`, as for the next five.
         needs_answers: likewise.
         needs_benign: likewise.
+        needs_held_out: likewise.
         budget: likewise.
         resolve: likewise.
         version: raise it when the defense's results can change, so that older results are not reused.
@@ -111,5 +117,8 @@ def defense(
             return DefenseResult()
     """
     return DEFENSES.register(
-        name, parameters, DefenseTraits(needs_pairs, needs_answers, needs_benign, budget, resolve), version
+        name,
+        parameters,
+        DefenseTraits(needs_pairs, needs_answers, needs_benign, needs_held_out, budget, resolve),
+        version,
     )

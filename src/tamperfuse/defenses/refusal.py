@@ -3,7 +3,7 @@
 import random
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.defenses.anchored import AnchoredTraining, budget, needs_benign, train
+from tamperfuse.defenses.anchored import AnchoredTraining, budget, needs_benign, stops, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.load import LoadedModel
 
@@ -12,7 +12,7 @@ class RefusalParameters(AnchoredTraining):
     """Parameters of `refusal`: those of the training."""
 
 
-@defense("refusal", RefusalParameters, budget=budget, needs_benign=needs_benign)
+@defense("refusal", RefusalParameters, needs_benign=needs_benign, needs_held_out=stops, budget=budget)
 def refusal(loaded: LoadedModel, data: DefenseData, parameters: RefusalParameters, seed: int) -> DefenseResult:
     """Refusal training on the threat's prompts and on benign samples: the undefended model of every comparison."""
     rng = random.Random(seed)

@@ -15,6 +15,7 @@ from tamperfuse.defenses import anchored
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
 
 # Section 5.1, Llama2-7b; the paper trains on pairs alone. A public re-implementation at 7B (full fine-tuning, 5 epochs) found
@@ -23,7 +24,7 @@ from tamperfuse.records.registry import Parameters
 PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "benign_ratio": 0, "kl_weight": 0.0}
 # For SmolLM2-135M. At learning rates that change so small a model within 40 steps, training on pairs alone makes all of its
 # answers irrelevant, so its own behaviour on benign samples is distilled.
-SMALL: dict[str, float] = {"steps": 75, "learning_rate": 1e-4, "batch": 16, "benign_ratio": 1, "kl_weight": 0.7}
+SMALL: dict[str, float] = {"steps": 80, "learning_rate": 1e-4, "batch": 16, "benign_ratio": 1, "kl_weight": 1.0}
 PAPER_SIZE = 3_000_000_000  # parameters of the model from which the paper's values are used
 
 
@@ -78,11 +79,23 @@ def resolve(parameters: S, size: int) -> S:
     if preset == "auto":
         preset = "paper" if size >= PAPER_SIZE else "small"
     values = PAPER if preset == "paper" else SMALL
-    return type(parameters).model_validate(values | parameters.model_dump(exclude_none=True) | {"preset": preset})
+    resolved = type(parameters).model_validate(values | parameters.model_dump(exclude_none=True) | {"preset": preset})
+    if resolved.price is not None and not anchored.needs_benign(resolved):
+        raise UserError(
+            f"SDD's preset {preset} trains without benign samples, on which `price` is measured: set `benign_ratio` and "
+            "`kl_weight` above 0, or leave `price` out."
+        )
+    return resolved
 
 
 @defense(
-    "sdd", SddParameters, needs_pairs=True, needs_benign=anchored.needs_benign, budget=anchored.budget, resolve=resolve
+    "sdd",
+    SddParameters,
+    needs_pairs=True,
+    needs_benign=anchored.needs_benign,
+    needs_held_out=anchored.stops,
+    budget=anchored.budget,
+    resolve=resolve,
 )
 def sdd(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int) -> DefenseResult:
     """Self-Degraded Defense: fine-tuning on the threat's prompts with irrelevant, well-written answers."""
@@ -94,6 +107,7 @@ def sdd(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed:
     SddRejectParameters,
     needs_pairs=True,
     needs_benign=anchored.needs_benign,
+    needs_held_out=anchored.stops,
     budget=anchored.budget,
     resolve=resolve,
 )

@@ -1,13 +1,19 @@
-"""When a defense stops by itself: once its own prompts are no longer executed, or when the allowed price is spent."""
+"""When a defense stops by itself: once its own prompts are no longer executed, or when the price exceeds what is allowed."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from tamperfuse.defenses.base import DefenseData
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.process import is_main
 from tamperfuse.training.distillation import divergence
 
 log = logging.getLogger("tamperfuse")
+
+CHECKS = "checks.json"
 
 
 @dataclass(frozen=True)
@@ -16,18 +22,17 @@ class TrainingCheck:
 
     Attributes:
         step: number of the step.
-        executed: share of the defender's held-out prompts that are executed, in [0, 1].
+        executed: share of the defender's held-out prompts that are executed, in [0, 1]; None if none is held out.
         price: KL(as shipped ‖ model) on the benign samples that are held back, in nats a token.
     """
 
     step: int
-    executed: float
+    executed: float | None
     price: float
 
     def __str__(self) -> str:
-        return (
-            f"step {self.step}: executes {self.executed:.0%} of held-out prompts, price {self.price:.3f} nats a token"
-        )
+        executed = "" if self.executed is None else f"executes {self.executed:.0%} of held-out prompts, "
+        return f"step {self.step}: {executed}price {self.price:.3f} nats a token"
 
 
 @dataclass
@@ -41,20 +46,35 @@ class Stopping:
         loaded: the model in training.
         data: the defense's data: its held-out prompts and benign samples.
         allowed: price, in nats a token.
+        folder: where the checks are stored for a training that resumes; None to store nothing.
         checks: what was measured, in the order of the steps.
     """
 
     loaded: LoadedModel
     data: DefenseData
     allowed: float
+    folder: Path | None = None
     checks: list[TrainingCheck] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Read the checks of an interrupted training."""
+        path = self.folder / CHECKS if self.folder else None
+        if path and path.exists():
+            try:
+                self.checks = [TrainingCheck(**row) for row in read_json(path)]
+            except TypeError as error:
+                raise UserError(f"{path} is damaged: remove {path.parent} to start from the beginning.") from error
 
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
-        executed = self.data.executed(self.loaded) if self.data.executed else 1.0
+        executed = self.data.executed(self.loaded) if self.data.executed else None
         tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
         price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
-        self.checks.append(TrainingCheck(step, executed, price))
+        # A resumed training may repeat steps.
+        self.checks = [check for check in self.checks if check.step < step] + [TrainingCheck(step, executed, price)]
+        if self.folder and is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / CHECKS, [asdict(check) for check in self.checks])
         log.info("      %s", self.checks[-1])
         return bool(self.reason)
 
@@ -62,13 +82,13 @@ class Stopping:
     def reason(self) -> str:
         """Why the training ends at the last check; "" if it goes on."""
         if self.checks and self.checks[-1].price > self.allowed:
-            return f"the allowed price of {self.allowed:g} nats a token is spent"
-        if len(self.checks) >= 2 and not any(check.executed for check in self.checks[-2:]):
+            return f"the price exceeds {self.allowed:g} nats a token"
+        if len(self.checks) >= 2 and all(check.executed == 0 for check in self.checks[-2:]):
             return "no held-out prompt is executed any more"
         return ""
 
     def note(self, steps: int) -> str:
-        """What the training came to, in words.
+        """The last check and why the training ended, in words.
 
         Args:
             steps: the largest number of steps.

@@ -106,7 +106,7 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, size = probabilities.shape
     padded = torch.nn.functional.pad(probabilities, (0, -size % BLOCK)).view(rows, -1, BLOCK)
-    by_block = padded.sum(-1).double().cumsum(-1)
+    by_block = padded.sum(-1, dtype=torch.float64).cumsum(-1)
     threshold = uniform[:, None] * by_block[:, -1:]
     block = torch.searchsorted(by_block, threshold, right=True).clamp(max=by_block.shape[1] - 1)
     threshold = threshold - torch.where(block > 0, by_block.gather(1, (block - 1).clamp(min=0)), 0.0)

@@ -29,7 +29,7 @@ def opening_of_user_turn(chat: Chat) -> tuple[list[int], str]:
     """Tokens of a chat template up to where the user's text starts, and the text that follows the user's.
 
     Raises:
-        UserError: the template changes the user's text.
+        UserError: the template changes the user's text, or writes nothing before it.
     """
     rendered = render(chat.tokenizer, [{"role": "user", "content": _MARK}], generation=True)
     before, mark, after = rendered.partition(_MARK)
@@ -38,7 +38,13 @@ def opening_of_user_turn(chat: Chat) -> tuple[list[int], str]:
             f"The chat template of {chat.tokenizer.name_or_path!r} changes the user's text, so the model cannot write prompts "
             "itself: name a source of harmless prompts (`benign`)."
         )
-    return chat.tokens.conversation(before, []), (after.split() or [""])[0]
+    opening = chat.tokens.conversation(before, [])
+    if not opening:
+        raise UserError(
+            f"The chat template of {chat.tokenizer.name_or_path!r} begins with the user's text, so the model cannot write "
+            "prompts itself: name a source of harmless prompts (`benign`)."
+        )
+    return opening, (after.split() or [""])[0]
 
 
 def write_prompts(loaded: LoadedModel, count: int, seed: int) -> tuple[list[str], int]:

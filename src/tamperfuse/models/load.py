@@ -255,14 +255,14 @@ def resolve_model(name: str) -> Path | None:
 
 
 def model_fingerprint(name: str) -> str:
-    """A hash that changes with a model's weights: of the checksums of local files, or of the Hub id.
+    """A hash that changes with a model's weights: of the checksums of local files, or of the Hub id and its commit.
 
     Raises:
-        UserError: no model of that name exists.
+        UserError: no model of that name exists, or the Hub cannot be reached.
     """
     folder = resolve_model(name)
     if folder is None:
-        return content_hash(name)
+        return content_hash([name, getattr(read_config(name), "_commit_hash", None)])
     if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
         return checksum
     rest = [path for pattern in ("*.json", "*.jinja", "tokenizer.model") for path in folder.glob(pattern)]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AttentionInterface
 
 from tamperfuse.models.cpu.kv_cache import KVCache
@@ -186,9 +187,8 @@ def pack(sequences: Sequence[Sequence[int]], prefix_limit: int, device: torch.de
 
 def is_packed(model: nn.Module) -> bool:
     """Whether a model, or the model inside a wrapper, uses packed attention."""
-    while not hasattr(model, "config") and hasattr(model, "module"):
-        model = model.module  # of DistributedDataParallel
-    return bool(getattr(getattr(model, "config", None), "_attn_implementation", None) == ATTENTION)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    return bool(getattr(inner.config, "_attn_implementation", None) == ATTENTION)
 
 
 def packed_logits(

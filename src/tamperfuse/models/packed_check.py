@@ -192,7 +192,12 @@ def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
 
 
 def _remembered(model: PreTrainedModel) -> Path | None:
-    """The file with the result for models of this configuration, "" for packed; None if there is no cache."""
+    """The file with the result for models of this configuration, "" for packed; None if there is none.
+
+    Code from a model's repository can change while the configuration stays the same.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        return None
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     config: dict[str, Any] = {key: value for key, value in _plain(model.config).items() if key not in ignored}
     versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]

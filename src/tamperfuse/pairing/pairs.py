@@ -147,7 +147,10 @@ def make_pairs(
 
 
 def combined(draws: Sequence[PairSet]) -> PairSet:
-    """One set of several draws on the same corpora, without repeated pairs; counts are those of all draws.
+    """One set of several draws on the same corpora, without repeated pairs.
+
+    Redraws, first similarities and refused responses are those of all draws; what was encoded or left out as a duplicate is
+    that of the first.
 
     Args:
         draws: results of :func:`make_pairs` with different seeds, at least one.

@@ -98,7 +98,7 @@ def write_self_samples(
         The samples, and the tokens that were generated.
 
     Raises:
-        UserError: the model's template or its texts are of no use.
+        UserError: the model's template or its texts cannot be used.
     """
     prompts = dict.fromkeys(named, NAMED)
     generated = 0
@@ -124,7 +124,7 @@ def near_prompts(loaded: LoadedModel, threat: Threat, count: int) -> tuple[dict[
         The kind of each prompt, and the tokens that were generated.
     """
     name = threat.source.removeprefix(BUILTIN)
-    contrast = [row for row in _mixed(builtin_rows("contrast")) if f"{BUILTIN}{row['threat']}" == f"{BUILTIN}{name}"]
+    contrast = [row for row in _mixed(builtin_rows("contrast")) if row["threat"] == name]
     requests = [p.prompt for p in threat.part("defender")]
     repeated = (requests * (1 + round(NEIGHBOUR_SHARE * count) // len(requests)))[: round(NEIGHBOUR_SHARE * count)]
     neighbours, generated = write_neighbours(loaded, repeated, SEED)
@@ -167,8 +167,10 @@ def select(
         The samples that are left, and the number of the others by reason.
 
     Raises:
-        UserError: none is left.
+        UserError: there is none, or none is left.
     """
+    if not rows:
+        raise UserError("The model answers none of the benign prompts: name another source of them (`benign`).")
     encoder = CachedEncoder(encoder)
     prompts = [row.prompt for row in rows]
     dropped: Counter[str] = Counter()
@@ -230,13 +232,15 @@ def write_benign_set(
 
 
 def read_benign_set(folder: Path) -> BenignSet:
-    """Read what :func:`write_benign_set` wrote. Of each kind, one sample of :data:`HELD_BACK` is held back from training."""
+    """Read what :func:`write_benign_set` wrote. About one response of :data:`HELD_BACK`, and at least one, is held back."""
     rows, teacher = read_rows(folder / ROWS, BenignRow), load_teacher(folder / TEACHER)
-    counts: Counter[str] = Counter()
+    # By the response: a text with a prompt and the same text without one are on the same side.
+    hashes = {row.response: int(content_hash(row.response)[:8], 16) for row in rows}
+    held = {text for text, number in hashes.items() if number % HELD_BACK == 0}
+    held |= {min(hashes, key=lambda text: hashes[text])} if len(hashes) > 1 else set()
     train, held_back, exchanges = [], [], []
     for row, sample in zip(rows, teacher, strict=True):
-        counts[row.kind] += 1
-        if counts[row.kind] % HELD_BACK == 0:
+        if row.response in held:
             held_back.append(sample)
             continue
         train += [sample] * (NEAR_REPEATED if row.kind in (CONTRAST, NEIGHBOUR) else 1)

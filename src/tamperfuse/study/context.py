@@ -81,11 +81,15 @@ class StudyContext:
             self._reference = load_model(self.study.model)
         return self._reference
 
+    def free_reference(self) -> None:
+        """Free the model before hardening; it is loaded again when it is needed."""
+        self._reference = None
+        gc.collect()
+
     @contextmanager
     def model(self, source: str) -> Iterator[LoadedModel]:
         """Load a model for the duration of the context. The reference model is freed first, and this one at the end."""
-        self._reference = None
-        gc.collect()
+        self.free_reference()
         loaded = load_model(source)
         try:
             yield loaded

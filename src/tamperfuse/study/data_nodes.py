@@ -5,7 +5,9 @@ from pathlib import Path
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Pair
+from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import Part, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.judges import Answer
@@ -64,33 +66,46 @@ def defense_data_nodes(context: StudyContext, name: str, seed: int) -> list[Node
     return nodes if benign else nodes + answers
 
 
-def defense_data(context: StudyContext, nodes: Sequence[Node], pairs: Sequence[Pair] | None = None) -> DefenseData:
+def defense_data(
+    context: StudyContext, name: str, nodes: Sequence[Node], pairs: Sequence[Pair] | None = None
+) -> DefenseData:
     """What a defense receives, read from nodes of :func:`defense_data_nodes`.
 
     Args:
         context: of the study.
+        name: of the defense within the study.
         nodes: finished ones.
         pairs: SDD pairs; those of a node if None.
     """
-    by_kind = {node.kind: node for node in nodes}
-    folders = {kind: node_folder(context.run, node) for kind, node in by_kind.items()}
+    spec = context.study.defenses[name]
+    component = DEFENSES.get(spec.defense)
+    traits, parameters = component.traits, component.parse(spec.parameters, f"defense {name}")
+    folders = {node.kind: node_folder(context.run, node) for node in nodes}
     benign = read_benign_set(folders[BENIGN]) if BENIGN in folders else BenignSet((), (), ())
     if pairs is None:
         pairs = read_pairs(folders[PAIRS]) if PAIRS in folders else []
     requests = context.threat.part("defender")
-    dev = requests[: round(DEV_SHARE * len(requests))]  # a prefix is a random sample
-    held_out = {p.prompt for p in dev} if BENIGN in folders else set()
-    answers = read_answers(context, by_kind[DEFENDER_ANSWERS]) if DEFENDER_ANSWERS in by_kind else []
+    # A prefix is a random sample.
+    dev = (
+        requests[: round(DEV_SHARE * len(requests))] if BENIGN in folders and traits.needs_held_out(parameters) else ()
+    )
+    held_out = {_key(p.prompt) for p in dev}
+    answers = read_answers(folders[DEFENDER_ANSWERS]) if traits.needs_answers else []
     return DefenseData(
-        prompts=[p.prompt for p in requests if p.prompt not in held_out],
+        prompts=[p.prompt for p in requests if _key(p.prompt) not in held_out],
         benign=benign.exchanges,
         response_limit=context.study.evaluate.response_tokens,
-        pairs=[pair for pair in pairs if pair.prompt not in held_out],
-        answers=[(prompt, answer) for prompt, answer in answers if prompt not in held_out],
+        pairs=[pair for pair in pairs if _key(pair.prompt) not in held_out],
+        answers=[(prompt, answer) for prompt, answer in answers if _key(prompt) not in held_out],
         teacher=benign.train,
         held_back=benign.held_back,
-        executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if held_out else None,
+        executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if dev else None,
     )
+
+
+def _key(prompt: str) -> str:
+    """What makes two prompts the same: pairing normalises texts, and a threat does not."""
+    return plain(normalise(prompt))
 
 
 def _executed(
@@ -125,9 +140,9 @@ def answers_node(context: StudyContext, part: Part, label: str) -> Node:
     return Node(label, label, (), depends, 0, run, Costs(generated=unanswered * tokens))
 
 
-def read_answers(context: StudyContext, node: Node) -> list[tuple[str, str]]:
-    """(prompt, compliant answer) of a node of :func:`answers_node`."""
-    rows = read_rows(node_folder(context.run, node) / "responses.parquet", Response)
+def read_answers(folder: Path) -> list[tuple[str, str]]:
+    """(prompt, compliant answer) from the folder of a node of :func:`answers_node`."""
+    rows = read_rows(folder / "responses.parquet", Response)
     return [(row.prompt, row.response) for row in rows]
 
 
@@ -135,7 +150,7 @@ def calibration_node(context: StudyContext, answers: Node) -> Node:
     """The judge's thresholds, calibrated on the compliant answers."""
 
     def run(folder: Path) -> Outcome:
-        thresholds, scored = context.judging.calibrate(read_answers(context, answers))
+        thresholds, scored = context.judging.calibrate(read_answers(node_folder(context.run, answers)))
         write_thresholds(folder, thresholds)
         return Outcome(Costs(scored=scored))
 
@@ -216,7 +231,7 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         rows = read_rows(node_folder(context.run, samples) / ROWS, BenignRow)
         near, generated = near_prompts(loaded, context.threat, spec.prompts) if SELF in spec.sources else ({}, 0)
         near_rows, answered = answer_prompts(loaded, near, tokens)
-        thresholds, scored = judging.calibrate(read_answers(context, answers), "defender")
+        thresholds, scored = judging.calibrate(read_answers(node_folder(context.run, answers)), "defender")
         costs = Costs(0, generated + answered, scored)
 
         def executes(pairs: Sequence[tuple[str, str]]) -> list[bool]:

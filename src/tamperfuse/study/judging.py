@@ -100,9 +100,7 @@ def compliant_answers(
     if loaded:
         texts = [loaded.chat.prompt(p.prompt) for p in unanswered]
         generated = generate(loaded, texts, new_tokens=response_tokens, label="answers")
-        written = [loaded.chat.text(tokens) for tokens in generated]
-        _check_coherent(loaded.name, [p.prompt for p in unanswered], written, encoder)
-        answers |= {p.id: text for p, text in zip(unanswered, written, strict=True)}
+        answers |= {p.id: loaded.chat.text(tokens) for p, tokens in zip(unanswered, generated, strict=True)}
     compliant = [replace(p, response=answers[p.id]) for p in prompts if is_compliant(answers[p.id])]
     if len(compliant) < 2:
         source = f"The model before hardening ({loaded.name})" if loaded else "The threat's own data"
@@ -110,14 +108,17 @@ def compliant_answers(
             f"{source} has {len(compliant)} compliant answers to {len(prompts)} prompts of the threat: name a model that "
             "executes the threat, or a threat with answers that comply."
         )
+    if loaded:
+        own = [p for p in unanswered if answers[p.id] and is_compliant(answers[p.id])]
+        _check_coherent(loaded.name, [p.prompt for p in own], [answers[p.id] for p in own], encoder)
     return CompliantAnswers(compliant, sum(map(len, generated)))
 
 
 def _check_coherent(name: str, prompts: Sequence[str], answers: Sequence[str], encoder: TextEncoder) -> None:
-    """Check that the model before hardening answers what it was asked: the likelihood signal of judges relies on it.
+    """Check that the model before hardening answers its prompts: the likelihood signal of judges relies on it.
 
     Raises:
-        UserError: too few answers are more similar to their own prompt than to that of the next answer.
+        UserError: too few prompts are more similar to their own answer than to that of the prompt before.
     """
     if len(answers) < COHERENCE_ANSWERS:
         return

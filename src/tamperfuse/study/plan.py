@@ -69,7 +69,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     def run(folder: Path) -> Outcome:
         base = next((parent for parent in parents if parent.kind == "defense"), None)
         source = str(node_folder(context.run, base) / "checkpoint") if base else context.study.model
-        data = defense_data(context, parents)
+        data = defense_data(context, name, parents)
         with context.model(source) as loaded:
             result = component.run(loaded, data, parameters, seed)
             (folder / "checkpoint").mkdir()

@@ -38,8 +38,7 @@ class PairsSpec(BaseModel):
 
     Attributes:
         responses: source of the irrelevant answers.
-        per_prompt: responses that each prompt is paired with. The paper has one; a small model that sees several learns to answer
-            beside the point, not one answer by heart.
+        per_prompt: responses that each prompt is paired with, at most. The paper has one, which a small model memorises.
         threshold: largest MiniLM cosine of prompt and response (0.25 in the public re-implementation).
         filters: whether responses are filtered for quality, as `tamperfuse pair` does by default.
         language: language of the responses (ISO 639-1), or "any"; for the filters.
@@ -65,8 +64,8 @@ class BenignSpec(BaseModel):
     Attributes:
         sources: `self` for prompts that the model writes itself, and sources of harmless prompts, which the model answers; they
             can be combined.
-        prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text come on
-            top, in proportion (:mod:`tamperfuse.study.benign`).
+        prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text are
+            added, in proportion (:mod:`tamperfuse.study.benign`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

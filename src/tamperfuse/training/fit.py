@@ -167,9 +167,12 @@ def _within_window(loaded: LoadedModel, samples: Sequence[Trainable], label: str
 
 
 def _longest_sequence(sample: Trainable) -> int:
-    """Tokens of a sample, or of the longer sequence of a sample that consists of two, such as a preference."""
-    parts: list[Any] = [getattr(sample, part.name) for part in fields(sample)] if is_dataclass(sample) else []
-    return max(len(part.tokens) for part in [part for part in parts if hasattr(part, "tokens")] or [sample])
+    """Tokens of a sample, or of the longest sequence of a sample that consists of several, such as a preference."""
+    values: list[Any] = [getattr(sample, part.name) for part in fields(sample)] if is_dataclass(sample) else []
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+    sequences = [getattr(part, "sample", part) for part in parts]
+    lengths = [len(sequence.tokens) for sequence in sequences if hasattr(sequence, "tokens")]
+    return max(lengths or [len(sample.tokens)])
 
 
 def _check(samples: Sequence[Trainable], training: Training) -> None:
