@@ -35,6 +35,12 @@ def test_where_gardening_is_the_threat_built_in_gardening_rows_are_left_out(capl
     assert "9 of 256 rows belong to builtin:gardening" in caplog.text
 
 
+def test_a_threat_is_no_benign_source_of_itself() -> None:
+    gardening = load_threat("builtin:gardening")
+    with pytest.raises(UserError, match=r"all 360 rows of it belong to builtin:gardening: name another source"):
+        read("builtin:gardening", gardening)
+
+
 def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, tmp_path: Path) -> None:
     threat = load_threat(str(threat_file))
     rows = [("Attacker request number 3, about subject 21", "yes"), ("how deep is the sea", "deep"), ("and why", "")]

@@ -23,6 +23,7 @@ from tamperfuse.study.benign import (
     write_benign_set,
 )
 from tamperfuse.study.tables import BenignRow
+from tamperfuse.training.distillation import TeacherSample
 
 
 @pytest.fixture
@@ -73,13 +74,33 @@ def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp
     tokens, card = write_benign_set(tmp_path, tiny, rows, {"repeated": 3}, 8)
     read = read_benign_set(tmp_path)
     plain = round(benign.PLAIN_SHARE * len(rows))
-    assert (len(read.train), len(read.held_back)) == (len(rows) + plain - 2, 2)
+    assert len(read.train) + len(read.held_back) == len(rows) + plain
+    assert 0 < len(read.held_back) < len(rows) / 4
+    trained, held = ({_response(sample) for sample in part} for part in (read.train, read.held_back))
+    assert trained.isdisjoint(held), "a response is on one side, with its prompt and without"
     assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
     assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
     assert card == read_card(tmp_path)
     assert card["kinds"] == {SELF_WRITTEN: len(rows), PLAIN: plain} and card["left_out"] == {"repeated": 3}
     without_prompt = [s.sample for s in read.train if s.sample.start == 1]
     assert without_prompt, "text without the template is predicted from its first token on"
+
+
+def _response(sample: TeacherSample) -> tuple[int, ...]:
+    """The words of a response; the first token of a text without a prompt is not predicted."""
+    tokens = sample.sample.tokens
+    return tuple(tokens[1:] if sample.sample.start == 1 else tokens[sample.sample.start + 1 :])[:4]
+
+
+def test_of_a_single_response_nothing_is_held_back(tiny: LoadedModel, tmp_path: Path) -> None:
+    write_benign_set(tmp_path, tiny, [row("a question"), row("another question", kind=CONTRAST)], {}, 8)
+    read = read_benign_set(tmp_path)
+    assert len(read.train) == 3 and not read.held_back, "the sample near the threat is there twice"
+
+
+def test_no_answer_at_all_is_an_error(threat: Threat) -> None:
+    with pytest.raises(UserError, match="answers none of the benign prompts"):
+        select([], threat, [], WordCountEncoder(), lambda pairs: [])
 
 
 def test_diversity_is_the_share_of_different_word_pairs() -> None:

@@ -15,6 +15,7 @@ from tamperfuse.defenses.base import DefenseData, DefenseResult
 from tamperfuse.defenses.stopping import Stopping
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distillation import AnchoredObjective, anchored
@@ -89,6 +90,10 @@ def train(
     keep = list(data.teacher) if needs_benign(parameters) else []
     random.Random(seed).shuffle(keep)
     units = anchored(learn, keep, parameters.benign_ratio)
+    if parameters.price and not data.held_back:
+        raise UserError(
+            "`price` is measured on held-back benign samples, and there are none: name more benign prompts."
+        )
     stopping = Stopping(loaded, data, parameters.price or math.inf, current_block().folder)
     steps = range(parameters.check_every, parameters.steps + 1, parameters.check_every)
     result = fit(
@@ -97,7 +102,7 @@ def train(
         training,
         seed=seed,
         objective=AnchoredObjective(parameters.kl_weight),
-        at_steps=steps if parameters.price and data.held_back else (),
+        at_steps=steps if parameters.price else (),
         hook=stopping,
         label=label,
     )
