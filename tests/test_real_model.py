@@ -102,7 +102,7 @@ def test_sdd_answers_beside_the_point_and_fluently(refusing: Path, threat: Threa
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in threat.part("defender")]
     responses = list(read_source("builtin:benign"))
     pairs = combined([make_pairs(prompts, responses, encoder, seed=seed) for seed in range(4)]).pairs
-    train(loaded, "sdd", threat, pairs, {"steps": 20, "batch": 12, "kl_weight": 0.3})
+    train(loaded, "sdd", threat, pairs, {"steps": 16, "batch": 12, "kl_weight": 0.3})
     asked = threat.part("evaluation", 24)
     said = answers(loaded, asked)
     close = (encoder.encode([p.prompt for p in asked]) * encoder.encode(said)).sum(axis=1)

@@ -48,5 +48,5 @@ def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, 
     own.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in rows))
     assert [example.prompt for example in read(str(own), threat)] == ["how deep is the sea"]
     own.write_text(json.dumps({"prompt": rows[0][0], "response": rows[0][1]}))
-    with pytest.raises(UserError, match="name another `benign` source"):
+    with pytest.raises(UserError, match="cannot be used for `benign`, because all 1 rows of it belong to"):
         read(str(own), threat)

@@ -71,12 +71,12 @@ def test_nothing_left_is_an_error_that_says_why(threat: Threat) -> None:
 
 def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp_path: Path) -> None:
     rows = [row(f"harmless question {i}", f"some answer {i}") for i in range(2 * HELD_BACK)]
-    tokens, card = write_benign_set(tmp_path, tiny, rows, {"repeated": 3}, 8)
+    tokens, card = write_benign_set(tmp_path, tiny, rows, {"repeated": 3}, 32)
     read = read_benign_set(tmp_path)
     plain = round(benign.PLAIN_SHARE * len(rows))
     assert len(read.train) + len(read.held_back) == len(rows) + plain
     assert 0 < len(read.held_back) < len(rows) / 4
-    trained, held = ({_response(sample) for sample in part} for part in (read.train, read.held_back))
+    trained, held = ({_response(tiny, sample) for sample in part} for part in (read.train, read.held_back))
     assert trained.isdisjoint(held), "a response is on one side, with its prompt and without"
     assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
     assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
@@ -86,10 +86,11 @@ def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp
     assert without_prompt, "text without the template is predicted from its first token on"
 
 
-def _response(sample: TeacherSample) -> tuple[int, ...]:
-    """The words of a response; the first token of a text without a prompt is not predicted."""
+def _response(loaded: LoadedModel, sample: TeacherSample) -> str:
+    """The text of a response; all of a text without a prompt is one."""
     tokens = sample.sample.tokens
-    return tuple(tokens[1:] if sample.sample.start == 1 else tokens[sample.sample.start + 1 :])[:4]
+    words = tokens if sample.sample.start == 1 else tokens[sample.sample.start :]
+    return str(loaded.tokenizer.decode(words, skip_special_tokens=True)).strip()
 
 
 def test_of_a_single_response_nothing_is_held_back(tiny: LoadedModel, tmp_path: Path) -> None:

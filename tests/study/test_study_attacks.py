@@ -83,7 +83,9 @@ def test_keys_depend_on_what_an_attack_uses(attack_study: Study, tmp_path: Path)
 
 
 def test_a_source_to_retain_needs_responses(attack_study: Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="name another `retain` source"):
+    with pytest.raises(
+        UserError, match="cannot be used for `retain`, because it has no row with a prompt and a response"
+    ):
         StudyContext.open(attack_study.model_copy(update={"retain": "builtin:instructions"}), tmp_path)
 
 

@@ -95,7 +95,7 @@ class SentenceEncoder:
         return np.asarray(vectors / length, dtype=np.float32)
 
 
-class CachedEncoder:
+class MemoizedEncoder:
     """An encoder that encodes each text once; its memory grows with the number of texts.
 
     Args:

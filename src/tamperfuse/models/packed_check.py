@@ -26,7 +26,7 @@ log = logging.getLogger("tamperfuse")
 
 # Largest difference of two logits, as a share of the spread of logits. In float32 exact architectures stay below 1e-4.
 TOLERANCE = 1e-3
-PREFIX, OWN = 3, (7, 40, 23)  # tokens that the sequences share, and that each has for itself
+PREFIX, SUFFIXES = 3, (7, 40, 23)  # numbers of tokens that the sequences share, and that each adds
 DECODED = 2  # tokens at the end of each sequence that are decoded one by one
 VERSION = 1  # of this check; raise it when it becomes stricter
 
@@ -133,8 +133,8 @@ def _check(model: PreTrainedModel) -> None:
         raise _NotPacked(f"{type(error).__name__} in its forward pass") from error
     spread = float(torch.cat(alone).std())
     ends = [logits[-DECODED - 1 :] for logits in alone]
-    for own, other, name in ((alone, packed, "packed rows"), (ends, decoded, "decoding")):
-        difference = max(float((a - b).abs().max()) for a, b in zip(own, other, strict=True)) / spread
+    for expected, computed, name in ((alone, packed, "packed rows"), (ends, decoded, "decoding")):
+        difference = max(float((a - b).abs().max()) for a, b in zip(expected, computed, strict=True)) / spread
         if not difference <= TOLERANCE:  # NaN is a failure as well
             raise _NotPacked(f"its logits in {name} differ by {difference:.2g} of their spread")
     _check_windows(model, windows)
@@ -144,11 +144,14 @@ def _sequences(model: PreTrainedModel) -> list[list[int]]:
     """Sequences of different lengths with a common prefix, the same for every model of a vocabulary."""
     config = model.config.get_text_config()
     room = int(getattr(config, "max_position_embeddings", None) or 1 << 20) - PREFIX
-    ids = torch.randint(config.vocab_size, (PREFIX + sum(OWN),), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(
+        config.vocab_size, (PREFIX + sum(SUFFIXES),), generator=torch.Generator().manual_seed(0)
+    ).tolist()
     prefix, rest = ids[:PREFIX], ids[PREFIX:]
-    starts = [sum(OWN[:i]) for i in range(len(OWN))]
+    starts = [sum(SUFFIXES[:i]) for i in range(len(SUFFIXES))]
     return [
-        prefix + rest[start : start + min(own, max(room, DECODED + 1))] for start, own in zip(starts, OWN, strict=True)
+        prefix + rest[start : start + min(length, max(room, DECODED + 1))]
+        for start, length in zip(starts, SUFFIXES, strict=True)
     ]
 
 

@@ -30,10 +30,10 @@ def plain_logits(model: nn.Module, row: Tensor, layout: Layout, positions: Tenso
     """
     prefix, lengths = layout.prefix, torch.tensor(layout.lengths)
     ends = prefix + torch.cumsum(lengths, 0)
-    wanted = positions.cpu()
+    places = positions.cpu()
     # Positions of the prefix are those of the first sequence.
-    owner = torch.searchsorted(ends, wanted, right=True)
-    offset = torch.where(wanted < prefix, wanted, wanted - (ends - lengths)[owner] + prefix)
+    owner = torch.searchsorted(ends, places, right=True)
+    offset = torch.where(places < prefix, places, places - (ends - lengths)[owner] + prefix)
     segments = torch.split(row[0, prefix:], list(layout.lengths))
     needed = sorted(set(owner.tolist()))
     parts, order = [], []
@@ -42,9 +42,9 @@ def plain_logits(model: nn.Module, row: Tensor, layout: Layout, positions: Tenso
         tokens = torch.stack([torch.cat([row[0, :prefix], segments[i]]) for i in sequences])
         logits = model(input_ids=tokens, use_cache=False).logits
         for line, sequence in enumerate(sequences):
-            own = (owner == sequence).nonzero().flatten()
-            parts.append(logits[line, offset[own].to(logits.device)])
-            order.append(own)
+            indices = (owner == sequence).nonzero().flatten()
+            parts.append(logits[line, offset[indices].to(logits.device)])
+            order.append(indices)
     back = torch.argsort(torch.cat(order)).to(row.device)
     return torch.cat(parts).index_select(0, back)
 

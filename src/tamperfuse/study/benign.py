@@ -27,7 +27,7 @@ from tamperfuse.corpora.sources import BUILTIN
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.evaluation.self_samples import write_answers, write_neighbours, write_prompts
 from tamperfuse.models.chat import Chat, Sample
-from tamperfuse.models.encoder import CachedEncoder, TextEncoder
+from tamperfuse.models.encoder import MemoizedEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, write_json
@@ -171,7 +171,7 @@ def select(
     """
     if not rows:
         raise UserError("The model answers none of the benign prompts: name another source of them (`benign`).")
-    encoder = CachedEncoder(encoder)
+    encoder = MemoizedEncoder(encoder)
     prompts = [row.prompt for row in rows]
     dropped: Counter[str] = Counter()
     unique = set(distinct(prompts, encoder))
@@ -236,11 +236,11 @@ def read_benign_set(folder: Path) -> BenignSet:
     rows, teacher = read_rows(folder / ROWS, BenignRow), load_teacher(folder / TEACHER)
     # By the response: a text with a prompt and the same text without one are on the same side.
     hashes = {row.response: int(content_hash(row.response)[:8], 16) for row in rows}
-    held = {text for text, number in hashes.items() if number % HELD_BACK == 0}
-    held |= {min(hashes, key=lambda text: hashes[text])} if len(hashes) > 1 else set()
+    held_texts = {text for text, number in hashes.items() if number % HELD_BACK == 0}
+    held_texts |= {min(hashes, key=lambda text: hashes[text])} if len(hashes) > 1 else set()
     train, held_back, exchanges = [], [], []
     for row, sample in zip(rows, teacher, strict=True):
-        if row.response in held:
+        if row.response in held_texts:
             held_back.append(sample)
             continue
         train += [sample] * (NEAR_REPEATED if row.kind in (CONTRAST, NEIGHBOUR) else 1)

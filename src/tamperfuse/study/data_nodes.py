@@ -11,7 +11,7 @@ from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import Part, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.judges import Answer
-from tamperfuse.models.encoder import CachedEncoder
+from tamperfuse.models.encoder import MemoizedEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, write_pairs
 from tamperfuse.pairing.filters import check_language
@@ -179,7 +179,7 @@ def pairs_node(context: StudyContext, seed: int) -> Node:
     check_language(spec.language)
 
     def run(folder: Path) -> Outcome:
-        encoder = CachedEncoder(context.encoder)
+        encoder = MemoizedEncoder(context.encoder)
         drawn = [
             make_pairs(prompts, responses, encoder, threshold=spec.threshold, seed=draw, filters=filters)
             for draw in range(seed * spec.per_prompt, (seed + 1) * spec.per_prompt)

@@ -109,8 +109,8 @@ def compliant_answers(
             "executes the threat, or a threat with answers that comply."
         )
     if loaded:
-        own = [p for p in unanswered if answers[p.id] and is_compliant(answers[p.id])]
-        _check_coherent(loaded.name, [p.prompt for p in own], [answers[p.id] for p in own], encoder)
+        answered = [p for p in unanswered if answers[p.id] and is_compliant(answers[p.id])]
+        _check_coherent(loaded.name, [p.prompt for p in answered], [answers[p.id] for p in answered], encoder)
     return CompliantAnswers(compliant, sum(map(len, generated)))
 
 
@@ -123,8 +123,8 @@ def _check_coherent(name: str, prompts: Sequence[str], answers: Sequence[str], e
     if len(answers) < COHERENCE_ANSWERS:
         return
     of_prompts, of_answers = encoder.encode(prompts), encoder.encode(answers)
-    own, other = ((of_prompts * np.roll(of_answers, shift, axis=0)).sum(axis=1) for shift in (0, 1))
-    share = float((own > other).mean())
+    matched, shifted = ((of_prompts * np.roll(of_answers, shift, axis=0)).sum(axis=1) for shift in (0, 1))
+    share = float((matched > shifted).mean())
     if share < COHERENT:
         raise UserError(
             f"{name} cannot serve as the model before hardening: only {share:.0%} of its answers to the threat are more similar "

@@ -50,6 +50,7 @@ MODULES = (
     "models.cpu.short_attention",
     "models.encoder",
     "models.packed",
+    "models.plain",
     "models.precision",
     "models.text_tokens",
     "models.turn_format",
