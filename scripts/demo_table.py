@@ -1,0 +1,58 @@
+"""Generate the table of the demo in README.md from a finished run.
+
+python scripts/demo_table.py studies/results/demo              prints the table
+python scripts/demo_table.py studies/results/demo README.md    replaces the table in the page
+"""
+
+import sys
+from pathlib import Path
+
+from pages import replace_tables, table
+from tamperfuse.cli.summary_table import percent, summary_rows
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.summary import Measure, read_summary
+
+
+def tables(folder: Path) -> str:
+    """What the demo prints at its end, with the harmless prompts near the threat and the KL divergence.
+
+    Raises:
+        UserError: the folder is not that of a finished run.
+    """
+    summary = read_summary(folder)
+    defenses = list(summary.defenses.values())
+    rows = [[label.strip(), *cells] for label, cells in summary_rows(summary)]
+    near = [percent(defense.benign_answer_rate_near) for defense in defenses]
+    rows += [
+        ["benign answer rate near the threat", percent(summary.as_shipped.benign_answer_rate_near), *near],
+        ["KL from the model as shipped, nats a token", "0", *(nats(defense.benign_kl) for defense in defenses)],
+    ]
+    seeds = ", ".join(map(str, summary.seeds))
+    minutes, gib = summary.seconds / 60, summary.peak_memory_bytes / 2**30
+    notes = f"{summary.model}, {summary.threat}, seeds {seeds}; {minutes:.0f} minutes, {gib:.1f} GiB."
+    return "\n".join([*table(["", "as shipped", *(f"`{name}`" for name in summary.defenses)], rows), "", notes])
+
+
+def nats(measure: Measure) -> str:
+    """A measure in nats with its interval."""
+    if measure.value is None or measure.low is None or measure.high is None:
+        return "–"
+    return f"{measure.value:.3f} ({measure.low:.3f} to {measure.high:.3f})"
+
+
+def main(arguments: list[str]) -> None:
+    """Print the table or write it into a page."""
+    if len(arguments) not in (1, 2):
+        sys.exit(__doc__)
+    try:
+        text = tables(Path(arguments[0]))
+        if len(arguments) == 1:
+            print(text)
+        else:
+            replace_tables(Path(arguments[1]), f"python scripts/demo_table.py {' '.join(arguments)}", text)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
