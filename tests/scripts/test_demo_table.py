@@ -9,9 +9,7 @@ from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.summary import read_summary
 
 
-def test_every_measure_stands_in_the_page(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_measure_stands_in_the_page(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
     script = importlib.import_module("demo_table")
     page = tmp_path / "page.md"
