@@ -100,7 +100,7 @@ def test_a_refusing_model_declines_until_it_is_attacked(
 def test_sdd_answers_beside_the_point_and_fluently(refusing: Path, threat: Threat) -> None:
     loaded, encoder = load_model(str(refusing)), SentenceEncoder()
     prompts = [Example(p.prompt, "", p.kind, p.id) for p in threat.part("defender")]
-    responses = list(read_source("builtin:benign"))
+    responses = list(read_source("builtin:benign"))[:12]  # few, so that they are learned in few steps
     pairs = combined([make_pairs(prompts, responses, encoder, seed=seed) for seed in range(4)]).pairs
     train(loaded, "sdd", threat, pairs, {"steps": 16, "batch": 12, "kl_weight": 0.3})
     asked = threat.part("evaluation", 24)
