@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pages import replace_tables, table
-from tamperfuse.records.errors import UserError
+from pages import print_or_replace, table
 from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.summary import Measure, Summary, read_summary
 
@@ -88,16 +87,7 @@ def percent(measure: Measure) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print the tables or write them into a page."""
-    if len(arguments) not in (1, 2):
-        sys.exit(__doc__)
-    try:
-        text = tables(Path(arguments[0]))
-        if len(arguments) == 1:
-            print(text)
-        else:
-            replace_tables(Path(arguments[1]), f"python scripts/attacks_table.py {' '.join(arguments)}", text)
-    except UserError as error:
-        sys.exit(str(error))
+    print_or_replace(arguments, "attacks_table", __doc__ or "", tables)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ python scripts/demo_table.py studies/results/demo README.md    replaces the tabl
 import sys
 from pathlib import Path
 
-from pages import replace_tables, table
+from pages import print_or_replace, table
 from tamperfuse.cli.summary_table import percent, summary_rows
-from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import Measure, read_summary
 
 
@@ -42,16 +41,7 @@ def nats(measure: Measure) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print the table or write it into a page."""
-    if len(arguments) not in (1, 2):
-        sys.exit(__doc__)
-    try:
-        text = tables(Path(arguments[0]))
-        if len(arguments) == 1:
-            print(text)
-        else:
-            replace_tables(Path(arguments[1]), f"python scripts/demo_table.py {' '.join(arguments)}", text)
-    except UserError as error:
-        sys.exit(str(error))
+    print_or_replace(arguments, "demo_table", __doc__ or "", tables)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Generated tables in pages of the documentation."""
 
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tamperfuse.records.errors import UserError
@@ -36,3 +38,24 @@ def replace_tables(page: Path, command: str, text: str) -> None:
         raise UserError(
             f"{page} cannot be read and written: check that it is a text file and that you may write it."
         ) from error
+
+
+def print_or_replace(arguments: list[str], script: str, usage: str, tables: Callable[[Path], str]) -> None:
+    """What a script does with the folder of a run and, if named, a page: print the tables, or replace them in the page.
+
+    Args:
+        arguments: of the command line.
+        script: name of the script, without suffix.
+        usage: printed if there are neither one nor two arguments.
+        tables: computes the tables from the folder.
+    """
+    if len(arguments) not in (1, 2):
+        sys.exit(usage)
+    try:
+        text = tables(Path(arguments[0]))
+        if len(arguments) == 1:
+            print(text)
+        else:
+            replace_tables(Path(arguments[1]), f"python scripts/{script}.py {' '.join(arguments)}", text)
+    except UserError as error:
+        sys.exit(str(error))

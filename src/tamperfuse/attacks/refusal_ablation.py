@@ -7,6 +7,7 @@ of the rendered prompt, and the layer is a parameter. No training.
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from pydantic import Field
@@ -81,24 +82,30 @@ def refusal_ablation(
     )
 
 
+@contextmanager
+def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the hidden states that a layer returns within the block, one tensor for each forward pass."""
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptResponse]) -> Tensor:
     """Mean over prompts of a layer's output at the prompt's last token: (hidden,), float32."""
     sequences = [loaded.chat.prompt(prompt) for prompt, _ in pairs]
-    outputs: list[Tensor] = []
     total = torch.zeros((), device=loaded.model.device)
     dtype, _ = compute_dtype(loaded.model.device)
     loaded.model.eval()
-    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-    try:
-        with reduced_precision(loaded.model, dtype):
-            for group in group_by_budget(list(map(len, sequences)), ROW_TOKENS):
-                row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
-                ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
-                packed_logits(loaded.model, row, layout, ends[:1])
-                total = total + outputs.pop()[0, ends].float().sum(0)
-    finally:
-        handle.remove()
+    with reduced_precision(loaded.model, dtype), _outputs_of(layer) as outputs:
+        for group in group_by_budget(list(map(len, sequences)), ROW_TOKENS):
+            row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
+            ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
+            packed_logits(loaded.model, row, layout, ends[:1])
+            total = total + outputs.pop()[0, ends].float().sum(0)
     return total / len(sequences)
 
 
@@ -109,13 +116,9 @@ def _check_removed(loaded: LoadedModel, layer: nn.Module, unit: Tensor, prompt: 
     Raises:
         UserError: a norm between the matrices and the residual stream writes the direction back, as in Gemma 3 and OLMo 2.
     """
-    outputs: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-    try:
+    with _outputs_of(layer) as outputs:
         row, layout = pack([loaded.chat.prompt(prompt)], 0, loaded.model.device)
         packed_logits(loaded.model, row, layout, layout.position_ids[0, :1])
-    finally:
-        handle.remove()
     states = outputs[0][0].float()
     share = float(((states @ unit).abs() / states.norm(dim=-1)).max())
     if share > REMAINS:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tamperfuse.models.decoding import PackedDecoder
 from tamperfuse.models.packed import ATTENTION, pack
@@ -202,16 +202,11 @@ def _remembered(model: PreTrainedModel) -> Path | None:
     if not type(model).__module__.startswith("transformers."):
         return None
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
-    config: dict[str, Any] = {key: value for key, value in _plain(model.config).items() if key not in ignored}
+    config: dict[str, Any] = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
     versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]
     with suppress(UserError):
         return cache_folder() / "packed" / content_hash([type(model).__qualname__, config, versions])[:32]
     return None
-
-
-def _plain(config: PretrainedConfig) -> dict[str, Any]:
-    values: dict[str, Any] = config.to_dict()
-    return values
 
 
 def _remember(path: Path | None, reason: str) -> None:

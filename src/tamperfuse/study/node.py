@@ -57,7 +57,8 @@ class Node:
 
     Attributes:
         label: for people; unique within the study.
-        kind: answers before hardening, calibration, defender answers, pairs, defense, measure, attack, search or judge.
+        kind: answers before hardening, calibration, defender answers, pairs, self-made samples, benign set, defense, measure,
+            attack, search or judge.
         parents: nodes whose results it reads.
         depends: everything else that its result depends on, JSON-able.
         seed: of its randomness.
