@@ -14,7 +14,7 @@ from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import load_threat
-from tamperfuse.pairing import combined, make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, sample_responses, write_pairs
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.matching import match
 from tamperfuse.pairing.options import PairOptions
@@ -237,3 +237,15 @@ def test_several_draws_give_every_prompt_several_responses() -> None:
     assert len({(pair.prompt, pair.response) for pair in pairs}) == len(pairs) > 60
     responses = Counter(pair.prompt for pair in pairs)
     assert set(responses) == {example.prompt for example in ask} and min(responses.values()) >= 2
+
+
+def test_a_sample_of_responses_passes_the_filters_and_depends_on_the_seed_alone() -> None:
+    good = [example for example in read_source("builtin:benign") if example.response]
+    poor = [Example("", text) for text in ("No.", "???? ????", "aaa " * 400)]
+    sample = sample_responses([*good, *poor], 12, 0)
+    assert len({example.response for example in sample}) == 12
+    assert not {example.response for example in sample} & {example.response.strip() for example in poor}
+    assert sample == sample_responses([*poor, *reversed(good)], 12, 0)
+    assert sample != sample_responses([*good, *poor], 12, 1)
+    assert len(sample_responses(good[:5], 12, 0, FilterSettings(language="any"))) == 5
+    assert sample_responses(poor, 12, 0) == []

@@ -17,7 +17,7 @@ with 8,000 prompts and 52,000 responses that is about one response in six.
 
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings
-from tamperfuse.pairing.pairs import PairSet, combined, make_pairs
+from tamperfuse.pairing.pairs import PairSet, combined, make_pairs, sample_responses
 from tamperfuse.pairing.store import read_pairs, write_pairs
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "combined",
     "make_pairs",
     "read_pairs",
+    "sample_responses",
     "write_pairs",
 ]

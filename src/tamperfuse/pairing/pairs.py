@@ -146,6 +146,34 @@ def make_pairs(
     )
 
 
+def sample_responses(
+    responses: Sequence[Example], count: int, seed: int, filters: FilterSettings | None = DEFAULT_FILTERS
+) -> list[Example]:
+    """A random sample of the responses that pass the filters, as a pool for several draws of :func:`make_pairs`.
+
+    A model learns few responses sooner than many: each is then a likelier continuation of any prompt of the threat.
+
+    Args:
+        responses: examples whose `response` counts; equal texts count once.
+        count: size of the sample, at least 1; all that pass if there are fewer.
+        seed: of the sample.
+        filters: quality filters; None for none.
+
+    Returns:
+        The sample, the same whatever the order of `responses`.
+    """
+    unique, _ = _unique_responses(responses, seed)
+    accepts = ResponseFilters(filters) if filters else None
+    sample: list[Example] = []
+    for start in range(0, len(unique), count):
+        block = unique[start : start + count]
+        passes = accepts(block) if accepts else [True] * len(block)
+        sample += [response for response, is_good in zip(block, passes, strict=True) if is_good]
+        if len(sample) >= count:
+            break
+    return sample[:count]
+
+
 def combined(draws: Sequence[PairSet]) -> PairSet:
     """One set of several draws on the same corpora, without repeated pairs.
 

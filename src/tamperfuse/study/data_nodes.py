@@ -13,7 +13,7 @@ from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.models.encoder import MemoizedEncoder
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, write_pairs
+from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, sample_responses, write_pairs
 from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.benign import (
@@ -180,13 +180,20 @@ def pairs_node(context: StudyContext, seed: int) -> Node:
 
     def run(folder: Path) -> Outcome:
         encoder = MemoizedEncoder(context.encoder)
+        # Of an empty pool, make_pairs could not say which filter refused what.
+        pool = sample_responses(responses, spec.pool, seed, filters) or responses
         drawn = [
-            make_pairs(prompts, responses, encoder, threshold=spec.threshold, seed=draw, filters=filters)
+            make_pairs(prompts, pool, encoder, threshold=spec.threshold, seed=draw, filters=filters)
             for draw in range(seed * spec.per_prompt, (seed + 1) * spec.per_prompt)
         ]
         pairs = combined(drawn)
         write_pairs(folder, pairs)
-        facts = {"pairs": len(pairs.pairs), "dropped": len(pairs.dropped), "redraws": pairs.redraws}
+        facts = {
+            "pairs": len(pairs.pairs),
+            "responses": len(pool),
+            "dropped": len(pairs.dropped),
+            "redraws": pairs.redraws,
+        }
         return Outcome(facts=facts)
 
     depends = {

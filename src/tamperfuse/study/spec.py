@@ -39,6 +39,8 @@ class PairsSpec(BaseModel):
     Attributes:
         responses: source of the irrelevant answers.
         per_prompt: responses that each prompt is paired with, at most. The paper has one, which a small model memorises.
+        pool: responses that are used at all, a random sample of the source's. A small model learns a few as answers to every
+            prompt of the threat; of hundreds, none becomes likelier than the answer itself.
         threshold: largest MiniLM cosine of prompt and response (0.25 in the public re-implementation).
         filters: whether responses are filtered for quality, as `tamperfuse pair` does by default.
         language: language of the responses (ISO 639-1), or "any"; for the filters.
@@ -48,6 +50,7 @@ class PairsSpec(BaseModel):
 
     responses: str = "builtin:benign"
     per_prompt: int = Field(6, ge=1, le=100)
+    pool: int = Field(12, ge=1)
     threshold: float = Field(0.25, gt=-1, le=1)
     filters: bool = True
     language: str = "en"
