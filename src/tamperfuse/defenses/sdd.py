@@ -24,7 +24,7 @@ from tamperfuse.records.registry import Parameters
 PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "benign_ratio": 0, "kl_weight": 0.0}
 # For SmolLM2-135M. At learning rates that change so small a model within 40 steps, training on pairs alone makes all of its
 # answers irrelevant, so its own behaviour on benign samples is distilled.
-SMALL: dict[str, float] = {"steps": 80, "learning_rate": 1e-4, "batch": 16, "benign_ratio": 1, "kl_weight": 1.0}
+SMALL: dict[str, float] = {"steps": 90, "learning_rate": 1e-4, "batch": 16, "benign_ratio": 1, "kl_weight": 2.0}
 PAPER_SIZE = 3_000_000_000  # parameters of the model from which the paper's values are used
 
 

@@ -50,7 +50,7 @@ class PairsSpec(BaseModel):
 
     responses: str = "builtin:benign"
     per_prompt: int = Field(6, ge=1, le=100)
-    pool: int = Field(12, ge=1)
+    pool: int = Field(6, ge=1)
     threshold: float = Field(0.25, gt=-1, le=1)
     filters: bool = True
     language: str = "en"
