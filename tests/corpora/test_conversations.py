@@ -119,9 +119,9 @@ def test_safe_rows_of_beavertails_are_left_out_whatever_the_types(tmp_path: Path
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"prompt": "", "response": " "}] * 2, r"its 2 rows are taken for 'prompt and response'.*`prompt`"),
-        ([{"prompt": None}], "reads as blanks"),
-        ([{"messages": None}, {"messages": []}], "reads as blanks.*`messages`"),
+        ([{"prompt": "", "response": " "}] * 2, r"its 2 rows are read as 'prompt and response'.*`prompt`"),
+        ([{"prompt": None}], "has no text"),
+        ([{"messages": None}, {"messages": []}], "has no text.*`messages`"),
         ([{"messages": [{"role": "narrator", "content": "x"}]}], "the roles are narrator"),
         ([{"messages": [{"role": "user", "contents": "x"}]}], "the roles are user"),
         ([{"instruction": None, "output": None}], "'Alpaca'.*`instruction`, `output`"),

@@ -154,7 +154,7 @@ def test_answers_are_generated_only_where_the_threat_has_none(tiny: LoadedModel)
         ("phrase", "did you mean 'phrases'"),
         ({"judge": "builtin", "tolerate": 0.1}, "did you mean 'tolerated'"),
         ({"judge": "builtin", "echo": 2}, "echo = 2 cannot be used"),
-        (["builtin"], "is no judge"),
+        (["builtin"], "is not a judge"),
     ],
 )
 def test_bad_judges_get_a_sentence(spec: Any, words: str) -> None:

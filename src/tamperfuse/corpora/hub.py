@@ -65,8 +65,9 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
         rows = datasets.load_dataset(name, name=config, split=chosen, revision=revision, streaming=True)
     except DatasetNotFoundError as error:
         raise UserError(
-            f"{name!r} is no local path, and as a Hub data set it is gated, private or absent: check the name and, if it is "
-            f"gated, accept its terms at https://huggingface.co/datasets/{name} and log in with `hf auth login`."
+            f"{name!r} is not a local path, and no Hub data set of this name can be read (it is "
+            f"gated, private or absent): check the name and, if it is gated, accept its terms "
+            f"at https://huggingface.co/datasets/{name} and log in with `hf auth login`."
         ) from error
     except (ConnectionError, OSError) as error:
         raise _unreachable(name, error) from error

@@ -271,7 +271,7 @@ class _Reading:
         if self._roles:
             why = f"in {columns}, no turn of a user or assistant has a text; the roles are {', '.join(sorted(self._roles))}"
         return UserError(
-            f"{src} reads as blanks: its {count:,} rows are taken for {layout!r}, and {why}. Check the file, or {NAME_COLUMNS}."
+            f"{src} has no text: its {count:,} rows are read as {layout!r}, and {why}. Check the file, or {NAME_COLUMNS}."
         )
 
 

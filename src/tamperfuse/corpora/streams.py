@@ -83,8 +83,8 @@ class _Decompressed(io.RawIOBase):
         self._bytes += len(content)
         if self._bytes > self._limit:
             raise UserError(
-                f"{self._path} expands to more than {self._limit >> 20} MiB, {MAX_RATIO} times its own size, which text does "
-                "not: decompress it, check what is in it, and give that file."
+                f"{self._path} expands to more than {self._limit >> 20} MiB, {MAX_RATIO} times its own size; text does not "
+                "compress so far. Decompress it, check the content, and name the decompressed file."
             )
         buffer[: len(content)] = content
         return len(content)

@@ -212,7 +212,7 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
         )
     except KeyError as error:
         if Path(name).is_file():
-            raise UserError(f"{name} is no task of lm-eval ({_first_line(error)}): correct it there.") from error
+            raise UserError(f"{name} is not a task of lm-eval ({_first_line(error)}): correct it there.") from error
         raise unknown_name("capability task", name, ("builtin", *_manager(True).all_tasks)) from error
     except Exception as error:  # from datasets, the Hub's client or the network
         if name.endswith((".yaml", ".yml")):

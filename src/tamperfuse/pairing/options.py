@@ -155,7 +155,7 @@ class PairOptions:
             ("workers", self.workers, self.workers >= 1, "at least 1"),
         ):
             if not fits:
-                raise UserError(f"{value} makes no sense for --{name}: give a number {range_}.")
+                raise UserError(f"{value} cannot be used for --{name}: give a number {range_}.")
 
     def source_names(self) -> dict[str, str]:
         """Names of the local sources in origins and in the audit."""

@@ -86,7 +86,7 @@ def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
         pool = pools.enter_context(DiskPool(folder / "responses.pool", _response_sources(options), options.seed))
         if not pool.read:
             raise UserError(
-                "There is not one response to pair: check the source, or name its column with --response-field."
+                "There are no responses to pair: check the source, or name its column with --response-field."
             )
         filters = _filters(options, pool)
         audit = Audit(options, prompt_report, filters, pool, count_length, exchange_report)
@@ -108,7 +108,7 @@ def _check_out(out: Path) -> None:
     """
     if not out.name or out.name == "..":
         raise UserError(
-            f"{out} is no name for a new folder: give --out a folder that need not exist yet, such as runs/pairs."
+            f"{out} cannot name a new folder: give --out a folder that need not exist yet, such as runs/pairs."
         )
     if path_exists(out) and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
         raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
@@ -181,7 +181,7 @@ def _prepare_prompts(options: PairOptions, evaluation: EvaluationPrompts, report
     by_source = [clean_prompts(_read_prompts(options, source), report) for source, _ in sources]
     for (source, _), cleaned in zip(sources, by_source, strict=True):
         if not cleaned:
-            raise UserError(f"{source} holds not one prompt: check it, or name its column with --prompt-field.")
+            raise UserError(f"{source} holds no prompt: check it, or name its column with --prompt-field.")
     prompts = _mix_by_weight(by_source, [weight for _, weight in sources], options.seed)
     if len(sources) > 1:
         across_sources = PromptReport()

@@ -122,7 +122,7 @@ def iter_pairs(path: Path) -> Iterator[Pair]:
                     yield _pair(row)
     except (pyarrow.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise UserError(f"{table} does not hold pairs (row {max(number, 1)}: {problem}): make it anew.") from error
+        raise UserError(f"{table} does not hold pairs (row {max(number, 1)}: {problem}): make it again.") from error
     except OSError as error:
         raise unreadable(table, error) from error
 

@@ -263,5 +263,5 @@ def read_summary(folder: Path) -> Summary:
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{path} is no summary of schema {SCHEMA} (at {shown(place or 'the top')}): run the study again."
+            f"{path} is not a summary of schema {SCHEMA} (at {shown(place or 'the top')}): run the study again."
         ) from error

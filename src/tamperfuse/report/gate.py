@@ -132,7 +132,7 @@ def _unusable(path: Path, error: ValidationError) -> UserError:
     if first["type"] == "extra_forbidden":
         return unknown_name("policy field", place[-1], _FIELDS)
     where = ".".join(place) or "the top"
-    return UserError(f"{path} is no usable policy (at {shown(where)}: {shown(first['msg'])}): correct it there.")
+    return UserError(f"{path} is not a usable policy (at {shown(where)}: {shown(first['msg'])}): correct it there.")
 
 
 def measures_of(defense: DefenseSummary) -> dict[str, Measure]:

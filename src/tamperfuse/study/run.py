@@ -175,7 +175,9 @@ def _check_same(path: Path, study: Study) -> None:
         return
     values = read_yaml(path)
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no study any more: choose another --out, or remove that file to write it anew.")
+        raise UserError(
+            f"{path} does not hold a study: choose another --out, or remove that file, which is then written again."
+        )
     for key, value in (("model", study.model), ("threat", study.threat)):
         if values.get(key) != value:
             raise UserError(

@@ -200,7 +200,7 @@ def parse_judge(spec: Any) -> JudgeSpec:
         return spec
     if not isinstance(spec, str | dict):
         raise UserError(
-            f"judge: {shown(repr(spec))} is no judge: write its name, or a mapping of `judge` and its parameters."
+            f"judge: {shown(repr(spec))} is not a judge: write its name, or a mapping of `judge` and its parameters."
         )
     values: dict[str, Any] = {"judge": spec} if isinstance(spec, str) else dict(spec)
     name = _name(values, "judge", DEFAULT_JUDGE, "judge")
