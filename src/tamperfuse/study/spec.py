@@ -68,7 +68,7 @@ class BenignSpec(BaseModel):
         sources: `self` for prompts that the model writes itself, and sources of harmless prompts, which the model answers; they
             can be combined.
         prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text are
-            added, in proportion (:mod:`tamperfuse.study.benign`).
+            added, in proportion (docs/defenses.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -182,7 +182,12 @@ class AttackSpec(BaseModel):
 
 
 class JudgeSpec(BaseModel):
-    """Which judge, with which parameters."""
+    """Which judge, with which parameters.
+
+    Attributes:
+        judge: its name.
+        parameters: of the judge.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -215,10 +220,11 @@ class Study(BaseModel):
 
     Attributes:
         model: the model to harden: a bundled name, a directory, a .gguf or a Hub id.
-        threat: source of the threat.
-        seeds: each decides data order, pairs, shots, adapter initialisation.
-        defenses: by name; `refusal`, the undefended model, is always among them.
-        attacks: by name.
+        threat: source of the prompts that the hardened model must not execute: `builtin:NAME`, a file, a folder or a Hub data
+            set.
+        seeds: each decides data order, pairs, shots, adapter initialisation; everything is run for every seed.
+        defenses: the defenses to compare, by a name of your choice; `refusal`, the undefended model, is always among them.
+        attacks: the attacks on each of them, by a name of your choice; those that are not malicious are controls.
         benign: benign samples on which defenses keep the model's behaviour: a source, a list of sources, or a mapping.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
