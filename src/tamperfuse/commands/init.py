@@ -227,7 +227,7 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     if unanswered:
         lines.append(
             f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`: attacks train on what the "
-            "model answers before it is hardened. If it declines them, add answers, or run on builtin:cooking, a harmless stand-in."
+            "model answers before it is hardened. If it declines them, add answers, or use builtin:cooking, a harmless stand-in."
         )
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:
