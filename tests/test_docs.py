@@ -27,11 +27,12 @@ from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.judges import JUDGES
+from tamperfuse.records.yaml import parse_yaml
 from tamperfuse.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "examples" / "plugin" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -142,7 +143,7 @@ def parse(arguments: list[str]) -> None:
 
 
 def check_yaml(code: str) -> None:
-    document = yaml.safe_load(code)
+    document = parse_yaml(code)
     if "attacks" in document or "defenses" in document:
         parse_study({"model": "smollm2-135m", "threat": "builtin:cooking", **document}, "the block")
 

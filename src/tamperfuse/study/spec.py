@@ -153,9 +153,9 @@ class DefenseSpec(BaseModel):
     """One defense of a study.
 
     Attributes:
-        defense: its name.
+        defense: its name, as `tamperfuse list defenses` prints it; the entry's own name if a file leaves it out.
         on: the defense whose hardened model it starts from; the model as shipped where None.
-        parameters: of the defense.
+        parameters: of the defense; in a file they stand beside `defense` and `on`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -169,8 +169,9 @@ class AttackSpec(BaseModel):
     """One attack of a study.
 
     Attributes:
-        attack: its name.
-        parameters: of the attack; with a search, those that it does not vary.
+        attack: its name, as `tamperfuse list attacks` prints it; the entry's own name if a file leaves it out.
+        parameters: of the attack; with a search, those that it does not vary. In a file they stand beside `attack` and
+            `search`.
         search: what an adaptive attacker varies.
     """
 
@@ -185,8 +186,8 @@ class JudgeSpec(BaseModel):
     """Which judge, with which parameters.
 
     Attributes:
-        judge: its name.
-        parameters: of the judge.
+        judge: its name, as `tamperfuse list judges` prints it.
+        parameters: of the judge; in a file they stand beside `judge`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -228,7 +229,7 @@ class Study(BaseModel):
         benign: benign samples on which defenses keep the model's behaviour: a source, a list of sources, or a mapping.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
-        judge: decides which responses execute their request.
+        judge: decides which responses execute their request: a name, or a mapping; `builtin` by default.
         evaluate: what is measured.
     """
 
@@ -237,12 +238,12 @@ class Study(BaseModel):
     model: str
     threat: str
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    defenses: dict[str, DefenseSpec]
-    attacks: dict[str, AttackSpec]
+    defenses: dict[str, DefenseSpec] = Field(default_factory=dict)
+    attacks: dict[str, AttackSpec] = Field(default_factory=dict)
     benign: BenignSpec = BenignSpec()
     retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
-    judge: JudgeSpec
+    judge: JudgeSpec = Field(default_factory=lambda: parse_judge(DEFAULT_JUDGE))
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="before")
