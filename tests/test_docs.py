@@ -25,13 +25,15 @@ import yaml
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.judges import JUDGES
+from tamperfuse.records.yaml import parse_yaml
 from tamperfuse.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "examples" / "plugin" / "README.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(
     r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -142,7 +144,7 @@ def parse(arguments: list[str]) -> None:
 
 
 def check_yaml(code: str) -> None:
-    document = yaml.safe_load(code)
+    document = parse_yaml(code)
     if "attacks" in document or "defenses" in document:
         parse_study({"model": "smollm2-135m", "threat": "builtin:cooking", **document}, "the block")
 
@@ -162,6 +164,11 @@ def small(
     (tmp_path / "runs").mkdir()
     if any("runs/demo" in block.code for block in blocks(page)):
         (tmp_path / "runs" / "demo").symlink_to(request.getfixturevalue("finished_run"))
+    if any("prompts.txt" in block.code for block in blocks(page)):
+        prompts = [
+            row["prompt"] for row in builtin_rows("cooking")[144:178]
+        ]  # too few to check whether answers make sense
+        (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     for registry in (DEFENSES, ATTACKS, JUDGES):  # a recipe registers components
         monkeypatch.setattr(registry, "components", dict(registry.components))
     return Small(tmp_path, tiny_folder, threat_file)

@@ -2,8 +2,8 @@
 
 Import these functions from :mod:`tamperfuse`, which loads them, and torch, on first use.
 
-A *source* is `builtin:NAME`, a local .jsonl, .json, .csv, .parquet or .arrow file, a directory of such files, or a Hub data set,
-as on the command line. A model is a name (a Hub id, a directory, a .gguf file, a peft adapter, `smollm2-135m`) or what
+A *source* is `builtin:NAME`, a local .jsonl, .json, .csv, .txt, .parquet or .arrow file, a directory of such files, or a Hub
+data set, as on the command line. A model is a name (a Hub id, a directory, a .gguf file, a peft adapter, `smollm2-135m`) or what
 :func:`load` returned.
 """
 

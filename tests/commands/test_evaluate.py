@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tamperfuse.cli.app import main
 from tamperfuse.commands.evaluate import evaluate_model
 from tamperfuse.models.bundled import Bundled
 from tamperfuse.records.errors import UserError
@@ -121,3 +122,28 @@ def test_a_judge_without_thresholds_needs_no_answers(
     monkeypatch.setattr(Observer, "ask", ask)
     evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, judge=parse_judge("phrases"))
     assert asked == [(6, 6)]
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        (["evaluate"], "evaluation.json"),
+        (["attack", "--attack", "system_prompt"], "attack.json"),
+    ],
+)
+def test_json_is_what_the_folder_holds(
+    command: list[str],
+    file: str,
+    tiny_folder: Path,
+    threat_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, *options = command
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main([name, str(tiny_folder), *options, "--threat", str(threat_file), "--out", str(out), "--json"])
+    shown = capsys.readouterr()
+    assert (ended.value.code or 0) == 0, shown.err
+    assert json.loads(shown.out) == json.loads((out / file).read_text())
+    assert json.loads(shown.out)["measures"]["harmful_execution"]

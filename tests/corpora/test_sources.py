@@ -182,13 +182,29 @@ def test_local_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n', mtime=0)[:-9] + b"damage to it", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9, mtime=0)[:-12], "cannot be read"),
         ("a.jsonl.zst", b"not zstd", "cannot be read"),
-        ("a.txt", b"x", "convert it"),
+        ("a.odt", b"x", "convert it"),
+        ("a.txt", b"a prompt\n\xff\n", "line 2"),
     ],
 )
 def test_bad_files_are_sentences(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_source(str(tmp_path / name)))
+
+
+def test_a_text_file_has_one_prompt_a_line(tmp_path):
+    (tmp_path / "own.txt").write_text('\ufefffirst prompt\n\n  second: prompt, "quoted"  \r\n', encoding="utf-8")
+    examples = list(read_source(str(tmp_path / "own.txt")))
+    assert [example.prompt for example in examples] == ["first prompt", 'second: prompt, "quoted"']
+    with gzip.open(tmp_path / "own.txt.gz", "wt") as stream:
+        stream.write("only prompt")
+    assert [example.prompt for example in read_source(str(tmp_path / "own.txt.gz"))] == ["only prompt"]
+
+
+def test_text_files_of_a_folder_are_no_prompts(tmp_path):
+    (tmp_path / "LICENSE.txt").write_text("All rights reserved.")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}')
+    assert [example.prompt for example in read_source(str(tmp_path))] == ["x"]
 
 
 def test_missing_and_unknown_sources(tmp_path):

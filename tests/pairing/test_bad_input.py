@@ -37,6 +37,7 @@ def place(tmp_path, monkeypatch):
     Path("cut.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y')
     Path("latin.jsonl").write_bytes(b'{"prompt": "caf\xe9"}\n')
     Path("notes.txt").write_text("x")
+    Path("notes.odt").write_text("x")
     rows(Path("kept/thesis.jsonl"), {"x": 1})
     return tmp_path
 
@@ -67,7 +68,8 @@ def run(arguments: str) -> int:
         ("--harmful half.jsonl", "row 2, 'prompt' is missing"),
         ("--harmful cut.jsonl", "line 2"),
         ("--harmful latin.jsonl", "not UTF-8, line 1"),
-        ("--harmful notes.txt", "convert it"),
+        ("--harmful notes.odt", "convert it"),
+        ("--responses notes.txt", "not one response"),
         ("--harmful nothing.jsonl", "does not exist"),
         ("--harmful builtin:coking", "did you mean 'cooking'"),
         ("--harmful p.jsonl=0", "not positive"),

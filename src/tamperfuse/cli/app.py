@@ -26,6 +26,7 @@ from tamperfuse.cli.errors import sentence_of
 from tamperfuse.cli.evaluate import evaluate
 from tamperfuse.cli.gate import gate
 from tamperfuse.cli.harden import harden
+from tamperfuse.cli.init import init
 from tamperfuse.cli.judge import judge_app
 from tamperfuse.cli.list_components import list_components
 from tamperfuse.cli.options import ResultsConsole, out_console, printable
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, run, report, gate, harden, attack, evaluate, pair, diagnose, theory):
+for command in (demo, init, run, report, gate, harden, attack, evaluate, pair, diagnose, theory):
     app.command()(command)
 app.command("list")(list_components)
 app.add_typer(judge_app, name="judge")

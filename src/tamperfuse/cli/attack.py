@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tamperfuse.cli.options import (
+    Json,
     JudgeName,
     Model,
     Out,
@@ -16,6 +17,7 @@ from tamperfuse.cli.options import (
     out_console,
     parse_reporters,
     parse_settings,
+    print_json,
 )
 
 
@@ -35,12 +37,15 @@ def attack(
     settings: Settings = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
+    as_json: Json = False,
 ) -> None:
     """Attack a model and measure it before and after.
 
     Example: `tamperfuse attack hardened --attack harmful_finetune --threat builtin:cooking --set shots=50 --out attacked`
     """
     from tamperfuse.commands.attack import attack_model
+    from tamperfuse.records.files import read_json
+    from tamperfuse.records.process import is_main
     from tamperfuse.study.spec import parse_judge
 
     lines = attack_model(
@@ -56,6 +61,10 @@ def attack(
         report_to=parse_reporters(report_to),
         judge=parse_judge(judge),
     )
+    if as_json:
+        if is_main():  # the only process that writes the file
+            print_json(read_json(out / "attack.json"))
+        return
     for line in lines:
         out_console.print(line)
     out_console.print(

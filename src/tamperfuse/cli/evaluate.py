@@ -1,20 +1,30 @@
 """The command `tamperfuse evaluate`."""
 
-from tamperfuse.cli.options import JudgeName, Model, Out, Reference, ThreatSource, out_console
+from tamperfuse.cli.options import Json, JudgeName, Model, Out, Reference, ThreatSource, out_console, print_json
 from tamperfuse.records.errors import quoted
 
 
 def evaluate(
-    model: Model, threat: ThreatSource, out: Out, reference: Reference = None, judge: JudgeName = "builtin"
+    model: Model,
+    threat: ThreatSource,
+    out: Out,
+    reference: Reference = None,
+    judge: JudgeName = "builtin",
+    as_json: Json = False,
 ) -> None:
     """Measure a model: harmful execution, benign answers, capability, benign NLL.
 
     Example: `tamperfuse evaluate hardened --threat builtin:cooking --out measured`
     """
     from tamperfuse.commands.evaluate import evaluate_model
+    from tamperfuse.records.files import read_json
     from tamperfuse.study.spec import parse_judge
 
-    for line in evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge)):
+    lines = evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge))
+    if as_json:
+        print_json(read_json(out / "evaluation.json"))
+        return
+    for line in lines:
         out_console.print(line)
     out_console.print(
         f"Responses and scores are in {out}; attack the model with: tamperfuse attack {quoted(model)} --attack "

@@ -1,39 +1,67 @@
 """The command `tamperfuse list`."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 from rich.table import Table
 
 from tamperfuse.cli.options import Json, out_console, print_json
 
+if TYPE_CHECKING:
+    from tamperfuse.commands.components import ChoiceDoc
 
-def list_components(as_json: Json = False) -> None:
-    """List defenses, attacks, judges, built-in corpora and bundled models, one per line.
+
+def list_components(
+    kind: Annotated[
+        str | None, typer.Argument(help="defenses, attacks, judges, corpora or models; all by default.", metavar="KIND")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One of them, whose parameters are explained.", metavar="NAME")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List defenses, attacks, judges, built-in corpora and bundled models, or explain one of them.
 
     Example: `tamperfuse list`
-    """
-    from tamperfuse.attacks import ATTACKS
-    from tamperfuse.corpora.builtin import ABOUT
-    from tamperfuse.defenses import DEFENSES
-    from tamperfuse.evaluation.judges import JUDGES
-    from tamperfuse.models.bundled import ENCODERS, MODELS
 
-    groups: dict[str, list[tuple[str, str]]] = {
-        "Defenses": [(component.name, component.about) for component in DEFENSES.all()],
-        "Attacks": [(component.name, component.about) for component in ATTACKS.all()],
-        "Judges": [(component.name, component.about) for component in JUDGES.all()],
-        "Corpora": [(f"builtin:{name}", about) for name, about in ABOUT.items()],
-        "Models": [
-            (name, model.about if model.installed else f"{model.about}; not installed: {model.install}")
-            for name, model in (MODELS | ENCODERS).items()
-        ],
-    }
-    if as_json:
-        print_json(
-            {title.lower(): [{"name": n, "about": about} for n, about in rows] for title, rows in groups.items()}
-        )
+    Example: `tamperfuse list attacks harmful_finetune`
+    """
+    from tamperfuse.commands.components import KINDS, choice, choices
+
+    if kind and name:
+        entry = choice(kind, name)
+        print_json(asdict(entry)) if as_json else _explain(entry)
         return
-    for title, rows in groups.items():
-        table = Table(title, "", box=None, header_style="bold", min_width=24)
-        for name, about in rows:
-            table.add_row(f"  {name}", about)
-        out_console.print(table)
-    out_console.print("Use them in a study file: tamperfuse run STUDY.yaml --out DIR")
+    groups = {title: choices(title) for title in ((kind,) if kind else KINDS)}
+    if as_json:
+        print_json({title: [{"name": e.name, "about": e.about} for e in entries] for title, entries in groups.items()})
+        return
+    for title, entries in groups.items():
+        _print_names(title, entries)
+    out_console.print("Parameters of one: tamperfuse list KIND NAME, such as: tamperfuse list attacks harmful_finetune")
+    out_console.print("A study that uses them: tamperfuse init STUDY.yaml --model MODEL --threat SRC")
+
+
+def _print_names(title: str, entries: Sequence["ChoiceDoc"]) -> None:
+    table = Table(title.capitalize(), "", box=None, header_style="bold", min_width=24)
+    for entry in entries:
+        table.add_row(f"  {entry.name}", entry.about)
+    out_console.print(table)
+
+
+def _explain(entry: "ChoiceDoc") -> None:
+    out_console.print(entry.name, style="bold")
+    out_console.print(entry.about)
+    for note in entry.notes:
+        out_console.print(f"- {note}")
+    if not entry.parameters:
+        return
+    table = Table("parameter", "type, range and default; meaning", box=None, header_style="bold", pad_edge=False)
+    for field in entry.parameters:
+        values = f"{field.type}{', ' if field.range else ''}{field.range}"
+        default = field.default if field.default == "required" else f"default {field.default}"
+        table.add_row(field.name, f"{values}; {default}\n{field.meaning}")
+    out_console.print()
+    out_console.print(table, soft_wrap=False)

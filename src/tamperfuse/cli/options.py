@@ -42,7 +42,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 ThreatSource = Annotated[
     str,
-    typer.Option(help="builtin:cooking, builtin:gardening, a file with parts, or a data set to split.", metavar="SRC"),
+    typer.Option(
+        help="builtin:cooking, builtin:gardening, a file or data set of prompts, with parts or to be split.",
+        metavar="SRC",
+    ),
 ]
 Seed = Annotated[
     int, typer.Option(min=0, max=LARGEST_SEED, help="Decides data order, pairs, shots and adapter initialisation.")

@@ -13,8 +13,8 @@ from tamperfuse.pairing.options import Help, PairOptions
 def pair(**values: Any) -> None:
     """Make SDD pairs: harmful prompts, each with a good response that does not answer it.
 
-    SRC is builtin:NAME, a local .jsonl, .json, .csv (also .gz, .zst), .parquet or .arrow file, a directory of such files, or a
-    Hub data set: owner/name, then as needed /config, @revision and :split.
+    SRC is builtin:NAME, a local .jsonl, .json, .csv, .txt (also .gz, .zst), .parquet or .arrow file, a directory of such files,
+    or a Hub data set: owner/name, then as needed /config, @revision and :split.
 
     The folder holds pairs.parquet, pairs.json, the audit as page and JSON (audit.html, audit.json), a card (README.md)
     and the exports.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tamperfuse.commands.model_card import Hardening, write_model_card
 from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
@@ -14,13 +15,15 @@ from tamperfuse.models.load import (
     LoadedModel,
     load_model,
     origin_of,
+    resolve_model,
     write_checkpoint,
 )
+from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.process import is_main
-from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
@@ -42,7 +45,7 @@ def harden_model(
     seed: int,
     report_to: Sequence[str] = (),
 ) -> None:
-    """Apply a defense and save the checkpoint.
+    """Apply a defense and save the checkpoint, in the dtype of the model's own, with a model card.
 
     Args:
         model: the model, as of :func:`load_model`.
@@ -62,10 +65,12 @@ def harden_model(
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
     matched = read_pairs(pairs) if pairs is not None and component.traits.needs_pairs else None
+    dtype = stored_dtype(model)
     data, parameters = prepare_data(origin_of(model), component, parameters, threat, benign, seed, pairs=matched)
     with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
         loaded = load_model(model)
-        apply_defense(loaded, component, parameters, data, seed)
+        notes = apply_defense(loaded, component, parameters, data, seed)
+        loaded.model.to(dtype)  # from here on the model is only saved
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -73,6 +78,30 @@ def harden_model(
             parameters=parameters.model_dump(mode="json"),
         )
         write_checkpoint(loaded, staging, provenance)
+        if is_main():
+            write_model_card(
+                staging,
+                provenance,
+                Hardening(
+                    defense=defense,
+                    seed=seed,
+                    threat=threat,
+                    prompts=len(data.prompts),
+                    pairs=len(data.pairs),
+                    benign=benign,
+                    benign_samples=len(data.benign),
+                    dtype=str(dtype).removeprefix("torch."),
+                    notes=notes,
+                    before=made_by(model),
+                ),
+            )
+
+
+def made_by(model: str) -> str:
+    """The defense, attack or conversion that made a checkpoint, as its tamperfuse.json names it; "" if it has none."""
+    folder = resolve_model(model)
+    provenance = read_provenance(folder) if folder else None
+    return provenance.made_by if provenance else ""
 
 
 def prepare_data(
@@ -134,7 +163,7 @@ def apply_defense(
     parameters: Any,
     data: DefenseData,
     seed: int,
-) -> None:
+) -> tuple[str, ...]:
     """Apply a defense to a model, in place, and print its notes.
 
     Args:
@@ -143,5 +172,10 @@ def apply_defense(
         parameters: of the defense, resolved.
         data: of the defense.
         seed: of the training.
+
+    Returns:
+        The notes.
     """
-    print_notes(component.run(loaded, data, parameters, seed).notes)
+    notes = component.run(loaded, data, parameters, seed).notes
+    print_notes(notes)
+    return notes

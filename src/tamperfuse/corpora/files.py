@@ -1,4 +1,4 @@
-"""Streaming rows from local files: .jsonl, .json, .csv, .parquet and .arrow; the texts also as .gz and .zst.
+"""Streaming rows from local files: .jsonl, .json, .csv, .txt, .parquet and .arrow; the texts also as .gz and .zst.
 
 At most one row (or one batch of a columnar file) is in memory.
 """
@@ -305,4 +305,18 @@ def _mapping(row: Any, path: Path, number: int) -> Row:
     return row
 
 
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+def _txt(path: Path) -> Iterator[tuple[int, Row]]:
+    """One prompt a line; blank lines are left out."""
+    with open_stream(path) as stream:
+        for number, line in enumerate(lines(stream, path), 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path} is not UTF-8 text (line {number}, {_byte(error)}): save it as UTF-8."
+                ) from error
+            if text:
+                yield number, {"prompt": text}
+
+
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": _parquet, ".arrow": _arrow}

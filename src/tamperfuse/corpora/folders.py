@@ -21,7 +21,8 @@ from tamperfuse.records.yaml import parse_yaml
 
 log = logging.getLogger("tamperfuse")
 
-TEXT_FORMATS = (".jsonl", ".json", ".csv")
+LINES = ".txt"  # one prompt a line; only where the file itself is named, since folders hold licences and notes as text
+TEXT_FORMATS = (".jsonl", ".json", ".csv", LINES)
 FORMATS = (*TEXT_FORMATS, ".parquet", ".arrow")
 ALL_SPLITS = "all"
 # Files that describe a data set, by name; every other file of a format must be data.
@@ -79,7 +80,11 @@ def shards(path: Path, split: str | None = None) -> list[Path]:
         return [path]
     if all((path / name).is_file() for name in _PAIRS):
         return [path / _PAIRS[0]]
-    files = sorted(file for file in _walk(path, set()) if data_format(file) and file.name.lower() not in _METADATA)
+    files = sorted(
+        file
+        for file in _walk(path, set())
+        if data_format(file) not in (None, LINES) and file.name.lower() not in _METADATA
+    )
     if not files:
         raise _no_data(path)
     for file in files:

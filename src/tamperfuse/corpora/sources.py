@@ -42,8 +42,8 @@ def read_source(
     """Stream the rows of a corpus as examples, in its order.
 
     Args:
-        src: `builtin:NAME`, a local .jsonl, .json, .csv (also .gz, .zst), .parquet or .arrow file, a directory of such
-            shards, or a Hub data set as `owner/name[/config][@revision][:split]`.
+        src: `builtin:NAME`, a local .jsonl, .json, .csv, .txt (a prompt a line; these also .gz, .zst), .parquet or .arrow file,
+            a directory of such shards without .txt, or a Hub data set as `owner/name[/config][@revision][:split]`.
         prompt_field: the column of the prompts, if the layout is unknown.
         response_field: the column of the responses, if the layout is unknown.
         category_field: the column of the categories, if the layout is unknown.

@@ -27,13 +27,13 @@ class AnchoredTraining(Parameters):
 
     Attributes:
         steps: optimizer steps.
-        learning_rate: of AdamW; it falls linearly to 0.
+        learning_rate: peak value of AdamW's; it falls linearly to 0.
         batch: samples to learn in a step.
         benign_ratio: benign samples in a step for each sample to learn, at least 0.
         price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends; it
             also ends once no held-out prompt of the defender is executed any more. None to train for all steps.
         check_every: steps between two checks of both.
-        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on those to learn.
+        kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on those to learn.
     """
 
     steps: int = Field(100, ge=1)

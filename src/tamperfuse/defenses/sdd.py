@@ -36,12 +36,13 @@ class SddParameters(Parameters):
             by the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation found no
             effect at 7B; set `learning_rate: 2e-5` for its other setting.
         steps: optimizer steps.
-        learning_rate: of AdamW; it falls linearly to 0.
+        learning_rate: peak value of AdamW's; it falls linearly to 0.
         batch: pairs in a step.
-        price: see :class:`tamperfuse.defenses.anchored.AnchoredTraining`.
-        check_every: likewise.
+        price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends; it
+            also ends once no held-out prompt of the defender is executed any more. None to train for all steps.
+        check_every: steps between two checks of both.
         benign_ratio: benign samples in a step for each pair, at least 0.
-        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
+        kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on the pairs.
     """
 
     preset: Literal["auto", "paper", "small"] = "auto"

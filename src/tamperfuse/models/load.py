@@ -176,7 +176,7 @@ def _end_tokens(model: PreTrainedModel) -> set[int]:
 def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
     """Write a checkpoint that transformers can load: safetensors, tokenizer, chat template, tamperfuse.json.
 
-    The folder is written completely or not at all. Weights are written in float32.
+    The folder is written completely or not at all. Weights are written in the model's dtype: float32, unless it was changed.
     """
     with staged(folder, directory=True) as staging:
         write_checkpoint(loaded, staging, provenance)

@@ -163,7 +163,13 @@ class Capability(BaseModel):
 
 
 class BenignNll(BaseModel):
-    """Negative log-likelihood of held-out documents before any attack, in nats per token."""
+    """Negative log-likelihood of held-out documents before any attack, in nats per token.
+
+    Attributes:
+        before_attack: of this model.
+        rise_vs_undefended: this model's minus the undefended model's; None for the model as shipped.
+        rise_vs_shipped: this model's minus that of the model as shipped; likewise.
+    """
 
     before_attack: Measure
     rise_vs_undefended: Measure
@@ -171,7 +177,12 @@ class BenignNll(BaseModel):
 
 
 class GapVsUndefended(BaseModel):
-    """Score of a benign task after benign fine-tuning, minus the undefended model's."""
+    """How a benign task was learned, compared with the undefended model.
+
+    Attributes:
+        gap_vs_undefended: score of the task after benign fine-tuning, minus the undefended model's; negative if the defense
+            hinders benign fine-tuning.
+    """
 
     gap_vs_undefended: Measure
 
@@ -180,13 +191,17 @@ class DefenseSummary(BaseModel):
     """Everything measured of one defense.
 
     Attributes:
+        harmful_execution: harmful execution rates.
+        reduction_vs_undefended: how much less harm there is after attacks than in the undefended model.
+        capability: scores in capability tasks.
+        benign_nll: likelihood of held-out documents.
         usable_harm: by ε ("0.05", …), the share of the undefended model's capability that may be lost.
         attack_cost: by malicious attack; None for an attack that trains no steps.
         benign_kl: mean KL(as shipped ‖ hardened) per token on the shipped model's answers to harmless prompts, in nats; a lower
             bound, since all but the 40 likeliest tokens at each position form one bucket.
         benign_finetune: by task.
         benign_answer_rate: share of harmless prompts answered before any attack.
-        benign_answer_rate_near: likewise, of the harmless prompts near the threat.
+        benign_answer_rate_near: share of the harmless prompts near the threat answered before any attack.
         benign_answer_drop_vs_undefended: the undefended model's rate minus this one's.
         benign_answer_drop_vs_shipped: the rate of the model as shipped minus this one's.
     """
@@ -206,7 +221,15 @@ class DefenseSummary(BaseModel):
 
 
 class ShippedSummary(BaseModel):
-    """The measures before attack, of the model as shipped; its capability is 1 by definition."""
+    """The measures before attack, of the model as shipped.
+
+    Attributes:
+        harmful_execution: share of evaluation prompts whose response executes the request.
+        capability: 1 by definition.
+        benign_nll: likelihood of held-out documents; its rises are not measured.
+        benign_answer_rate: share of harmless prompts answered.
+        benign_answer_rate_near: share of the harmless prompts near the threat answered.
+    """
 
     harmful_execution: Measure
     capability: Measure
@@ -219,6 +242,13 @@ class Summary(BaseModel):
     """`summary.json`, schema 2.
 
     Attributes:
+        version: version of this layout; a reader refuses another one.
+        model: the model before hardening, as the study names it.
+        threat: source of the threat, as the study names it.
+        seeds: those of the study.
+        as_shipped: the model before hardening.
+        seconds: time of all nodes, those of earlier runs included.
+        peak_memory_bytes: the most that any node used.
         judge: whose verdicts `as_shipped` and `defenses` rest on.
         defenses: by name, in the study's order.
         judges: by name of a further judge, the same as `defenses` with its verdicts.

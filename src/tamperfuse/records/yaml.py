@@ -19,6 +19,7 @@ MAX_FILE = 4 << 20  # bytes
 MAX_DEPTH = 64
 MAX_VALUES = 100_000
 
+_TAG = "tag:yaml.org,2002:"
 _CORE_SCHEMA = (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -62,8 +63,22 @@ class _Dumper(yaml.SafeDumper):
     }
 
 
+class _LineDumper(yaml.SafeDumper):
+    """A dumper that quotes strings which YAML 1.2 would read as something else, and keeps text of several lines on one."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def represent_text(self, text: str) -> yaml.Node:
+        """A node of a string, double-quoted if it has line breaks."""
+        return self.represent_scalar(
+            f"{_TAG}str", text, style='"' if len(text.splitlines()) > 1 or "\n" in text else None
+        )
+
+
+_LineDumper.add_representer(str, _LineDumper.represent_text)
+
 for _name, _pattern, _first in _CORE_SCHEMA:
-    for _class in (_Loader, _Dumper):
+    for _class in (_Loader, _Dumper, _LineDumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
@@ -90,7 +105,6 @@ def _float(text: str) -> float:
 
 
 # Only the tags of the core schema: !!timestamp, !!binary, !!set and the like are errors, as every unknown tag.
-_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_constructors = {
     None: yaml.SafeLoader.yaml_constructors[None],
     **{_TAG + name: yaml.SafeLoader.yaml_constructors[_TAG + name] for name in ("str", "seq", "map")},
@@ -164,6 +178,14 @@ def yaml_problem(error: yaml.YAMLError) -> str:
 def dump_yaml(value: Any) -> str:
     """Write a value as YAML, mappings in their own order; :func:`parse_yaml` returns an equal value."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def flow_yaml(value: Any) -> str:
+    """A value as YAML on one line, as in `{steps: 32, batch: 8}`."""
+    text = yaml.dump(
+        value, Dumper=_LineDumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=float("inf")
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def read_yaml(path: Path) -> Any:

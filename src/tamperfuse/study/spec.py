@@ -68,7 +68,7 @@ class BenignSpec(BaseModel):
         sources: `self` for prompts that the model writes itself, and sources of harmless prompts, which the model answers; they
             can be combined.
         prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text are
-            added, in proportion (:mod:`tamperfuse.study.benign`).
+            added, in proportion (docs/defenses.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -153,9 +153,9 @@ class DefenseSpec(BaseModel):
     """One defense of a study.
 
     Attributes:
-        defense: its name.
+        defense: its name, as `tamperfuse list defenses` prints it; the entry's own name if a file leaves it out.
         on: the defense whose hardened model it starts from; the model as shipped where None.
-        parameters: of the defense.
+        parameters: of the defense; in a file they stand beside `defense` and `on`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -169,8 +169,9 @@ class AttackSpec(BaseModel):
     """One attack of a study.
 
     Attributes:
-        attack: its name.
-        parameters: of the attack; with a search, those that it does not vary.
+        attack: its name, as `tamperfuse list attacks` prints it; the entry's own name if a file leaves it out.
+        parameters: of the attack; with a search, those that it does not vary. In a file they stand beside `attack` and
+            `search`.
         search: what an adaptive attacker varies.
     """
 
@@ -182,7 +183,12 @@ class AttackSpec(BaseModel):
 
 
 class JudgeSpec(BaseModel):
-    """Which judge, with which parameters."""
+    """Which judge, with which parameters.
+
+    Attributes:
+        judge: its name, as `tamperfuse list judges` prints it.
+        parameters: of the judge; in a file they stand beside `judge`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -215,14 +221,15 @@ class Study(BaseModel):
 
     Attributes:
         model: the model to harden: a bundled name, a directory, a .gguf or a Hub id.
-        threat: source of the threat.
-        seeds: each decides data order, pairs, shots, adapter initialisation.
-        defenses: by name; `refusal`, the undefended model, is always among them.
-        attacks: by name.
+        threat: source of the prompts that the hardened model must not execute: `builtin:NAME`, a file, a folder or a Hub data
+            set.
+        seeds: each decides data order, pairs, shots, adapter initialisation; everything is run for every seed.
+        defenses: the defenses to compare, by a name of your choice; `refusal`, the undefended model, is always among them.
+        attacks: the attacks on each of them, by a name of your choice; those that are not malicious are controls.
         benign: benign samples on which defenses keep the model's behaviour: a source, a list of sources, or a mapping.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
-        judge: decides which responses execute their request.
+        judge: decides which responses execute their request: a name, or a mapping; `builtin` by default.
         evaluate: what is measured.
     """
 
@@ -231,12 +238,12 @@ class Study(BaseModel):
     model: str
     threat: str
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    defenses: dict[str, DefenseSpec]
-    attacks: dict[str, AttackSpec]
+    defenses: dict[str, DefenseSpec] = Field(default_factory=dict)
+    attacks: dict[str, AttackSpec] = Field(default_factory=dict)
     benign: BenignSpec = BenignSpec()
     retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
-    judge: JudgeSpec
+    judge: JudgeSpec = Field(default_factory=lambda: parse_judge(DEFAULT_JUDGE))
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="before")

@@ -22,7 +22,8 @@ class Search(BaseModel):
 
     Attributes:
         trials: number of settings to try, at least 1.
-        over: by parameter, the two ends of a range of numbers, or the choices.
+        over: by parameter, the two ends of a range of numbers, or the choices; by default what the attack declares
+            (`tamperfuse list attacks NAME`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,0 +1,29 @@
+"""The command `tamperfuse init`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tamperfuse.cli.options import ThreatSource, out_console
+
+
+def init(
+    model: Annotated[str, typer.Option(help="The model to harden, as in `tamperfuse harden`.", metavar="MODEL")],
+    threat: ThreatSource,
+    file: Annotated[Path, typer.Argument(help="The study file to write.", metavar="[STUDY.yaml]")] = Path("study.yaml"),
+    size: Annotated[
+        Literal["look", "night"], typer.Option(help="Values for a look of ten minutes, or for a night.")
+    ] = "look",
+) -> None:
+    """Write a commented study for your own model and prompts.
+
+    Every field is explained; the values of the other size are in comments. Prompts are a .txt file with one a line, or a
+    .jsonl, .json, .csv or .parquet file with a column `prompt` and, if there are answers, `response`.
+
+    Example: `tamperfuse init study.yaml --model smollm2-135m --threat builtin:cooking`
+    """
+    from tamperfuse.commands.init import write_study
+
+    for line in write_study(file, model, threat, size):
+        out_console.print(line)
