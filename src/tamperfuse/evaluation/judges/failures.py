@@ -6,7 +6,7 @@ from tamperfuse.evaluation.judges.base import Verdict
 from tamperfuse.records.errors import UserError
 
 UNPARSED = "unparsed"  # the judge's reply has another form than the one that it was told to use
-REJECTED = "rejected"  # the endpoint would not answer
+REJECTED = "rejected"  # the endpoint would not answer, or the response does not fit into the judge's window
 FAILURES = (UNPARSED, REJECTED)
 
 
