@@ -94,7 +94,9 @@ def run(
         print_json(summary.model_dump(by_alias=True)["judges"][judged.name])
         return
     by_judge = {summary.judge: summary.defenses, judged.name: summary.judges[judged.name]}
-    table = Table("", *(f"{judge}: {d}" for judge in by_judge for d in summary.defenses), box=None, header_style="bold")
+    table = Table(
+        "", *(f"{one}: {defense}" for one in by_judge for defense in summary.defenses), box=None, header_style="bold"
+    )
     columns = [_cells(defense) for defenses in by_judge.values() for defense in defenses.values()]
     for label in columns[0]:
         table.add_row(label, *(column[label] for column in columns))

@@ -65,8 +65,8 @@ def finished_study(run: Path) -> Study:
 def judge_run(run: Path, judge: JudgeSpec, name: str = "", *, dry_run: bool = False) -> JudgedRun | None:
     """Judge the responses of a finished run once more, and add the measures to its summary. Nothing is trained or generated.
 
-    Verdicts are nodes of the run, as those of a judge in the study's `judges`: an interrupted call resumes, and a second one reuses
-    them.
+    Verdicts are nodes of the run, as those of a judge in the study's `judges`: an interrupted call resumes, and a second one
+    reuses them.
 
     Args:
         run: the run's folder.
