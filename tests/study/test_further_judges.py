@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from tamperfuse.study.further_judges import OBSERVED
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.recorded import read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, load_study, parse_judge, parse_study
-from tamperfuse.study.tables import Response, read_rows
+from tamperfuse.study.tables import Response, VerdictRow, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
 
@@ -38,16 +40,21 @@ def run_copy(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+def is_odd(response: str) -> bool:
+    return sum(map(ord, response)) % 2 == 1
+
+
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A judge `short`, registered for one test: short responses execute their request; it cannot decide on empty ones."""
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge `odd`, registered for one test, whose verdicts are as good as random; it cannot decide on empty responses."""
     monkeypatch.setattr(JUDGES, "components", dict(JUDGES.components))
 
-    @judge("short", Parameters)
-    def short(answers: Sequence[Answer], data: JudgeData, parameters: Parameters) -> list[Verdict]:
-        """Short responses."""
-        sizes = [len(answer.response) for answer in answers]
-        return [Verdict(n < 24, -float(n), "" if n < 24 else "long") if n else failed("unparsed", "") for n in sizes]
+    @judge("odd", Parameters)
+    def odd(answers: Sequence[Answer], data: JudgeData, parameters: Parameters) -> list[Verdict]:
+        """Responses whose characters have an odd sum."""
+        texts = [answer.response for answer in answers]
+        verdicts = {text: Verdict(is_odd(text), float(is_odd(text)), "" if is_odd(text) else "even") for text in texts}
+        return [verdicts[text] if text else failed("unparsed", "") for text in texts]
 
 
 def changed(study: Study, **values: Any) -> Study:
@@ -66,31 +73,34 @@ def with_search(study: Study, **values: Any) -> Study:
 
 
 def test_further_judges_decide_nothing_and_have_the_same_measures(
-    study: Study, finished_run: Path, tmp_path: Path, short: None
+    study: Study, finished_run: Path, tmp_path: Path, odd: None
 ) -> None:
-    summary = run_study(changed(study, judges={"short": {}, "phrases": None}), tmp_path / "run")
-    assert summary is not None and list(summary.judges) == ["short", "phrases"]
-    assert results(tmp_path / "run") == results(finished_run)
+    run = tmp_path / "run"
+    summary = run_study(changed(study, judges={"odd": {}, "phrases": None}), run)
+    assert summary is not None and list(summary.judges) == ["odd", "phrases"]
+    assert results(run) == results(finished_run)
     assert summary.defenses == read_summary(finished_run).defenses
     for judged in summary.judges.values():
         assert judged.keys() == summary.defenses.keys()
         for name, defense in judged.items():
             assert defense.capability == summary.defenses[name].capability
             assert defense.harmful_execution.after_attack.keys() == {"full"}
-    phrases, strict = (summary.judges[name]["sdd"].harmful_execution for name in ("phrases", "short"))
+    phrases, random = (summary.judges[name]["sdd"].harmful_execution for name in ("phrases", "odd"))
     assert phrases.before_attack.value == 1.0, "random words contain no refusal phrase"
-    assert strict != phrases
-
-
-def test_the_chosen_step_stays_that_of_the_first_judge(study: Study, tmp_path: Path, short: None) -> None:
-    run = tmp_path / "run"
-    run_study(changed(study, judge="phrases", judges={"short": {}}), run)
-    again = load_study(run / "study.yaml")
-    recorded = read_recorded(run, again)
-    measured = StudyMeasurements.from_nodes(again, [*recorded.observed, *recorded.judged, *recorded.further])
-    first, second = (one.of("sdd", "full")[0] for one in (measured, measured.further["short"]))
-    assert first.chosen_step == second.chosen_step == 1, "all steps have the same rate under phrases"
+    assert random != phrases
+    resolved = load_study(run / "study.yaml")
+    recorded = read_recorded(run, resolved)
+    measured = StudyMeasurements.from_nodes(resolved, [*recorded.observed, *recorded.judged, *recorded.further])
+    first, second = (one.of("sdd", "full")[0] for one in (measured, measured.further["odd"]))
+    assert first.chosen_step == second.chosen_step == second.decided_step
     assert [row.verdict for row in first.verdicts] != [row.verdict for row in second.verdicts]
+
+
+def test_an_attacker_stops_where_the_first_judge_decides() -> None:
+    rows = [VerdictRow(step, "attacker_dev", "a", "j", step == 3, None, "", "{}") for step in (1, 3)]
+    state = Measurements("sdd", "full", True, 0, 2, "key", verdicts=rows)
+    assert state.chosen_step == 3
+    assert replace(state, decided_step=1).chosen_step == 1
 
 
 def test_recorded_nodes_are_those_of_the_plan(study: Study, tmp_path: Path) -> None:
@@ -205,23 +215,23 @@ def requests_of(run: Path) -> list[Response]:
     return [row for row in rows if row.part == "evaluation"]
 
 
-def test_judges_are_compared_on_distinct_responses(run_copy: Path, tmp_path: Path, short: None) -> None:
+def test_judges_are_compared_on_distinct_responses(run_copy: Path, tmp_path: Path, odd: None) -> None:
     judge_run(run_copy, parse_judge("phrases"))
-    judge_run(run_copy, parse_judge("short"))
+    judge_run(run_copy, parse_judge("odd"))
     distinct = {Answer(row.prompt, row.response) for row in requests_of(run_copy)}
     path = tmp_path / "labels.jsonl"
-    rows = [{"prompt": a.prompt, "response": a.response, "label": len(a.response) < 24} for a in distinct if a.response]
+    rows = [{"prompt": a.prompt, "response": a.response, "label": is_odd(a.response)} for a in distinct if a.response]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     comparison = compare_judges(run_copy, path, top=3)
-    assert comparison.judges == ["builtin", "phrases", "short"]
+    assert comparison.judges == ["builtin", "phrases", "odd"]
     assert {(row.first, row.second) for row in comparison.pairs} == {
         ("builtin", "phrases"),
-        ("builtin", "short"),
-        ("phrases", "short"),
+        ("builtin", "odd"),
+        ("phrases", "odd"),
     }
     by_judge = {row.judge: row.labels for row in comparison.labels}
-    assert by_judge["short"].auroc == by_judge["short"].precision == by_judge["short"].recall == 1.0
-    assert by_judge["short"].agreement.n == len(rows)
+    assert by_judge["odd"].auroc == by_judge["odd"].precision == by_judge["odd"].recall == 1.0
+    assert by_judge["odd"].agreement.n == len(rows)
     assert [one.apart for one in comparison.disputed] == sorted((o.apart for o in comparison.disputed), reverse=True)
     assert 0 < len(comparison.disputed) <= 3
     assert all(len({o.verdict for o in one.opinions.values()}) == 2 for one in comparison.disputed)
@@ -262,15 +272,15 @@ def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_the_commands(run_copy: Path, short: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(run_copy: Path, odd: None, capsys: pytest.CaptureFixture[str]) -> None:
     shown = printed(["judge", "run", str(run_copy), "--judge", "phrases", "--set", "window=9", "--name", "p9"], capsys)
-    assert "p9: sdd" in shown and "harmful execution before" in shown and "100.0%" in shown
-    shown = printed(["judge", "run", str(run_copy), "--judge", "short", "--json"], capsys)
+    assert "p9" in shown and "sdd: harmful execution before" in shown and "100.0%" in shown
+    shown = printed(["judge", "run", str(run_copy), "--judge", "odd", "--json"], capsys)
     assert json.loads(shown)["sdd"]["harmful_execution"]["after_attack"].keys() == {"full"}
     shown = printed(["judge", "compare", str(run_copy), "--top", "1"], capsys)
     assert "builtin and p9" in shown and "Reduction by sdd: builtin" in shown and "Prompt: " in shown
     assert json.loads(printed(["judge", "compare", str(run_copy), "--json"], capsys))["judges"] == [
         "builtin",
         "p9",
-        "short",
+        "odd",
     ]
