@@ -94,12 +94,11 @@ def run(
         print_json(summary.model_dump(by_alias=True)["judges"][judged.name])
         return
     by_judge = {summary.judge: summary.defenses, judged.name: summary.judges[judged.name]}
-    table = Table(
-        "", *(f"{one}: {defense}" for one in by_judge for defense in summary.defenses), box=None, header_style="bold"
-    )
-    columns = [_cells(defense) for defenses in by_judge.values() for defense in defenses.values()]
-    for label in columns[0]:
-        table.add_row(label, *(column[label] for column in columns))
+    table = Table("", *by_judge, box=None, header_style="bold")
+    for defense in summary.defenses:
+        columns = [_cells(defenses[defense]) for defenses in by_judge.values()]
+        for label in columns[0]:
+            table.add_row(f"{defense}: {label}", *(column[label] for column in columns))
     out_console.print(table)
     for kind, count in judged.failures.items():
         out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
@@ -113,8 +112,10 @@ def _cells(defense: "DefenseSummary") -> dict[str, str]:
     harm = defense.harmful_execution
     return {
         "harmful execution before": percent(harm.before_attack),
-        **{f"  after {attack}": percent(measure) for attack, measure in harm.after_attack.items()},
-        **{f"  after {c}, without an attacker": percent(measure) for c, measure in harm.after_control.items()},
+        **{f"after {attack}": percent(measure) for attack, measure in harm.after_attack.items()},
+        **{
+            f"after {control}, without an attacker": percent(measure) for control, measure in harm.after_control.items()
+        },
         "reduction, pooled": percent(defense.reduction_vs_undefended.pooled),
         "benign answer rate": percent(defense.benign_answer_rate),
     }
