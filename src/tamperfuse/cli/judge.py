@@ -19,6 +19,7 @@ from tamperfuse.cli.options import (
     printable,
 )
 from tamperfuse.cli.summary_table import percent
+from tamperfuse.records.errors import quoted
 
 if TYPE_CHECKING:
     from tamperfuse.commands.judge_compare import Comparison
@@ -103,7 +104,7 @@ def run(
     for kind, count in judged.failures.items():
         out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
     out_console.print(
-        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {folder}"
+        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}"
     )
 
 

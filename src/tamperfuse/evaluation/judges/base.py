@@ -53,7 +53,7 @@ class JudgeData:
     Attributes:
         encoder: the sentence encoder.
         other_prompts: prompts of the same kind as those of the responses (requests of the threat, or harmless prompts), to
-            compare likelihoods with.
+            compare likelihoods with. When a judge without a reference model judges a finished run: those with responses.
         response_limit: longest response to score, in tokens.
         thresholds: what the judge's `calibrate` returned for this threat; empty for a judge without one.
         load_reference: loads the model before hardening, or returns the loaded one; None if the judge does not declare
