@@ -1,12 +1,31 @@
 """The commands `tamperfuse judge …`."""
 
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from tamperfuse.cli.options import Json, JudgeName, ThreatSource, out_console, print_json
+from tamperfuse.cli.options import (
+    Json,
+    JudgeName,
+    RunFolder,
+    Settings,
+    ThreatSource,
+    out_console,
+    parse_settings,
+    print_json,
+    printable,
+)
+from tamperfuse.cli.summary_table import percent
+from tamperfuse.records.errors import quoted
+
+if TYPE_CHECKING:
+    from tamperfuse.commands.judge_compare import Comparison
+    from tamperfuse.records.summary import DefenseSummary
+
+LONGEST_TEXT = 300  # characters of a prompt or response that are printed
 
 judge_app = typer.Typer(help="The judge of harmful execution.", no_args_is_help=True)
 
@@ -40,3 +59,133 @@ def calibrate(
     out_console.print(table)
     out_console.print("Thresholds: " + (", ".join(f"{k} {v:.3g}" for k, v in thresholds.items()) or "none"))
     out_console.print(f"Studies on {threat} set their thresholds in the same way.")
+
+
+@judge_app.command()
+def run(
+    folder: RunFolder,
+    judge: Annotated[
+        str, typer.Option("--judge", help="The judge: phrases, llm, … (see `tamperfuse list`).", metavar="NAME")
+    ],
+    settings: Settings = None,
+    name: Annotated[
+        str, typer.Option(help="Name of the judge in the run, where its own is taken.", metavar="NAME")
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print how many responses there are and what judging them costs, then stop."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Judge the responses of a finished run once more: no attack runs again.
+
+    The measures under this judge go to `judges` in summary.json.
+
+    Example: `tamperfuse judge run runs/demo --judge phrases`
+    """
+    from tamperfuse.commands.judge_run import judge_run
+    from tamperfuse.study.spec import parse_judge
+
+    spec = parse_judge({"judge": judge, **parse_settings(settings)})
+    judged = judge_run(folder, spec, name, dry_run=dry_run)
+    if judged is None:
+        return
+    summary = judged.summary
+    if as_json:
+        print_json(summary.model_dump(by_alias=True)["judges"][judged.name])
+        return
+    by_judge = {summary.judge: summary.defenses, judged.name: summary.judges[judged.name]}
+    table = Table("", *by_judge, box=None, header_style="bold")
+    for defense in summary.defenses:
+        columns = [_cells(defenses[defense]) for defenses in by_judge.values()]
+        for label in columns[0]:
+            table.add_row(f"{defense}: {label}", *(column[label] for column in columns))
+    out_console.print(table)
+    for kind, count in judged.failures.items():
+        out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
+    out_console.print(
+        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}"
+    )
+
+
+def _cells(defense: "DefenseSummary") -> dict[str, str]:
+    """The measures of one defense that depend on the judge, by label."""
+    harm = defense.harmful_execution
+    return {
+        "harmful execution before": percent(harm.before_attack),
+        **{f"after {attack}": percent(measure) for attack, measure in harm.after_attack.items()},
+        **{
+            f"after {control}, without an attacker": percent(measure) for control, measure in harm.after_control.items()
+        },
+        "reduction, pooled": percent(defense.reduction_vs_undefended.pooled),
+        "benign answer rate": percent(defense.benign_answer_rate),
+    }
+
+
+@judge_app.command()
+def compare(
+    folder: RunFolder,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A file with prompt, response and label (true: executes its request).", metavar="FILE"),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Responses to print on which judges disagree most.", min=0)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Compare the judges of a run on the same responses: agreement, labels, and where they disagree most.
+
+    Example: `tamperfuse judge compare runs/demo`
+    """
+    from tamperfuse.commands.judge_compare import compare_judges
+
+    comparison = compare_judges(folder, labels, top)
+    if as_json:
+        print_json(_json(comparison))
+        return
+    _print(comparison)
+
+
+def _json(comparison: "Comparison") -> dict[str, object]:
+    values = asdict(comparison)
+    for row, reduction in zip(values["reductions"], comparison.reductions, strict=True):
+        row["measures"] = {judge: measure.model_dump() for judge, measure in reduction.measures.items()}
+    return values
+
+
+def _print(comparison: "Comparison") -> None:
+    pairs = Table("judges", "on", "n", "agree", "Cohen's κ", "executed", box=None, header_style="bold")
+    for row in comparison.pairs:
+        same = row.agreement
+        rates = f"{same.first:.1%} and {same.second:.1%}"
+        names = f"{row.first} and {row.second}"
+        pairs.add_row(names, row.on, str(same.n), f"{same.same:.1%}", _number(same.kappa), rates)
+    if comparison.pairs:
+        out_console.print(pairs)
+    labels = Table("against labels", "n", "AUROC", "precision", "recall", "Cohen's κ", box=None, header_style="bold")
+    for label in comparison.labels:
+        one = label.labels
+        numbers = (one.auroc, one.precision, one.recall, one.agreement.kappa)
+        labels.add_row(label.judge, str(one.agreement.n), *map(_number, numbers))
+    if comparison.labels:
+        out_console.print(labels)
+    for name, count in comparison.failures.items():
+        if count:
+            out_console.print(f"{name} could not decide on {count} responses, which are left out.")
+    for reduction in comparison.reductions:
+        values = "; ".join(f"{judge} {percent(measure)}" for judge, measure in reduction.measures.items())
+        flips = " The verdict on this defense depends on the judge." if reduction.flips else ""
+        out_console.print(f"Reduction by {reduction.defense}: {values}.{flips}")
+    for disputed in comparison.disputed:
+        out_console.print(f"\nPrompt: {_short(disputed.answer.prompt)}\nResponse: {_short(disputed.answer.response)}")
+        for name, opinion in disputed.opinions.items():
+            decision = "executed" if opinion.verdict else f"not executed ({opinion.reason or 'no reason stated'})"
+            out_console.print(f"  {name}: {decision}, score {opinion.score:.3g}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return printable(line if len(line) <= LONGEST_TEXT else f"{line[:LONGEST_TEXT]}…")

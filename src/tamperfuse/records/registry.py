@@ -107,6 +107,8 @@ class Component(Generic[T, R]):
             return self.parameters.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
+            if first["type"] == "missing":
+                raise UserError(f"{shown(where)} needs a value for {first['loc'][0]!r}: set it there.") from error
             place = ".".join(map(str, first["loc"])) or self.name
             value, reason = shown(repr(first["input"])), shown(first["msg"])
             raise UserError(

@@ -16,6 +16,7 @@ from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Part, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
+from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
@@ -88,8 +89,12 @@ class StudyContext:
 
     @contextmanager
     def model(self, source: str) -> Iterator[LoadedModel]:
-        """Load a model for the duration of the context. The reference model is freed first, and this one at the end."""
+        """Load a model for the duration of the context.
+
+        The reference model and that of a judge are freed first, and this one at the end.
+        """
         self.free_reference()
+        free_judge_model()
         loaded = load_model(source)
         try:
             yield loaded
@@ -117,9 +122,13 @@ class StudyContext:
         """The judge of training data: always the built-in one, so that another judge of a study costs no new training."""
         return self._judging(parse_judge(DEFAULT_JUDGE))
 
-    def _judging(self, judge: JudgeSpec) -> Judging:
+    def further_judging(self, name: str) -> Judging:
+        """One of the study's further judges."""
+        return self._judging(self.study.judges[name], name)
+
+    def _judging(self, judge: JudgeSpec, name: str = "") -> Judging:
         tokens = self.study.evaluate.response_tokens
-        return Judging(judge, self.threat, self.harmless, tokens, self.encoder, self.reference)
+        return Judging(judge, self.threat, self.harmless, tokens, self.encoder, self.reference, name)
 
     def attack_data(
         self,

@@ -146,22 +146,29 @@ def read_answers(folder: Path) -> list[tuple[str, str]]:
     return [(row.prompt, row.response) for row in rows]
 
 
-def calibration_node(context: StudyContext, answers: Node) -> Node:
-    """The judge's thresholds, calibrated on the compliant answers."""
+def calibration_node(context: StudyContext, answers: Node, further: str = "") -> Node:
+    """The judge's thresholds, calibrated on the compliant answers.
+
+    Args:
+        context: of the study.
+        answers: the node of the compliant answers.
+        further: name of a further judge; "" for the one that decides.
+    """
+    judging = context.further_judging(further) if further else context.judging
 
     def run(folder: Path) -> Outcome:
-        thresholds, scored = context.judging.calibrate(read_answers(node_folder(context.run, answers)))
+        thresholds, scored = judging.calibrate(read_answers(node_folder(context.run, answers)))
         write_thresholds(folder, thresholds)
         return Outcome(Costs(scored=scored))
 
     evaluate = context.study.evaluate
     depends = {
-        **judging_key(context, context.judging),
+        **judging_key(context, judging),
         "threat": context.threat.fingerprint,
         "tokens": evaluate.response_tokens,
     }
-    expected = Costs(scored=_calibration_tokens(context, context.judging))
-    return Node("thresholds of the judge", "calibration", (answers,), depends, 0, run, expected)
+    expected = Costs(scored=_calibration_tokens(context, judging))
+    return Node(f"thresholds of the judge {further}".strip(), "calibration", (answers,), depends, 0, run, expected)
 
 
 def _calibration_tokens(context: StudyContext, judging: Judging) -> int:

@@ -143,6 +143,7 @@ class Judging:
         response_tokens: longest response, in tokens.
         encoder: the sentence encoder.
         reference: returns the model before hardening; called only for judges that need it.
+        name: under which its verdicts are stored; the judge's own where "".
     """
 
     judge: JudgeSpec
@@ -151,6 +152,7 @@ class Judging:
     response_tokens: int
     encoder: TextEncoder
     reference: Callable[[], LoadedModel]
+    name: str = ""
 
     @cached_property
     def component(self) -> Component[JudgeTraits, list[Verdict]]:
@@ -202,7 +204,9 @@ class Judging:
             unique = list(dict.fromkeys(Answer(r.prompt, r.response) for r in part))
             verdicts, scored = self.judge_answers(unique, thresholds, harmless=harmless)
             by_answer = dict(zip(unique, verdicts, strict=True))
-            rows += [VerdictRow.of(r, self.judge.judge, by_answer[Answer(r.prompt, r.response)]) for r in part]
+            rows += [
+                VerdictRow.of(r, self.name or self.judge.judge, by_answer[Answer(r.prompt, r.response)]) for r in part
+            ]
             tokens += scored
         return rows, tokens
 

@@ -18,6 +18,7 @@ from typing import Any
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.models.device import own_device
+from tamperfuse.models.load import model_fingerprint
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
@@ -154,11 +155,18 @@ def uses_key(context: StudyContext, name: str) -> str:
 
 def judging_key(context: StudyContext, judging: Judging) -> dict[str, Any]:
     """What verdicts depend on, apart from the responses, the threat and the thresholds."""
-    return {
+    return verdict_key(judging, context.fingerprint)
+
+
+def verdict_key(judging: Judging, fingerprint: str) -> dict[str, Any]:
+    """As :func:`judging_key`, from the hash of the model before hardening, which only some judges depend on."""
+    key = {
         "judge": component_key(judging.component, judging.judge.parameters),
-        "reference": context.fingerprint if judging.traits.needs_reference else "",
-        "encoder": context.encoder.name,
+        "reference": fingerprint if judging.traits.needs_reference else "",
+        "encoder": judging.encoder.name,
     }
+    name = judging.traits.model
+    return key if name is None else {**key, "judge_model": model_fingerprint(name(judging.parameters))}
 
 
 def observation_key(context: StudyContext) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tamperfuse.study.data_nodes import (
     defense_data_nodes,
 )
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
+from tamperfuse.study.further_judges import further_judge_nodes
 from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
@@ -56,6 +57,7 @@ def build_nodes(context: StudyContext) -> list[Node]:
                     continue
                 attacked = _attack_node(context, name, attack, (model, answers), seed)
                 nodes += [attacked, _judge_node(context, attacked, calibration)]
+    nodes += further_judge_nodes(context, nodes, answers)
     check_graph(nodes)
     return nodes
 

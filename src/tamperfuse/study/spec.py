@@ -7,6 +7,8 @@
     attacks:
       full: {attack: harmful_finetune, shots: 50}       # parameters stand beside `attack` and `search`
     judge: builtin                                      # a name, or {judge: builtin, tolerated: 0.05}
+    judges:
+      phrases: {}                                       # further judges; parameters stand beside `judge`
 
 Everything has a default except the model and the threat. A defense or an attack whose own name is left out is called as its
 entry. The undefended model, `refusal`, is always among the defenses.
@@ -216,6 +218,21 @@ def parse_judge(spec: Any) -> JudgeSpec:
     return JudgeSpec(judge=name, parameters=parameters.model_dump(mode="json"))
 
 
+def _judges(values: Any, first: JudgeSpec) -> dict[str, JudgeSpec]:
+    """The further judges of a study by name: a mapping of names to judges, whose own name may be left out.
+
+    Raises:
+        UserError: as :func:`parse_judge`, or one has the name of the judge that decides.
+    """
+    judges = {}
+    for name, spec in _mapping(values, "`judges`").items():
+        if name == first.judge:
+            raise UserError(f"judges: {name} is the name of the judge that decides: choose another name, or remove it.")
+        mapping = spec if isinstance(spec, JudgeSpec | str) else _mapping(spec, f"judge {name}")
+        judges[name] = parse_judge({"judge": name, **mapping} if isinstance(mapping, dict) else mapping)
+    return judges
+
+
 class Study(BaseModel):
     """A study.
 
@@ -229,7 +246,9 @@ class Study(BaseModel):
         benign: benign samples on which defenses keep the model's behaviour: a source, a list of sources, or a mapping.
         retain: source of harmless samples that attackers mix in or repair with; no defense trains on it.
         pairs: how SDD pairs are drawn.
-        judge: decides which responses execute their request: a name, or a mapping; `builtin` by default.
+        judge: decides which responses execute their request, and with that where attackers stop: a name, or a mapping;
+            `builtin` by default.
+        judges: further judges of the same responses, by name; they decide nothing.
         evaluate: what is measured.
     """
 
@@ -244,6 +263,7 @@ class Study(BaseModel):
     retain: str = "builtin:retain"
     pairs: PairsSpec = PairsSpec()
     judge: JudgeSpec = Field(default_factory=lambda: parse_judge(DEFAULT_JUDGE))
+    judges: dict[str, JudgeSpec] = Field(default_factory=dict)
     evaluate: Evaluate = Evaluate()
 
     @model_validator(mode="before")
@@ -260,6 +280,7 @@ class Study(BaseModel):
         }
         values["attacks"] = {name: _attack(name, _mapping(spec, f"attack {name}")) for name, spec in attacks.items()}
         values["judge"] = parse_judge(values.get("judge", DEFAULT_JUDGE))
+        values["judges"] = _judges(values.get("judges"), values["judge"])
         return values
 
     @field_validator("seeds")
@@ -337,6 +358,7 @@ class Study(BaseModel):
             for name, d in values["defenses"].items()
         }
         values["judge"] = {"judge": values["judge"]["judge"], **values["judge"]["parameters"]}
+        values["judges"] = {name: {"judge": j["judge"], **j["parameters"]} for name, j in values["judges"].items()}
         values["attacks"] = {
             name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **_set(a["parameters"])}
             for name, a in values["attacks"].items()

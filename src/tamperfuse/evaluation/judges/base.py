@@ -53,7 +53,7 @@ class JudgeData:
     Attributes:
         encoder: the sentence encoder.
         other_prompts: prompts of the same kind as those of the responses (requests of the threat, or harmless prompts), to
-            compare likelihoods with.
+            compare likelihoods with. When a judge without a reference model judges a finished run: those with responses.
         response_limit: longest response to score, in tokens.
         thresholds: what the judge's `calibrate` returned for this threat; empty for a judge without one.
         load_reference: loads the model before hardening, or returns the loaded one; None if the judge does not declare
@@ -83,6 +83,7 @@ class JudgeData:
 JudgeFunction = Callable[[Sequence[Answer], JudgeData, P], list[Verdict]]
 Calibrate = Callable[[Sequence[Answer], JudgeData, P], dict[str, float]]
 Screen = Callable[[Sequence[Answer], JudgeData, P], list[bool]]
+Estimate = Callable[[Sequence[Answer], P], str]
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,15 @@ class JudgeTraits:
         screen: computes, without the reference model, which responses may still get the verdict True; used to stop
             attacks early while another model is in memory. None: the judge itself, if it needs no reference model, and
             otherwise every response may.
+        estimate: says in a sentence what judging some responses costs, for a judge that is paid for; None if it costs nothing.
+        model: names the local model or Hub id that the judge loads, whose weights its verdicts depend on; None if it loads none.
     """
 
     needs_reference: bool = False
     calibrate: Calibrate[Any] | None = None
     screen: Screen[Any] | None = None
+    estimate: Estimate[Any] | None = None
+    model: Callable[[Any], str] | None = None
 
 
 JUDGES: Registry[JudgeTraits, list[Verdict]] = Registry("judge", "tamperfuse.judges")
@@ -112,6 +117,8 @@ def judge(
     needs_reference: bool = False,
     calibrate: Calibrate[P] | None = None,
     screen: Screen[P] | None = None,
+    estimate: Estimate[P] | None = None,
+    model: Callable[[P], str] | None = None,
     version: int = 1,
 ) -> Callable[[JudgeFunction[P]], JudgeFunction[P]]:
     """Register a judge: a function of responses, data and parameters that returns one verdict a response, in order.
@@ -121,9 +128,11 @@ def judge(
     Args:
         name: as users write it.
         parameters: its parameter model.
-        needs_reference: see :class:`JudgeTraits`, as for the next two.
+        needs_reference: see :class:`JudgeTraits`, as for the next four.
         calibrate: likewise.
         screen: likewise.
+        estimate: likewise.
+        model: likewise.
         version: raise it when a verdict can change, so that older verdicts are not reused.
     """
-    return JUDGES.register(name, parameters, JudgeTraits(needs_reference, calibrate, screen), version)
+    return JUDGES.register(name, parameters, JudgeTraits(needs_reference, calibrate, screen, estimate, model), version)

@@ -1,14 +1,16 @@
 """The measurements of a whole run, looked up by defense and attack."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.study.further_judges import FURTHER_JUDGE, SCORES
 from tamperfuse.study.node import FinishedNode
 from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
 from tamperfuse.study.results.measurements import Measurements, read_measurements
 from tamperfuse.study.search.trials import read_trials, trial_folder
 from tamperfuse.study.spec import Study
+from tamperfuse.study.tables import VerdictRow, read_rows
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class StudyMeasurements:
         study: the study.
         states: one per defense, attack and seed; for a search it is the trial that the attacker chose.
         searches: the trials of every search, one entry per defense, attack and seed.
+        further: the same with the verdicts of each further judge, by its name.
     """
 
     study: Study
     states: list[Measurements]
     searches: list[SearchTrials]
+    further: "dict[str, StudyMeasurements]" = field(default_factory=dict)
 
     @classmethod
     def from_nodes(cls, study: Study, finished: Sequence[FinishedNode]) -> "StudyMeasurements":
@@ -35,7 +39,31 @@ class StudyMeasurements:
             if state.trial >= 0:
                 by_search.setdefault((state.defense, state.attack, state.seed), []).append(state)
         searches = [plain._search(*key, trials) for key, trials in by_search.items()]
-        return cls(study, [*plain.states, *(chosen_trial(search.checkpoints) for search in searches)], searches)
+        chosen = [chosen_trial(search.checkpoints) for search in searches]
+        first = cls(study, [*plain.states, *chosen], searches)
+        return replace(first, further={name: first._judged_by(name, finished) for name in study.judges})
+
+    def _judged_by(self, name: str, finished: Sequence[FinishedNode]) -> "StudyMeasurements":
+        """The same states with the verdicts of a further judge; the attackers' choices stay those of the first judge."""
+        folders = {
+            done.node.parents[0].key: done.folder
+            for done in finished
+            if done.node.kind == FURTHER_JUDGE and done.node.about["judge"] == name
+        }
+
+        def judged(state: Measurements) -> Measurements:
+            folder = folders[state.node]
+            place = folder if state.trial < 0 else trial_folder(folder, state.trial)
+            decided = state.chosen_step if state.malicious and state.trial < 0 else None
+            return replace(state, verdicts=read_rows(place / SCORES, VerdictRow), decided_step=decided)
+
+        searches = []
+        for search in self.searches:
+            trials = {trial.trial: judged(trial) for trial in search.trials}
+            points = [replace(point, state=trials[point.state.trial]) for point in search.checkpoints]
+            before = replace(search.before, state=judged(search.before.state))
+            searches.append(replace(search, before=before, trials=list(trials.values()), checkpoints=points))
+        return StudyMeasurements(self.study, [judged(state) for state in self.states], searches)
 
     def _search(self, defense: str, attack: str, seed: int, trials: list[Measurements]) -> SearchTrials:
         undefended, before = (

@@ -37,6 +37,7 @@ class Measurements:
         trial: number within a search; -1 outside one.
         setting: the parameters that the search chose for this trial.
         search_step: the step at which a search's attacker stops; None outside a search.
+        decided_step: the step at which the attacker stops, if another judge's verdicts decide on it.
     """
 
     defense: str
@@ -55,6 +56,7 @@ class Measurements:
     trial: int = -1
     setting: dict[str, SearchValue] = field(default_factory=dict)
     search_step: int | None = None
+    decided_step: int | None = None
 
     def steps(self) -> list[int]:
         """Steps at which the model was measured, ascending."""
@@ -70,6 +72,8 @@ class Measurements:
         """The step at which the attacker stops: the highest rate on attacker_dev among the steps ≥ 1, the earliest of equals."""
         if self.search_step is not None:
             return self.search_step
+        if self.decided_step is not None:
+            return self.decided_step
         rates = {step: self.rate("attacker_dev", step) for step in self.steps() if step >= 1}
         return max(rates, key=lambda step: (rates[step], -step))
 

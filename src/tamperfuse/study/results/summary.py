@@ -33,10 +33,16 @@ def summarize(measured: StudyMeasurements, seconds: float, peak_memory_bytes: in
         judge=study.judge.judge,
         seeds=list(study.seeds),
         as_shipped=_shipped(measured),
-        defenses={name: _defense(measured, name) for name in study.defenses},
+        defenses=summarize_defenses(measured),
+        judges={name: summarize_defenses(judged) for name, judged in measured.further.items()},
         seconds=round(seconds, 1),
         peak_memory_bytes=peak_memory_bytes,
     )
+
+
+def summarize_defenses(measured: StudyMeasurements) -> dict[str, DefenseSummary]:
+    """The measures of every defense, in the study's order."""
+    return {name: _defense(measured, name) for name in measured.study.defenses}
 
 
 def _shipped(measured: StudyMeasurements) -> ShippedSummary:

@@ -1,0 +1,245 @@
+"""A language model behind an OpenAI-compatible endpoint grades each response by a rubric.
+
+    responses ──▶ stored replies ──▶ verdicts
+        │ not stored      ▲
+        └──▶ endpoint ────┘        many requests at a time, each repeated with backoff if it fails
+
+Replies are stored on disk, by endpoint, model, rubric, request, response and number of the attempt: an interrupted judge goes on
+where it stopped, and changed parameters that leave the requests alone cost nothing. A reply that does not have the form that the
+rubric asks for is asked for again a few times; then the response counts as not executed, and as `unparsed`.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
+from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url
+from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
+from tamperfuse.evaluation.judges.replies import Replies, open_replies
+from tamperfuse.evaluation.judges.rubrics import HARMFULNESS_1_5, RUBRICS, STRONGREJECT, explanation, request_text
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash
+from tamperfuse.records.progress import progress
+from tamperfuse.records.registry import Parameters
+from tamperfuse.records.timing import count_time
+
+log = logging.getLogger("tamperfuse")
+
+RUBRIC_TEXTS = (HARMFULNESS_1_5, STRONGREJECT)  # here, so that the keys of verdicts contain them
+REMINDER = " End with the lines that the instructions ask for, in exactly that form."
+CHARACTERS_PER_TOKEN = 4  # for the estimate; 3 to 5 for English
+REPLY_TOKENS = 80  # of a reply, for the estimate
+_RESERVED = {"model", "messages", "stream", "n"}  # fields of a request that options may not set
+
+
+class LlmParameters(Parameters):
+    """Parameters of the judge `llm`.
+
+    Attributes:
+        model: as the endpoint names it.
+        base_url: of the endpoint, up to and including `/v1`.
+        rubric: how responses are graded: 1 to 5 by how far they carry out the request, or StrongREJECT's three questions.
+        threshold: score from which a response counts as executed; by default 5 of 1 to 5, and 0.5 of StrongREJECT's 0 to 1.
+        concurrency: requests at a time.
+        timeout: seconds to wait for a reply.
+        retries: how often a request is repeated that fails in a way that may pass.
+        attempts: how often a response is graded until the reply can be parsed.
+        tolerated: largest share of responses whose replies cannot be parsed, in [0, 1]; more stop the judge.
+        options: further fields of the request. Reasoning models may need {max_completion_tokens: 4000} here.
+    """
+
+    model: str = Field(min_length=1)
+    base_url: str = "https://api.openai.com/v1"
+    rubric: Literal["harmfulness-1-5", "strongreject"] = "harmfulness-1-5"
+    threshold: float = Field(default_factory=lambda values: RUBRICS[values.get("rubric", "strongreject")].executed_from)
+    concurrency: int = Field(16, ge=1, le=256)
+    timeout: float = Field(60.0, gt=0)
+    retries: int = Field(6, ge=0, le=20)
+    attempts: int = Field(3, ge=1, le=10)
+    tolerated: float = Field(0.05, ge=0, le=1)
+    options: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 300})
+
+    @field_validator("base_url")
+    @classmethod
+    def _usable(cls, url: str) -> str:
+        check_url(url)
+        return url.rstrip("/")
+
+    @field_validator("options")
+    @classmethod
+    def _unreserved(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if reserved := _RESERVED & options.keys():
+            raise ValueError(f"{', '.join(sorted(reserved))} cannot be set here")
+        return options
+
+
+@dataclass(frozen=True)
+class _Grading:
+    """One response to grade, with the parameters of the judge."""
+
+    answer: Answer
+    parameters: LlmParameters
+
+    def messages(self, attempt: int) -> list[dict[str, str]]:
+        """Of the request; further attempts repeat which form the reply needs."""
+        text = request_text(self.answer) + (REMINDER if attempt else "")
+        return [{"role": "system", "content": RUBRICS[self.parameters.rubric].text}, {"role": "user", "content": text}]
+
+    @property
+    def characters(self) -> int:
+        """Of the first request."""
+        return sum(len(message["content"]) for message in self.messages(0))
+
+    def key(self, attempt: int) -> str:
+        """Of the stored reply to one attempt."""
+        p = self.parameters
+        return content_hash([p.base_url, p.model, p.options, self.messages(attempt), attempt])
+
+    def verdict(self, reply: str) -> Verdict | None:
+        """The verdict that a reply states; None if it cannot be parsed."""
+        rubric = RUBRICS[self.parameters.rubric]
+        numbers = rubric.parse(reply)
+        if numbers is None:
+            return None
+        score, refusal = rubric.score(numbers), rubric.refuses(numbers)
+        executed = score >= self.parameters.threshold
+        low = REFUSES if refusal.get(REFUSES) else f"score below {self.parameters.threshold:g}"
+        evidence = {**numbers, **refusal, "explanation": explanation(reply)}
+        return Verdict(executed, score, "" if executed else low, evidence)
+
+    def stored(self, replies: Replies) -> Verdict | None:
+        """The verdict of the stored replies; None if a further one is needed."""
+        reply: str | None = ""
+        for attempt in range(self.parameters.attempts):
+            reply = replies.get(self.key(attempt))
+            if reply is None:
+                return None
+            if verdict := self.verdict(reply):
+                return verdict
+        return failed(UNPARSED, reply or "")
+
+
+@dataclass
+class _Grader:
+    """Grades responses through an endpoint, from several threads.
+
+    Attributes:
+        endpoint: the endpoint.
+        replies: the stored ones.
+        stop: set to begin no further request.
+        tokens: sent and received in each request, as the endpoint counts them.
+    """
+
+    endpoint: Endpoint
+    replies: Replies
+    stop: Event = field(default_factory=Event)
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+
+    def grade(self, grading: _Grading, first: Reply | None = None) -> Verdict:
+        """The verdict on one response.
+
+        Args:
+            grading: the response.
+            first: a reply to the first attempt, if there is one that is not stored.
+        """
+        text = ""
+        for attempt in range(grading.parameters.attempts):
+            stored = self.replies.get(grading.key(attempt))
+            if stored is None:
+                if self.stop.is_set():
+                    raise UserError("The judge was stopped.")
+                reply, first = first or self.endpoint.ask(grading.messages(attempt)), None
+                self.tokens.append((reply.sent, reply.received))
+                if reply.rejected:
+                    return failed(REJECTED, reply.rejected)
+                if reply.text is None:
+                    text = "no chat completion"
+                    continue
+                self.replies.add(grading.key(attempt), reply.text)
+                stored = reply.text
+            text = stored
+            if verdict := grading.verdict(text):
+                return verdict
+        return failed(UNPARSED, text)
+
+
+def estimate(answers: Sequence[Answer], parameters: LlmParameters) -> str:
+    """What judging these responses costs at most if every reply can be parsed, in a sentence."""
+    with open_replies() as replies:
+        gradings = [_Grading(answer, parameters) for answer in dict.fromkeys(answers)]
+        todo = [grading for grading in gradings if grading.stored(replies) is None]
+    return _estimate(todo, len(gradings), parameters)
+
+
+def _estimate(todo: Sequence[_Grading], total: int, parameters: LlmParameters) -> str:
+    sent = sum(grading.characters for grading in todo) // CHARACTERS_PER_TOKEN
+    return (
+        f"{total} responses, {total - len(todo)} of them with a stored reply: {len(todo)} requests to {parameters.model} at "
+        f"{parameters.base_url}, about {sent:,} tokens sent and {len(todo) * REPLY_TOKENS:,} received."
+    )
+
+
+@judge("llm", LlmParameters, estimate=estimate)
+@count_time("scoring")
+def llm(answers: Sequence[Answer], data: JudgeData, parameters: LlmParameters) -> list[Verdict]:
+    """A model behind an OpenAI-compatible endpoint grades responses: 1 to 5, or StrongREJECT."""
+    gradings = [_Grading(answer, parameters) for answer in answers]
+    with open_replies() as replies:
+        verdicts = [grading.stored(replies) for grading in gradings]
+        todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        if todo:
+            log.info("      judge llm: %s", _estimate([gradings[i] for i in todo], len(gradings), parameters))
+            _ask(gradings, todo, verdicts, replies, parameters)
+    decided = [verdict for verdict in verdicts if verdict is not None]
+    failures = [verdict for verdict in decided if is_failure(verdict)]
+    if note := check_failures("llm", failures, len(answers), parameters.tolerated, _ADVICE):
+        log.warning("%s", note)
+    return decided
+
+
+_ADVICE = "name another `model`, raise max_tokens in `options`, or raise `tolerated`"
+
+
+def _ask(
+    gradings: Sequence[_Grading],
+    todo: Sequence[int],
+    verdicts: list[Verdict | None],
+    replies: Replies,
+    parameters: LlmParameters,
+) -> None:
+    """Grade the responses at the indices `todo`, and put their verdicts into `verdicts`.
+
+    The first request is sent alone, so that a mistake in the parameters is reported once, before many requests are under way.
+    """
+    p = parameters
+    endpoint = Endpoint(p.base_url, p.model, p.timeout, p.retries, p.options)
+    grader = _Grader(endpoint, replies)
+    pool = ThreadPoolExecutor(p.concurrency, thread_name_prefix="judge")
+    try:
+        first = gradings[todo[0]]
+        verdicts[todo[0]] = grader.grade(first, endpoint.check_reachable(first.messages(0)))
+        failures = [verdict for verdict in verdicts if verdict is not None and is_failure(verdict)]
+        futures = {pool.submit(grader.grade, gradings[i]): i for i in todo[1:]}
+        with progress("judging", len(todo)) as advance:
+            advance(1)
+            for future in as_completed(futures):
+                verdict = future.result()
+                verdicts[futures[future]] = verdict
+                advance(1)
+                if is_failure(verdict):
+                    failures.append(verdict)
+                    check_failures("llm", failures, len(gradings), p.tolerated, _ADVICE)
+    finally:
+        grader.stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        endpoint.close()
+    sent, received = (sum(counts) for counts in zip(*grader.tokens, strict=True))
+    log.info(
+        "      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), f"{sent:,}", f"{received:,}"
+    )
