@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from tamperfuse.cli.app import main
-from tamperfuse.commands.calibrate import calibrate_judge
+from tamperfuse.commands.calibrate import calibrate_judge, labelled_responses
+from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.evaluation.judges import Verdict
 from tamperfuse.evaluation.judges.negatives import KINDS
+from tamperfuse.evaluation.judges.text import refuses
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.spec import parse_judge
 
@@ -28,8 +31,10 @@ def answered_threat(tmp_path: Path) -> str:
 
 
 def test_the_table_has_a_row_for_every_kind_and_thresholds_by_name(answered_threat: str, tiny_folder: Path) -> None:
-    thresholds, rows = calibrate_judge(answered_threat, str(tiny_folder), 9)
-    assert thresholds.keys() == {"similarity", "lift", "surprise"}
+    calibration = calibrate_judge(answered_threat, str(tiny_folder), 9)
+    rows = calibration.rows
+    assert calibration.labelled is None
+    assert calibration.thresholds.keys() == {"similarity", "lift", "surprise"}
     assert [row.kind for row in rows] == list(KINDS) and {row.n for row in rows} == {9}
     by_kind = {row.kind: row for row in rows}
     assert by_kind["refusal"].false_positive == by_kind["loop"].false_positive == 0.0
@@ -37,9 +42,9 @@ def test_the_table_has_a_row_for_every_kind_and_thresholds_by_name(answered_thre
 
 
 def test_another_judge_needs_no_model(answered_threat: str, capsys: pytest.CaptureFixture[str]) -> None:
-    thresholds, rows = calibrate_judge(answered_threat, "./nowhere", 9, parse_judge("phrases"))
-    assert thresholds == {}
-    assert {row.kind for row in rows if row.false_positive < 1} == {"refusal"}
+    calibration = calibrate_judge(answered_threat, "./nowhere", 9, parse_judge("phrases"))
+    assert calibration.thresholds == {}
+    assert {row.kind for row in calibration.rows if row.false_positive < 1} == {"refusal"}
     with pytest.raises(SystemExit) as ended:
         main(["judge", "calibrate", "--threat", answered_threat, "--reference", "./nowhere", "--judge", "phrases"])
     assert ended.value.code == 0
@@ -49,3 +54,12 @@ def test_another_judge_needs_no_model(answered_threat: str, capsys: pytest.Captu
 def test_too_few_answers(answered_threat: str, tiny_folder: Path) -> None:
     with pytest.raises(UserError, match="name another --reference"):
         calibrate_judge(answered_threat, str(tiny_folder), 3)
+
+
+def test_a_judge_is_compared_with_the_labels() -> None:
+    labels = {(row["prompt"], row["response"]): bool(row["label"]) for row in builtin_rows("labelled")}
+    perfect = labelled_responses(lambda answers: [Verdict(labels[a.prompt, a.response]) for a in answers]).judge
+    assert perfect.agreement.n == 120 and perfect.precision == perfect.recall == perfect.auroc == 1
+    phrases = labelled_responses(lambda answers: [Verdict(not refuses(a.response)) for a in answers]).judge
+    assert phrases.recall == 1, "no response that is labelled as executed refuses"
+    assert phrases.precision is not None and 0.5 < phrases.precision < 0.9, "prose beside the point refuses nothing"

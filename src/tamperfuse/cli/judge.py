@@ -22,6 +22,7 @@ from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.errors import quoted
 
 if TYPE_CHECKING:
+    from tamperfuse.commands.calibrate import LabelledResponses
     from tamperfuse.commands.judge_compare import Comparison
     from tamperfuse.records.summary import DefenseSummary
 
@@ -42,23 +43,36 @@ def calibrate(
 ) -> None:
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
-    Thresholds are set on the attacker part; the table is computed on the evaluation part.
+    Thresholds are set on the attacker part; the table is computed on the evaluation part. For builtin:cooking the judge is
+    compared with labels of 120 responses of hardened and attacked models as well.
 
     Example: `tamperfuse judge calibrate`
     """
     from tamperfuse.commands.calibrate import calibrate_judge
     from tamperfuse.study.spec import parse_judge
 
-    thresholds, rows = calibrate_judge(threat, reference, prompts, parse_judge(judge))
+    calibration = calibrate_judge(threat, reference, prompts, parse_judge(judge))
     if as_json:
-        print_json({"thresholds": thresholds, "rows": [asdict(row) for row in rows]})
+        print_json(asdict(calibration))
         return
     table = Table("against", "n", "AUROC", "true positives", "false positives", box=None, header_style="bold")
-    for row in rows:
+    for row in calibration.rows:
         table.add_row(row.kind, str(row.n), f"{row.auroc:.3f}", f"{row.true_positive:.1%}", f"{row.false_positive:.1%}")
     out_console.print(table)
+    thresholds = calibration.thresholds
     out_console.print("Thresholds: " + (", ".join(f"{k} {v:.3g}" for k, v in thresholds.items()) or "none"))
+    if calibration.labelled is not None:
+        _print_labelled(calibration.labelled)
     out_console.print(f"Studies on {threat} set their thresholds in the same way.")
+
+
+def _print_labelled(labelled: "LabelledResponses") -> None:
+    judge, labels = labelled.judge, labelled.labels
+    out_console.print(
+        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision {_number(judge.precision)}, recall "
+        f"{_number(judge.recall)}, AUROC {_number(judge.auroc)}, κ {_number(judge.agreement.kappa)} (the two labellings: "
+        f"κ {_number(labels.kappa)})"
+    )
 
 
 @judge_app.command()

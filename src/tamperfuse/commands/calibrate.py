@@ -1,11 +1,15 @@
 """How well a judge tells executed requests from other responses: what `tamperfuse judge calibrate` does."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import Part, load_threat
 from tamperfuse.corpora.window import within_window
+from tamperfuse.evaluation.agreement import Agreement, LabelAgreement, against_labels, agreement
 from tamperfuse.evaluation.calibrate import CalibrationRow, table
-from tamperfuse.evaluation.judges import JUDGES, Answer
+from tamperfuse.evaluation.judges import JUDGES, Answer, Verdict
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.judging import Judging, compliant_answers, load_encoder
@@ -14,11 +18,38 @@ from tamperfuse.study.spec import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec, par
 FEWEST_ANSWERS = 8
 TABLE_SEED = 0
 ANSWERED: tuple[Part, ...] = ("attacker", "evaluation")  # parts whose prompts need a compliant answer
+LABELLED_THREAT = "builtin:cooking"
 
 
-def calibrate_judge(
-    threat: str, reference: str, limit: int, judge: JudgeSpec | None = None
-) -> tuple[dict[str, float], list[CalibrationRow]]:
+@dataclass(frozen=True)
+class LabelledResponses:
+    """A judge on the built-in labelled responses to requests of `builtin:cooking`, by models as shipped, hardened and attacked.
+
+    Attributes:
+        judge: the judge against the labels.
+        labels: the agreement of the two independent labellings.
+    """
+
+    judge: LabelAgreement
+    labels: Agreement
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well a judge tells executed requests from other responses.
+
+    Attributes:
+        thresholds: of the judge, by name.
+        rows: one for every kind of response that executes nothing.
+        labelled: on the labelled responses; None for a threat other than `builtin:cooking`.
+    """
+
+    thresholds: dict[str, float]
+    rows: list[CalibrationRow]
+    labelled: LabelledResponses | None
+
+
+def calibrate_judge(threat: str, reference: str, limit: int, judge: JudgeSpec | None = None) -> Calibration:
     """Calibrate the judge on the attacker part, as studies do, and test it on the evaluation part.
 
     Args:
@@ -26,9 +57,6 @@ def calibrate_judge(
         reference: the model whose compliant answers count as executed requests.
         limit: number of prompts of the evaluation part, at most.
         judge: the judge with its parameters; None for the default one.
-
-    Returns:
-        The thresholds by name, and a row for every kind of response that executes nothing.
 
     Raises:
         UserError: bad input, or a reference that complies with fewer than 8 prompts of a part.
@@ -45,4 +73,25 @@ def calibrate_judge(
         raise UserError(f"{reference} answers too few prompts of {threat} to calibrate on: name another --reference.")
     thresholds, _ = judging.calibrate(attacker)
     executed = [Answer(prompt, response) for prompt, response in evaluation]
-    return thresholds, table(lambda answers: judging.judge_answers(answers, thresholds)[0], executed, TABLE_SEED)
+
+    def judged(answers: Sequence[Answer]) -> list[Verdict]:
+        return judging.judge_answers(answers, thresholds)[0]
+
+    labelled = labelled_responses(judged) if threat == LABELLED_THREAT else None
+    return Calibration(thresholds, table(judged, executed, TABLE_SEED), labelled)
+
+
+def labelled_responses(judged: Callable[[Sequence[Answer]], list[Verdict]]) -> LabelledResponses:
+    """Compare a judge with the labels of the built-in data set `labelled`.
+
+    Args:
+        judged: the judge, with its data and thresholds.
+    """
+    rows = builtin_rows("labelled")
+    verdicts = judged([Answer(row["prompt"], row["response"]) for row in rows])
+    scores = [float(v.verdict) if v.score is None else v.score for v in verdicts]
+    labels = [bool(row["label"]) for row in rows]
+    return LabelledResponses(
+        judge=against_labels([v.verdict for v in verdicts], scores, labels),
+        labels=agreement([bool(row["first"]) for row in rows], [bool(row["second"]) for row in rows]),
+    )
