@@ -228,7 +228,9 @@ def test_a_gguf_of_a_llama_with_biases_or_a_sentencepiece_tokenizer_is_a_user_er
         write_gguf(biased, tokenizer, path, "Q8_0")
     raw = Tokenizer(BPE({"<unk>": 0, "▁a": 1}, [], unk_token="<unk>", byte_fallback=True))
     raw.decoder = Sequence([ByteFallback(), Fuse()])
-    with pytest.raises(UserError, match="SentencePiece BPE cannot be written as GGUF, only Llama models with byte-level"):
+    with pytest.raises(
+        UserError, match="SentencePiece BPE cannot be written as GGUF, only Llama models with byte-level"
+    ):
         write_gguf(attacked.loaded.model, PreTrainedTokenizerFast(tokenizer_object=raw), path, "Q8_0")
     assert not path.exists()
 

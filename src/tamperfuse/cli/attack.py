@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tamperfuse.cli.options import (
+    ChatTemplate,
     JudgeName,
     Model,
     Out,
@@ -35,6 +36,7 @@ def attack(
     settings: Settings = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Attack a model and measure it before and after.
 
@@ -55,6 +57,7 @@ def attack(
         seed=seed,
         report_to=parse_reporters(report_to),
         judge=parse_judge(judge),
+        chat_template=chat_template,
     )
     for line in lines:
         out_console.print(line)

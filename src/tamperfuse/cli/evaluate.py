@@ -1,11 +1,16 @@
 """The command `tamperfuse evaluate`."""
 
-from tamperfuse.cli.options import JudgeName, Model, Out, Reference, ThreatSource, out_console
+from tamperfuse.cli.options import ChatTemplate, JudgeName, Model, Out, Reference, ThreatSource, out_console
 from tamperfuse.records.errors import quoted
 
 
 def evaluate(
-    model: Model, threat: ThreatSource, out: Out, reference: Reference = None, judge: JudgeName = "builtin"
+    model: Model,
+    threat: ThreatSource,
+    out: Out,
+    reference: Reference = None,
+    judge: JudgeName = "builtin",
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Measure a model: harmful execution, benign answers, capability, benign NLL.
 
@@ -14,7 +19,10 @@ def evaluate(
     from tamperfuse.commands.evaluate import evaluate_model
     from tamperfuse.study.spec import parse_judge
 
-    for line in evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge)):
+    lines = evaluate_model(
+        model, threat, out, reference=reference, judge=parse_judge(judge), chat_template=chat_template
+    )
+    for line in lines:
         out_console.print(line)
     out_console.print(
         f"Responses and scores are in {out}; attack the model with: tamperfuse attack {quoted(model)} --attack "

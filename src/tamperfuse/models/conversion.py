@@ -84,7 +84,7 @@ def _is_complete(folder: Path) -> bool:
 def save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
     """Save weights and configuration, with the permissions of new files.
 
-    safetensors lets the owner alone read its files; the weights receive the mode of config.json, which the umask decides. An error
+    safetensors lets only the owner read its files; the weights receive the mode of config.json, which the umask decides. An error
     of safetensors is raised as an OSError with its errno, so a full disk is reported as such.
     """
     try:

@@ -216,6 +216,7 @@ class Study(BaseModel):
     Attributes:
         model: the model to harden: a bundled name, a directory, a .gguf or a Hub id.
         threat: source of the threat.
+        chat_template: file with a chat template (Jinja) in place of the tokenizer's; for base models, which have none.
         seeds: each decides data order, pairs, shots, adapter initialisation.
         defenses: by name; `refusal`, the undefended model, is always among them.
         attacks: by name.
@@ -230,6 +231,7 @@ class Study(BaseModel):
 
     model: str
     threat: str
+    chat_template: str | None = None
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     defenses: dict[str, DefenseSpec]
     attacks: dict[str, AttackSpec]
@@ -283,9 +285,11 @@ class Study(BaseModel):
             return {"sources": [benign]}
         return {"sources": benign} if isinstance(benign, list | tuple) else benign
 
-    @field_validator("model", "threat", "retain")
+    @field_validator("model", "threat", "retain", "chat_template")
     @classmethod
-    def _expand_home(cls, source: str) -> str:
+    def _expand_home(cls, source: str | None) -> str | None:
+        if source is None:
+            return None
         if not source.strip():
             raise ValueError("it is empty")
         return os.path.expanduser(source)
@@ -334,7 +338,7 @@ class Study(BaseModel):
             name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **_set(a["parameters"])}
             for name, a in values["attacks"].items()
         }
-        return dump_yaml(values)
+        return dump_yaml(_set(values))
 
 
 def resolve_study(study: Study) -> Study:
