@@ -1,22 +1,23 @@
 """Generate the table of docs/models.md: how a tiny random model of each decoder architecture of transformers runs.
 
-python scripts/architectures_table.py                   prints the table
-python scripts/architectures_table.py docs/models.md    replaces the table in the page
+python scripts/architectures_table.py                            prints the table
+python scripts/architectures_table.py docs/models.md             replaces the table in the page
+python scripts/architectures_table.py docs/models.md llama …     replaces the rows of some architectures
 """
 
 import contextlib
 import io
 import logging
+import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pages import replace_tables, table
@@ -24,68 +25,56 @@ from tamperfuse.models import packed_check
 from tamperfuse.models.decoding import decoding
 from tamperfuse.models.packed import is_packed, pack, packed_logits
 from tamperfuse.records.errors import UserError
+from tiny_architectures import SIZES, tiny_model
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-}
-# Architectures whose sizes have other names, or that cannot have all of the above.
-NAMES = {"n_positions": 256, "n_embd": 32, "n_layer": 3, "n_head": 4, "ffn_dim": 64, "word_embed_proj_dim": 32}
 DECODED = 4
 LENGTHS = (90, 25, 60)  # tokens of the sequences that are compared, longer than those of the check at load
 EXACT = 1e-3  # largest difference of two logits, as a share of their spread
+STEPS, LEARNING_RATE = 20, 1e-2  # of the training of the second comparison
+
+Row = tuple[
+    str, str, str, str
+]  # architecture, "packed" | "plain" | "refused" | "WRONG" | "not built", difference, reason
 
 
-def tiny_model(kind: str) -> PreTrainedModel:
-    """A model with random weights; sizes that an architecture does not take are left out."""
-    values = {**SIZES, **NAMES}
-    while True:
-        try:
-            config = AutoConfig.for_model(kind, **values)
+def row_of(kind: str) -> Row:
+    """How an architecture runs, with random weights and after a short training; the larger difference of the two."""
+    results, differences, reasons = [], [], []
+    for trained in (False, True):
+        result, difference, reason = outcome(kind, trained)
+        if trained and result == "not built":
+            reasons.append(f"cannot be trained: {reason}")
             break
-        except AttributeError as error:
-            refused = [name for name in values if name in str(error)]
-            if not refused:
-                raise
-            del values[refused[0]]
-    with torch.device("meta"):
-        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    if size > 3_000_000:
-        raise ValueError("its sizes have other names")
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).float().eval()
+        results.append(result)
+        differences.append(difference)
+        reasons.append(reason)
+        if result in ("not built", "refused"):
+            return kind, result, "", reason
+    worst = max(differences)
+    result = next(name for name in ("WRONG", "plain", "packed") if name in results)
+    return kind, result, f"{worst:.0e}", next(filter(None, reasons), "").replace("|", "/")
 
 
 @torch.no_grad()
-def outcome(kind: str) -> tuple[str, str, str]:
-    """("packed" | "plain" | "refused" | "WRONG" | "not built", largest difference, reason)."""
+def outcome(kind: str, trained: bool) -> tuple[str, float, str]:
+    """Result, largest difference of two logits as a share of their spread, and the reason for whatever is not packed."""
+    sequences = [
+        [3, 4, *torch.randint(3, SIZES["vocab_size"], (n,), generator=torch.Generator().manual_seed(n)).tolist()]
+        for n in LENGTHS
+    ]
     try:
         plain, model = tiny_model(kind), tiny_model(kind)
-        sequences = [
-            [3, 4, *torch.randint(3, 97, (n,), generator=torch.Generator().manual_seed(n)).tolist()] for n in LENGTHS
-        ]
-        alone = [plain(input_ids=torch.tensor([tokens])).logits[0].float() for tokens in sequences]
+        if trained:
+            train(plain, sequences)
+            model.load_state_dict(plain.state_dict())
+        alone = [forward(plain, tokens) for tokens in sequences]
     except Exception as error:  # of an architecture that cannot be built this small, or whose own code fails
-        return "not built", "", type(error).__name__
+        first = (str(error).strip().splitlines() or [""])[0]
+        return "not built", 0.0, f"{type(error).__name__}: {first[:90]}"
     try:
         reason = reason_for_plain(model)
     except UserError as error:
-        return "refused", "", str(error).partition(" ")[2].partition(":")[0]
+        return "refused", 0.0, str(error).partition(" ")[2].partition(":")[0]
     row, layout = pack(sequences, 2, model.device)
     logits = packed_logits(model, row, layout, torch.arange(row.shape[1]))
     segments = torch.split(logits[layout.prefix :], list(layout.lengths))
@@ -99,8 +88,26 @@ def outcome(kind: str) -> tuple[str, str, str]:
         *(float((a[layout.prefix :] - b).abs().max()) for a, b in zip(alone, segments, strict=True)),
         *(float((a[-DECODED - 1 :] - b).abs().max()) for a, b in zip(alone, decoded, strict=True)),
     ) / float(torch.cat(alone).std())
-    result = "WRONG" if not worst <= EXACT else "packed" if is_packed(model) else "plain"
-    return result, f"{worst:.0e}", reason
+    return "WRONG" if not worst <= EXACT else "packed" if is_packed(model) else "plain", worst, reason
+
+
+def forward(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """Logits of a sequence alone, (tokens, vocabulary), from the model's own forward pass."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+    return logits.float()
+
+
+@torch.enable_grad()  # type: ignore[no-untyped-call]
+def train(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
+    """Train a model on a few sequences, at a rate that changes all of its weights."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    for step in range(STEPS):
+        tokens = list(sequences[step % len(sequences)])
+        loss = torch.nn.functional.cross_entropy(forward(model, tokens)[:-1], torch.tensor(tokens[1:]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
 
 def reason_for_plain(model: PreTrainedModel) -> str:
@@ -128,34 +135,50 @@ def log_lines() -> Iterator[list[str]]:
         packed_check.log.removeHandler(handler)
 
 
-def tables() -> str:
-    """The table of what could be built, the names of the rest, and the totals, as Markdown."""
-    rows: list[list[str]] = []
-    counts: Counter[str] = Counter()
-    missing: list[str] = []
-    for kind in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+def rows_in(page: str) -> list[Row]:
+    """The rows of a page's table."""
+    cells = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
+    return [(kind, result, difference, reason) for kind, result, difference, reason in cells]
+
+
+def computed(kinds: Sequence[str]) -> list[Row]:
+    """The rows of architectures."""
+    rows = []
+    for kind in kinds:
         with contextlib.redirect_stderr(io.StringIO()):
-            result, difference, reason = outcome(kind)
-        print(f"{kind}: {result} {difference} {reason}", file=sys.stderr)
-        counts[result] += 1
-        if result == "not built":
-            missing.append(f"`{kind}`")
-        else:
-            rows.append([f"`{kind}`", result, difference, reason.replace("|", "/")])
+            row = row_of(kind)
+        print(": ".join(row), file=sys.stderr)
+        rows.append(row)
+    return rows
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """The table and the totals, as Markdown."""
+    counts = Counter(result for _, result, _, _ in rows)
     total = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    notes = [f"Not built: {', '.join(missing)}.", "", f"{total}; transformers {transformers.__version__}."]
-    return "\n".join([*table(["architecture", "runs", "largest difference", "reason"], rows), "", *notes])
+    lines = [[f"`{kind}`", *rest] for kind, *rest in sorted(rows)]
+    header = ["architecture", "runs", "largest difference", "reason"]
+    return "\n".join([*table(header, lines), "", f"{total}; transformers {transformers.__version__}."])
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        sys.exit(__doc__)
+def main(arguments: Sequence[str]) -> None:
+    """Print the table, or write it into a page."""
+    page, kinds = (Path(arguments[0]) if arguments else None), arguments[1:]
+    for kind in kinds:
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            sys.exit(f"{kind} is not a causal language model of transformers {transformers.__version__}.")
     packed_check.log.propagate = False
     logging.getLogger("transformers").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     packed_check._remembered = lambda model: None  # type: ignore[assignment]  # checked anew
-    text = tables()
-    if len(sys.argv) == 1:
-        print(text)
-    else:
-        replace_tables(Path(sys.argv[1]), f"python scripts/architectures_table.py {sys.argv[1]}", text)
+    rows = computed(kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    if page is None:
+        print(tables(rows))
+        return
+    if kinds:
+        rows += [row for row in rows_in(page.read_text(encoding="utf-8")) if row[0] not in kinds]
+    replace_tables(page, f"python scripts/architectures_table.py {page}", tables(rows))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -10,6 +10,7 @@ data set, as on the command line. A model is a name (a Hub id, a directory, a .g
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,16 @@ from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.models.load import ORIGIN_ADVICE, LoadedModel, load_model, origin_of, reference_name, save_model
+from tamperfuse.models.chat_template import read_template
+from tamperfuse.models.load import (
+    ORIGIN_ADVICE,
+    LoadedModel,
+    load_model,
+    origin_of,
+    reference_name,
+    save_model,
+    stated_template,
+)
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
@@ -45,11 +55,12 @@ if TYPE_CHECKING:
 Model = LoadedModel | str | Path
 
 
-def load(model: str | Path) -> LoadedModel:
+def load(model: str | Path, *, chat_template: str | Path | None = None) -> LoadedModel:
     """Load a model with its tokenizer and chat template.
 
     Args:
         model: a Hub id, a model directory, a .gguf file, a peft adapter directory, or `smollm2-135m` (bundled).
+        chat_template: file with a chat template (Jinja) in place of the tokenizer's; for base models, which have none.
 
     Returns:
         The model in float32, on the GPU if there is one, with its tokenizer (`.tokenizer`) and chat template (`.chat`). Its
@@ -62,7 +73,7 @@ def load(model: str | Path) -> LoadedModel:
 
         model = tamperfuse.load("smollm2-135m")
     """
-    return load_model(str(model))
+    return load_model(str(model), chat_template=read_template(None if chat_template is None else Path(chat_template)))
 
 
 def pair(
@@ -139,7 +150,10 @@ def harden(
     values = component.parse(parameters, f"defense {defense}")
     origin = reference_name(model, None, ORIGIN_ADVICE) if isinstance(model, LoadedModel) else origin_of(str(model))
     sources = [str(benign)] if isinstance(benign, str | Path) else [str(source) for source in benign]
-    data, resolved = prepare_data(origin, component, values, str(threat), sources, seed, pairs=_pairs(pairs))
+    template = model.stated_template if isinstance(model, LoadedModel) else stated_template(str(model))
+    data, resolved = prepare_data(
+        origin, component, values, str(threat), sources, seed, pairs=_pairs(pairs), chat_template=template
+    )
     loaded = _copy(model)
     apply_defense(loaded, component, resolved, data, seed)
     _record(loaded, defense, resolved, seed)
@@ -215,8 +229,9 @@ def attack(
     origin = reference_name(loaded, reference)
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
+    load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
     data = AttackData(
-        harmful=compliant_answers(lambda: load_model(origin), requests.part("attacker"), tokens, encoder).pairs,
+        harmful=compliant_answers(load_origin, requests.part("attacker"), tokens, encoder).pairs,
         retain=[(example.prompt, example.response) for example in harmless],
         reference=origin,
         answer=observer.answer,
@@ -294,7 +309,8 @@ def evaluate(
     settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})
     spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    judging = open_judging(requests, settings, reference_name(loaded, reference), encoder, spec)
+    origin = reference_name(loaded, reference)
+    judging = open_judging(requests, settings, origin, encoder, spec, loaded.stated_template)
     observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}
     return Evaluation(

@@ -8,7 +8,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Sequence
+from tokenizers.models import BPE
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.quantize import rounded, through_gguf
@@ -111,6 +114,15 @@ def test_refusal_ablation_refuses_a_norm_that_writes_the_direction_back(attacked
         attacked.run("refusal_ablation", prompts=8)
 
 
+def test_refusal_ablation_refuses_layers_that_return_several_states_for_a_token(attacked) -> None:
+    last = attacked.loaded.model.model.layers[0]
+    last.register_forward_hook(lambda _, __, out: torch.stack([out, out]))  # as Gemma 3n's
+    attacked.loaded.model.model.layers[1].register_forward_pre_hook(lambda _, inputs: (inputs[0][0], *inputs[1:]))
+    with pytest.raises(UserError, match="several hidden states for a token"):
+        attacked.run("refusal_ablation", layer=0.5, prompts=8)
+    assert attacked.changed() == set() and not attacked.hook_calls
+
+
 def test_a_gguf_file_whose_tokenizer_differs_is_refused(attacked, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_other(path: Path) -> tuple:
         model, tokenizer = read_gguf(path)
@@ -206,6 +218,21 @@ def test_a_gguf_of_another_architecture_is_a_user_error(attacked, tmp_path: Path
     with pytest.raises(UserError, match="only Llama"):
         write_gguf(model, attacked.loaded.tokenizer, tmp_path / "gpt2.gguf", "Q8_0")
     assert not (tmp_path / "gpt2.gguf").exists()
+
+
+def test_a_gguf_of_a_llama_with_biases_or_a_sentencepiece_tokenizer_is_a_user_error(attacked, tmp_path: Path) -> None:
+    tokenizer, path = attacked.loaded.tokenizer, tmp_path / "x.gguf"
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    biased = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, attention_bias=True))
+    with pytest.raises(UserError, match=r"with biases \(model\.layers\.0\.self_attn\.q_proj\.bias"):
+        write_gguf(biased, tokenizer, path, "Q8_0")
+    raw = Tokenizer(BPE({"<unk>": 0, "▁a": 1}, [], unk_token="<unk>", byte_fallback=True))
+    raw.decoder = Sequence([ByteFallback(), Fuse()])
+    with pytest.raises(
+        UserError, match="SentencePiece BPE cannot be written as GGUF, only Llama models with byte-level"
+    ):
+        write_gguf(attacked.loaded.model, PreTrainedTokenizerFast(tokenizer_object=raw), path, "Q8_0")
+    assert not path.exists()
 
 
 def test_pruning_zeroes_the_smallest_weights_of_each_matrix(attacked) -> None:

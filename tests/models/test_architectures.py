@@ -33,7 +33,12 @@ SIZES = {
     "eos_token_id": 2,
 }
 EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-OPT = {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0}
+# Keys of another size than values, in DeepSeek's latent attention.
+LATENT = {
+    **EXPERTS,
+    **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12},
+    **{"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_key_value_heads": 4},
+}
 GPT2 = {"n_positions": 128, "n_embd": 32, "n_layer": 3, "n_head": 4}
 PACKED: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -47,8 +52,20 @@ PACKED: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}},
     "olmo2": {},
     "gpt2": GPT2,
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "gpt_neox": {},
     "smollm3": {},
+    "deepseek_v3": LATENT,
+    "gemma3n_text": {
+        "intermediate_size": [64, 64, 64],
+        "activation_sparsity_pattern": [0.5, 0.0, 0.0],
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 97,
+        "num_kv_shared_layers": 0,
+        "laurel_rank": 4,
+    },
 }
 PLAIN: dict[str, dict[str, Any]] = {
     "gemma2": {},
@@ -65,11 +82,20 @@ PLAIN: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "diffllama": {},
+    "stablelm": {},
+    "nemotron": {},
+    "mimo_v2_flash": EXPERTS,
     # A window that exists in the mask alone and is longer than the sequences of the check.
     "phimoe": {**EXPERTS, "sliding_window": 100},
     "qwen2_moe": {**EXPERTS, "use_sliding_window": True, "sliding_window": 100, "shared_expert_intermediate_size": 32},
     "llama4_text": {**EXPERTS, "attention_chunk_size": 64, "intermediate_size_mlp": 64},
 }
+
+# Some errors are too small to be seen with random weights, and none may appear once a model has been trained.
+TRAINED = (
+    *("llama", "mistral", "mixtral", "qwen3", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt", "deepseek_v3"),
+    *("gemma2", "bloom", "gpt_oss", "jamba"),
+)
 
 
 def tiny_model(kind: str, values: dict[str, Any]) -> PreTrainedModel:
@@ -85,9 +111,30 @@ def _checked_anew_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
 
 
-@pytest.mark.parametrize("kind", [*PACKED, *PLAIN])
-def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(kind: str, tiny: LoadedModel) -> None:
+def train(model: PreTrainedModel, steps: int = 8) -> None:
+    """Train on random sequences at a rate that moves all weights far from where they began."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        tokens = torch.randint(3, 97, (2, 24), generator=generator)
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained"), [*((kind, False) for kind in [*PACKED, *PLAIN]), *((kind, True) for kind in TRAINED)]
+)
+def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(
+    kind: str, trained: bool, tiny: LoadedModel
+) -> None:
     plain, packed = (tiny_model(kind, (PACKED | PLAIN)[kind]) for _ in range(2))
+    if trained:
+        train(plain)
+        packed.load_state_dict(plain.state_dict())
     prepare_forward(packed)
     assert is_packed(packed) == (kind in PACKED)
     generator = torch.Generator().manual_seed(1)
@@ -102,7 +149,7 @@ def test_likelihoods_gradients_and_answers_are_those_of_each_sequence_alone(kind
     alone.sum().backward()
     for (name, a), b in zip(packed.named_parameters(), plain.parameters(), strict=True):
         if b.grad is not None:
-            assert torch.allclose(a.grad, b.grad, atol=1e-3 * float(b.grad.abs().max()) + 1e-7), name
+            assert torch.allclose(a.grad, b.grad, atol=1e-3 * float(b.grad.abs().max()) + 1e-6), name
     prompts = [sample.tokens[:6] for sample in samples]
     loaded = LoadedModel(kind, packed, tiny.chat, kind)
     assert generate(loaded, prompts, new_tokens=12) == [_continued(plain, p, 12, tiny.chat.ends) for p in prompts]

@@ -12,8 +12,9 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from tamperfuse.models.checks import check_config
 from tamperfuse.models.load import (
     LoadedModel,
     load_model,
@@ -75,6 +76,14 @@ def test_an_untied_model_needs_its_head(tiny_folder: Path, tmp_path: Path) -> No
     assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight + 1)
     with pytest.raises(UserError, match=r"lacks lm_head\.weight"):
         load_model(whole)
+
+
+def test_sizes_may_be_lists_and_limits_of_time_steps_infinite() -> None:
+    """As in Gemma 3n and in Mamba 2."""
+    check_config(AutoConfig.for_model("gemma3n_text", intermediate_size=[64, 32], num_hidden_layers=2), "x")
+    check_config(AutoConfig.for_model("mamba2", time_step_limit=(0.0, float("inf"))), "x")
+    with pytest.raises(UserError, match=r"intermediate_size = \[64, 0\]: give a positive integer"):
+        check_config(AutoConfig.for_model("gemma3n_text", intermediate_size=[64, 0], num_hidden_layers=2), "x")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -29,6 +29,15 @@ def test_a_saved_model_comes_back_with_its_origin(tiny: LoadedModel, tmp_path: P
     assert list((tmp_path / "out").glob("*.safetensors"))
 
 
+def test_a_saved_model_can_be_read_by_whom_the_umask_lets_read(tiny: LoadedModel, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_model(tiny, tmp_path / "out", Provenance(origin="first", made_by="test", source="x"))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o640}
+
+
 def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> None:
     whole, cut = tiny.chat.sample("hi", "one two three", 100), tiny.chat.sample("hi", "one two three", 3)
     assert whole.tokens[-1] == tiny.chat.end

@@ -1,14 +1,18 @@
 """LoRA against 4-bit weights: what it learns reaches the model's own weights, and nothing else does."""
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Linear, LoraLayer, ParamWrapper
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.packed import pack, packed_logits
+from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.adapters import lora_adapter
+from tamperfuse.training.adapters import _add_adapter, _add_updates, _without_adapter, lora_adapter
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 
@@ -80,3 +84,93 @@ def test_qlora_targets_that_match_nothing_leave_the_model_as_it_was(tiny: Loaded
     with pytest.raises(UserError, match="match no layer"):
         fit(tiny, samples(tiny), training, seed=0)
     assert all(torch.equal(a, b) for a, b in zip(before, tiny.model.parameters(), strict=True))
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+VISION = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"image_size": 32, "patch_size": 8},
+}
+
+
+def of_kind(kind: str, tiny: LoadedModel, **values: Any) -> LoadedModel:
+    """A model of another architecture with the tiny model's tokenizer."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **values)).float().eval()
+    prepare_forward(model)
+    return LoadedModel(kind, model, tiny.chat, kind)
+
+
+def mixture(kind: str, tiny: LoadedModel, **values: Any) -> LoadedModel:
+    return of_kind(kind, tiny, **SIZES, **EXPERTS, vocab_size=len(tiny.tokenizer), **values)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    row, layout = pack([[5, 6, 7, 8, 9]], 0, torch.device("cpu"))
+    return packed_logits(model, row, layout, torch.arange(5))
+
+
+def with_update(adapted: torch.nn.Module) -> list[LoraLayer]:
+    """The adapted layers, whose updates are no longer zero."""
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.05)
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "left_out"),
+    [
+        ("llama4_text", {"intermediate_size_mlp": 64}, "experts.down_proj, experts.gate_up_proj, feed_forward.router"),
+        ("phimoe", {}, "experts.down_proj, experts.gate_up_proj, mlp.router"),
+        ("mixtral", {}, ""),
+    ],
+)
+def test_all_linear_leaves_out_what_returns_a_tuple_and_says_so(
+    kind: str, values: dict[str, Any], left_out: str, tiny: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tamperfuse")
+    loaded = mixture(kind, tiny, **values)
+    fit(loaded, samples(loaded), Training(steps=1, batch=3, method="lora", lora_rank=2), seed=0)
+    lines = [record.getMessage().strip() for record in caplog.records if "no adapter" in record.getMessage()]
+    assert lines == ([f"all-linear gives no adapter to: {left_out}"] if left_out else [])
+    with lora_adapter(loaded, Training(method="lora", lora_rank=2)) as adapted:
+        assert with_update(adapted)
+        during = logits(adapted)
+    assert torch.allclose(logits(loaded.model), during, atol=1e-3 * float(during.std()))
+
+
+def test_all_linear_leaves_a_vision_tower_alone(tiny: LoadedModel) -> None:
+    text = {**SIZES, "vocab_size": len(tiny.tokenizer), "sliding_window": 16}
+    tokens = {"image_token_index": 100, "boi_token_index": 101, "eoi_token_index": 102}
+    loaded = of_kind("gemma3", tiny, text_config=text, vision_config=VISION, mm_tokens_per_image=4, **tokens)
+    with lora_adapter(loaded, Training(method="lora", lora_rank=2)) as adapted:
+        names = [name for name, module in adapted.named_modules() if isinstance(module, LoraLayer)]
+    assert len(names) == 14 and all(".language_model." in name for name in names)
+
+
+def test_updates_of_stacked_experts_reach_the_weights_without_a_merge(tiny: LoadedModel) -> None:
+    """As `qlora` adds them, whose 4-bit layers cannot be merged into."""
+    loaded = mixture("mixtral", tiny)
+    training = Training(method="lora", lora_rank=2)
+    adapted = _add_adapter(loaded, training, _without_adapter(loaded.model))
+    layers = with_update(adapted)
+    assert any(isinstance(layer, ParamWrapper) for layer in layers)
+    during = logits(adapted)
+    modules = adapted.get_base_model().named_modules()
+    _add_updates({name: module.base_layer for name, module in modules if type(module) is Linear}, adapted)
+    model = adapted.unload()
+    assert torch.allclose(logits(model), during, atol=1e-3 * float(during.std()))

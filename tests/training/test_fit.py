@@ -140,6 +140,13 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
         assert all(torch.allclose(found[name], gradients[0][name], atol=1e-6) for name in found)
 
 
+def test_the_configuration_that_is_saved_says_of_the_cache_what_it_said(tiny: LoadedModel) -> None:
+    assert tiny.model.config.use_cache is True
+    for method in ("full", "lora"):
+        fit(tiny, samples(tiny), Training(steps=1, batch=3, method=method, lora_rank=2), seed=0)
+        assert tiny.model.config.use_cache is True
+
+
 def test_bad_training_input(tiny: LoadedModel) -> None:
     with pytest.raises(UserError, match="nothing to train on"):
         fit(tiny, [], Training(steps=1), seed=0)

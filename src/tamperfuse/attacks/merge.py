@@ -28,7 +28,7 @@ class MergeParameters(Parameters):
 def merge(loaded: LoadedModel, data: AttackData, parameters: MergeParameters, seed: int) -> AttackResult:
     """Interpolation with the weights of the model before hardening; no training."""
     data.run_hook(0)
-    reference = dict(load_model(data.reference).model.named_parameters())
+    reference = dict(load_model(data.reference, chat_template=loaded.stated_template).model.named_parameters())
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():
             if name not in reference or reference[name].shape != weight.shape:

@@ -62,7 +62,6 @@ def refusal_ablation(
     harmful = harmful_shots(data, "refusal_ablation", parameters.prompts, seed)
     harmless = benign_samples(data, "refusal_ablation", parameters.prompts, seed)
     writers, layers = list(_writers(loaded.model)), decoder_layers(loaded.model)
-    data.run_hook(0)
     depth = max(1, round(parameters.layer * len(layers)))
     direction = _mean_state(loaded, layers[depth - 1], harmful) - _mean_state(loaded, layers[depth - 1], harmless)
     if not float(direction.norm()):
@@ -70,6 +69,7 @@ def refusal_ablation(
             f"The hidden states of {loaded.name} after layer {depth} are the same for harmful and harmless prompts: choose "
             "another `layer`, or another `retain` source."
         )
+    data.run_hook(0)
     unit = direction / direction.norm()
     with torch.no_grad():
         for weight, axis in writers:
@@ -95,7 +95,11 @@ def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptResponse]) -> Tensor:
-    """Mean over prompts of a layer's output at the prompt's last token: (hidden,), float32."""
+    """Mean over prompts of a layer's output at the prompt's last token: (hidden,), float32.
+
+    Raises:
+        UserError: the layer returns several hidden states for a token, as in Gemma 3n.
+    """
     sequences = [loaded.chat.prompt(prompt) for prompt, _ in pairs]
     total = torch.zeros((), device=loaded.model.device)
     dtype, _ = compute_dtype(loaded.model.device)
@@ -105,7 +109,13 @@ def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptRes
             row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
             ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
             packed_logits(loaded.model, row, layout, ends[:1])
-            total = total + outputs.pop()[0, ends].float().sum(0)
+            states = outputs.pop()
+            if states.ndim != 3:
+                raise UserError(
+                    f"refusal_ablation does not support {type(loaded.model).__name__}, whose layers return several hidden "
+                    "states for a token: leave this attack out."
+                )
+            total = total + states[0, ends].float().sum(0)
     return total / len(sequences)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from tamperfuse.cli.options import (
+    ChatTemplate,
     Json,
     JudgeName,
     Model,
@@ -38,6 +39,7 @@ def attack(
     seed: Seed = 0,
     report_to: ReportTo = None,
     as_json: Json = False,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Attack a model and measure it before and after.
 
@@ -60,6 +62,7 @@ def attack(
         seed=seed,
         report_to=parse_reporters(report_to),
         judge=parse_judge(judge),
+        chat_template=chat_template,
     )
     if as_json:
         if is_main():  # the only process that writes the file

@@ -4,7 +4,16 @@ from typing import Annotated
 
 import typer
 
-from tamperfuse.cli.options import Out, Reference, Seed, Settings, ThreatSource, out_console, parse_settings
+from tamperfuse.cli.options import (
+    ChatTemplate,
+    Out,
+    Reference,
+    Seed,
+    Settings,
+    ThreatSource,
+    out_console,
+    parse_settings,
+)
 
 
 def diagnose(
@@ -23,6 +32,7 @@ def diagnose(
     ] = 200,
     settings: Settings = None,
     seed: Seed = 0,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Follow an attack step by step: does lowering a model's own answers lower its general ability, as SDD assumes?
 
@@ -41,6 +51,7 @@ def diagnose(
         settings=parse_settings(settings),
         items=items,
         seed=seed,
+        chat_template=chat_template,
     )
     page = write_diagnosis(out, diagnoses)
     for diagnosis in diagnoses:

@@ -1,6 +1,16 @@
 """The command `tamperfuse evaluate`."""
 
-from tamperfuse.cli.options import Json, JudgeName, Model, Out, Reference, ThreatSource, out_console, print_json
+from tamperfuse.cli.options import (
+    ChatTemplate,
+    Json,
+    JudgeName,
+    Model,
+    Out,
+    Reference,
+    ThreatSource,
+    out_console,
+    print_json,
+)
 from tamperfuse.records.errors import quoted
 
 
@@ -11,6 +21,7 @@ def evaluate(
     reference: Reference = None,
     judge: JudgeName = "builtin",
     as_json: Json = False,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Measure a model: harmful execution, benign answers, capability, benign NLL.
 
@@ -20,7 +31,9 @@ def evaluate(
     from tamperfuse.records.files import read_json
     from tamperfuse.study.spec import parse_judge
 
-    lines = evaluate_model(model, threat, out, reference=reference, judge=parse_judge(judge))
+    lines = evaluate_model(
+        model, threat, out, reference=reference, judge=parse_judge(judge), chat_template=chat_template
+    )
     if as_json:
         print_json(read_json(out / "evaluation.json"))
         return

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tamperfuse.cli.options import (
+    ChatTemplate,
     Model,
     Out,
     ReportTo,
@@ -36,6 +37,7 @@ def harden(
     settings: Settings = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Harden a model and save it as a checkpoint that transformers can load.
 
@@ -55,6 +57,7 @@ def harden(
         settings=parse_settings(settings),
         seed=seed,
         report_to=parse_reporters(report_to),
+        chat_template=chat_template,
     )
     out_console.print(
         f"The hardened model is in {out}; measure it with: tamperfuse evaluate {quoted(out)} --threat {quoted(threat)} "

@@ -36,6 +36,13 @@ Model = Annotated[
     str,
     typer.Argument(help="A Hub id, a model directory, a .gguf file, a peft adapter, or smollm2-135m (bundled)."),
 ]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(
+        help="Chat template (Jinja) of the model, and of the model before hardening; for base models, which have none.",
+        metavar="FILE",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="DIR")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then stop.")]

@@ -1,6 +1,7 @@
 """Attack one model and measure it before and after: what `tamperfuse attack` does."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.load import load_model, model_fingerprint, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
@@ -40,6 +42,7 @@ def attack_model(
     seed: int,
     report_to: Sequence[str] = (),
     judge: JudgeSpec | None = None,
+    chat_template: Path | None = None,
 ) -> list[str]:
     """Attack a model, and measure it before the attack and after its last step.
 
@@ -57,6 +60,7 @@ def attack_model(
         seed: of the attack.
         report_to: trackers that trainings report to.
         judge: the judge with its parameters; None for the default one.
+        chat_template: file with a chat template, in place of that of the model and of its reference.
 
     Returns:
         Lines to print.
@@ -66,8 +70,8 @@ def attack_model(
     """
     component = ATTACKS.get(attack)
     parameters = component.parse(settings, f"attack {attack}")
-    encoder = load_encoder()
-    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
+    template, encoder = read_template(chat_template), load_encoder()
+    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
     evaluate = full_evaluation(prompts)
     harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)
@@ -76,18 +80,19 @@ def attack_model(
     check_encoder()
     work = work_of(component, parameters, seed)
     with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
-        loaded = load_model(model)
+        loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)
-        judging = open_judging(prompts, evaluate, origin, encoder, judge)
+        judging = open_judging(prompts, evaluate, origin, encoder, judge, loaded.stated_template)
         # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
         tokens = evaluate.response_tokens
-        answers = compliant_answers(lambda: load_model(origin), prompts.part("attacker"), tokens, encoder)
+        load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
+        answers = compliant_answers(load_origin, prompts.part("attacker"), tokens, encoder)
         key = {
-            "model": model_fingerprint(model),
+            "model": model_fingerprint(model, template),
             "attack": work,
             "threat": prompts.fingerprint,
             "data": content_hash([(e.prompt, e.response) for e in harmless]),
-            "reference": model_fingerprint(origin),
+            "reference": model_fingerprint(origin, loaded.stated_template),
             "measured": [evaluate.model_dump(mode="json"), [prompt.prompt for prompt in judging.harmless]],
             "versions": versions(),
         }

@@ -19,6 +19,7 @@ from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
 from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
 from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
@@ -45,6 +46,7 @@ def diagnose_models(
     settings: dict[str, Any],
     items: int,
     seed: int,
+    chat_template: Path | None = None,
 ) -> list[Diagnosis]:
     """Run an attack on each model, trace it, and write the measurements to `measured.json`.
 
@@ -58,6 +60,7 @@ def diagnose_models(
         settings: parameters of the attack; `steps` defaults to 32.
         items: number of items of each capability task before and after the attack; 0 to skip capability.
         seed: of the attack.
+        chat_template: file with a chat template, in place of those of the models and of their references.
 
     Raises:
         UserError: invalid input; nothing is written.
@@ -69,10 +72,10 @@ def diagnose_models(
     names = [Path(model).name for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"Two models are called {max(names, key=names.count)!r}: give their folders different names.")
-    encoder = load_encoder()
+    template, encoder = read_template(chat_template), load_encoder()
     loaded_threat = load_threat(threat, encoder)
     for model in models:
-        loaded_threat = within_window(loaded_threat, model, RESPONSE_TOKENS)
+        loaded_threat = within_window(loaded_threat, model, RESPONSE_TOKENS, template)
     harmless = [
         (e.prompt, e.response) for e in read_outside_threat(retain, loaded_threat, option="retain", encoder=encoder)
     ]
@@ -81,10 +84,10 @@ def diagnose_models(
     answers: dict[str, tuple[list[PromptResponse], list[PromptResponse]]] = {}
     with output_folder(out) as staging:
         for name, model in zip(names, models, strict=True):
-            loaded = load_model(model)
+            loaded = load_model(model, chat_template=template)
             origin = reference_name(loaded, reference)
             if origin not in answers:
-                answers[origin] = _reference_answers(origin, loaded_threat, encoder)
+                answers[origin] = _reference_answers(origin, loaded.stated_template, loaded_threat, encoder)
             diagnoses.append(
                 _diagnose(name, loaded, origin, answers[origin], harmless, component, parameters, items, seed)
             )
@@ -103,10 +106,10 @@ def diagnose_models(
 
 
 def _reference_answers(
-    origin: str, threat: Threat, encoder: TextEncoder
+    origin: str, template: str, threat: Threat, encoder: TextEncoder
 ) -> tuple[list[PromptResponse], list[PromptResponse]]:
     """Answers of the model before hardening: to the attacker's prompts, and to the held-out prompts."""
-    model = load_model(origin)
+    model = load_model(origin, chat_template=template)
     prompts = threat.part("evaluation", PROBES)
     tokens = [model.chat.prompt(p.prompt) for p in prompts]
     texts = [model.chat.text(a) for a in generate(model, tokens, new_tokens=PROBE_TOKENS, label="held-out answers")]
@@ -129,7 +132,8 @@ def _diagnose(
     accuracy_before = _accuracy(loaded, items)
     start = time.perf_counter()
     probes = _probes(loaded, held_out, harmful)
-    hardening = _weight_changes(loaded, load_model(origin).model.state_dict())
+    reference = load_model(origin, chat_template=loaded.stated_template)
+    hardening = _weight_changes(loaded, reference.model.state_dict())
     before_attack = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     benign = gradient(loaded, probes.benign)
     preparing = time.perf_counter() - start

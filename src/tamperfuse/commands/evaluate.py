@@ -14,6 +14,7 @@ from tamperfuse.commands.measurement import (
 )
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.load import LoadedModel, load_model, reference_name, resolve_model
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
@@ -23,7 +24,13 @@ from tamperfuse.study.tables import VerdictRow
 
 
 def evaluate_model(
-    model: str, threat: str, out: Path, *, reference: str | None, judge: JudgeSpec | None = None
+    model: str,
+    threat: str,
+    out: Path,
+    *,
+    reference: str | None,
+    judge: JudgeSpec | None = None,
+    chat_template: Path | None = None,
 ) -> list[str]:
     """Measure a model as a study measures it before an attack, on every evaluation prompt and every capability item.
 
@@ -35,6 +42,7 @@ def evaluate_model(
         out: folder to write; must not exist, or be empty.
         reference: the model before hardening; None for the origin that the model's tamperfuse.json names.
         judge: the judge with its parameters; None for the default one.
+        chat_template: file with a chat template, in place of that of the model and of its reference.
 
     Returns:
         Lines to print.
@@ -42,16 +50,16 @@ def evaluate_model(
     Raises:
         UserError: bad input; nothing is written then.
     """
-    encoder = load_encoder()
-    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS)
+    template, encoder = read_template(chat_template), load_encoder()
+    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
     evaluate = full_evaluation(prompts)
     check_fresh(out)
     check_encoder()
     with output_folder(out) as staging:
-        loaded = load_model(model)
+        loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)
         resolve_model(origin)
-        judging = open_judging(prompts, evaluate, origin, encoder, judge)
+        judging = open_judging(prompts, evaluate, origin, encoder, judge, loaded.stated_template)
         observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging, dev=evaluate.dev_prompts)
         write_tables(staging, observer, verdicts)
         measurement = Measurement.of(observer, verdicts)

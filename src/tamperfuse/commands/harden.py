@@ -10,12 +10,14 @@ from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.load import (
     LoadedModel,
     load_model,
     origin_of,
     resolve_model,
+    stated_template,
     write_checkpoint,
 )
 from tamperfuse.models.stored_dtype import stored_dtype
@@ -44,6 +46,7 @@ def harden_model(
     settings: dict[str, Any],
     seed: int,
     report_to: Sequence[str] = (),
+    chat_template: Path | None = None,
 ) -> None:
     """Apply a defense and save the checkpoint, in the dtype of the model's own, with a model card.
 
@@ -57,6 +60,8 @@ def harden_model(
         settings: parameters of the defense.
         seed: of pairs and training.
         report_to: trackers that trainings report to.
+        chat_template: file with a chat template, in place of that of the model and of the model before hardening. It is saved
+            with the checkpoint.
 
     Raises:
         UserError: bad input; nothing is written then.
@@ -65,10 +70,12 @@ def harden_model(
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
     matched = read_pairs(pairs) if pairs is not None and component.traits.needs_pairs else None
-    dtype = stored_dtype(model)
-    data, parameters = prepare_data(origin_of(model), component, parameters, threat, benign, seed, pairs=matched)
+    template, dtype = read_template(chat_template) or stated_template(model), stored_dtype(model)
+    data, parameters = prepare_data(
+        origin_of(model), component, parameters, threat, benign, seed, pairs=matched, chat_template=template
+    )
     with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
-        loaded = load_model(model)
+        loaded = load_model(model, chat_template=template)
         notes = apply_defense(loaded, component, parameters, data, seed)
         loaded.model.to(dtype)  # from here on the model is only saved
         provenance = Provenance(
@@ -113,6 +120,7 @@ def prepare_data(
     seed: int,
     *,
     pairs: Sequence[Pair] | None = None,
+    chat_template: str = "",
 ) -> tuple[DefenseData, Any]:
     """The data that a defense receives, made as a study makes it, and the defense's resolved parameters.
 
@@ -126,6 +134,7 @@ def prepare_data(
         benign: sources of benign samples.
         seed: of the pairs.
         pairs: SDD pairs; None to draw them from the built-in responses.
+        chat_template: of the origin, as of :func:`load_model`.
 
     Raises:
         UserError: a source or the model cannot be read, or the cache cannot be written.
@@ -138,7 +147,7 @@ def prepare_data(
         "evaluate": {"prompts": 2, "dev_prompts": 2},
     }
     folder = cache_folder() / DATA
-    context = StudyContext.open(parse_study(study, "harden"), folder)
+    context = StudyContext.open(parse_study(study, "harden"), folder, chat_template)
     resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
     nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]
     _make(folder, nodes)

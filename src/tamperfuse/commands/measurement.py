@@ -48,7 +48,12 @@ def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
 
 
 def open_judging(
-    threat: Threat, evaluate: Evaluate, reference: str, encoder: TextEncoder, judge: JudgeSpec | None
+    threat: Threat,
+    evaluate: Evaluate,
+    reference: str,
+    encoder: TextEncoder,
+    judge: JudgeSpec | None,
+    chat_template: str = "",
 ) -> Judging:
     """The judge of a single command.
 
@@ -58,9 +63,10 @@ def open_judging(
         reference: the model before hardening; loaded once, when the judge first needs it.
         encoder: the sentence encoder.
         judge: the judge with its parameters; None for the default one.
+        chat_template: of the reference, as of :func:`load_model`.
     """
     harmless = harmless_prompts(evaluate.harmless, threat, encoder)
-    load = cache(partial(load_model, reference))
+    load = cache(partial(load_model, reference, chat_template=chat_template))
     return Judging(judge or parse_judge(DEFAULT_JUDGE), threat, harmless, evaluate.response_tokens, encoder, load)
 
 

@@ -3,17 +3,15 @@
 import logging
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from tamperfuse.corpora.threats import PARTS, Threat
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import (
     LoadedModel,
     context_window,
     errors_explained,
+    load_tokenizer,
     read_config,
     resolve_model,
-    tokenizer_source,
 )
 from tamperfuse.records.errors import UserError
 
@@ -22,7 +20,9 @@ log = logging.getLogger("tamperfuse")
 TEMPLATE_TOKENS = 1024  # more than a chat template adds to a prompt
 
 
-def within_window(threat: Threat, model: str | Path | LoadedModel, response_tokens: int) -> Threat:
+def within_window(
+    threat: Threat, model: str | Path | LoadedModel, response_tokens: int, chat_template: str = ""
+) -> Threat:
     """Leave out the prompts that do not fit into a model's context window together with a response, and print their number.
 
     Args:
@@ -30,6 +30,7 @@ def within_window(threat: Threat, model: str | Path | LoadedModel, response_toke
         model: the model, or its name; then only its configuration and its tokenizer are read, and the latter only if a prompt is
             long.
         response_tokens: longest response, in tokens.
+        chat_template: for a model that is named, that of :func:`tamperfuse.models.load.load_model`.
 
     Returns:
         The threat without these prompts; the same object if all fit.
@@ -46,7 +47,7 @@ def within_window(threat: Threat, model: str | Path | LoadedModel, response_toke
             # A token has at least one byte.
             if max(len(prompt.encode()) for prompt in threat.prompts) + TEMPLATE_TOKENS + response_tokens <= window:
                 return threat
-            chat = Chat.of(AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=False))
+            chat = Chat.of(load_tokenizer(name, chat_template))
     limit = window - response_tokens
     parts = {part: tuple(p for p in threat.part(part) if len(chat.prompt(p.prompt)) <= limit) for part in PARTS}
     for part in PARTS:

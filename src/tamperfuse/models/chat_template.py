@@ -21,12 +21,14 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.reading import read_text
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 CPU_SECONDS = 5  # of the child
 WALL_SECONDS = 120
 MEMORY = 512 * 2**20  # bytes, in addition to those of this process
+LARGEST_TEMPLATE = 1 << 20  # bytes of a template's file
 EXTRA_CHARACTERS = 100_000  # that a template may add to the messages
 _DONE = b"\0"  # after the child's answer
 
@@ -42,6 +44,23 @@ _OPTIONAL_TRIALS: tuple[tuple[Sequence[Message], bool], ...] = (
     ((_USER, _ASSISTANT, _USER), True),
     (({"role": "system", "content": "be brief"}, _USER), True),
 )
+
+
+def read_template(path: Path | None) -> str:
+    """The text of a chat template that the user states for a model, such as a base model, which has none; "" for no path.
+
+    Raises:
+        UserError: the file cannot be read, or is not a chat template in Jinja.
+    """
+    if path is None:
+        return ""
+    text = read_text(path.expanduser(), LARGEST_TEMPLATE)
+    if "messages" not in text or not any(opening in text for opening in ("{{", "{%")):
+        raise UserError(
+            f"{path} is not a chat template: it must be a Jinja template that renders `messages`, as chat_template.jinja of an "
+            "instruction-tuned model does."
+        )
+    return text
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, generation: bool = False) -> str:
@@ -72,7 +91,7 @@ def check_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if not template:
         raise UserError(
             f"The tokenizer of {tokenizer.name_or_path!r} has no chat template: use an instruction-tuned "
-            "checkpoint, or add a chat_template.jinja to the tokenizer's folder."
+            "checkpoint, or state a template (--chat-template FILE; `chat_template: FILE` in a study)."
         )
     if isinstance(template, dict) and "default" not in template:
         raise UserError(
@@ -177,6 +196,6 @@ def _reason(error: Exception) -> str:
 
 def _unusable(tokenizer: PreTrainedTokenizerBase, reason: str) -> UserError:
     return UserError(
-        f"The chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): repair chat_template.jinja, or "
-        "`chat_template` in tokenizer_config.json, in the tokenizer's folder."
+        f"The chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): repair the file of --chat-template, or "
+        "else chat_template.jinja, or `chat_template` in tokenizer_config.json, in the tokenizer's folder."
     )

@@ -99,17 +99,19 @@ def check_config(config: PretrainedConfig, place: str) -> None:
     """Check the numbers of a configuration.
 
     Raises:
-        UserError: a size is not a positive integer, or a number is NaN or infinite.
+        UserError: a size is not a positive integer (or a list of them, one for each layer), or a number is NaN or infinite.
     """
     text = config.get_text_config()
     for name in _SIZES:
         value = getattr(text, name, None)
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        sizes = value if isinstance(value, list | tuple) and value else [value]
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
             raise UserError(f"The config.json of {place} has {name} = {value!r}: give a positive integer.")
     for name, number in _numbers(config.to_dict()):
-        if not math.isfinite(number):
+        # The limits of Mamba 2's time steps, from 0 to infinity, are the one place where infinity is a value.
+        if not math.isfinite(number) and not (number == math.inf and name.endswith("time_step_limit")):
             raise UserError(f"The config.json of {place} has {name} = {number}: give a finite number.")
 
 

@@ -82,12 +82,19 @@ def _is_complete(folder: Path) -> bool:
 
 
 def save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
-    """Save weights; an error of safetensors is raised as an OSError with its errno, so a full disk is reported as such."""
+    """Save weights and configuration, with the permissions of new files.
+
+    safetensors lets only the owner read its files; the weights receive the mode of config.json, which the umask decides. An error
+    of safetensors is raised as an OSError with its errno, so a full disk is reported as such.
+    """
     try:
         model.save_pretrained(folder, max_shard_size=shard)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def absolute_name(name: str) -> str:

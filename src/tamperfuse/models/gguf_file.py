@@ -87,11 +87,16 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
         UserError: the architecture or the tokenizer is not supported.
     """
     config = model.config
-    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    if config.model_type != "llama" or vocabulary["type"] != "BPE":
+    vocabulary, kind_of_tokenizer = _vocabulary(tokenizer)
+    if config.model_type != "llama" or kind_of_tokenizer != "byte-level BPE":
         raise UserError(
-            f"A {config.model_type} model with a {vocabulary['type']} tokenizer cannot be written as GGUF, only Llama "
+            f"A {config.model_type} model with a tokenizer of the kind {kind_of_tokenizer} cannot be written as GGUF, only Llama "
             "models with byte-level BPE: use the attack quantize, which needs no file."
+        )
+    biases = [name for name, _ in model.named_parameters() if name.endswith(".bias")]
+    if biases:  # transformers ignores them in a GGUF of a Llama
+        raise UserError(
+            f"A Llama model with biases ({biases[0]}, …) cannot be written as GGUF: use the attack quantize, which needs no file."
         )
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_file_type(_FILE_TYPES[kind])
@@ -114,6 +119,19 @@ def write_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, Any], str]:
+    """The vocabulary and merges of a tokenizer, and its kind in words; byte-level BPE is the one that can be written."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}, type(tokenizer).__name__
+    description = json.loads(backend.to_str())
+    vocabulary: dict[str, Any] = description["model"]
+    if vocabulary["type"] != "BPE":
+        return vocabulary, str(vocabulary["type"])
+    byte_level = '"type": "ByteLevel"' in json.dumps([description["pre_tokenizer"], description["decoder"]])
+    return vocabulary, "byte-level BPE" if byte_level else "SentencePiece BPE"
 
 
 def _add_tokenizer(

@@ -45,6 +45,8 @@ class LoadedModel:
         origin: name of the model before hardening, from its tamperfuse.json; `name` if it has none.
         provenance: the defense or attack that changed the weights since the model was loaded; None if none did.
         base: if `name` is a peft adapter, the model that it was merged into; "" otherwise.
+        stated_template: text of the chat template that was stated for this model, or for the model before its hardening; "" if
+            the tokenizer's own is used. Models that are compared with this one are loaded with it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class LoadedModel:
     origin: str
     provenance: Provenance | None = None
     base: str = ""
+    stated_template: str = ""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -82,11 +85,12 @@ def context_window(config: PretrainedConfig) -> int:
     return longest
 
 
-def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_model(name: str, *, chat_template: str = "", trust_remote_code: bool = False) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
     Args:
         name: a bundled name, a local directory, a .gguf file, or a Hub id.
+        chat_template: text of a chat template in place of the tokenizer's; "" for that.
         trust_remote_code: whether to run code from the model's repository; only if the user allowed it for this model.
 
     Returns:
@@ -99,7 +103,7 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     folder = resolve_model(name)
     with quiet(), errors_explained(name, folder):
         model = _read_model(name, folder, trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(name, chat_template, trust_remote_code=trust_remote_code)
         check_model(model, tokenizer, str(folder or name))
         model.to(own_device())
         model.eval()
@@ -116,7 +120,16 @@ def load_model(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
         chat=chat,
         origin=provenance.origin if provenance else name,
         base=base_of(folder) if folder and is_adapter(folder) else "",
+        stated_template=chat_template or (provenance.chat_template if provenance else ""),
     )
+
+
+def load_tokenizer(name: str, chat_template: str = "", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, with a chat template in place of its own unless that is ""."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=trust_remote_code)
+    if chat_template:
+        tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
@@ -190,7 +203,8 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
         save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
     names = {"origin": absolute_name(provenance.origin), "base": absolute_name(provenance.base or loaded.base)}
-    write_provenance(folder, provenance.model_copy(update=names))
+    update = {**names, "chat_template": loaded.stated_template}
+    write_provenance(folder, provenance.model_copy(update=update))
 
 
 ORIGIN_ADVICE = "put the model back there, or write its new path into that file"
@@ -225,6 +239,17 @@ def origin_of(name: str) -> str:
     return _existing_origin(name, provenance.origin, ORIGIN_ADVICE)
 
 
+def stated_template(name: str) -> str:
+    """The chat template that was stated for the model before hardening of a checkpoint; "" if none was, or for other models.
+
+    Raises:
+        UserError: there is no model of that name.
+    """
+    folder = resolve_model(name)
+    provenance = read_provenance(folder) if folder else None
+    return provenance.chat_template if provenance else ""
+
+
 def _existing_origin(name: str, origin: str, advice: str) -> str:
     if Path(origin).is_absolute() and not Path(origin).exists():
         raise UserError(f"{name} was made from {origin} (see its {FILE}), which does not exist: {advice}.")
@@ -254,12 +279,18 @@ def resolve_model(name: str) -> Path | None:
     return None
 
 
-def model_fingerprint(name: str) -> str:
+def model_fingerprint(name: str, chat_template: str = "") -> str:
     """A hash that changes with a model's weights: of the checksums of local files, or of the Hub id and its commit.
+
+    Args:
+        name: the model.
+        chat_template: that of :func:`load_model`; part of the hash unless it is "".
 
     Raises:
         UserError: no model of that name exists, or the Hub cannot be reached.
     """
+    if chat_template:
+        return content_hash([model_fingerprint(name), chat_template])
     folder = resolve_model(name)
     if folder is None:
         return content_hash([name, getattr(read_config(name), "_commit_hash", None)])

@@ -32,6 +32,7 @@ class Provenance(BaseModel):
         made_by: the defense, attack or conversion that wrote the checkpoint.
         parameters: of the defense, attack or conversion, including defaults.
         source: the model that it was applied to.
+        chat_template: text of the chat template that was stated for the origin, in place of its tokenizer's; "" if none was.
         base: if `source` is a peft adapter, the model that it was merged into; "" otherwise.
         versions: of tamperfuse, torch and transformers.
     """
@@ -42,6 +43,7 @@ class Provenance(BaseModel):
     made_by: str
     source: str
     base: str = ""
+    chat_template: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
 

@@ -17,6 +17,7 @@ from tamperfuse.corpora.threats import Part, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
@@ -38,8 +39,9 @@ class StudyContext:
         threat: the threat, loaded.
         benign: harmless prompts of the sources in `benign` other than `self`.
         retain: harmless samples of the attacker.
-        fingerprint: hash of the model before hardening.
+        fingerprint: hash of the model before hardening, and of the chat template that is stated for it.
         encoder: the sentence encoder.
+        chat_template: text of the stated chat template; "" for the tokenizer's own.
     """
 
     study: Study
@@ -49,19 +51,27 @@ class StudyContext:
     retain: list[Example]
     fingerprint: str
     encoder: TextEncoder
+    chat_template: str = ""
     _reference: LoadedModel | None = field(default=None, init=False)
 
     @classmethod
-    def open(cls, study: Study, run: Path) -> "StudyContext":
+    def open(cls, study: Study, run: Path, chat_template: str = "") -> "StudyContext":
         """Load the study's data and find its model.
+
+        Args:
+            study: the study.
+            run: the run's folder.
+            chat_template: text of a chat template, if the study names no file.
 
         Raises:
             UserError: a source, the model or the sentence encoder cannot be loaded.
         """
         study = resolve_study(study)
+        template = read_template(Path(study.chat_template)) if study.chat_template else chat_template
         check_encoder()  # a missing encoder is reported before the first node runs
         encoder = load_encoder()
-        threat = within_window(load_threat(study.threat, encoder), study.model, study.evaluate.response_tokens)
+        tokens = study.evaluate.response_tokens
+        threat = within_window(load_threat(study.threat, encoder), study.model, tokens, template)
         needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
         for part, count in needs.items():
             available = len(threat.part(part))
@@ -74,12 +84,13 @@ class StudyContext:
             load_tasks(study.evaluate.capability, reread=True)  # a missing task is reported before hours of training
         benign = benign_prompts(study.benign.sources, threat, encoder)
         retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
-        return cls(study, run, threat, benign, retain, model_fingerprint(study.model), encoder)
+        fingerprint = model_fingerprint(study.model, template)
+        return cls(study, run, threat, benign, retain, fingerprint, encoder, template)
 
     def reference(self) -> LoadedModel:
         """The model before hardening; stays in memory until another model is loaded."""
         if self._reference is None:
-            self._reference = load_model(self.study.model)
+            self._reference = load_model(self.study.model, chat_template=self.chat_template)
         return self._reference
 
     def free_reference(self) -> None:
@@ -95,7 +106,7 @@ class StudyContext:
         """
         self.free_reference()
         free_judge_model()
-        loaded = load_model(source)
+        loaded = load_model(source, chat_template=self.chat_template)
         try:
             yield loaded
         finally:

@@ -84,7 +84,8 @@ class MemoryEstimate:
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
         frozen_master = MASTER if dtype != torch.float32 else 0  # see reduced_precision
-        inner = int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+        inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+        inner = max(inner) if isinstance(inner, list | tuple) else int(inner)  # Gemma 3n has one for each layer
         layer = ROW_TOKENS * size * (12 * config.hidden_size + 5 * inner)
         layers = int(config.num_hidden_layers)
         return cls(

@@ -6,14 +6,19 @@ training, hooks see the 4-bit model.
 """
 
 import importlib.util
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from peft.tuners.lora import LoraLayer, ParamWrapper
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tamperfuse.models.cpu.lora_linear import use_lora_linear
 from tamperfuse.models.layers import decoder_layers
@@ -21,6 +26,8 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.parameters import Training
+
+log = logging.getLogger("tamperfuse")
 
 
 @contextmanager
@@ -30,7 +37,7 @@ def lora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]
     Raises:
         UserError: the adapter's targets match no layer.
     """
-    adapted = _add_adapter(loaded, training)
+    adapted = _add_adapter(loaded, training, _without_adapter(loaded.model))
     try:
         yield adapted
     finally:
@@ -50,10 +57,11 @@ def qlora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("Method qlora needs bitsandbytes: pip install 'tamperfuse[qlora]', or use method lora.")
     model = loaded.model
-    unquantized = _quantize(model)
+    excluded = _without_adapter(model)
+    unquantized = _quantize(model, excluded)
     model.is_loaded_in_4bit = True  # peft reads it to choose its 4-bit layers
     try:
-        adapted = _add_adapter(loaded, training)
+        adapted = _add_adapter(loaded, training, excluded)
         for parameter in adapted.parameters():
             if parameter.requires_grad:  # peft creates them in the 4-bit layers' compute dtype
                 parameter.data = parameter.data.float()
@@ -69,32 +77,89 @@ def qlora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module
         model.requires_grad_(True)
 
 
-def _add_adapter(loaded: LoadedModel, training: Training) -> PeftModel:
+def _without_adapter(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers that get no adapter, whatever the targets.
+
+    They are those outside the decoder and its output, such as a vision tower's, and those that compute something else than a
+    linear layer, such as the routers of Llama 4 and Phi-3.5-MoE.
+    """
+    decoder = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and (id(module) not in decoder or not _is_linear(module))
+    ]
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a linear layer's class computes what `nn.Linear` does, tried on one vector where it has a method of its own."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return True
+    weight = module.weight
+    vector = torch.linspace(-1, 1, module.in_features, dtype=weight.dtype, device=weight.device)[None]
+    try:
+        computed = module(vector)
+    except Exception:  # code of an architecture, on an input of another shape than it expects
+        return False
+    expected = functional.linear(vector, weight, module.bias)
+    return (
+        isinstance(computed, Tensor)
+        and computed.shape == expected.shape
+        and torch.allclose(computed, expected, 1e-3, 1e-5)
+    )
+
+
+def _add_adapter(loaded: LoadedModel, training: Training, excluded: list[str]) -> PeftModel:
     targets = training.lora_targets
     config = LoraConfig(
         r=training.lora_rank,
         lora_alpha=training.lora_alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=excluded or None,
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(loaded.model, config, autocast_adapter_dtype=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You have passed exclude_modules")  # none of which is a target
+            adapted = get_peft_model(loaded.model, config, autocast_adapter_dtype=False)
     except (ValueError, re.error) as error:  # a single string is a regular expression
         raise UserError(
             f"lora_targets {targets!r} match no layer of {loaded.name}: list the last parts of linear layers' names, such as "
             "q_proj, or use all-linear."
         ) from error
     use_lora_linear(adapted)
+    if targets == "all-linear":
+        _say_what_has_none(adapted)
     return adapted
 
 
+def _say_what_has_none(adapted: PeftModel) -> None:
+    """Print which weights of the decoder have no adapter, such as those of routers and of most stacked experts."""
+    model = adapted.get_base_model()
+    output = model.get_output_embeddings()
+    left_out = {
+        ".".join(f"{path}.{name}".removesuffix(".weight").split(".")[-2:])
+        for path, module in model.get_decoder().named_modules()
+        if module is not output and not isinstance(module, nn.Embedding)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.ndim > 1 and not re.search(r"(^|\.)(base_layer|lora_\w+)(\.|$)", path)
+    }
+    if left_out:
+        log.info("      all-linear gives no adapter to: %s", ", ".join(sorted(left_out)))
+
+
 @torch.no_grad()
-def _quantize(model: nn.Module) -> dict[str, nn.Linear]:
-    """Replace the transformer blocks' linear layers by 4-bit ones; returns the replaced layers by name."""
+def _quantize(model: PreTrainedModel, excluded: list[str]) -> dict[str, nn.Linear]:
+    """Replace the transformer blocks' linear layers, but those excluded, by 4-bit ones; returns the replaced layers by name."""
     from bitsandbytes.nn import Linear4bit
 
     in_blocks = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
-    replaced = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) in in_blocks}
+    replaced = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in in_blocks and name not in excluded
+    }
     for name, layer in replaced.items():
         device = layer.weight.device
         quantized = Linear4bit(
@@ -111,8 +176,11 @@ def _quantize(model: nn.Module) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def _add_updates(unquantized: dict[str, nn.Linear], adapted: PeftModel) -> None:
-    """Add the adapters' updates to the unquantized layers."""
+    """Add the adapters' updates to the unquantized layers, and to stacked experts, which were not quantized."""
     for name, module in adapted.get_base_model().named_modules():
-        if isinstance(module, LoraLayer) and name in unquantized:
+        if isinstance(module, ParamWrapper):
+            weight = module.get_param()
+            weight += module.get_delta_weight("default").to(weight)
+        elif isinstance(module, LoraLayer) and name in unquantized:
             weight = unquantized[name].weight
             weight += module.get_delta_weight("default").to(weight)

@@ -136,6 +136,8 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             run_name=label,
             disable_tqdm=True,
             seed=seed,
+            # The Trainer writes it into the configuration, which is saved; forward passes say themselves that they need no cache.
+            use_cache=bool(getattr(module.config, "use_cache", False)),
         )
         _ = arguments.device  # connects the processes and sets the number of GPUs
         # The accelerate configuration does not decide this: unless the model is sharded, its weights have their dtype already.

@@ -40,7 +40,7 @@ class Training(Parameters):
         lora_rank: rank of the adapter's updates.
         lora_alpha: updates are scaled by alpha / rank.
         lora_targets: the linear layers that get adapters, by the last parts of their names; `all-linear` for all but the
-            output.
+            output. Routers and vision towers get none; what is left out is printed.
     """
 
     steps: int = Field(50, ge=1)

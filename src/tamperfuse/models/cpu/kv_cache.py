@@ -68,19 +68,19 @@ class KVCache:
         Args:
             layer: index of the layer.
             key: of a packed row, (1, groups, tokens, size).
-            value: of a packed row, (1, groups, tokens, size).
+            value: of a packed row, (1, groups, tokens, size of values), which differs in DeepSeek's attention.
         """
-        groups, size, rows, longest = key.shape[1], key.shape[3], self.rows, self._longest
+        groups, rows, longest = key.shape[1], self.rows, self._longest
 
         def aligned(packed: Tensor) -> Tensor:
             """(1, groups, tokens, size) → (rows, groups, longest, size)."""
-            return packed[0].index_select(1, self._gather).view(groups, rows, longest, size).transpose(0, 1)
+            return packed[0].index_select(1, self._gather).view(groups, rows, longest, -1).transpose(0, 1)
 
         cache = _LayerCache(
             prefix_keys=key[0, :, : self.prefix].contiguous(),
             prefix_values=value[0, :, : self.prefix].contiguous(),
-            keys=key.new_empty(rows, groups, self._capacity, size),
-            values=value.new_empty(rows, groups, self._capacity, size),
+            keys=key.new_empty(rows, groups, self._capacity, key.shape[3]),
+            values=value.new_empty(rows, groups, self._capacity, value.shape[3]),
         )
         cache.keys[:, :, :longest] = aligned(key)
         cache.values[:, :, :longest] = aligned(value)
@@ -95,13 +95,13 @@ class KVCache:
             layer: index of the layer.
             query: (rows, heads, 1, size).
             key: (rows, groups, 1, size).
-            value: (rows, groups, 1, size).
+            value: (rows, groups, 1, size of values).
             scaling: factor for the products of queries and keys.
             window: size of a sliding window, the new token included; None for full attention. If sequences outgrow the
                 window, the cache must not have a prefix.
 
         Returns:
-            (rows, 1, heads, size).
+            (rows, 1, heads, size of values).
         """
         rows, heads, _, size = query.shape
         groups, cache, column = key.shape[1], self._layers[layer], self._column
@@ -124,7 +124,7 @@ class KVCache:
         if self.prefix:
             prefix_weights = self._by_group(weights[..., : self.prefix], groups)
             out += self._by_row(torch.bmm(prefix_weights, cache.prefix_values), groups)
-        return out.view(rows, 1, heads, size)
+        return out.view(rows, 1, heads, -1)
 
     def advance(self) -> None:
         """Move to the next column; called after each decoding step."""

@@ -22,12 +22,12 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
     Args:
         query: (batch, heads, queries, size).
         key: (batch, groups, keys, size).
-        value: (batch, groups, keys, size).
+        value: (batch, groups, keys, size of values).
         bias: broadcastable to (batch, 1, queries, keys); 0 where a query may attend, −∞ elsewhere.
         scaling: factor for the products of queries and keys.
 
     Returns:
-        (batch, heads, queries, size).
+        (batch, heads, queries, size of values).
     """
     short = query.device.type == "cpu" and key.shape[2] <= SHORT
     if short and torch.is_grad_enabled() and enabled("short_attention"):
@@ -44,4 +44,4 @@ def _two_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
     if bias is not None:
         scores.view(batch, groups, per_group, queries, keys).add_(bias[:, :, None])
     weights = F.softmax(scores, -1)  # computed in float32, stored in the model's dtype
-    return torch.bmm(weights, value.reshape(batch * groups, keys, size)).view(batch, heads, queries, size)
+    return torch.bmm(weights, value.reshape(batch * groups, keys, -1)).view(batch, heads, queries, -1)

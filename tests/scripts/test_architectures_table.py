@@ -1,0 +1,42 @@
+"""The table of architectures: one row in full, and rows that are replaced in a page."""
+
+from pathlib import Path
+
+import pytest
+
+from tamperfuse.models import packed_check
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def test_a_row_compares_a_model_at_random_and_after_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import architectures_table as script
+
+    monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
+    kind, result, difference, reason = script.row_of("llama")
+    assert (kind, result, reason) == ("llama", "packed", "") and 0 < float(difference) < 1e-4
+    kind, result, difference, reason = script.row_of("bloom")
+    assert (kind, result) == ("bloom", "plain") and float(difference) < 1e-4 and "differ" in reason
+    assert script.row_of("bert")[1:3] == ("refused", "")
+    assert script.row_of("blt")[1:3] == ("not built", "")
+
+
+def test_named_rows_are_replaced_and_the_others_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import architectures_table as script
+
+    rows = {"llama": ("llama", "packed", "3e-06", ""), "gpt2": ("gpt2", "plain", "0e+00", "a / b")}
+    monkeypatch.setattr(script, "row_of", rows.__getitem__)
+    monkeypatch.setattr(script, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", list(rows))
+    monkeypatch.setattr(packed_check, "_remembered", packed_check._remembered)  # the script replaces it
+    monkeypatch.setattr(packed_check.log, "propagate", True)
+    page = tmp_path / "models.md"
+    page.write_text("above\n<!-- tables: python scripts/architectures_table.py x -->\nold\n<!-- end of tables -->\n")
+    script.main([str(page)])
+    rows["gpt2"] = ("gpt2", "packed", "1e-06", "")
+    script.main([str(page), "gpt2"])
+    assert script.rows_in(page.read_text()) == [rows["gpt2"], rows["llama"]]
+    assert "2 packed; transformers" in page.read_text()
+    with pytest.raises(SystemExit, match="t5 is not a causal"):
+        script.main([str(page), "t5"])
