@@ -2,8 +2,8 @@
 
 Run: python benchmarks/llm_judge.py [--quick]
 
-The endpoint is a process of its own. `ideal` is 200 ms × responses / concurrency, what an endpoint of unlimited speed would
-take with a client that costs nothing. Prints one JSON line.
+The endpoint is a process of its own. `rival` is 200 ms × responses / concurrency: what a client without any cost would take.
+Prints one JSON line.
 """
 
 import argparse

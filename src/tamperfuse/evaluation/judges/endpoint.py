@@ -82,6 +82,7 @@ class Endpoint:
         self.base_url, self.model, self.timeout, self.retries = base_url, model, timeout, retries
         self._options, self._key, self._openai = dict(options), _key(base_url), openai
         self._client = openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=retries)
+        self._once = self._client.with_options(max_retries=0)
 
     def close(self) -> None:
         """End all connections; requests that are under way fail."""
@@ -97,7 +98,7 @@ class Endpoint:
             UserError: nothing listens at the address, or what :meth:`ask` raises for an error that does not pass.
         """
         try:
-            return self._send(messages, 0)
+            return self._send(self._once, messages)
         except (
             self._openai.APIConnectionError,
             self._openai.RateLimitError,
@@ -123,18 +124,13 @@ class Endpoint:
             UserError: no key that the endpoint accepts, no such model, no reply after all retries, or an answer in HTML.
         """
         try:
-            return self._send(messages, self.retries)
+            return self._send(self._client, messages)
         except self._openai.APIError as error:
             raise self._explained(error) from error
 
-    def _send(self, messages: list[dict[str, str]], retries: int) -> Reply:
-        client = self._client.with_options(max_retries=retries)
+    def _send(self, client: Any, messages: list[dict[str, str]]) -> Reply:
         try:
-            completion = client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                extra_body=self._options,
-            )
+            completion = client.chat.completions.create(model=self.model, messages=messages, extra_body=self._options)
             if isinstance(completion, str):  # the answer's type was not JSON
                 raise _html(self.base_url, completion)
             usage = completion.usage
