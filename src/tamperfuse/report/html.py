@@ -1,12 +1,13 @@
 """Rendering of pages: one file that opens offline, with a light and a dark style.
 
 A page makes no network requests: Vega's code is inlined once for all charts, and a content security policy allows only the
-two scripts whose hashes it lists, so that a script in a model's answer cannot run.
+scripts whose hashes it lists, so that a script in a model's answer cannot run. `base.html.j2` is the frame of all pages.
 """
 
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -19,12 +20,13 @@ from tamperfuse.report.figures import Figure
 from tamperfuse.report.formatting import duration, label, visible
 
 
-def render_page(template: str, figures: list[Figure], **context: Any) -> str:
+def render_page(template: str, figures: list[Figure], scripts: Sequence[str] = (), **context: Any) -> str:
     """Render a template of this package; the browser draws the figures.
 
     Args:
         template: file name under `templates/`.
         figures: of the page.
+        scripts: file names under `templates/` of the page's scripts, beside those that draw figures and show tooltips.
         context: further variables of the template.
     """
     environment = jinja2.Environment(
@@ -35,15 +37,20 @@ def render_page(template: str, figures: list[Figure], **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(visible=visible, duration=duration, label=label)
-    draw = (files("tamperfuse.report") / "templates" / "draw.js").read_text(encoding="utf-8")
+    code = ([_library(), _script("draw.js")] if figures else []) + [_script(name) for name in ("page.js", *scripts)]
     return environment.get_template(template).render(
         figures=figures,
         specs=_specs(figures),
-        library=Markup(_library()),
-        draw=Markup(draw),
-        script_hashes=Markup(" ".join(_hash(script) for script in (_library(), draw))),
+        scripts=[Markup(script) for script in code],
+        script_hashes=Markup(" ".join(_hash(script) for script in code)),
         **context,
     )
+
+
+def script_json(value: Any) -> Markup:
+    """A value as JSON that can stand in a script element: characters that could end it are escaped, and all beyond ASCII."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def figure_record(figures: list[Figure]) -> dict[str, Any]:
@@ -68,6 +75,10 @@ def _library() -> str:
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def _script(name: str) -> str:
+    return (files("tamperfuse.report") / "templates" / name).read_text(encoding="utf-8")
+
+
 def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
@@ -77,5 +88,4 @@ def _specs(figures: list[Figure]) -> Markup:
     specs = {f"{f.name}-{i}": panel.chart.to_dict() for f in figures for i, panel in enumerate(f.panels)}
     for spec in specs.values():
         spec.pop("$schema")  # a URL; vegaEmbed is told the mode instead
-    text = json.dumps(specs, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return script_json(specs)

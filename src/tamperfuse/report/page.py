@@ -8,15 +8,20 @@ from typing import Any
 from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import SampleAnswer
+from tamperfuse.report.answer import answer_of
 from tamperfuse.report.figures import Figure, all_figures, legend
 from tamperfuse.report.formatting import label
 from tamperfuse.report.headline import THRESHOLDS, Headline, headline_of
+from tamperfuse.report.heatmap import anchors_of, heatmap
 from tamperfuse.report.html import figure_record, render_page
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.tables import table
 
 PAGE, FIGURES = "report.html", "report.json"
 SAMPLES_SHOWN = 5
+#: Figures with a panel for each attack, which are folded.
+FOLDED = ("harm", "controls")
+SHORT_TITLES = {"harm": "Attacks", "controls": "Controls", "search": "Adaptive attacker", "capability": "Capability"}
 
 
 def write_report(run: Path) -> Path:
@@ -50,10 +55,15 @@ def _headlines(run: Run) -> list[Headline]:
 
 
 def _render(run: Run, headlines: list[Headline], figures: list[Figure]) -> str:
+    anchors = anchors_of([panel.heading for figure in figures if figure.name in FOLDED for panel in figure.panels])
     return render_page(
         "report.html.j2",
         figures,
+        contents=_contents(figures),
         run=run,
+        answers=[answer_of(run.summary, one.defense) for one in headlines],
+        heat=heatmap(run, anchors),
+        anchors=anchors,
         headlines=headlines,
         thresholds=THRESHOLDS,
         legend=legend(run),
@@ -61,6 +71,18 @@ def _render(run: Run, headlines: list[Headline], figures: list[Figure]) -> str:
         states=_states(run),
         started=_day(run.record.started),
     )
+
+
+def _contents(figures: list[Figure]) -> list[tuple[str, str]]:
+    """The page's parts: (anchor, title)."""
+    return [
+        ("result", "Result"),
+        *((figure.name, SHORT_TITLES[figure.name]) for figure in figures),
+        ("measures", "Every measure"),
+        ("answers", "Answers"),
+        ("definitions", "Definitions"),
+        ("how", "How it was run"),
+    ]
 
 
 def _states(run: Run) -> list[dict[str, Any]]:
