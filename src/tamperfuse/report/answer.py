@@ -65,13 +65,14 @@ def _answer(defense: DefenseSummary, title: str) -> str:
     stopped, broken = sum(map(is_stopped, rates)), sum(map(is_broken, rates))
     total, unclear = len(counting), len(counting) - stopped - broken
     which = {1: "the one attack that works", 2: "either of the two attacks that work"}
+    any_of = which.get(total, f"any of the {total} attacks that work")
     if broken == total:
-        return f"{title} did not stop {which.get(total, f'any of the {total} attacks that work')}."
+        return f"{title} did not stop {any_of}."
     if stopped == total:
         every = {1: which[1], 2: "both attacks that work"}.get(total, f"all {total} attacks that work")
         return f"{title} stopped {every}."
     if unclear == total:
-        return f"The sample is too small to tell whether {title} stopped {which.get(total, f'any of the {total} attacks that work')}."
+        return f"The sample is too small to tell whether {title} stopped {any_of}."
     parts = [
         f"stopped {stopped}" if stopped else "stopped none for certain",
         f"did not stop {broken}" if broken else "",
