@@ -242,10 +242,10 @@ def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
     names = [label(name) for name in run.defenses]
     ends = [row[key] for row in rows for key in ("capability", "low", "high") if row[key] is not None]
     # The axis need not start at zero: it starts at the highest of these marks that is below all intervals.
-    low = next((start for start in (0.75, 0.5, 0.0) if start <= min(ends)), min(ends))
-    title = "capability" if low <= 0 else f"capability (axis from {low:.0%})"
+    low = next((start for start in (0.7, 0.5, 0.0) if start <= min(ends)), min(ends))
     tenths = axis_values(low, max(1.0, *ends), 0.1 if low >= 0.5 else 0.2)
-    scale = alt.Scale(domain=[min(low, tenths[0]), tenths[-1]], nice=False)
+    title = "capability" if tenths[0] <= 0 else f"capability (axis from {tenths[0]:.0%})"
+    scale = alt.Scale(domain=[tenths[0], tenths[-1]], nice=False)
     axis = alt.Axis(format=".0%", values=tenths, domain=False, ticks=False)
 
     def along(field: str) -> Any:
