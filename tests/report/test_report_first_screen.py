@@ -92,11 +92,11 @@ def test_the_heatmap_sets_weak_attacks_and_controls_apart(make_run: Callable[...
         ["benign"],
     ]
     cell = groups[1].rows[0].cells[1]
-    assert (cell.text, cell.anchor) == ("93%", "curve-full-100")
+    assert (cell.text, cell.anchor) == ("93%", "#curve-full-100")
     expected = f"SDD after full-100: executes 93.1% of forbidden requests, 95% interval {span(rate(149))}, 160 prompts."
     assert cell.words == expected
     missing, measured_cell = groups[3].rows[0].cells
-    assert missing.share is None and missing.words.endswith("not measured.") and measured_cell.anchor == "measures"
+    assert missing.share is None and missing.words.endswith("not measured.") and measured_cell.anchor == "#measures"
 
 
 def test_every_link_has_a_target_and_curves_are_folded(page: Path) -> None:

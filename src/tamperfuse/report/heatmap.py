@@ -16,7 +16,7 @@ BEFORE = "before any attack"
 
 @dataclass(frozen=True)
 class HeatCell:
-    """A rate: as printed, as a share for the color, in words with its interval, and the place it leads to."""
+    """A rate: as printed, as a share for the color, in words with its interval, and the link to its place."""
 
     text: str
     share: float | None
@@ -74,7 +74,7 @@ def _cell(run: Run, defense: str, attack: str, anchors: dict[str, str]) -> HeatC
     harm = run.summary.defenses[defense].harmful_execution
     measure = (harm.after_attack | harm.after_control).get(attack) if attack else harm.before_attack
     state = f"{label(defense)} after {attack}" if attack else f"{label(defense)}, {BEFORE}"
-    anchor = anchors.get(attack, MEASURES)
+    anchor = f"#{anchors.get(attack, MEASURES)}"
     if measure is None or measure.value is None:
         return HeatCell(MISSING, None, f"{state}: not measured.", anchor)
     return HeatCell(

@@ -1,49 +1,45 @@
-"""Rendering of pages: one file that opens offline, with a light and a dark style.
+"""Rendering of pages in the frame of :mod:`tamperfuse.records.pages`, with figures.
 
-A page makes no network requests: Vega's code is inlined once for all charts, and a content security policy allows only the
-scripts whose hashes it lists, so that a script in a model's answer cannot run. `base.html.j2` is the frame of all pages.
+A page makes no network requests: Vega's code is inlined once for all charts.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.report.figures import Figure
 from tamperfuse.report.formatting import duration, label, visible
 
+PACKAGE = "tamperfuse.report"
 
-def render_page(template: str, figures: list[Figure], scripts: Sequence[str] = (), **context: Any) -> str:
+
+def render_page(
+    template: str,
+    figures: list[Figure],
+    contents: Sequence[tuple[str, str]],
+    scripts: Sequence[str] = (),
+    **context: Any,
+) -> str:
     """Render a template of this package; the browser draws the figures.
 
     Args:
         template: file name under `templates/`.
         figures: of the page.
-        scripts: file names under `templates/` of the page's scripts, beside those that draw figures and show tooltips.
+        contents: its parts, as (anchor, title).
+        scripts: file names under `templates/` of the page's scripts, beside those of figures and of the frame.
         context: further variables of the template.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tamperfuse.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(PACKAGE)
     environment.filters.update(visible=visible, duration=duration, label=label)
-    code = ([_library(), _script("draw.js")] if figures else []) + [_script(name) for name in ("page.js", *scripts)]
+    code = [_library(), script_text(PACKAGE, "draw.js")] if figures else []
+    code += [script_text(PACKAGE, name) for name in scripts]
     return environment.get_template(template).render(
-        figures=figures,
-        specs=_specs(figures),
-        scripts=[Markup(script) for script in code],
-        script_hashes=Markup(" ".join(_hash(script) for script in code)),
-        **context,
+        figures=figures, specs=_specs(figures), **frame(contents, code), **context
     )
 
 
@@ -73,14 +69,6 @@ def _library() -> str:
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     # The script must not contain the end of its element or a comment; HTML parsers turn \r into \n, which changes the hash.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _script(name: str) -> str:
-    return (files("tamperfuse.report") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _specs(figures: list[Figure]) -> Markup:

@@ -61,8 +61,8 @@ def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figure
     return render_page(
         "report.html.j2",
         figures,
+        _contents(figures, by_kind),
         ["browser.js"],
-        contents=_contents(figures, by_kind),
         run=run,
         answers=[answer_of(run.summary, one.defense) for one in headlines],
         heat=heatmap(run, anchors),

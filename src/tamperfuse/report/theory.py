@@ -34,7 +34,7 @@ def write_theory_page(out: Path, figures: Sequence[Figure] | None = None) -> Pat
             ("counterexamples", "Counterexamples"),
             ("consequences", "Consequences"),
         ]
-        html = render_page("theory.html.j2", drawn, contents=contents, counterexamples=counterexamples)
+        html = render_page("theory.html.j2", drawn, contents, counterexamples=counterexamples)
         staging.write_text(html, encoding="utf-8")
         record = {"schema": 1, "figures": figure_record(drawn), "counterexamples": counterexamples}
         write_json(out / "theory.json", record)
