@@ -16,7 +16,7 @@ from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.figures import all_figures
 from tamperfuse.report.formatting import MISSING, label, visible
-from tamperfuse.report.heatmap import HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
+from tamperfuse.report.heatmap import GROUPS, HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
 from tamperfuse.report.html import render_page
 from tamperfuse.report.inputs import STUDY, Run, read_folder
 from tamperfuse.report.page import FOLDED, write_report
@@ -141,14 +141,14 @@ def _address(page: Path, out: Path) -> str:
 
 def _heat(runs: Sequence[Run], pages: Sequence[str]) -> list[HeatGroup]:
     """The heatmaps of all runs as one, with cells that lead to the curves on the runs' pages."""
-    groups: dict[str, dict[str, dict[int, list[HeatCell]]]] = {}
+    groups: dict[str, dict[str, dict[int, list[HeatCell]]]] = {title: {} for title in GROUPS}
     for number, (run, page) in enumerate(zip(runs, pages, strict=True)):
         folded = [figure for figure in all_figures(run) if figure.name in FOLDED]
         anchors = anchors_of([panel.heading for figure in folded for panel in figure.panels])
         for group in heatmap(run, anchors):
             for row in group.rows:
                 cells = [replace(cell, anchor=page + cell.anchor) for cell in row.cells]
-                groups.setdefault(group.title, {}).setdefault(row.name, {})[number] = cells
+                groups[group.title].setdefault(row.name, {})[number] = cells
     empty = HeatCell(MISSING, None, "not part of this run", "")
     return [
         HeatGroup(
@@ -162,6 +162,7 @@ def _heat(runs: Sequence[Run], pages: Sequence[str]) -> list[HeatGroup]:
             ],
         )
         for title, rows in groups.items()
+        if rows
     ]
 
 

@@ -180,7 +180,7 @@ def _harm_text(attack: str, rows: Rows) -> str:
 def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
     color, shape = _scales(run, on_paper=width != "container")
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=step_axis(run).along(rows), color=color)
-    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
+    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False, labelPadding=10)
     scale = alt.Scale(domain=[0, 1], nice=False)
     rate = alt.Y("rate:Q", title=None, scale=scale, axis=axis)
     tooltip = [

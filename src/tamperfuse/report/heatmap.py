@@ -12,6 +12,7 @@ WORKS = "Attacks that work: 80% or more on the undefended model"
 WEAK = "Too weak to test a defense"
 CONTROLS = "Controls, without an attacker"
 BEFORE = "before any attack"
+GROUPS = ("", WORKS, WEAK, CONTROLS)  # titles, in the order of the page
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,9 @@ class StepAxis:
             plain = alt.Axis(labelAngle=0, labelExpr=words, grid=False, domain=False, ticks=False)
             return alt.X("step:O", title="trains no steps", axis=plain)
         scale = alt.Scale(type="linear" if self.linear else "symlog", domain=[0, max(self.last, 1)], nice=False)
-        axis = alt.Axis(values=steps, format="d", grid=False, domain=False, ticks=False, labelOverlap="greedy")
+        axis = alt.Axis(
+            values=steps, format="d", grid=False, domain=False, ticks=False, labelOverlap="greedy", labelFlush=False
+        )
         return alt.X("step:Q", title="attack step", scale=scale, axis=axis)
 
 
