@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
-from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from made_up_run import write_nodes
 
@@ -60,10 +60,38 @@ def test_trials_of_a_search_are_read(full_run: Path) -> None:
     assert len(answers) == 8 and all(answer.verdicts[0].executed for answer in answers)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"PAR1 no"), Path.unlink])
-def test_a_damaged_node_is_named(full_run: Path, damage: Callable[[Path], Any]) -> None:
-    damage(next(full_run.glob("nodes/*/scores.parquet")))
-    with pytest.raises(UserError, match=r"scores\.parquet"):
+def test_a_further_judge_of_a_trial_is_read(full_run: Path) -> None:
+    run = read_folder(full_run)
+    attacked, further = full_run / "nodes" / f"{4:016x}", full_run / "nodes" / f"{50:016x}"
+    for folder in (attacked / "trial-000", further / "trial-000"):
+        folder.mkdir(parents=True)
+        shutil.copy(full_run / "nodes" / f"{20:016x}" / "scores.parquet", folder)
+    shutil.copy(attacked / "responses.parquet", attacked / "trial-000")
+    (further / "node.json").write_text(json.dumps({"kind": "further judge", "parents": [attacked.name], "depends": 1}))
+    run.rows.append({**run.rows[0], "defense": "sdd", "attack": "adaptive#000", "node": attacked.name})
+    answers = [a for a in read_answers(full_run, run).answers if a.state.attack == "adaptive#000"]
+    assert {len(answer.verdicts) for answer in answers} == {4}  # two judges, in two files
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("scores.parquet", b"PAR1 no"),
+        ("responses.parquet", b""),
+        ("node.json", b"[]"),
+        ("node.json", b"{"),
+    ],
+)
+def test_a_damaged_node_is_named(full_run: Path, name: str, content: bytes) -> None:
+    next(full_run.glob(f"nodes/*/{name}")).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(name)):
+        read_answers(full_run, read_folder(full_run))
+
+
+def test_a_table_of_a_node_without_a_column_is_named(full_run: Path) -> None:
+    path = next(full_run.glob("nodes/*/responses.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns("prompt"), path)
+    with pytest.raises(UserError, match=r"responses\.parquet lacks values"):
         read_answers(full_run, read_folder(full_run))
 
 

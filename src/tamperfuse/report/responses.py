@@ -3,7 +3,8 @@
     results.parquet ─▶ which node measured which model      nodes/<key>/responses.parquet   the answers
                                                             nodes/<key>/scores.parquet      a judge's verdicts on the answers of
                                                                                             its first parent
-                                                            nodes/<key>/trial-NNN/          both, of a trial of a search
+                                                            nodes/<key>/trial-NNN/          both, of a trial of a search, or
+                                                                                            the verdicts of a further judge on it
 
 Results that were copied without nodes have the few answers of samples.json.
 """
@@ -29,7 +30,12 @@ NODES, NODE, RESPONSES, SCORES, THRESHOLDS = (
     "scores.parquet",
     "thresholds.json",
 )
-JUDGE = "judge"  # kind of the nodes that hold verdicts
+JUDGES = ("judge", "further judge")  # kinds of the nodes that hold verdicts
+#: Columns of the tables of nodes that are read here, and have a value in every row.
+COLUMNS_READ = {
+    RESPONSES: ("step", "part", "id", "prompt", "response"),
+    SCORES: ("step", "part", "id", "judge", "verdict", "reason", "evidence"),
+}
 #: An answer this short, in characters a token of the limit, has ended by itself.
 SHORT = 2
 _ENDS = tuple(".!?…\"'”’»)]}`*|。！？")
@@ -119,23 +125,23 @@ def read_answers(folder: Path, run: Run) -> RunAnswers:
     nodes = folder / NODES
     if not path_exists(nodes):
         return RunAnswers(_from_samples(run), complete=False)
-    records = {path.parent.name: read_json(path) for path in sorted(nodes.glob(f"*/{NODE}"))}
+    records = {path.parent.name: _record(path) for path in sorted(nodes.glob(f"*/{NODE}"))}
     limits: dict[str, dict[str, float]] = {}
-    verdicts: dict[str, list[dict[str, Any]]] = {}
+    judged_by: dict[str, list[Path]] = {}
     for key, record in records.items():
-        if record.get("kind") == JUDGE and record.get("parents"):
-            verdicts.setdefault(record["parents"][0], []).extend(_rows(nodes / key / SCORES))
+        if record.get("kind") in JUDGES and record["parents"]:
+            judged_by.setdefault(record["parents"][0], []).append(nodes / key)
             limits |= _limits(nodes, record)
     answers: list[JudgedAnswer] = []
     for (key, attack), (defense, seed) in _measured(run).items():
-        if key not in records:
-            continue
         trial = attack.partition("#")[2]
-        place = nodes / key / f"trial-{trial}" if trial else nodes / key
-        if not path_exists(place / RESPONSES):  # the attacker's choice of a search is one of its trials
-            continue
-        scores = _rows(place / SCORES) if trial else verdicts.get(key, [])
-        answers += _of_node(place, ModelState(defense, attack, 0, seed, _token_limit(records[key])), scores, run)
+        inside = f"trial-{trial}" if trial else "."
+        if key not in records or not path_exists(nodes / key / inside / RESPONSES):
+            continue  # the attacker's choice of a search is one of its trials
+        tables = [folder / inside / SCORES for folder in (nodes / key, *judged_by.get(key, ()))]
+        scores = [row for table in tables if path_exists(table) for row in _rows(table)]
+        state = ModelState(defense, attack, 0, seed, _token_limit(records[key]))
+        answers += _of_node(nodes / key / inside, state, scores, run)
     if not answers:
         return RunAnswers(_from_samples(run), complete=False)
     order = {name: number for number, name in enumerate(["as shipped", *run.defenses])}
@@ -162,14 +168,34 @@ def _measured(run: Run) -> dict[tuple[str, str], tuple[str, int]]:
     return {(row["node"], row["attack"]): (row["defense"], row["seed"]) for row in run.rows}
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """A node's record.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is no record of a node: delete its folder and run the study again.")
+    parents, depends = record.get("parents"), record.get("depends")
+    well_formed = isinstance(parents, list) and all(isinstance(parent, str) for parent in parents)
+    return {
+        **record,
+        "parents": parents if well_formed else [],
+        "depends": depends if isinstance(depends, dict) else {},
+    }
+
+
 def _token_limit(record: dict[str, Any]) -> int:
-    return int(record.get("depends", {}).get("evaluate", {}).get("response_tokens", 0))
+    evaluate = record["depends"].get("evaluate")
+    limit = evaluate.get("response_tokens") if isinstance(evaluate, dict) else None
+    return limit if isinstance(limit, int) else 0
 
 
 def _of_node(folder: Path, state: ModelState, scores: list[dict[str, Any]], run: Run) -> Iterator[JudgedAnswer]:
     judged: dict[tuple[int, str, str], list[JudgedAs]] = {}
     for row in scores:
-        verdict = JudgedAs(row["judge"], row["verdict"], row["reason"] or "", _evidence(row["evidence"]))
+        verdict = JudgedAs(row["judge"], row["verdict"], row["reason"], _evidence(row["evidence"]))
         judged.setdefault((row["step"], row["part"], row["id"]), []).append(verdict)
     states: dict[int, ModelState] = {}
     for row in _rows(folder / RESPONSES):
@@ -181,9 +207,9 @@ def _of_node(folder: Path, state: ModelState, scores: list[dict[str, Any]], run:
         yield JudgedAnswer(states[step], row["part"], row["id"], row["prompt"], row["response"], tuple(verdicts))
 
 
-def _evidence(text: str | None) -> dict[str, Any]:
+def _evidence(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text or "{}")
+        value = json.loads(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
@@ -191,13 +217,15 @@ def _evidence(text: str | None) -> dict[str, Any]:
 
 def _limits(nodes: Path, record: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The limits of a judge node's criteria: the parameters of the judge and the thresholds that its parent calibrated."""
-    judge = record.get("depends", {}).get("judge") or [""]
-    parameters = judge[-1] if isinstance(judge[-1], dict) else {}
+    judge = record["depends"].get("judge")
+    if not isinstance(judge, list) or not judge:
+        return {}
+    values = dict(judge[-1]) if isinstance(judge[-1], dict) else {}
     for parent in record["parents"][1:]:
         path = nodes / parent / THRESHOLDS
-        if path_exists(path):
-            parameters = {**parameters, **read_json(path)}
-    return {str(judge[0]): {k: float(v) for k, v in parameters.items() if isinstance(v, int | float)}}
+        thresholds = read_json(path) if path_exists(path) else {}
+        values |= thresholds if isinstance(thresholds, dict) else {}
+    return {str(judge[0]): {name: float(value) for name, value in values.items() if isinstance(value, int | float)}}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -208,7 +236,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     """
     check_file(path)
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
+        missing = [name for name in COLUMNS_READ[path.name] if name not in table.schema.names]
+        if missing or any(table.column(name).null_count for name in COLUMNS_READ[path.name]):
+            raise UserError(f"{path} lacks values: delete its folder and run the study again.")
+        rows: list[dict[str, Any]] = table.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: delete its folder and run the study again.") from error
     return rows
