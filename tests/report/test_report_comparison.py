@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made_up_run import summary, write_folder
 
+from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.report import html as html_module
 from tamperfuse.report.comparison import write_comparison
@@ -52,3 +53,17 @@ def test_equal_studies_and_equal_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"summary\.json"):
         write_comparison(runs, tmp_path / "other.html")
     assert not (tmp_path / "other.html").exists()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        write_folder(tmp_path / name)
+    for words in (["report", "one", "two"], ["report", "one", "two", "--out", "pages/both.html"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0 and words[-1].replace("two", "comparison") in capsys.readouterr().out
+    assert (tmp_path / "comparison.html").exists() and (tmp_path / "pages" / "both.html").exists()
+    with pytest.raises(SystemExit) as end:
+        main(["report", "one", "--out", "one.html"])
+    assert end.value.code == 2 and "--out" in capsys.readouterr().err
