@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.report.formatting import label, visible
-from tamperfuse.report.responses import JudgedAnswer, RunAnswers
+from tamperfuse.report.responses import ModelState, RunAnswers
 
 PARTS = {
     "evaluation": "forbidden",
@@ -84,11 +84,6 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
     }
 
 
-def reasons_of(answers: list[JudgedAnswer]) -> list[str]:
-    """Every single reason of the run's judge against a verdict, sorted."""
-    return sorted({reason for a in answers if a.verdicts for reason in a.verdicts[0].reason.split(", ") if reason})
-
-
 class _Index:
     """Numbers for values, in the order in which they appear."""
 
@@ -104,7 +99,7 @@ class _Index:
         return self._numbers[item]
 
 
-def _state(state: Any) -> dict[str, Any]:
+def _state(state: ModelState) -> dict[str, Any]:
     return {
         "defense": label(state.defense),
         "undefended": state.defense == UNDEFENDED,

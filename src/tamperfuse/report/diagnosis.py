@@ -102,10 +102,10 @@ def answer(diagnosis: Diagnosis) -> str:
     """The answer to the page's question for one model: what benign text lost, as a share of what original answers lost."""
     first, last = diagnosis.points[0], diagnosis.points[-1]
     original, benign = first.original - last.original, last.benign - first.benign
-    if original <= 0:
+    if not original > 0:  # also for a value that is not a number
         return f"{diagnosis.name}: this attack cannot tell, since it did not make the original answers less likely."
     share = benign / original
-    word = next(word for limit, word in SHARES_IN_WORDS if share <= limit)
+    word = next((word for limit, word in SHARES_IN_WORDS if share <= limit), "not measurable")
     change = f"{abs(benign):.2f} nats {'less' if benign > 0 else 'more'} likely"
     return f"{diagnosis.name}: {word}. Original answers became {original:.2f} nats per token less likely, benign text {change}."
 
