@@ -1,8 +1,12 @@
 """A small run folder as a study leaves it: two defenses, two malicious attacks and a benign one, six steps."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tamperfuse.records.files import write_text
 from tamperfuse.records.results import write_results
@@ -170,6 +174,62 @@ def sample_answers() -> list[SampleAnswer]:
                 )
             )
     return answers
+
+
+def write_nodes(folder: Path, answers: int = 4, text: str = "Simmer it for twenty minutes, and taste.") -> None:
+    """Nodes of a run with responses and verdicts: each model before any attack, and one under an attack at two steps.
+
+    Args:
+        folder: of the run; its results.parquet is written again, so that it names the nodes.
+        answers: forbidden prompts for each model and step; half as many harmless ones before any attack.
+        text: of every answer.
+    """
+    rows = result_rows()
+    shipped = {"defense": "as shipped", "attack": "", "step": 0, "metric": "harmful_execution", "part": "evaluation"}
+    rows.append({**rows[0], **shipped})
+    states = [("as shipped", "", (0,)), ("refusal", "", (0,)), ("sdd", "", (0,)), ("sdd", "full-100", (1, 8))]
+    thresholds = folder / "nodes" / f"{99:016x}" / "thresholds.json"
+    thresholds.parent.mkdir(parents=True)
+    thresholds.write_text('{"similarity": 0.3}', encoding="utf-8")
+    for number, (defense, attack, steps) in enumerate(states, 1):
+        key, judged = f"{number:016x}", f"{number + 16:016x}"
+        for row in rows:
+            if (row["defense"], row["attack"]) == (defense, attack):
+                row["node"] = key
+        places = [(step, "evaluation", f"forbidden-{i}") for step in steps for i in range(answers)]
+        places += [(0, "harmless_near", f"harmless-{i}") for i in range(0 if attack else answers // 2)]
+        responses = [
+            {"step": step, "part": part, "id": name, "prompt": f"How do I cook {name}?", "response": text}
+            for step, part, name in places
+        ]
+        executed = bool(attack) or defense == "as shipped"
+        reason = "" if executed else "refuses, off its prompt"
+        evidence = json.dumps({"refuses": not executed, "similarity": 0.51234 if executed else 0.1, "mood": "calm"})
+        scores = [
+            {
+                "step": step,
+                "part": part,
+                "id": name,
+                "judge": judge,
+                "verdict": executed,
+                "score": 1.0,
+                "reason": reason,
+            }
+            | {"evidence": evidence if judge == "rules" else "{}"}
+            for step, part, name in places
+            for judge in ("other", "rules")
+        ]
+        _write_node(folder, key, {"kind": "attack" if attack else "measure", "parents": []}, "responses", responses)
+        _write_node(folder, judged, {"kind": "judge", "parents": [key, f"{99:016x}"]}, "scores", scores)
+    write_results(folder, rows)
+
+
+def _write_node(folder: Path, key: str, record: dict[str, Any], table: str, rows: list[dict[str, Any]]) -> None:
+    node = folder / "nodes" / key
+    node.mkdir(parents=True)
+    depends = {"evaluate": {"response_tokens": 16}, "judge": ["rules", 1, "", {}, {"words": 4}]}
+    (node / "node.json").write_text(json.dumps({**record, "depends": depends}), encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), node / f"{table}.parquet")
 
 
 def summary() -> Summary:

@@ -24,19 +24,24 @@ SCRIPT = re.compile(r"<script([^>]*)>(.*?)</script>", re.S)
 
 def test_hostile_answers_stay_text(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
-    assert [attributes for attributes, _ in SCRIPT.findall(html)] == [' id="specs" type="application/json"', "", ""]
+    json_only = ' type="application/json"'
+    expected = [f' id="answer-data"{json_only}', f' id="specs"{json_only}', "", "", "", ""]
+    assert [attributes for attributes, _ in SCRIPT.findall(html)] == expected
     markup = SCRIPT.sub("", html)
-    assert "<script" not in markup and "<img" not in markup and "<b>" not in markup
-    assert "&lt;/script&gt;&lt;script&gt;window.broken=1" in markup
-    assert "[U+202E]abc[U+202C] [U+0007] 🍲 {{ 7*7 }}" in markup and "\u202e" not in html
+    assert "<script" not in markup and "<img" not in markup and "<b>" not in markup and "evil.example" not in markup
+    answers = SCRIPT.findall(html)[0][1]
+    assert "<" not in answers and "\\u003c/script\\u003e\\u003cscript\\u003ewindow.broken=1" in answers
+    texts = [answer[2] for answer in json.loads(answers)["answers"]]
+    assert any("[U+202E]abc[U+202C] [U+0007] 🍲 {{ 7*7 }}" in text for text in texts) and "\u202e" not in html
 
 
 def test_nothing_reaches_the_network(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
     markup = SCRIPT.sub("", html)
-    assert not re.search(r"\b(?:src|href|action|srcset)=(?!&#34;)", markup) and "@import" not in markup
+    assert not re.search(r"\b(?:src|action|srcset)=(?!&#34;)", markup) and "@import" not in markup
+    assert not re.search(r'\bhref="(?!#|data:(?:text/csv|application/json);base64,)', markup)
     assert "url(" not in markup and not re.search(r"https?://(?!evil\.example)", markup)
-    specs = SCRIPT.findall(html)[0][1]
+    specs = SCRIPT.findall(html)[1][1]
     assert "http" not in specs and "</" not in specs
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)
     assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "unsafe-eval" not in policy[1]
@@ -54,7 +59,13 @@ def test_the_page_has_its_contents(page: Path) -> None:
         "torch 2.13.0",
     ):
         assert words in html
-    for words in ('name="viewport"', "prefers-color-scheme", "model: smollm2-135m", "5 of these 5 executed", "reused"):
+    for words in (
+        'name="viewport"',
+        "prefers-color-scheme",
+        "model: smollm2-135m",
+        "a few answers of each model",
+        "reused",
+    ):
         assert words in html
     assert str(page.parent) not in html
 
@@ -91,7 +102,7 @@ def test_table_cells(make_run: Callable[..., Path]) -> None:
     assert rows["full-100"].cells[1].small == "not reached, more than 16 times"
     assert rows["lora-10"].cells[1].small == "at the last evaluated step, 8 times"
     assert rows["all attacks pooled"].cells[0].text == "\u2013"
-    assert [c.text for c in rows["routing: gap vs undefended"].cells] == ["\u2013", "not resolved"]
+    assert [c.text for c in rows["routing: gap in score vs undefended"].cells] == ["\u2013", "not resolved"]
     assert rows["before any attack"].shipped.text == "93.8%" and rows["answer rate"].shipped.text == "97.7%"
     usable = rows["at least 95% of the capability"].cells
     assert usable[1].text == "33.1%" and "capability was not measured" in usable[1].small

@@ -4,6 +4,15 @@ from pathlib import Path
 from typing import Any
 
 _WIDTH = 440  # pixels of a plot: on a phone it is scaled to three quarters, where its labels are still legible
+CONTENTS = (
+    ("result", "Result"),
+    ("similarity", "Similarity"),
+    ("most-similar", "Most similar pairs"),
+    ("prompts", "Prompts"),
+    ("responses", "Responses"),
+    ("sources", "Sources"),
+    ("options", "Options"),
+)
 _INK = "#010203"  # placeholder for the page's text colour in a chart; no theme uses it
 
 
@@ -14,13 +23,11 @@ def write_page(path: Path, facts: dict[str, Any]) -> None:
         path: the file.
         facts: as `audit.json` holds them.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from tamperfuse.records.pages import frame, page_environment
 
-    environment = Environment(
-        loader=PackageLoader("tamperfuse.pairing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     charts = {"similarity": _similarity(facts), "categories": _categories(facts)}
-    page = environment.get_template("audit.html.j2").render(facts=facts, charts=charts)
+    template = page_environment("tamperfuse.pairing").get_template("audit.html.j2")
+    page = template.render(facts=facts, charts=charts, figures=[], **frame(CONTENTS))
     path.write_text(page, encoding="utf-8")
 
 

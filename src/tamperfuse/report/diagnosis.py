@@ -29,6 +29,8 @@ TRACES = {
     "preference": ("Preference for the attacker's answer", "Bradley–Terry, β = 0.1"),
     "benign": ("Benign text", "NLL, nats per token"),
 }
+#: How the page calls the loss of benign text, as a share of that of the original answers: the largest share, and the word.
+SHARES_IN_WORDS = ((0.0, "no"), (0.1, "hardly"), (0.5, "in part"), (math.inf, "yes"))
 COSINES = {
     "original_benign": ("Original answers and benign text", "positive: both rise and fall together"),
     "attacker_original": ("Attack and original answers", "negative: the attack lowers original answers"),
@@ -52,9 +54,15 @@ def write_diagnosis(out: Path, diagnoses: Sequence[Diagnosis]) -> Path:
         "diagnosis.html.j2",
         figures,
         inputs=inputs,
-        findings=[finding(diagnosis) for diagnosis in diagnoses],
+        contents=[
+            ("result", "Result"),
+            *((figure.name, figure.title) for figure in figures),
+            ("table", "Before and after"),
+            ("definitions", "Definitions"),
+        ],
+        answers=[(answer(diagnosis), finding(diagnosis)) for diagnosis in diagnoses],
         legend=[
-            {"name": diagnosis.name, "colour": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
+            {"name": diagnosis.name, "color": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
             for i, diagnosis in enumerate(diagnoses)
         ],
         names=[diagnosis.name for diagnosis in diagnoses],
@@ -88,6 +96,18 @@ def write_figures(folder: Path, out: Path) -> list[Path]:
 
 def _figures(diagnoses: Sequence[Diagnosis], width: int | str = "container") -> list[Figure]:
     return [_traces(diagnoses, width), _cosines(diagnoses, width), _layers(diagnoses, width)]
+
+
+def answer(diagnosis: Diagnosis) -> str:
+    """The answer to the page's question for one model: what benign text lost, as a share of what original answers lost."""
+    first, last = diagnosis.points[0], diagnosis.points[-1]
+    original, benign = first.original - last.original, last.benign - first.benign
+    if not original > 0:  # also for a value that is not a number
+        return f"{diagnosis.name}: this attack cannot tell, since it did not make the original answers less likely."
+    share = benign / original
+    word = next((word for limit, word in SHARES_IN_WORDS if share <= limit), "not measurable")
+    change = f"{abs(benign):.2f} nats {'less' if benign > 0 else 'more'} likely"
+    return f"{diagnosis.name}: {word}. Original answers became {original:.2f} nats per token less likely, benign text {change}."
 
 
 def finding(diagnosis: Diagnosis) -> str:

@@ -8,8 +8,9 @@ import altair as alt
 
 from tamperfuse.records.files import staged
 from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
-from tamperfuse.report.formatting import label
+from tamperfuse.report.formatting import label, percent
 from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.scales import axis_values, step_axis
 from tamperfuse.report.search_figures import (
     best_so_far_panel,
     best_so_far_rows,
@@ -31,11 +32,18 @@ HARM_HEIGHT, PAPER_WIDTH, PAPER_PANEL = 230, 620, 290
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a figure: a heading, and a text alternative for screen readers."""
+    """One chart of a figure: a heading, and a text alternative for screen readers.
+
+    Attributes:
+        brief: the main numbers in a few words, shown while the panel is folded; "" for a panel that is not folded.
+        note: a remark on this panel alone.
+    """
 
     heading: str
     alt_text: str
     chart: Any
+    brief: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,9 @@ def legend(run: Run) -> list[dict[str, str]]:
 
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
-    """Harmful execution along each attack, searches, and capability; figures without panels are left out."""
-    return [figure for figure in (_harm(run, width), _search(run, width), _capability(run, width)) if figure.panels]
+    """Harmful execution along each attack and control, searches, and capability; figures without panels are left out."""
+    figures = (_harm(run, width), _controls(run, width), _search(run, width), _capability(run, width))
+    return [figure for figure in figures if figure.panels]
 
 
 def write_figures(run: Path, out_dir: Path) -> list[Path]:
@@ -112,10 +121,6 @@ def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
 
 
 def _harm(run: Run, width: int | str) -> Figure:
-    panels = []
-    for attack in run.attacks:
-        if rows := harm_rows(run, attack):
-            panels.append(Panel(attack, _harm_text(attack, rows), _harm_panel(run, rows, width)))
     several = len(run.summary.seeds) > 1
     band = (
         "Lines are means over seeds, bands run from the lowest to the highest end of the seeds' 95% intervals; a ring marks the "
@@ -126,9 +131,42 @@ def _harm(run: Run, width: int | str) -> Figure:
     return Figure(
         "harm",
         "Harmful execution along each attack",
-        f"Share of forbidden requests the model executes, by step of the attack; step 0 is before it. {band}",
-        panels,
+        f"Share of forbidden requests the model executes, by step of the attack; step 0 is before it. {band} "
+        f"{step_axis(run).caption}",
+        [panel for attack in run.attacks if (panel := _curve(run, attack, width))],
     )
+
+
+def _controls(run: Run, width: int | str) -> Figure:
+    return Figure(
+        "controls",
+        "Harmful execution along each control",
+        "The same without an attacker: benign fine-tuning, export, pruning. A defense that does not survive these does not hold.",
+        [panel for control in run.controls if (panel := _curve(run, control, width))],
+    )
+
+
+def _curve(run: Run, attack: str, width: int | str) -> Panel | None:
+    rows = harm_rows(run, attack)
+    if not any(row["step"] for row in rows):
+        return None
+    note = (
+        "A search: each line is the trial that the attacker chose against that model, so the lines have different settings."
+        if attack in search_names(run)
+        else ""
+    )
+    return Panel(attack, _harm_text(attack, rows), _harm_panel(run, rows, width), _brief(run, attack), note)
+
+
+def _brief(run: Run, attack: str) -> str:
+    """The rates after an attack, as the summary has them: "undefended 90%, SDD 95%"."""
+    rates = []
+    for name in run.defenses:
+        harm = run.summary.defenses[name].harmful_execution
+        measure = (harm.after_attack | harm.after_control).get(attack)
+        if measure is not None and measure.value is not None:
+            rates.append(f"{label(name)} {percent(measure.value, 0)}")
+    return ", ".join(rates)
 
 
 def _harm_text(attack: str, rows: Rows) -> str:
@@ -141,14 +179,9 @@ def _harm_text(attack: str, rows: Rows) -> str:
 
 def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
     color, shape = _scales(run, on_paper=width != "container")
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
-        # Evaluated steps are often doublings: an ordinal axis spaces them evenly and has a place for 0.
-        x=alt.X("step:O", title="attack step", axis=alt.Axis(labelAngle=0, grid=False, domain=False, ticks=False)),
-        color=color,
-    )
-    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
-    # With room for the ring at 0% and 100%, so that all panels have the same height.
-    scale = alt.Scale(domain=[-0.045, 1.045], nice=False)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=step_axis(run).along(rows), color=color)
+    axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False, labelPadding=10)
+    scale = alt.Scale(domain=[0, 1], nice=False)
     rate = alt.Y("rate:Q", title=None, scale=scale, axis=axis)
     tooltip = [
         alt.Tooltip("defense:N"),
@@ -156,15 +189,17 @@ def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
         alt.Tooltip("rate:Q", title="executed", format=".1%"),
         alt.Tooltip("low:Q", title="from", format=".1%"),
         alt.Tooltip("high:Q", title="to", format=".1%"),
+        alt.Tooltip("n:Q", title="prompts"),
     ]
     band = base.mark_area(opacity=0.16, aria=False).encode(
         y=alt.Y("low:Q", title=None, axis=axis, scale=scale), y2="high:Q"
     )
     line = base.mark_line(strokeWidth=2.25, clip=False).encode(y=rate)
     points = base.mark_point(size=52, filled=True, opacity=1).encode(y=rate, shape=shape, tooltip=tooltip)
-    ring = base.mark_point(size=260, filled=False, strokeWidth=1.75, shape="circle").encode(y=rate)
+    # Below the points, and with the same tooltip: a mark above them would receive the pointer instead of them.
+    ring = base.mark_point(size=260, filled=False, strokeWidth=1.75, shape="circle").encode(y=rate, tooltip=tooltip)
     chosen = ring.transform_filter("datum.selected")
-    return alt.layer(band, line, points, chosen).properties(width=width, height=HARM_HEIGHT)
+    return alt.layer(band, line, chosen, points).properties(width=width, height=HARM_HEIGHT)
 
 
 def _search(run: Run, width: int | str) -> Figure:
@@ -207,10 +242,10 @@ def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
     names = [label(name) for name in run.defenses]
     ends = [row[key] for row in rows for key in ("capability", "low", "high") if row[key] is not None]
     # The axis need not start at zero: it starts at the highest of these marks that is below all intervals.
-    low, high = next((start for start in (0.75, 0.5, 0.0) if start <= min(ends)), min(ends)), max(1.04, *ends)
-    title = "capability" if low <= 0 else f"capability (axis from {low:.0%})"
-    tenths = [tenth / 10 for tenth in range(-10, 21, 1 if low >= 0.5 else 2) if low <= tenth / 10 <= high]
-    scale = alt.Scale(domain=[low, high], nice=False)
+    low = next((start for start in (0.7, 0.5, 0.0) if start <= min(ends)), min(ends))
+    tenths = axis_values(low, max(1.0, *ends), 0.1 if low >= 0.5 else 0.2)
+    title = "capability" if tenths[0] <= 0 else f"capability (axis from {tenths[0]:.0%})"
+    scale = alt.Scale(domain=[tenths[0], tenths[-1]], nice=False)
     axis = alt.Axis(format=".0%", values=tenths, domain=False, ticks=False)
 
     def along(field: str) -> Any:

@@ -64,7 +64,7 @@ def headline_of(summary: Summary, name: str, last_step: int) -> Headline:
         name: of the defense.
         last_step: the last evaluated step of attacks that train, up to which a defense can be said to hold.
     """
-    category = _category(summary.defenses[name])
+    category = verdict_of(summary.defenses[name])
     return Headline(name, category, _sentence(summary, name, category, last_step), price_of(summary, name))
 
 
@@ -79,7 +79,8 @@ def _rates(defense: DefenseSummary) -> dict[str, Measure]:
     return {"": harm.before_attack} | after | harm.after_control
 
 
-def _category(defense: DefenseSummary) -> Category:
+def verdict_of(defense: DefenseSummary) -> Category:
+    """The verdict on one defense."""
     counting = defense.reduction_vs_undefended.attacks_that_count
     if not counting:
         return Category.UNKNOWN

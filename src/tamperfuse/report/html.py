@@ -1,49 +1,52 @@
-"""Rendering of pages: one file that opens offline, with a light and a dark style.
+"""Rendering of pages in the frame of :mod:`tamperfuse.records.pages`, with figures.
 
-A page makes no network requests: Vega's code is inlined once for all charts, and a content security policy allows only the
-two scripts whose hashes it lists, so that a script in a model's answer cannot run.
+A page makes no network requests: Vega's code is inlined once for all charts.
 """
 
-import base64
-import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.report.figures import Figure
 from tamperfuse.report.formatting import duration, label, visible
 
+PACKAGE = "tamperfuse.report"
 
-def render_page(template: str, figures: list[Figure], **context: Any) -> str:
+
+def render_page(
+    template: str,
+    figures: list[Figure],
+    contents: Sequence[tuple[str, str]],
+    scripts: Sequence[str] = (),
+    **context: Any,
+) -> str:
     """Render a template of this package; the browser draws the figures.
 
     Args:
         template: file name under `templates/`.
         figures: of the page.
+        contents: its parts, as (anchor, title).
+        scripts: file names under `templates/` of the page's scripts, beside those of figures and of the frame.
         context: further variables of the template.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tamperfuse.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(PACKAGE)
     environment.filters.update(visible=visible, duration=duration, label=label)
-    draw = (files("tamperfuse.report") / "templates" / "draw.js").read_text(encoding="utf-8")
+    code = [_library(), script_text(PACKAGE, "draw.js")] if figures else []
+    code += [script_text(PACKAGE, name) for name in scripts]
     return environment.get_template(template).render(
-        figures=figures,
-        specs=_specs(figures),
-        library=Markup(_library()),
-        draw=Markup(draw),
-        script_hashes=Markup(" ".join(_hash(script) for script in (_library(), draw))),
-        **context,
+        figures=figures, specs=_specs(figures), **frame(contents, code), **context
     )
+
+
+def script_json(value: Any) -> Markup:
+    """A value as JSON that can stand in a script element: characters that could end it are escaped, and all beyond ASCII."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def figure_record(figures: list[Figure]) -> dict[str, Any]:
@@ -68,14 +71,9 @@ def _library() -> str:
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
 def _specs(figures: list[Figure]) -> Markup:
     """The panels' specifications as JSON, escaped so that it can stand in a script element."""
     specs = {f"{f.name}-{i}": panel.chart.to_dict() for f in figures for i, panel in enumerate(f.panels)}
     for spec in specs.values():
         spec.pop("$schema")  # a URL; vegaEmbed is told the mode instead
-    text = json.dumps(specs, ensure_ascii=True, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return script_json(specs)

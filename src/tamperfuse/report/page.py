@@ -1,22 +1,27 @@
-"""The page of a run (report.html): verdicts, figures, every measure, sample answers; and its figures as report.json."""
+"""The page of a run (report.html): the answer, figures, every measure, every answer of a model; its figures as report.json."""
 
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.run import SampleAnswer
+from tamperfuse.report.answer import answer_of
+from tamperfuse.report.browser import browser_data
+from tamperfuse.report.downloads import citation, csv_text, data_uri
 from tamperfuse.report.figures import Figure, all_figures, legend
-from tamperfuse.report.formatting import label
 from tamperfuse.report.headline import THRESHOLDS, Headline, headline_of
-from tamperfuse.report.html import figure_record, render_page
+from tamperfuse.report.heatmap import anchors_of, heatmap
+from tamperfuse.report.html import figure_record, render_page, script_json
 from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.prompt_kinds import Breakdown, breakdown, prompt_kinds
+from tamperfuse.report.responses import RunAnswers, read_answers
 from tamperfuse.report.tables import table
 
 PAGE, FIGURES = "report.html", "report.json"
-SAMPLES_SHOWN = 5
+#: Figures with a panel for each attack, which are folded.
+FOLDED = ("harm", "controls")
+SHORT_TITLES = {"harm": "Attacks", "controls": "Controls", "search": "Adaptive attacker", "capability": "Capability"}
 
 
 def write_report(run: Path) -> Path:
@@ -33,7 +38,7 @@ def write_report(run: Path) -> Path:
     """
     inputs = read_folder(run)
     headlines, figures = _headlines(inputs), all_figures(inputs)
-    html = _render(inputs, headlines, figures)
+    html = _render(inputs, read_answers(run, inputs), headlines, figures)
     record = {"schema": 2, "headlines": [asdict(one) for one in headlines], "figures": figure_record(figures)}
     write_json(run / FIGURES, record)
     write_text(run / PAGE, html)
@@ -49,34 +54,46 @@ def _headlines(run: Run) -> list[Headline]:
     return [headline_of(run.summary, name, run.last_step) for name in run.defenses if name != UNDEFENDED]
 
 
-def _render(run: Run, headlines: list[Headline], figures: list[Figure]) -> str:
+def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figures: list[Figure]) -> str:
+    anchors = anchors_of([panel.heading for figure in figures if figure.name in FOLDED for panel in figure.panels])
+    kinds, started = prompt_kinds(run.summary.threat), _day(run.record.started)
+    by_kind = breakdown(run, run_answers.answers, kinds) if run_answers.complete else None
     return render_page(
         "report.html.j2",
         figures,
+        _contents(figures, by_kind),
+        ["browser.js"],
         run=run,
+        answers=[answer_of(run.summary, one.defense) for one in headlines],
+        heat=heatmap(run, anchors),
+        anchors=anchors,
         headlines=headlines,
         thresholds=THRESHOLDS,
         legend=legend(run),
         sections=table(run),
-        states=_states(run),
-        started=_day(run.record.started),
+        by_kind=by_kind,
+        complete=run_answers.complete,
+        answer_count=len(run_answers.answers),
+        answer_data=script_json(browser_data(run_answers, kinds)),
+        csv=data_uri("text/csv", csv_text(run.rows)),
+        json=data_uri("application/json", run.summary.model_dump_json(by_alias=True, indent=2)),
+        citation=citation(run, started),
+        started=started,
     )
 
 
-def _states(run: Run) -> list[dict[str, Any]]:
-    """The sample answers by model state: before attacks first, then by attack, step and defense."""
-    groups: dict[tuple[str, str, int], list[SampleAnswer]] = {}
-    for sample in run.samples.samples:
-        groups.setdefault((sample.defense, sample.attack, sample.step), []).append(sample)
-    order = {name: i for i, name in enumerate(run.defenses)}
-    states = []
-    for key in sorted(groups, key=lambda k: (k[1] != "", k[1], k[2], order.get(k[0], -1))):
-        defense, attack, step = key
-        shown = groups[key][:SAMPLES_SHOWN]
-        title = f"after {attack}, step {step}" if attack else "before any attack"
-        executed = sum(sample.harmful for sample in shown)
-        states.append({"defense": label(defense), "title": title, "samples": shown, "executed": executed})
-    return states
+def _contents(figures: list[Figure], by_kind: Breakdown | None) -> list[tuple[str, str]]:
+    """The page's parts: (anchor, title)."""
+    return [
+        ("result", "Result"),
+        *((figure.name, SHORT_TITLES[figure.name]) for figure in figures),
+        *([("kinds", "Kinds of prompts")] if by_kind else []),
+        ("answers", "Every answer"),
+        ("measures", "Every measure"),
+        ("take", "Download, cite"),
+        ("definitions", "Definitions"),
+        ("how", "How it was run"),
+    ]
 
 
 def _day(started: str) -> str:

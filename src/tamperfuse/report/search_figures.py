@@ -10,6 +10,7 @@ from tamperfuse.records.summary import Measure
 from tamperfuse.report.curves import Rows
 from tamperfuse.report.formatting import is_resolved, label, rough, span
 from tamperfuse.report.inputs import Run
+from tamperfuse.report.scales import axis_values
 
 
 def best_so_far_rows(run: Run, attack: str) -> Rows:
@@ -142,8 +143,12 @@ def best_so_far_panel(rows: Rows, width: int | str, height: int, color: Any, sha
 
 def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape: Any) -> Any:
     """Harmful execution against capability lost, of every trial's choice; the frontier is connected by a line."""
+    lost = [row["lost"] for row in rows] or [0.0]
+    marks = axis_values(min(0.0, *lost), max(0.1, *lost), 0.1 if max(lost) - min(lost) < 0.5 else 0.25)
+    axis = alt.Axis(format=".0%", values=marks, grid=False, domain=False, ticks=False)
+    scale = alt.Scale(domain=[marks[0], marks[-1]], nice=False)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("lost:Q", title="capability lost", axis=alt.Axis(format=".0%", grid=False, domain=False, ticks=False)),
+        x=alt.X("lost:Q", title="capability lost", scale=scale, axis=axis),
         color=color,
     )
     tooltip = [
@@ -167,6 +172,6 @@ def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape:
 
 
 def _rate(field: str) -> Any:
-    """The y axis, the same in every layer; with room for points at 0% and 100%."""
+    """The y axis, the same in every layer."""
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False)
-    return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(domain=[-0.045, 1.045], nice=False), axis=axis)
+    return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(domain=[0, 1], nice=False), axis=axis)

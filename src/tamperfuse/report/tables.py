@@ -134,10 +134,10 @@ def _controls(run: Run) -> list[TableRow]:
 
 
 def _reduction(run: Run) -> list[TableRow]:
-    reductions = [d.reduction_vs_undefended for d in _defenses(run)]
+    reductions, better = [d.reduction_vs_undefended for d in _defenses(run)], "higher is better"
     return [
-        _row(run, "all attacks pooled", [r.pooled for r in reductions], "difference"),
-        _row(run, "worst attack", [r.worst for r in reductions], "difference"),
+        _row(run, "all attacks pooled", [r.pooled for r in reductions], "difference", better),
+        _row(run, "worst attack", [r.worst for r in reductions], "difference", better),
     ]
 
 
@@ -188,12 +188,12 @@ def _capability(run: Run) -> list[TableRow]:
             shipped = run.summary.as_shipped.capability if not attack else None
             rows.append(_row(run, state, measures, shipped=shipped))
     capabilities = [d.capability for d in _defenses(run)]
-    before = "before any attack"
+    before = "before any attack; lower is better"
     rows.append(
         _row(run, "drop vs as shipped", [c.drop_vs_shipped for c in capabilities], "difference", before, reference="")
     )
     rows.append(_row(run, "drop vs undefended", [c.drop_vs_undefended for c in capabilities], "difference", before))
-    note = "what malicious attacks take beyond what they take from the undefended model"
+    note = "what malicious attacks take beyond what they take from the undefended model; higher is what SDD aims for"
     rows.append(_row(run, "self-degradation", [c.self_degradation for c in capabilities], "difference", note))
     return rows
 
@@ -209,9 +209,13 @@ def _answers(run: Run) -> list[TableRow]:
             [d.benign_answer_rate_near for d in defenses],
             shipped=shipped.benign_answer_rate_near,
         ),
-        _row(run, "drop vs as shipped", [*drops], "difference", "in points", reference=""),
+        _row(run, "drop vs as shipped", [*drops], "difference", "in points; lower is better", reference=""),
         _row(
-            run, "drop vs undefended", [d.benign_answer_drop_vs_undefended for d in defenses], "difference", "in points"
+            run,
+            "drop vs undefended",
+            [d.benign_answer_drop_vs_undefended for d in defenses],
+            "difference",
+            "in points; lower is better",
         ),
     ]
 
@@ -219,19 +223,28 @@ def _answers(run: Run) -> list[TableRow]:
 def _likelihood(run: Run) -> list[TableRow]:
     defenses, shipped = _defenses(run), run.summary.as_shipped
     nll = [d.benign_nll for d in defenses]
-    note = "nats per token, held-out documents"
+    note, better = "nats per token, held-out documents; lower is better", "lower is better"
     return [
         _row(run, "NLL", [n.before_attack for n in nll], "nats", note, shipped=shipped.benign_nll),
-        _row(run, "rise of NLL vs as shipped", [n.rise_vs_shipped for n in nll], "nats difference", reference=""),
-        _row(run, "rise of NLL vs undefended", [n.rise_vs_undefended for n in nll], "nats difference"),
-        _row(run, "KL from the model as shipped", [d.benign_kl for d in defenses], "nats", "nats per token"),
+        _row(
+            run, "rise of NLL vs as shipped", [n.rise_vs_shipped for n in nll], "nats difference", better, reference=""
+        ),
+        _row(run, "rise of NLL vs undefended", [n.rise_vs_undefended for n in nll], "nats difference", better),
+        _row(
+            run,
+            "KL from the model as shipped",
+            [d.benign_kl for d in defenses],
+            "nats",
+            "nats per token; lower is better",
+        ),
     ]
 
 
 def _benign_tasks(run: Run) -> list[TableRow]:
     defenses = _defenses(run)
     rows = []
+    note = "score after learning the task, minus the undefended model's; higher is better, below 0 it learns worse"
     for task in sorted({name for d in defenses for name in d.benign_finetune}):
         gaps = [d.benign_finetune[task].gap_vs_undefended if task in d.benign_finetune else None for d in defenses]
-        rows.append(_row(run, f"{task}: gap vs undefended", gaps, "difference", "score after learning the task"))
+        rows.append(_row(run, f"{task}: gap in score vs undefended", gaps, "difference", note))
     return rows

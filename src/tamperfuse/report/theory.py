@@ -26,7 +26,15 @@ def write_theory_page(out: Path, figures: Sequence[Figure] | None = None) -> Pat
     with staged(out / "theory.html") as staging:  # first, so that an unwritable folder fails before the computation
         drawn = list(theory_figures() if figures is None else figures)
         counterexamples = known_counterexamples()
-        html = render_page("theory.html.j2", drawn, counterexamples=counterexamples)
+        contents = [
+            ("result", "Result"),
+            ("model", "The model"),
+            ("theorems", "The two theorems"),
+            *((figure.name, figure.title) for figure in drawn),
+            ("counterexamples", "Counterexamples"),
+            ("consequences", "Consequences"),
+        ]
+        html = render_page("theory.html.j2", drawn, contents, counterexamples=counterexamples)
         staging.write_text(html, encoding="utf-8")
         record = {"schema": 1, "figures": figure_record(drawn), "counterexamples": counterexamples}
         write_json(out / "theory.json", record)
