@@ -127,7 +127,7 @@ class AttackCost(BaseModel):
     search it is the cost of the cheapest trial, the median over seeds.
 
     Attributes:
-        steps: that step; the last evaluated one where none qualifies.
+        steps: the first step that qualifies; the last evaluated one where none does.
         censored: no step qualifies; the cost is then more than `steps`.
         last_point: `steps` is the last evaluated step, so that no later one confirms it.
         ratio_vs_undefended: `steps` over the undefended model's; a lower bound where censored, None where the undefended
@@ -163,7 +163,13 @@ class Capability(BaseModel):
 
 
 class BenignNll(BaseModel):
-    """Negative log-likelihood of held-out documents before any attack, in nats per token."""
+    """Negative log-likelihood of held-out documents before any attack, in nats per token.
+
+    Attributes:
+        before_attack: of the hardened model.
+        rise_vs_undefended: this minus the undefended model's.
+        rise_vs_shipped: this minus that of the model as shipped.
+    """
 
     before_attack: Measure
     rise_vs_undefended: Measure
@@ -171,7 +177,11 @@ class BenignNll(BaseModel):
 
 
 class GapVsUndefended(BaseModel):
-    """Score of a benign task after benign fine-tuning, minus the undefended model's."""
+    """How well a benign task is learned.
+
+    Attributes:
+        gap_vs_undefended: score after benign fine-tuning, minus the undefended model's; negative for a worse one.
+    """
 
     gap_vs_undefended: Measure
 
@@ -206,7 +216,15 @@ class DefenseSummary(BaseModel):
 
 
 class ShippedSummary(BaseModel):
-    """The measures before attack, of the model as shipped; its capability is 1 by definition."""
+    """The measures before attack, of the model as shipped.
+
+    Attributes:
+        harmful_execution: rate in [0, 1].
+        capability: 1 by definition.
+        benign_nll: of held-out documents, in nats per token.
+        benign_answer_rate: share of harmless prompts answered.
+        benign_answer_rate_near: likewise, of the harmless prompts near the threat.
+    """
 
     harmful_execution: Measure
     capability: Measure
