@@ -60,7 +60,7 @@ def test_a_dry_run_says_hours_and_disk(study: Study, tmp_path: Path, logged: pyt
 
 
 def test_a_run_that_would_exceed_its_disk_ceiling_does_not_start(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="The run would take up to .* more than --disk allows"):
+    with pytest.raises(UserError, match=r"The run would take up to .* more than --disk allows"):
         run_study(study, tmp_path / "run", disk=0.001)
     assert not (tmp_path / "run").exists()
 
@@ -72,7 +72,7 @@ def test_a_run_stops_before_its_disk_ceiling_is_exceeded(
     monkeypatch.setattr("tamperfuse.study.disk.TABLES", 1_000)
     monkeypatch.setattr("tamperfuse.study.run.disk_needed", lambda *_: 0)
     out = tmp_path / "run"
-    with pytest.raises(UserError, match="The run stops before .* finished work stays; raise --disk"):
+    with pytest.raises(UserError, match=r"The run stops before .* finished work stays; raise --disk"):
         run_study(study, out, disk=0.002)
     finished = list((out / "nodes").glob("*/node.json"))
     assert finished

@@ -86,7 +86,7 @@ def test_a_run_seen_from_inside_and_after_it_was_killed(
 
 
 def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no plan.json"):
+    with pytest.raises(UserError, match=r"holds no plan\.json"):
         run_status(tmp_path)
     write_plan(tmp_path, plan(planned("a")))
     assert read_plan(tmp_path) == plan(planned("a"))

@@ -73,7 +73,8 @@ class DiskCeiling:
         if not self.fits(node):
             raise UserError(
                 f"The run stops before {node.what!r}, with which {self._run} may grow to {gigabytes(self._with(node))}, more "
-                f"than --disk allows ({gigabytes(self._limit)}): finished work stays; raise --disk and start the same command again."
+                f"than --disk allows ({gigabytes(self._limit)}): finished work stays; raise --disk and start the same command "
+                "again."
             )
         self._running[node.key] = node.disk + node.working
 

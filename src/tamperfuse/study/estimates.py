@@ -73,10 +73,10 @@ def check_affordable(seconds: float, disk: int, size: int, out: Path, *, confirm
     """
     weights, memory = BYTES_PER_PARAMETER * size, machine_memory()
     if not torch.cuda.is_available() and processes * weights > memory:
-        shares = f" in each of {processes} processes" if processes > 1 else ""
+        where = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"The model's weights take {_gib(weights)} in float32{shares}, and this machine has {_gib(memory)} of memory: use a larger "
-            f"machine{', fewer workers' if processes > 1 else ''} or a smaller model."
+            f"The model's weights take {_gib(weights)} in float32{where}, and this machine has {_gib(memory)} of memory: use a "
+            f"larger machine or a smaller model{', or fewer workers' if processes > 1 else ''}."
         )
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path_exists(path))
     free = shutil.disk_usage(existing).free

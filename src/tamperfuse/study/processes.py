@@ -5,8 +5,8 @@
     nodes whose parents have results ──key──▶ node.run, as in the main process; its lock is held
     log, progress, disk ceiling ◀──record──── node.json, written into nodes/<key>/
 
-A worker that dies (killed, out of memory) is replaced, and its node runs again on the new one, where its training resumes. An error
-of a node ends the run, as in the main process. Workers end with the main process, even if it is killed.
+A worker that dies (killed, out of memory) is replaced, and its node runs again on the new one, where its training resumes. An
+error of a node ends the run, as in the main process. Workers end with the main process, even if it is killed.
 """
 
 import logging
@@ -162,12 +162,12 @@ class _WorkerPool:
             self._attempts[node.key] = self._attempts.get(node.key, 0) - 1
 
     def _new_worker(self) -> _WorkerProcess:
-        ours, theirs = SPAWN.Pipe()
-        process = SPAWN.Process(target=_work, args=(theirs, self.settings), name="tamperfuse worker")
+        connection, far_end = SPAWN.Pipe()
+        process = SPAWN.Process(target=_work, args=(far_end, self.settings), name="tamperfuse worker")
         with _environment(OMP_NUM_THREADS=str(self.settings.threads)):  # read when its libraries are loaded
             process.start()
-        theirs.close()
-        worker = _WorkerProcess(process, ours)
+        far_end.close()
+        worker = _WorkerProcess(process, connection)
         self._workers.append(worker)
         return worker
 
@@ -247,7 +247,7 @@ def _work(connection: Connection, settings: WorkerSettings) -> None:
             key = connection.recv()
             if key not in nodes:
                 raise UserError(
-                    f"A worker process computes other keys than the main one ({key}): this is a bug, please report it."
+                    f"A worker computes other keys than the main process ({key}): this is a bug, please report it."
                 )
             done = run_node(settings.out, nodes[key], settings.report_to)
             connection.send(("done", done.record, done.reused))

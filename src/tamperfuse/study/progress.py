@@ -32,7 +32,7 @@ class RunProgress:
         self._done = {node.key for node in plan.nodes} & set(done)
         self._total = len({node.key for node in plan.nodes})
         self._taken: dict[str, float] = {}
-        self._begun: dict[str, tuple[str, float]] = {}  # key → label, start
+        self._current: dict[str, tuple[str, float]] = {}  # key → label, start
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._print, daemon=True)
@@ -40,12 +40,12 @@ class RunProgress:
     def begin(self, key: str, what: str) -> None:
         """A node starts."""
         with self._lock:
-            self._begun[key] = (what, time.monotonic())
+            self._current[key] = (what, time.monotonic())
 
     def interrupt(self, key: str) -> None:
         """A node ends without a result."""
         with self._lock:
-            self._begun.pop(key, None)
+            self._current.pop(key, None)
 
     def finish(self, key: str, seconds: float | None) -> None:
         """A node has a result.
@@ -55,7 +55,7 @@ class RunProgress:
             seconds: that it took; None if it is reused.
         """
         with self._lock:
-            self._begun.pop(key, None)
+            self._current.pop(key, None)
             self._done.add(key)
             if seconds is not None:
                 self._taken[key] = seconds
@@ -63,12 +63,11 @@ class RunProgress:
     def text(self) -> str:
         """Nodes done, the current nodes, and the time left of the whole run."""
         with self._lock:
-            elapsed = {key: time.monotonic() - start for key, (_, start) in self._begun.items()}
+            elapsed = {key: time.monotonic() - start for key, (_, start) in self._current.items()}
             left = seconds_left(self._plan, self._taken, self._done, elapsed)
-            current = [f"{what} (for {duration(elapsed[key])})" for key, (what, _) in self._begun.items()]
+            now = [f"{what} (for {duration(elapsed[key])})" for key, (what, _) in self._current.items()]
             done = len(self._done)
-        now = "; ".join(current) or "between two nodes"
-        return f"{done} of {self._total} nodes done; now: {now}; about {duration(left)} left"
+        return f"{done} of {self._total} nodes done; now: {'; '.join(now) or 'between two nodes'}; about {duration(left)} left"
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -104,7 +104,7 @@ def run_study(
                 settings = WorkerSettings(partial(study_nodes, study, out), out, report_to, threads)
                 finished = run_in_processes(nodes, settings, workers, watch)
             else:
-                finished = [_run_here(out, node, watch, report_to) for node in nodes]
+                finished = [run_here(out, node, watch, report_to) for node in nodes]
         log_work(finished)
         if len(nodes) < len(every_node):
             _log_rest(out, every_node)
@@ -118,7 +118,7 @@ def study_nodes(study: Study, out: Path) -> list[Node]:
     return build_nodes(StudyContext.open(study, out))
 
 
-def _run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str]) -> FinishedNode:
+def run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str] = ()) -> FinishedNode:
     """Run a node in this process, or reuse its result."""
     if is_finished(out, node):
         done = execute(out, node, report_to)

@@ -32,8 +32,8 @@ def select_nodes(nodes: Sequence[Node], patterns: Sequence[str]) -> list[Node]:
         if not matches:
             near = get_close_matches(pattern, [node.label for node in nodes], n=1, cutoff=0.0)
             raise UserError(
-                f"No node of the study matches {shown(repr(pattern))}: the nearest is {near[0]!r}; `*` stands for any characters, "
-                "and --dry-run lists all nodes."
+                f"No node of the study matches {shown(repr(pattern))}: the nearest is {near[0]!r}; `*` stands for any "
+                "characters, and --dry-run lists all nodes."
             )
         labels |= matches
     for node in reversed(nodes):  # children first
