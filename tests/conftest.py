@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stand_ins import WordCountEncoder, make_tokenizer
+from stand_ins import WordCountEncoder, make_tokenizer, quick_capability
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.study import judging, observe
 from tamperfuse.study.run import run_study
@@ -88,12 +88,7 @@ def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sentence encoder, no lm-eval, few resamples."""
     monkeypatch.setattr(judging, "SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr("tamperfuse.study.results.intervals.DRAWS", 20)
-
-    def capability(loaded: object, tasks: object, limit: object) -> tuple[list, int]:
-        bias = float(next(loaded.model.parameters()).detach().abs().sum()) % 1  # type: ignore[attr-defined]  # depends on the weights
-        return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
-
-    monkeypatch.setattr(observe, "measure_capability", capability)
+    monkeypatch.setattr(observe, "measure_capability", quick_capability)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,7 +1,11 @@
 """What tests use in place of the sentence encoder and other slow parts."""
 
+import os
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
+from tamperfuse.records.errors import UserError
+from tamperfuse.study import judging, observe
+from tamperfuse.study.estimates import Costs
+from tamperfuse.study.node import Node, Outcome, node_folder
+from tamperfuse.study.run import study_nodes
+from tamperfuse.study.spec import Study
 from tamperfuse.training.objectives import Accumulate, Objective, SupervisedObjective
 from tamperfuse.training.weights import SimulatedAttacker, gradients, project_out
 
@@ -99,3 +110,64 @@ class Killed(BaseException):
 def results(run: Path) -> bytes:
     """The results table, byte for byte."""
     return (run / "results.parquet").read_bytes()
+
+
+@dataclass(frozen=True)
+class GraphOfNodes:
+    """Builds a graph of small nodes, in this process and in workers: node i writes a number that depends on its parents'.
+
+    Attributes:
+        out: the run's folder.
+        parents: of every node, numbers of earlier ones.
+        depends: what each node's result depends on beside them.
+        dies: number of a node that ends its process; the file `deaths` counts how often.
+        deaths: how often it does so before it gives a result.
+        fails: number of a node that raises a UserError.
+        seconds: that every node takes.
+    """
+
+    out: Path
+    parents: tuple[tuple[int, ...], ...]
+    depends: tuple[int, ...]
+    dies: int = -1
+    deaths: int = 0
+    fails: int = -1
+    seconds: float = 0.0
+
+    def __call__(self) -> list[Node]:
+        nodes: list[Node] = []
+        for i, numbers in enumerate(self.parents):
+            parents = tuple(nodes[j] for j in numbers)
+            depends = {"node": i, "value": self.depends[i]}
+            run = partial(self._run, i, parents)
+            nodes.append(Node(f"node {i}", "pairs", parents, depends, 0, run, Costs()))
+        return nodes
+
+    def _run(self, number: int, parents: Sequence[Node], folder: Path) -> Outcome:
+        time.sleep(self.seconds)
+        if number == self.fails:
+            raise UserError(f"Node {number} fails: mend it.")
+        count = self.out / "deaths"
+        if number == self.dies and (not count.exists() or len(count.read_text()) < self.deaths):
+            with count.open("a") as file:
+                file.write("x")
+            (folder / "half").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = [int((node_folder(self.out, parent) / "value").read_text()) for parent in parents]
+        (folder / "value").write_text(
+            str(self.depends[number] + sum((i + 2) * value for i, value in enumerate(values)))
+        )
+        return Outcome(notes=(f"in process {os.getpid()} with {torch.get_num_threads()} threads",))
+
+
+def quick_capability(loaded: LoadedModel, tasks: object, limit: object) -> tuple[list[observe.ItemRow], int]:
+    """Twelve items without lm-eval, whose outcomes depend on the weights."""
+    bias = float(next(loaded.model.parameters()).detach().abs().sum()) % 1
+    return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
+
+
+def quick_study_nodes(study: Study, out: Path) -> list[Node]:
+    """The nodes of a study in a worker, with the replacements that the fixture `quick_judging` makes in the tests' process."""
+    judging.SentenceEncoder = WordCountEncoder  # type: ignore[misc, assignment]
+    observe.measure_capability = quick_capability  # type: ignore[assignment]
+    return study_nodes(study, out)

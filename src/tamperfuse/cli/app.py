@@ -33,6 +33,7 @@ from tamperfuse.cli.options import ResultsConsole, out_console, printable
 from tamperfuse.cli.pair import pair
 from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
+from tamperfuse.cli.status import status
 from tamperfuse.cli.theory import theory
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import is_main, world_size
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, init, run, report, gate, harden, attack, evaluate, pair, diagnose, theory):
+for command in (demo, init, run, status, report, gate, harden, attack, evaluate, pair, diagnose, theory):
     app.command()(command)
 app.command("list")(list_components)
 app.add_typer(judge_app, name="judge")

@@ -1,17 +1,26 @@
 """The command `tamperfuse gate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
-from tamperfuse.cli.options import Json, RunFolder, out_console, print_json
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, printable
+
+if TYPE_CHECKING:
+    from tamperfuse.report.gate import GateResult
 
 
 def gate(
     folder: RunFolder,
     policy: Annotated[Path, typer.Option(help="YAML file with the limits.", metavar="FILE")],
+    junit: Annotated[
+        Path | None, typer.Option(help="Also write the checks as a JUnit file, which CI services show.", metavar="FILE")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Also write a section for the model card.", metavar="FILE")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a finished run against a release policy.
@@ -20,31 +29,37 @@ def gate(
 
     Example: `tamperfuse gate runs/demo --policy studies/policy.yaml`
     """
+    from tamperfuse.records.files import write_text
     from tamperfuse.report.gate import check_gate
+    from tamperfuse.report.gate_files import junit_text, markdown_text
 
     result = check_gate(folder, policy)
+    if junit is not None:
+        write_text(junit, junit_text(result))
+    if markdown is not None:
+        write_text(markdown, markdown_text(result))
     if as_json:
         print_json({"passed": result.passed, **result.model_dump(mode="json")})
-        raise typer.Exit(0 if result.passed else 1)
-    table = Table("measure", "rule", "value", "95% interval", "verdict", box=None, header_style="bold")
-    for check in result.checks:
-        value = "–" if check.value is None else f"{check.value:.3f}"
-        table.add_row(
-            check.measure,
-            check.rule,
-            value,
-            _interval(check.low, check.high),
-            "pass" if check.passed else f"FAIL: {check.why}",
-        )
-    out_console.print(table)
-    out_console.print("The release gate passes." if result.passed else "The release gate does not pass.")
+    else:
+        _print_checks(result)
     raise typer.Exit(0 if result.passed else 1)
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    """The interval as text; one end of it is missing for a bound, such as the cost of an attack that never succeeded."""
-    if low is not None and high is not None:
-        return f"{low:.3f} to {high:.3f}"
-    if low is not None:
-        return f"{low:.3f} or more"
-    return "–" if high is None else f"{high:.3f} or less"
+def _print_checks(result: "GateResult") -> None:
+    """Print a table of the rules, and below it the reason of each that is not met."""
+    from tamperfuse.report.gate_files import interval_text, number_text
+
+    names = [printable(check.measure) for check in result.checks]
+    # A table that is wider than the terminal shortens its columns, but a name that is cut cannot be looked up.
+    widest = max(map(len, names))
+    columns = [Column("measure", min_width=widest, no_wrap=True)]
+    columns += [Column(head, overflow="fold") for head in ("rule", "value", "95% interval", "margin", "verdict")]
+    table = Table(*columns, box=None, header_style="bold")
+    for name, check in zip(names, result.checks, strict=True):
+        figures = number_text(check.value), interval_text(check), number_text(check.margin, signed=True)
+        table.add_row(name, check.rule, *figures, "pass" if check.passed else check.verdict.upper())
+    out_console.print(table)
+    for name, check in zip(names, result.checks, strict=True):
+        if not check.passed:
+            out_console.print(f"{name}: {printable(check.why)}.")
+    out_console.print("The release gate passes." if result.passed else "The release gate does not pass.")

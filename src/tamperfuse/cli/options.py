@@ -46,6 +46,16 @@ ChatTemplate = Annotated[
 Out = Annotated[Path, typer.Option(help="Folder to write.", metavar="DIR")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="DIR")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its estimated cost, then stop.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Run only the nodes whose names match, and what they depend on; `*` stands for any characters. Repeat for several.",
+        metavar="PATTERN",
+    ),
+]
+Disk = Annotated[
+    float | None, typer.Option(help="Size that the run's folder may reach, in GB (10**9 bytes).", metavar="GB", min=0.0)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 ThreatSource = Annotated[
     str,

@@ -1,20 +1,35 @@
 """The command `tamperfuse run`."""
 
-from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tamperfuse.cli.options import DryRun, Json, Out, ReportTo, parse_reporters, print_json
+from tamperfuse.cli.options import Disk, DryRun, Json, Only, Out, ReportTo, parse_reporters, print_json
 from tamperfuse.cli.report import print_report
 from tamperfuse.cli.summary_table import print_summary
+
+
+class Executor(StrEnum):
+    """Where nodes run."""
+
+    local = "local"
+    processes = "processes"
 
 
 def run(
     study: Annotated[Path, typer.Argument(help="The study file.", metavar="STUDY.yaml")],
     out: Out,
     dry_run: DryRun = False,
+    only: Only = None,
+    executor: Annotated[
+        Executor, typer.Option(help="local: one node after another; processes: several at a time, in processes.")
+    ] = Executor.local,
+    workers: Annotated[
+        int, typer.Option(min=1, max=256, help="Number of processes, which share the threads of this machine.")
+    ] = 2,
+    disk: Disk = None,
     report_to: ReportTo = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Start a study even if it is estimated to take more than 30 days.")
@@ -23,28 +38,39 @@ def run(
 ) -> None:
     """Run a study: every defense under every attack, for every seed.
 
-    Finished parts of a study are reused, so the same command resumes an interrupted run.
+    Finished parts of a study are reused, so the same command resumes an interrupted run. `tamperfuse status` says how far it is.
 
     Example: `tamperfuse run studies/demo.yaml --out runs/demo`
+
+    Example: `tamperfuse run studies/attacks.yaml --out runs/attacks --only "sdd under merge*" --dry-run`
+
+    Example: `tamperfuse run studies/attacks.yaml --out runs/attacks --executor processes --workers 4 --disk 50`
     """
-    reporters = parse_reporters(report_to)
-    run_study_file(study, out, dry_run=dry_run, report_to=reporters, as_json=as_json, confirmed=yes)
+    options = {
+        "only": only or [],
+        "executor": executor.value,
+        "workers": workers,
+        "disk": disk,
+        "report_to": parse_reporters(report_to),
+        "confirmed": yes,
+    }
+    run_study_file(study, out, dry_run=dry_run, as_json=as_json, **options)
 
 
-def run_study_file(
-    path: Path,
-    out: Path,
-    *,
-    dry_run: bool,
-    report_to: Sequence[str] = (),
-    as_json: bool = False,
-    confirmed: bool = False,
-) -> None:
-    """Run a study; then print its summary and write its page, unless it was a dry run."""
+def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = False, **options: Any) -> None:
+    """Run a study; then print its summary and write its page, unless it was a dry run or a part of the study.
+
+    Args:
+        path: of the study file.
+        out: the run's folder.
+        dry_run: print the plan and stop.
+        as_json: print the summary as JSON.
+        options: further ones of :func:`tamperfuse.study.run.run_study`.
+    """
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
-    summary = run_study(load_study(path), out, dry_run=dry_run, report_to=report_to, confirmed=confirmed)
+    summary = run_study(load_study(path), out, dry_run=dry_run, **options)
     if summary is None:
         return
     if as_json:

@@ -1,4 +1,4 @@
-"""Progress bars with a time estimate, on standard error; not shown unless the command line turns them on."""
+"""Progress bars with a time estimate, and a line for the whole run, on standard error; the command line turns them on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,13 @@ class Advance(Protocol):
 
     def __call__(self, units: int, note: str = "") -> None:
         """Advance by `units`, and show `note` beside the bar."""
+
+
+class StatusLine(Protocol):
+    """Replaces the line at the bottom of the terminal."""
+
+    def __call__(self, text: str) -> None:
+        """Show `text`."""
 
 
 def show_progress(console: Console | None) -> None:
@@ -58,3 +65,16 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
             bar.update(task, advance=units, note=note)
 
         yield advance
+
+
+@contextmanager
+def status_line() -> Iterator[StatusLine]:
+    """Show a line below the progress bars while the block runs; it may only be opened where progress is shown.
+
+    Yields:
+        A function that replaces the line.
+    """
+    assert _console is not None
+    with Progress(TextColumn("{task.description}", markup=False), console=_console, transient=True) as line:
+        task = line.add_task("", total=None)
+        yield lambda text: line.update(task, description=text)

@@ -1,5 +1,6 @@
 """Provenance of a checkpoint: `tamperfuse.json`, written beside its weights."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ FILE = "tamperfuse.json"
 
 def versions() -> dict[str, str]:
     """Versions of tamperfuse, torch and transformers, on which results depend."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     by_name = {"tamperfuse": __version__}
     for name in ("torch", "transformers"):
         try:

@@ -63,8 +63,16 @@ LARGEST_TABLE = 10_000_000  # rows
 
 
 def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `results.parquet`: rows sorted by every column, so that equal results are equal files."""
+    """Write `results.parquet`: rows sorted by every column, so that equal results are equal files.
+
+    Raises:
+        UserError: the rows are not those of a results table, which is a mistake of this package, or the disk is full.
+    """
+    unknown = sorted({name for row in rows for name in row} - set(COLUMNS.names))
     table = pa.Table.from_pylist(rows, schema=COLUMNS)
+    problem = f"has the unknown columns {', '.join(unknown)}" if unknown else _problem(table)
+    if problem:
+        raise UserError(f"{folder / RESULTS} is not written, since it {problem}: this is a bug, please report it.")
     table = table.sort_by([(name, "ascending") for name in COLUMNS.names if name not in ("value", "low", "high")])
     with staged(folder / RESULTS) as staging:
         pq.write_table(table, staging)
@@ -90,12 +98,30 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} cannot be read ({shown(' '.join(str(error).split()))}): run the study again."
         ) from error
+    if problem := _problem(table):
+        raise UserError(f"{path} {problem}: run the study again.")
+    return rows
+
+
+def _problem(table: pa.Table) -> str:
+    """What is wrong with a results table, in words that follow its name; "" if nothing is."""
     if not table.schema.equals(COLUMNS):
-        raise UserError(f"{path} has other columns than this version writes: run the study again.")
+        return f"has other columns than this version writes ({_difference(table.schema)})"
     for name in REQUIRED:
         if table.column(name).null_count:
-            raise UserError(f"{path} has rows without a value for {name!r}: run the study again.")
+            return f"has rows without a value for {name!r}"
     for name in ("value", "low", "high"):
         if any(number is not None and not math.isfinite(number) for number in table.column(name).to_pylist()):
-            raise UserError(f"{path} has a value of {name!r} that is not finite: run the study again.")
-    return rows
+            return f"has a value of {name!r} that is not finite"
+    return ""
+
+
+def _difference(schema: pa.Schema) -> str:
+    """How the columns of a table differ from those of a results table."""
+    missing = [name for name in COLUMNS.names if name not in schema.names]
+    unknown = [name for name in schema.names if name not in COLUMNS.names]
+    if missing or unknown:
+        parts = (("without", missing), ("with", unknown))
+        return shown(", ".join(f"{word} {', '.join(names)}" for word, names in parts if names))
+    other = [name for name in COLUMNS.names if schema.field(name).type != COLUMNS.field(name).type]
+    return f"of another type: {', '.join(other)}" if other else "in another order"

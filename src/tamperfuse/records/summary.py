@@ -127,7 +127,7 @@ class AttackCost(BaseModel):
     search it is the cost of the cheapest trial, the median over seeds.
 
     Attributes:
-        steps: that step; the last evaluated one where none qualifies.
+        steps: the first step that qualifies; the last evaluated one where none does.
         censored: no step qualifies; the cost is then more than `steps`.
         last_point: `steps` is the last evaluated step, so that no later one confirms it.
         ratio_vs_undefended: `steps` over the undefended model's; a lower bound where censored, None where the undefended
@@ -269,8 +269,20 @@ class Summary(BaseModel):
 
 
 def write_summary(folder: Path, summary: Summary) -> None:
-    """Write `summary.json`."""
-    write_json(folder / SUMMARY, summary.model_dump(by_alias=True))
+    """Write `summary.json`.
+
+    Raises:
+        UserError: it would not be readable, which is a mistake of this package, or the disk is full.
+    """
+    content = summary.model_dump(by_alias=True)
+    try:
+        Summary.model_validate(content)  # a copy with other values is not checked when it is made
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UserError(
+            f"{folder / SUMMARY} is not written, since it has no valid value at {shown(place)}: this is a bug, please report it."
+        ) from error
+    write_json(folder / SUMMARY, content)
 
 
 def read_summary(folder: Path) -> Summary:

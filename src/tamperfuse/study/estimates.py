@@ -57,32 +57,33 @@ def judging_tokens(generated: int, evaluate: Evaluate) -> int:
     return generated * 2 * (PROMPT_TOKENS + evaluate.response_tokens) // evaluate.response_tokens
 
 
-def check_affordable(seconds: float, checkpoints: int, size: int, out: Path, *, confirmed: bool) -> None:
+def check_affordable(seconds: float, disk: int, size: int, out: Path, *, confirmed: bool, processes: int = 1) -> None:
     """Check, before anything runs, that this machine can hold the work and ends it within 30 days.
 
     Args:
         seconds: estimated time.
-        checkpoints: hardened models that will be written.
+        disk: bytes that the rest of the run needs at most at one time.
         size: parameters of the model.
         out: the run's folder.
         confirmed: whether the user accepts a longer time.
+        processes: that hold a model each.
 
     Raises:
-        UserError: the model does not fit into memory, the checkpoints do not fit on the disk, or the time is longer.
+        UserError: the models do not fit into memory, the results do not fit on the disk, or the time is longer.
     """
-    weights = BYTES_PER_PARAMETER * size
-    memory = machine_memory()
-    if not torch.cuda.is_available() and weights > memory:
+    weights, memory = BYTES_PER_PARAMETER * size, machine_memory()
+    if not torch.cuda.is_available() and processes * weights > memory:
+        where = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"The model's weights take {_gib(weights)} in float32, and this machine has {_gib(memory)} of memory: use a larger "
-            "machine or a smaller model."
+            f"The model's weights take {_gib(weights)} in float32{where}, and this machine has {_gib(memory)} of memory: use a "
+            f"larger machine or a smaller model{', or fewer workers' if processes > 1 else ''}."
         )
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path_exists(path))
     free = shutil.disk_usage(existing).free
-    if checkpoints * weights > free:
+    if disk > free:
         raise UserError(
-            f"The study writes {checkpoints} checkpoints of {_gib(weights)} each, and the disk of {out} has {_gib(free)} free: "
-            "free some space, choose another --out, or lower the number of defenses or seeds."
+            f"The study writes up to {_gib(disk)} of models, resume states and results, and the disk of {out} has {_gib(free)} "
+            "free: free some space, choose another --out, or lower the number of defenses or seeds."
         )
     if seconds > LONGEST_DAYS * 86_400 and not confirmed:
         days = f"{seconds / 86_400:,.0f}" if seconds < 1e15 else "more than a billion"

@@ -90,15 +90,31 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
     return content_hash(
         {
             "numerics": NUMERICS,
-            "constants": content_hash([module_constants(_module(name)) for name in MODULES]),
+            "constants": _constants_hash(),
             "kind": kind,
             "depends": depends,
             "parents": list(parents),
             "seed": seed,
             "precision": str(compute_dtype(own_device())[0]),
-            **{package: version(package) for package in ("torch", "transformers", "peft")},
+            **{package: _version(package) for package in ("torch", "transformers", "peft")},
         }
     )[:16]
+
+
+_version = cache(version)
+# The constants that were hashed last, and their hash: hashing them takes longer than all else that a study does for a node.
+_hashed: tuple[list[Any], str] = ([], "")
+
+
+def _constants_hash() -> str:
+    """Hash of the constants of :data:`MODULES`; computed anew if any of them has been replaced."""
+    global _hashed
+    values = [value for name in MODULES for key, value in vars(_module(name)).items() if key.isupper()]
+    before, digest = _hashed
+    if len(values) != len(before) or any(value is not old for value, old in zip(values, before, strict=True)):
+        digest = content_hash([module_constants(_module(name)) for name in MODULES])
+        _hashed = (values, digest)
+    return digest
 
 
 def component_key(component: Component[Any, Any], parameters: Mapping[str, Any]) -> list[Any]:

@@ -34,12 +34,11 @@ from tamperfuse.records.provenance import versions
 from tamperfuse.records.timing import WORK, measure_work
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.keys import node_key
+from tamperfuse.study.remaining import NODE
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.telemetry import training_facts
 
 log = logging.getLogger("tamperfuse")
-
-NODE = "node.json"
 
 
 @dataclass
@@ -137,9 +136,8 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
         UserError: bad input, or the disk is full; no partial result remains.
     """
     folder, unfinished = node_folder(run, node), unfinished_folder(run, node)
-    reused = _reuse(run, node)
+    reused = reuse_result(run, node)
     if reused is not None:
-        _remove_unfinished(unfinished)  # a kill can come between finishing and removing
         return reused
     reset_peak_memory()
     start = time.perf_counter()
@@ -171,7 +169,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
     return FinishedNode(node, folder, record, reused=False)
 
 
-def _reuse(run: Path, node: Node) -> FinishedNode | None:
+def reuse_result(run: Path, node: Node) -> FinishedNode | None:
     """The result of an earlier run; None where there is none, or none whose files are as they were written."""
     folder = node_folder(run, node)
     for source in finished_folders(run, node):
@@ -184,6 +182,7 @@ def _reuse(run: Path, node: Node) -> FinishedNode | None:
         if source != folder:
             with staged(folder, directory=True) as staging:
                 shutil.copytree(source, staging, copy_function=_link, dirs_exist_ok=True)
+        _remove_unfinished(unfinished_folder(run, node))  # a kill can come between finishing and removing
         return FinishedNode(node, folder, read_json(folder / NODE), reused=True)
     return None
 

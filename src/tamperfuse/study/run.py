@@ -4,7 +4,9 @@ import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -12,30 +14,48 @@ from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
+from tamperfuse.records.plan import RUN_KEY, marked_running, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
 from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
-from tamperfuse.records.timing import WORK
 from tamperfuse.records.yaml import read_yaml
+from tamperfuse.study.announce import announce, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.estimates import Costs, check_affordable, seconds_for
-from tamperfuse.study.node import FinishedNode, Node, execute, is_finished, work_seconds
+from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.estimates import check_affordable
+from tamperfuse.study.node import FinishedNode, Node, execute, is_finished
 from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.processes import WorkerSettings, run_in_processes
+from tamperfuse.study.progress import RunProgress
+from tamperfuse.study.remaining import disk_needed, finished_keys
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.samples import sample_answers
 from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
+from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
+from tamperfuse.study.watch import RunWatch
 
 log = logging.getLogger("tamperfuse")
 
+ExecutorName = Literal["local", "processes"]
+
 
 def run_study(
-    study: Study, out: Path, *, dry_run: bool = False, report_to: Sequence[str] = (), confirmed: bool = False
+    study: Study,
+    out: Path,
+    *,
+    dry_run: bool = False,
+    only: Sequence[str] = (),
+    executor: ExecutorName = "local",
+    workers: int = 2,
+    disk: float | None = None,
+    report_to: Sequence[str] = (),
+    confirmed: bool = False,
 ) -> Summary | None:
     """Run a study in a folder, reusing every result that exists.
 
@@ -43,11 +63,16 @@ def run_study(
         study: the study; its presets are resolved.
         out: the run's folder, created if it does not exist.
         dry_run: print the plan and stop.
+        only: patterns of labels: only nodes that match one run, with those that they depend on. Results are written once all
+            nodes of the study have run.
+        executor: "local" runs one node after another in this process, "processes" several at a time in processes of their own.
+        workers: number of these processes; they share the threads of this one.
+        disk: size in GB (10**9 bytes) that the run's folder may reach; None for no limit.
         report_to: experiment trackers that trainings report to.
         confirmed: whether a study that is estimated to take more than 30 days may start.
 
     Returns:
-        The summary; None for a dry run.
+        The summary; None for a dry run, and while nodes are left.
 
     Raises:
         UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
@@ -56,98 +81,77 @@ def run_study(
     start, started = time.perf_counter(), datetime.now(UTC)
     context = StudyContext.open(study, out)
     study = context.study
-    nodes = build_nodes(context)
-    seconds = announce(nodes, out, study)
+    every_node = build_nodes(context)
+    nodes = select_nodes(every_node, only)
+    workers = workers if executor == "processes" else 1
+    size, threads = parameter_count(study.model), max(1, torch.get_num_threads() // workers)
+    plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
+    seconds = announce(nodes, plan, done, out, size)
     if dry_run:
         return None
-    checkpoints = sum(node.kind == "defense" and not is_finished(out, node) for node in nodes)
-    check_affordable(seconds, checkpoints, parameter_count(study.model), out, confirmed=confirmed)
-    with locked(out / LOCK, out):
+    needed = disk_needed(plan.nodes, done, workers)
+    check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=workers)
+    ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))
+    ceiling.check_plan(needed)
+    with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
         _check_same(out / "study.yaml", study)
         clear_staging(out / "nodes")
         write_text(out / "study.yaml", study.to_yaml())
-        finished = [_run_one(out, node, i, len(nodes), report_to) for i, node in enumerate(nodes, 1)]
+        write_plan(out, plan_nodes(every_node, size, workers, threads))
+        with RunProgress(plan, done) as progress:
+            watch = RunWatch(nodes, plan, ceiling, progress)
+            if executor == "processes":
+                settings = WorkerSettings(partial(study_nodes, study, out), out, report_to, threads)
+                finished = run_in_processes(nodes, settings, workers, watch)
+            else:
+                finished = [run_here(out, node, watch, report_to) for node in nodes]
+        log_work(finished)
+        if len(nodes) < len(every_node):
+            _log_rest(out, every_node)
+            return None
         record = _record(finished, started, time.perf_counter() - start)
-        _log_work(finished)
-        measured = StudyMeasurements.from_nodes(study, finished)
-        summary = summarize(measured, record.seconds, record.peak_memory_bytes)
-        write_results(out, result_rows(measured, context.threat.source))
-        write_samples(out, sample_answers(measured))
-        write_searches(out, summarize_searches(measured))
-        write_run(out, record)
-        write_summary(out, summary)
-    return summary
+        return _write_results(study, out, finished, record, context.threat.source)
 
 
-def announce(nodes: list[Node], out: Path, study: Study) -> float:
-    """Print the nodes, which of them have a result, and what the others will cost.
-
-    Returns:
-        The estimated time of the others, in seconds.
-    """
-    todo = [node for node in nodes if not is_finished(out, node)]
-    total = sum((node.expected for node in todo), Costs())
-    log.info("%d nodes, %d of them finished", len(nodes), len(nodes) - len(todo))
-    for node in nodes:
-        mark = "·" if node in todo else "✓"
-        parents = ", ".join(parent.label for parent in node.parents)
-        log.info("  %s %s%s", mark, node.label, f"  ← {parents}" if parents else "")
-    seconds = 0.0
-    if todo:
-        loads = sum(int(node.about.get("trials", 1)) for node in todo)
-        seconds = seconds_for(total, loads, parameter_count(study.model))
-        log.info(
-            "Budget: about %s tokens trained, %s generated, %s scored; about %.0f min on this machine.",
-            *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
-            seconds / 60,
-        )
-    return seconds
+def study_nodes(study: Study, out: Path) -> list[Node]:
+    """All nodes of a study, built in another process."""
+    return build_nodes(StudyContext.open(study, out))
 
 
-def _run_one(out: Path, node: Node, number: int, total: int, report_to: Sequence[str]) -> FinishedNode:
-    place = f"[{number}/{total}] {node.label}"
-    if not is_finished(out, node):
-        log.info("%s …", place)
-    done = execute(out, node, report_to)
-    if done.reused:
-        log.info("%s: reused", place)
-        return done
-    record = done.record
-    for note in record["notes"]:
-        log.info("      %s", note)
-    used = [
-        f"{record[name]:,} tokens {word}"
-        for name, word in (
-            ("tokens_trained", "trained"),
-            ("tokens_generated", "generated"),
-            ("tokens_scored", "scored"),
-        )
-        if record[name]
-    ]
-    log.info(
-        "      %.0f s (%.0f%% training, generating and scoring)%s, peak %.1f GiB",
-        record["seconds"],
-        100 * work_seconds(record) / max(record["seconds"], 1e-9),
-        "".join(f", {u}" for u in used),
-        record["peak_memory_bytes"] / 2**30,
-    )
+def run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str] = ()) -> FinishedNode:
+    """Run a node in this process, or reuse its result."""
+    if is_finished(out, node):
+        done = execute(out, node, report_to)
+    else:
+        watch.begin(node)
+        with marked_running(out, node.key, node.label):
+            done = execute(out, node, report_to)
+    watch.end(done)
     return done
 
 
-def _log_work(finished: list[FinishedNode]) -> None:
-    """Print the share of time spent on training, generating and scoring; the rest is loading, the encoder and files."""
-    records = {done.node.key: done.record for done in finished}.values()
-    seconds = sum(float(record["seconds"]) for record in records)
-    parts = {work: sum(float(record.get(f"seconds_{work}", 0.0)) for record in records) for work in WORK}
-    log.info(
-        "Training, generating and scoring took %.0f%% of %.1f min (%s).",
-        100 * sum(parts.values()) / max(seconds, 1e-9),
-        seconds / 60,
-        ", ".join(f"{work} {100 * part / max(seconds, 1e-9):.0f}%" for work, part in parts.items()),
-    )
+def _log_rest(out: Path, nodes: Sequence[Node]) -> None:
+    """After a part of a study: say what is left before results can be written."""
+    done = finished_keys(out)
+    left = sum(node.key not in done for node in nodes)
+    rest = f"{left} of {len(nodes)} nodes are left" if left else "all nodes have run"
+    log.info("The selected nodes have run; %s: run the study without --only to write the results.", rest)
 
 
-def _record(finished: list[FinishedNode], started: datetime, seconds: float) -> RunRecord:
+def _write_results(
+    study: Study, out: Path, finished: Sequence[FinishedNode], record: RunRecord, threat: str
+) -> Summary:
+    measured = StudyMeasurements.from_nodes(study, finished)
+    summary = summarize(measured, record.seconds, record.peak_memory_bytes)
+    write_results(out, result_rows(measured, threat))
+    write_samples(out, sample_answers(measured))
+    write_searches(out, summarize_searches(measured))
+    write_run(out, record)
+    write_summary(out, summary)
+    return summary
+
+
+def _record(finished: Sequence[FinishedNode], started: datetime, seconds: float) -> RunRecord:
     records = list({done.node.key: done.record for done in finished}.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return RunRecord(

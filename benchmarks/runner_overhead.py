@@ -1,0 +1,108 @@
+"""What the runner of studies adds to its nodes: time of 1,000 and of 10,000 nodes that do nothing.
+
+    python benchmarks/runner_overhead.py            1,000 and 10,000 nodes
+    python benchmarks/runner_overhead.py --quick    100 and 1,000 nodes
+
+Every node has up to three parents and writes one file of a few bytes. What is measured is all that `tamperfuse run` does for a
+node: its key, the plan, looking for a result, the log, node.json with checksums, renaming into place; then a second run that reuses
+every result. Imports and the study's own data are not included. "ours" is the time a node with the larger number of nodes,
+"rival" that with the smaller one: a ratio of 1 means that the time is linear. The last line is JSON.
+"""
+
+import argparse
+import json
+import logging
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from tamperfuse.study.announce import announce, plan_nodes
+from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.estimates import Costs
+from tamperfuse.study.node import Node, Outcome
+from tamperfuse.study.progress import RunProgress
+from tamperfuse.study.remaining import finished_keys
+from tamperfuse.study.run import run_here
+from tamperfuse.study.watch import RunWatch
+
+SIZE = 1_000_000  # parameters of the model that estimates are for
+
+
+def empty_nodes(count: int) -> list[Node]:
+    """Nodes in a random graph."""
+    rng, nodes = random.Random(0), list[Node]()
+    for i in range(count):
+        parents = tuple(rng.sample(nodes, min(i, rng.randrange(4))))
+        nodes.append(Node(f"node {i}", "pairs", parents, {"node": i}, 0, write_little, Costs()))
+    return nodes
+
+
+def write_little(folder: Path) -> Outcome:
+    """What an empty node does."""
+    (folder / "value").write_text("1")
+    return Outcome()
+
+
+def run(nodes: list[Node], out: Path) -> float:
+    """Seconds of a run, from the plan on."""
+    start = time.perf_counter()
+    plan, done = plan_nodes(nodes, SIZE, 1, 1), finished_keys(out)
+    announce(nodes, plan, done, out, SIZE)
+    with RunProgress(plan, done) as progress:
+        watch = RunWatch(nodes, plan, DiskCeiling(out, 10**12), progress)
+        for node in nodes:
+            run_here(out, node, watch)
+    return time.perf_counter() - start
+
+
+def measure(count: int) -> dict[str, float]:
+    """Milliseconds a node."""
+    start = time.perf_counter()
+    nodes = empty_nodes(count)
+    assert len({node.key for node in nodes}) == count
+    keys = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as place:
+        seconds = {
+            "keys": keys,
+            "first run": run(nodes, Path(place) / "run"),
+            "second run": run(nodes, Path(place) / "run"),
+        }
+    return {phase: 1e3 * value / count for phase, value in seconds.items()}
+
+
+def main() -> None:
+    """Measure both sizes and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer nodes")
+    counts = (100, 1_000) if parser.parse_args().quick else (1_000, 10_000)
+    log = logging.getLogger("tamperfuse")
+    log.setLevel(logging.INFO)  # messages are formatted, as in a run, but not printed
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
+    measure(10)  # imports
+    sizes = {}
+    for count in counts:
+        sizes[count] = measure(count)
+        print(
+            f"{count:,} nodes: " + ", ".join(f"{phase} {value:.2f} ms" for phase, value in sizes[count].items()),
+            flush=True,
+        )
+    rival, ours = (sizes[count]["keys"] + sizes[count]["first run"] for count in counts)
+    print(
+        json.dumps(
+            {
+                "benchmark": "runner_overhead",
+                "ours": round(ours, 3),
+                "rival": round(rival, 3),
+                "unit": "ms a node",
+                "ratio": round(ours / rival, 3),
+                "nodes": counts,
+                "reused": [round(sizes[count]["keys"] + sizes[count]["second run"], 3) for count in counts],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

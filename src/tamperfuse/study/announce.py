@@ -1,0 +1,126 @@
+"""What a run logs: its plan with the cost beforehand, every node when it starts and ends, and where the time went."""
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from tamperfuse.records.amounts import duration, gigabytes
+from tamperfuse.records.errors import shown
+from tamperfuse.records.plan import LONGEST, PlannedNode, RunPlan
+from tamperfuse.records.timing import WORK
+from tamperfuse.study.disk import result_bytes, working_bytes
+from tamperfuse.study.estimates import Costs, seconds_for
+from tamperfuse.study.node import FinishedNode, Node, work_seconds
+from tamperfuse.study.remaining import disk_needed
+from tamperfuse.study.selection import reruns_for_steps
+
+log = logging.getLogger("tamperfuse")
+
+
+def plan_nodes(nodes: Sequence[Node], size: int, workers: int, threads: int) -> RunPlan:
+    """The plan of a run, with what every node is expected to take.
+
+    Args:
+        nodes: parents first.
+        size: parameters of the model.
+        workers: number of nodes that run at a time.
+        threads: threads of each.
+    """
+    planned = [
+        PlannedNode(
+            key=node.key,
+            what=node.label,
+            kind=node.kind,
+            parents=[parent.key for parent in node.parents],
+            seconds=min(LONGEST, seconds_for(node.expected, int(node.about.get("trials", 1)), size)),
+            disk=min(2**62, result_bytes(node, size)),
+            working=min(2**62, working_bytes(node, size)),
+        )
+        for node in nodes
+    ]
+    return RunPlan(schema=1, workers=workers, threads=threads, nodes=planned)
+
+
+def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: Path, size: int) -> float:
+    """Print the nodes, which of them have a result, and what the others will cost.
+
+    Args:
+        nodes: parents first.
+        plan: of these nodes.
+        done: keys of the nodes with a result.
+        out: the run's folder.
+        size: parameters of the model.
+
+    Returns:
+        The estimated time of the others, in seconds.
+    """
+    todo = list({node.key: node for node in nodes if node.key not in done}.values())
+    log.info("%d nodes, %d of them finished", len(nodes), sum(node.key in done for node in nodes))
+    for node in nodes:
+        parents = ", ".join(parent.label for parent in node.parents)
+        log.info("  %s %s%s", "✓" if node.key in done else "·", node.label, f"  ← {parents}" if parents else "")
+    if not todo:
+        return 0.0
+    if sentence := reruns_for_steps(out, todo):
+        log.warning("%s", sentence)
+    total = sum((node.expected for node in todo), Costs())
+    seconds = seconds_for(total, sum(int(node.about.get("trials", 1)) for node in todo), size)
+    log.info(
+        "Budget: about %s tokens trained, %s generated, %s scored; about %s on this machine; at most %s on disk.",
+        *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
+        duration(seconds),
+        gigabytes(disk_needed(plan.nodes, done, plan.workers)),
+    )
+    return seconds
+
+
+def log_start(place: str) -> None:
+    """A node starts."""
+    log.info("%s …", place)
+
+
+def log_end(place: str, done: FinishedNode, *, parallel: bool = False) -> None:
+    """A node has a result.
+
+    Args:
+        place: number and label of the node.
+        done: its result.
+        parallel: whether other nodes run at the same time, so that each line has to name its node.
+    """
+    if done.reused:
+        log.info("%s: reused", place)
+        return
+    record = done.record
+    start = f"{place}: " if parallel else "      "
+    for note in record["notes"]:
+        log.info("%s%s", start, note)
+    used = [
+        f"{record[name]:,} tokens {word}"
+        for name, word in (
+            ("tokens_trained", "trained"),
+            ("tokens_generated", "generated"),
+            ("tokens_scored", "scored"),
+        )
+        if record[name]
+    ]
+    log.info(
+        "%s%.0f s (%.0f%% training, generating and scoring)%s, peak %.1f GiB",
+        start,
+        record["seconds"],
+        100 * work_seconds(record) / max(record["seconds"], 1e-9),
+        "".join(f", {u}" for u in used),
+        record["peak_memory_bytes"] / 2**30,
+    )
+
+
+def log_work(finished: Sequence[FinishedNode]) -> None:
+    """Print the share of time spent on training, generating and scoring; the rest is loading, the encoder and files."""
+    records = {done.node.key: done.record for done in finished}.values()
+    seconds = sum(float(record["seconds"]) for record in records)
+    parts = {work: sum(float(record.get(f"seconds_{work}", 0.0)) for record in records) for work in WORK}
+    log.info(
+        "Training, generating and scoring took %.0f%% of %.1f min (%s).",
+        100 * sum(parts.values()) / max(seconds, 1e-9),
+        seconds / 60,
+        ", ".join(f"{work} {100 * part / max(seconds, 1e-9):.0f}%" for work, part in parts.items()),
+    )

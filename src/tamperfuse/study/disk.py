@@ -1,0 +1,91 @@
+"""What a study's nodes take on the disk, and a ceiling that a run keeps."""
+
+from pathlib import Path
+
+from tamperfuse.records.amounts import gigabytes
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.plan import PlannedNode
+from tamperfuse.study.estimates import BYTES_PER_PARAMETER
+from tamperfuse.study.node import Node, node_folder
+from tamperfuse.study.remaining import folder_bytes
+
+TABLES = 4_000_000  # bytes of a node's texts and scores
+# Of a training's resume state: float32 weights and the two moments of AdamW, twice while one state replaces another.
+RESUME_BYTES_PER_PARAMETER = 2 * 12
+
+
+def result_bytes(node: Node, size: int) -> int:
+    """Bytes that a node's result takes; only defenses keep their weights.
+
+    Args:
+        node: the node.
+        size: parameters of the model.
+    """
+    return TABLES + (BYTES_PER_PARAMETER * size if node.kind == "defense" else 0)
+
+
+def working_bytes(node: Node, size: int) -> int:
+    """Bytes that a node takes besides its result while it runs; the trials of a search write no resume state."""
+    trains = node.expected.trained > 0 and node.kind != "search"
+    return RESUME_BYTES_PER_PARAMETER * size if trains else 0
+
+
+class DiskCeiling:
+    """Keeps a run's folder below a size: a node starts only if it still fits.
+
+    Args:
+        run: the run's folder.
+        limit: bytes; None for no limit.
+    """
+
+    def __init__(self, run: Path, limit: int | None) -> None:
+        self._run, self._limit = run, limit
+        self._used = folder_bytes(run) if limit is not None and run.exists() else 0
+        self._running: dict[str, int] = {}
+
+    def check_plan(self, needed: int) -> None:
+        """Check, before anything runs, that the whole run is expected to fit.
+
+        Args:
+            needed: bytes that the rest of the run needs at most at one time.
+
+        Raises:
+            UserError: it is not.
+        """
+        if self._limit is not None and self._used + needed > self._limit:
+            raise UserError(
+                f"The run would take up to {gigabytes(self._used + needed)} in {self._run} ({gigabytes(self._used)} are there), "
+                f"more than --disk allows ({gigabytes(self._limit)}): raise --disk, or lower the number of defenses or seeds."
+            )
+
+    def fits(self, node: PlannedNode) -> bool:
+        """Whether a node fits beside what is there and what the running nodes may still write."""
+        return self._limit is None or self._with(node) <= self._limit
+
+    def begin(self, node: PlannedNode) -> None:
+        """Reserve what a node may write.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        if self._limit is None:
+            return
+        if not self.fits(node):
+            raise UserError(
+                f"The run stops before {node.what!r}, with which {self._run} may grow to {gigabytes(self._with(node))}, more "
+                f"than --disk allows ({gigabytes(self._limit)}): finished work stays; raise --disk and start the same command "
+                "again."
+            )
+        self._running[node.key] = node.disk + node.working
+
+    def _with(self, node: PlannedNode) -> int:
+        return self._used + sum(self._running.values()) + node.disk + node.working
+
+    def cancel(self, node: Node) -> None:
+        """Release what was reserved for a node that ended without a result."""
+        self._running.pop(node.key, None)
+
+    def end(self, node: Node) -> None:
+        """Count a node's result."""
+        if self._limit is not None and self._running.pop(node.key, 0):
+            self._used += folder_bytes(node_folder(self._run, node))
