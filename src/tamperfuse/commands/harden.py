@@ -29,7 +29,8 @@ from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
-from tamperfuse.study.node import NODE, Node, execute, node_folder
+from tamperfuse.study.node import Node, execute, node_folder
+from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import parse_study
 
 DATA = "data"  # folder of the cache

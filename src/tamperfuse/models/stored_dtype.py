@@ -29,7 +29,7 @@ def stored_dtype(name: str) -> torch.dtype:
         config = read_config(name)
         is_quantized = getattr(config, "quantization_config", None) is not None
         dtype = getattr(config, "dtype", None)
-        return dtype if dtype in _HALF.values() and not is_quantized else torch.float32
+        return next((half for half in _HALF.values() if half == dtype and not is_quantized), torch.float32)
     if is_adapter(folder):
         return stored_dtype(base_of(folder))
     sizes = _sizes(folder)

@@ -96,7 +96,7 @@ class RunningWork(BaseModel):
         if self.host != socket.gethostname():
             return None
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
+            return bool(abs(psutil.Process(self.pid).create_time() - self.process_started) < 1)
         except psutil.Error:
             return False
 

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -27,7 +27,7 @@ class RunProgress:
         done: keys of the nodes that have a result.
     """
 
-    def __init__(self, plan: RunPlan, done: Sequence[str] = ()) -> None:
+    def __init__(self, plan: RunPlan, done: Collection[str] = ()) -> None:
         self._plan = plan
         self._done = {node.key for node in plan.nodes} & set(done)
         self._total = len({node.key for node in plan.nodes})

@@ -18,7 +18,8 @@ from tamperfuse.records.run import read_run
 from tamperfuse.study.data_nodes import ANSWERS
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.further_judges import FURTHER_JUDGE, verdict_label
-from tamperfuse.study.node import NODE, FinishedNode, Node, damage_of, node_folder
+from tamperfuse.study.node import FinishedNode, Node, damage_of, node_folder
+from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import AttackSpec, Study
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
-from tamperfuse.study.node import NODE, Node
+from tamperfuse.study.node import Node
+from tamperfuse.study.remaining import NODE
 
 #: What an attack's key says of the steps at which it is measured.
 _STEPS = {"at_steps", "capability_at"}
