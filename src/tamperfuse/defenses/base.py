@@ -1,7 +1,7 @@
 """What every defense receives and returns, and the decorator that registers a defense."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tamperfuse.corpora.examples import Pair
@@ -50,10 +50,12 @@ class DefenseResult:
     Attributes:
         tokens_trained: number of tokens that went through training.
         notes: choices that the defense made by itself, with the reason, for the terminal and the node's record.
+        facts: what it measured, JSON-able, for the node's record.
     """
 
     tokens_trained: int = 0
     notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
