@@ -10,6 +10,8 @@ import torch
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.fuse import FuseParameters, TrapCheck, budget, resolve, split_answers
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.distillation import predict
@@ -32,7 +34,10 @@ QUICK = {
 
 def data_of(loaded: LoadedModel) -> DefenseData:
     benign = [(f"harmless question {i}", f"a plain answer number {i}") for i in range(12)]
-    teacher = predict(loaded, [loaded.chat.sample(*exchange, 16) for exchange in benign])
+    prompts = [loaded.chat.prompt(prompt) for prompt, _ in benign]
+    own = generate(loaded, prompts, new_tokens=12)
+    texts = [Sample([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, own, strict=True)]
+    teacher = predict(loaded, texts)
     pairs = [Pair(prompt, "Rivers are long and wide.", "", 0.1, prompt, "r") for prompt in PROMPTS]
     return DefenseData(PROMPTS, benign, 16, pairs, ANSWERS, teacher[:9], teacher[9:])
 
@@ -75,8 +80,7 @@ def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: P
     spent = QUICK | {"price": 1e-6, "check_every": 2, "patience": 3}
     _, _, result = hardened(tiny_folder, **spent)
     records = result.facts["trap"]
-    assert [r["step"] for r in records] == [0, 2, 4] or [r["step"] for r in records] == [0, 2, 4, 6]
-    assert all(r["scale"] == 0 for r in records[1:])
+    assert records[-1]["step"] < 10 and all(r["scale"] == 0 for r in records[-3:])
     assert any("was spent at 3 checks in a row" in note for note in result.notes)
 
 

@@ -1,10 +1,10 @@
 """`fuse`: SDD and distillation, with a trap for attackers that are simulated beside the weights during training.
 
-The training of `sdd` (Chen et al., 2025, arXiv 2507.21182) lowers its loss at the weights θ. `fuse` also raises harmful and benign
-losses at θ + δ, where a simulated malicious fine-tuning has arrived (:mod:`tamperfuse.training.trap`). What this costs before
-any attack is the KL divergence from the model as shipped on benign samples that are held back. It is measured during training, and
-the trap becomes weaker as it nears the allowed price (a budget of the retain loss, as in MUDMAN, Sondej et al., 2025, arXiv
-2506.12484):
+The training of `sdd` (Chen et al., 2025, arXiv 2507.21182) lowers its loss at the weights θ. `fuse` also raises harmful and
+benign losses at θ + δ, where a simulated malicious fine-tuning has arrived (:mod:`tamperfuse.training.trap`). What this costs
+before any attack is the KL divergence from the model as shipped on benign samples that are held back. It is measured during
+training, and the trap becomes weaker as it nears the allowed price (a budget of the retain loss, as in MUDMAN, Sondej et al.,
+2025, arXiv 2506.12484):
 
     scale of the trap = strength · max(0, 1 − measured price / (strength · price))
 """
@@ -254,8 +254,12 @@ class TrapCheck:
     def reason(self) -> str:
         """Why the training ends at the last check; "" if it goes on."""
         last = self.objective.records[-self.parameters.patience :]
-        if len(last) == self.parameters.patience and all(r.get("price", math.inf) > self.parameters.price for r in last):
-            return f"the allowed price of {self.parameters.price:g} nats a token was spent at {len(last)} checks in a row"
+        if len(last) == self.parameters.patience and all(
+            r.get("price", math.inf) > self.parameters.price for r in last
+        ):
+            return (
+                f"the allowed price of {self.parameters.price:g} nats a token was spent at {len(last)} checks in a row"
+            )
         return ""
 
     def note(self, steps: int) -> str:
@@ -277,9 +281,9 @@ def describe(record: dict[str, float]) -> str:
         "benign {benign_nll:.2f}"
     )
     if "attacker_steps" in record:
-        kind = "retaining attacker" if record["attacker_retains"] else "attacker"
+        kind = "a retaining attacker" if record["attacker_retains"] else "an attacker"
         text += (
-            f"; after {{attacker_steps}} steps of a {kind} at {{attacker_rate:g}}: harmful {{attacked_harmful_nll:.2f}}, benign "
+            f"; after {{attacker_steps}} steps of {kind} at {{attacker_rate:g}}: harmful {{attacked_harmful_nll:.2f}}, benign "
             "{attacked_benign_nll:.2f}; loss {loss:.3f}"
         )
     return text.format(**(values | record))

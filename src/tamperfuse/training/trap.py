@@ -11,8 +11,8 @@ The simulated attacker is a change δ of the weights θ. It follows an optimizer
 After Theorem 2 of SDD (Chen et al., 2025, arXiv 2507.21182), by which malicious fine-tuning should lower general ability, and
 TAR (Tamirisa et al., ICLR 2025, arXiv 2408.00761): an inner loop of attackers and an outer loss at the attacked weights, here to
 first order, with an attacker that persists; MUDMAN (Sondej et al., 2025, arXiv 2506.12484) has a persistent adversary as well.
-That benign NLL should rise at attacked weights is the idea of CTRAP (Yi et al., 2025, arXiv 2505.16559) and SEAM (Wang et al., 2025,
-arXiv 2505.12186).
+That benign text should fail at attacked weights is the idea of SEAM (Wang et al., 2025, arXiv 2505.12186) and CTRAP (Yi et al.,
+2025, arXiv 2505.16559).
 """
 
 import math
@@ -84,7 +84,7 @@ class TrapObjective(AnchoredObjective):
 
     With d the gradient of the loss at θ and g_i that of a part of the trap at θ + δ, θ is trained with
 
-        d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖                (i: harmful, benign; if `orthogonal`, without the sum's share in d)
+        d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
 
     f_i in [0, 1] is the distance from the part's target in nats a token, at most 1: near its target a part fades out.
 
