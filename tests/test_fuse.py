@@ -1,5 +1,6 @@
 """The defense `fuse` on the tiny model: what the trap does to an attack, its budget, its strength, and its data."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tamperfuse.commands.harden import harden_model
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.fuse import FuseParameters, TrapCheck, budget, resolve, split_answers
@@ -14,6 +16,8 @@ from tamperfuse.evaluation.generate import generate
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
+from tamperfuse.training import checkpoints
+from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.distillation import predict
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.trap import TrapObjective, mean_nll
@@ -105,6 +109,32 @@ def test_the_trap_fades_as_the_price_nears_the_budget(tiny: LoadedModel, monkeyp
         assert all(a <= b for a, b in zip(scales[weaker], scales[stronger], strict=True))
 
 
+def test_an_interrupted_hardening_resumes_to_the_bit_with_its_budget(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    values = QUICK | {"steps": 8, "check_every": 2, "price": 0.5}
+    whole, _, expected = hardened(tiny_folder, **values)
+    check = TrapCheck.__call__
+
+    def interrupted(self: TrapCheck, step: int) -> bool:
+        if step > 4:
+            raise KeyboardInterrupt
+        return check(self, step)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), resumable(tmp_path):
+        patched.setattr(TrapCheck, "__call__", interrupted)
+        hardened(tiny_folder, **values)
+    with resumable(tmp_path) as fits:
+        rest, _, result = hardened(tiny_folder, **values)
+    assert fits.results[0].resumed_at == 5
+    assert result.facts == expected.facts and result.notes == expected.notes
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
+    with resumable(tmp_path):
+        _, _, again = hardened(tiny_folder, **values)
+    assert "8 steps; what was measured in them was not kept" in again.notes[1]
+
+
 def test_what_is_held_out_shares_no_prompt_with_what_the_attacker_trains_on() -> None:
     answers = [*ANSWERS, (PROMPTS[0], "another answer to the same request")]
     train, held_out = split_answers(answers, seed=0)
@@ -115,10 +145,33 @@ def test_what_is_held_out_shares_no_prompt_with_what_the_attacker_trains_on() ->
         split_answers(ANSWERS[:1], seed=0)
 
 
-def test_benign_samples_are_needed(tiny: LoadedModel) -> None:
+@pytest.mark.parametrize("missing", ["teacher", "held_back"])
+def test_benign_samples_are_needed(tiny: LoadedModel, missing: str) -> None:
     component = DEFENSES.get("fuse")
-    with pytest.raises(UserError, match="needs benign samples"):
-        component.run(tiny, replace(data_of(tiny), teacher=()), component.parse({"steps": 1}, "fuse"), 0)
+    with pytest.raises(UserError, match="has too few to hold any back"):
+        component.run(tiny, replace(data_of(tiny), **{missing: ()}), component.parse({"steps": 1}, "fuse"), 0)
+
+
+@pytest.mark.usefixtures("quick_judging")
+def test_harden_gives_it_its_data(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tamperfuse")
+    source = tmp_path / "benign.jsonl"
+    rows = [{"prompt": f"harmless question {i * 31} of day {i}"} for i in range(40)]
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    harden_model(
+        str(tiny_folder),
+        "fuse",
+        str(threat_file),
+        tmp_path / "out",
+        pairs=None,
+        benign=[str(source)],
+        settings={"steps": 2, "batch": 2, "check_every": 1, "rates": [1e-4, 1e-3]},
+        seed=0,
+    )
+    assert "5 answers for the simulated attacker, 1 held out" in caplog.text
+    assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
 
 
 def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:

@@ -37,7 +37,7 @@ log = logging.getLogger("tamperfuse")
 SMALL = {"learning_rate": 7e-5, "rates": (3e-5, 1e-4)}
 LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
-MEASURED = 32  # samples of each kind at a check
+MEASURED = 16  # samples of each kind whose NLL is taken at a check
 NLL = ("harmful_nll", "benign_nll", "attacked_harmful_nll", "attacked_benign_nll")
 
 
@@ -121,8 +121,11 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
     pairs = [sample_of(loaded.chat, pair, "", data.response_limit) for pair in data.pairs]
     if not resolved.strength:
         return anchored.train(loaded, pairs, data, _sdd_training(resolved), seed, "SDD")
-    if not data.teacher:
-        raise UserError("fuse needs benign samples: name a source of harmless prompts (`benign`).")
+    if not data.teacher or not data.held_back:
+        raise UserError(
+            "fuse trains on benign samples and measures its price on others, but the benign set has too few to hold any back: "
+            "name a source with more harmless prompts, such as `self` (`benign`)."
+        )
     attacked, held_out = split_answers(data.answers, seed)
     answers, measured = (
         [loaded.chat.sample(*answer, data.response_limit) for answer in part] for part in (attacked, held_out)

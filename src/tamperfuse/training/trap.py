@@ -112,6 +112,9 @@ class TrapObjective(AnchoredObjective):
         scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
         records: what a hook measured, JSON-able; saved with the state.
         last_loss: this process's share of the last step's loss at θ.
+        kind: of the present attacker.
+        steps_taken: by the present attacker since its restart.
+        restarts: attackers so far.
     """
 
     seed: int = 0
@@ -131,7 +134,7 @@ class TrapObjective(AnchoredObjective):
     records: list[dict[str, float]] = field(default_factory=list, init=False)
     last_loss: float = field(default=math.nan, init=False)
     kind: Kind = field(default="full", init=False)
-    steps_taken: int = field(default=0, init=False)  # by the attacker since its restart
+    steps_taken: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
 
     def settings(self) -> dict[str, Any]:
@@ -195,21 +198,23 @@ class TrapObjective(AnchoredObjective):
 
     def _trap(self, accumulate: Accumulate) -> Weights | None:
         """Σ_i w_i f_i g_i / ‖g_i‖ at θ + δ, in float32; None if there is nothing to raise."""
-        total: Weights | None = None
         parts: list[tuple[float, Loss[TrapUnit], Loss[TrapUnit] | None]] = [(self.harmful, self._harmful, None)]
         if self.steps_taken > self.benign_after:
             parts.append((self.benign, self._benign, self._benign_at_theta if self.difference else None))
+        total: Weights | None = None
         for weight, attacked, here in parts:
-            if not weight:
-                continue
-            gradient, fade = self._part(accumulate, attacked, here)
-            length = math.sqrt(inner(gradient, gradient))
-            if not length or not fade:
-                continue
-            if total is None:
-                total = [torch.zeros_like(part, dtype=torch.float32) for part in gradient]
-            for sum_of_parts, part in zip(total, gradient, strict=True):
-                sum_of_parts.add_(part, alpha=weight * fade / length)
+            if weight:
+                total = self._add_part(total, weight, *self._part(accumulate, attacked, here))
+        return total
+
+    def _add_part(self, total: Weights | None, weight: float, gradient: Weights, fade: float) -> Weights | None:
+        """Add a part to the sum, None for an empty one. A function of its own, so that the part's memory is free afterwards."""
+        length = math.sqrt(inner(gradient, gradient))
+        if not length or not fade:
+            return total
+        total = total or [torch.zeros_like(part, dtype=torch.float32) for part in gradient]
+        for sum_of_parts, part in zip(total, gradient, strict=True):
+            sum_of_parts.add_(part, alpha=weight * fade / length)
         return total
 
     def _part(
