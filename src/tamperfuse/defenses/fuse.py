@@ -114,7 +114,15 @@ def budget(parameters: FuseParameters) -> Budget:
     return Budget(parameters.steps, parameters.batch * sequences)
 
 
-@defense("fuse", FuseParameters, needs_pairs=True, needs_answers=True, budget=budget, resolve=resolve)
+@defense(
+    "fuse",
+    FuseParameters,
+    needs_pairs=True,
+    needs_answers=True,
+    needs_benign=lambda parameters: True,
+    budget=budget,
+    resolve=resolve,
+)
 def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, seed: int) -> DefenseResult:
     """SDD with a trap: fine-tuning that leads back to the threat is made to raise harmful and benign losses."""
     resolved = resolve(parameters, loaded.model.num_parameters())
