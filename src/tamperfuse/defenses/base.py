@@ -31,6 +31,7 @@ class DefenseData:
         executed: measures which share of other defender prompts, which are not in `prompts` or `pairs`, a model executes, in
             [0, 1], by those criteria of the built-in judge that need no reference model; None unless the defense declares
             `needs_held_out`.
+        reference: the model before any hardening, as :func:`tamperfuse.models.load.load_model` takes it.
     """
 
     prompts: Sequence[str]
@@ -41,6 +42,7 @@ class DefenseData:
     teacher: Sequence[TeacherSample] = ()
     held_back: Sequence[TeacherSample] = ()
     executed: Callable[[LoadedModel], float] | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)

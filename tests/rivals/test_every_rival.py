@@ -1,0 +1,74 @@
+"""What holds for every defense from the literature: it is registered and listed, deterministic, and in the keys."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rival_stand_ins import hardened
+from tamperfuse.cli.app import app
+from tamperfuse.commands.harden import harden_model
+from tamperfuse.defenses import DEFENSES
+from tamperfuse.models.load import load_model
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.spec import Study, parse_study
+
+#: Of each defense: parameters of a short training, another value of each of its own parameters, and what it needs.
+QUICK: dict[str, dict[str, Any]] = {"lox": {}}
+OTHER: dict[str, dict[str, Any]] = {"lox": {"rank": 5, "alpha": 1.0}}
+NEEDS: dict[str, tuple[bool, bool]] = {"lox": (False, False)}  # compliant answers, the benign set
+
+
+@pytest.mark.parametrize("name", list(QUICK))
+def test_it_is_registered_and_listed_and_says_what_it_needs(name: str) -> None:
+    component = DEFENSES.get(name)
+    parameters = component.parse({}, name)
+    traits = component.traits
+    assert (traits.needs_answers, traits.needs_benign(parameters)) == NEEDS[name] and not traits.needs_pairs
+    assert traits.budget(parameters).trains == bool(QUICK[name])
+    assert set(OTHER[name]) <= set(component.parameters.model_fields)
+    assert component.about in " ".join(CliRunner().invoke(app, ["list"], terminal_width=400).output.split())
+
+
+@pytest.mark.parametrize("name", list(QUICK))
+def test_it_is_deterministic_and_changes_the_model(name: str, tiny_folder: Path) -> None:
+    (first, result), (second, again) = (hardened(tiny_folder, name, **QUICK[name]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
+    assert result == again
+    shipped = load_model(str(tiny_folder)).model
+    assert any(not torch.equal(a, b) for a, b in zip(first.model.parameters(), shipped.parameters(), strict=True))
+    assert all(torch.isfinite(weight).all() for weight in first.model.parameters())
+
+
+@pytest.mark.parametrize("name", list(QUICK))
+def test_its_parameters_are_in_the_key_of_its_node(name: str, study: Study, tmp_path: Path) -> None:
+    def key(**values: Any) -> str:
+        spec = {"defense": name, "on": "refusal", **values}
+        changed = study.model_dump(mode="json") | {"defenses": {"refusal": {"steps": 2}, "rival": spec}}
+        nodes = build_nodes(StudyContext.open(parse_study(changed, "test"), tmp_path))
+        return next(node.key for node in nodes if node.label == "rival, seed 0")
+
+    keys = [key(), *(key(**{parameter: value}) for parameter, value in OTHER[name].items())]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+@pytest.mark.usefixtures("quick_judging")
+@pytest.mark.parametrize("name", list(QUICK))
+def test_harden_applies_it_to_a_hardened_checkpoint(
+    name: str, tiny_folder: Path, threat_file: Path, benign_file: Path, tmp_path: Path
+) -> None:
+    def harden(model: Path, defense: str, out: Path, settings: dict[str, Any]) -> None:
+        harden_model(
+            str(model), defense, str(threat_file), out, pairs=None, benign=[str(benign_file)], settings=settings, seed=0
+        )
+
+    aligned, out = tmp_path / "aligned", tmp_path / "out"
+    harden(tiny_folder, "refusal", aligned, {"steps": 2, "batch": 2})
+    harden(aligned, name, out, QUICK[name])
+    assert load_model(str(out)).origin == str(tiny_folder)
+    weights = (load_model(str(folder)).model.parameters() for folder in (aligned, out))
+    assert any(not torch.equal(a, b) for a, b in zip(*weights, strict=True))
