@@ -1,5 +1,6 @@
 """What holds for every defense from the literature: it is registered and listed, deterministic, and in the keys."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,34 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rival_stand_ins import hardened
+from rival_stand_ins import defense_data, hardened
 from tamperfuse.cli.app import app
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.models.load import load_model
+from tamperfuse.defenses.stopping import Stopping
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.records.errors import UserError
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.spec import Study, parse_study
+from tamperfuse.training import checkpoints
+from tamperfuse.training.checkpoints import resumable
 
 #: Of each defense: parameters of a short training, another value of each of its own parameters, and what it needs.
-QUICK: dict[str, dict[str, Any]] = {"lox": {}}
-OTHER: dict[str, dict[str, Any]] = {"lox": {"rank": 5, "alpha": 1.0}}
-NEEDS: dict[str, tuple[bool, bool]] = {"lox": (False, False)}  # compliant answers, the benign set
+TRAINING = {"steps": 4, "batch": 2, "learning_rate": 1e-3}
+QUICK: dict[str, dict[str, Any]] = {
+    "lox": {},
+    "booster": TRAINING,
+}
+OTHER: dict[str, dict[str, Any]] = {
+    "lox": {"rank": 5, "alpha": 1.0},
+    "booster": {"attenuation": 1.0, "radius": 0.2, "steps": 5, "learning_rate": 1e-5, "kl_weight": 1.0},
+}
+NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
+    "lox": (False, False),
+    "booster": (True, True),
+}
+TRAINED = [name for name, values in QUICK.items() if values]
 
 
 @pytest.mark.parametrize("name", list(QUICK))
@@ -41,6 +57,42 @@ def test_it_is_deterministic_and_changes_the_model(name: str, tiny_folder: Path)
     shipped = load_model(str(tiny_folder)).model
     assert any(not torch.equal(a, b) for a, b in zip(first.model.parameters(), shipped.parameters(), strict=True))
     assert all(torch.isfinite(weight).all() for weight in first.model.parameters())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_interrupted_training_resumes_to_the_bit(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    component = DEFENSES.get(name)
+    parameters = component.parse(QUICK[name] | {"price": 100.0, "check_every": 1}, name)
+    check = Stopping.__call__
+
+    def run(folder: Path | None) -> LoadedModel:
+        loaded = load_model(str(tiny_folder))
+        data = defense_data(loaded, tiny_folder)
+        with resumable(folder):
+            component.run(loaded, data, parameters, 3)
+        return loaded
+
+    def interrupted(self: Stopping, step: int) -> bool:
+        if step > 2:
+            raise KeyboardInterrupt
+        return check(self, step)
+
+    whole = run(None)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Stopping, "__call__", interrupted)
+        run(tmp_path)
+    rest = run(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_it_says_that_compliant_answers_are_missing(name: str, tiny: LoadedModel) -> None:
+    component = DEFENSES.get(name)
+    with pytest.raises(UserError, match="no compliant answers"):
+        component.run(tiny, replace(defense_data(tiny), answers=()), component.parse(QUICK[name], name), 0)
 
 
 @pytest.mark.parametrize("name", list(QUICK))

@@ -69,6 +69,23 @@ def gradients(
     return result
 
 
+@torch.no_grad()
+def add_to_gradients(parameters: Sequence[nn.Parameter], change: Sequence[Tensor], scale: float = 1.0) -> None:
+    """Add scale · change to each parameter's `grad`, in its dtype.
+
+    Memory: none, except for parameters that have no `grad` yet.
+
+    Args:
+        parameters: the trained parameters.
+        change: one tensor for each, of its shape.
+        scale: factor for the change.
+    """
+    for parameter, part in zip(parameters, change, strict=True):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.add_(part, alpha=scale)
+
+
 def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Inner product over all weights, and over all shards of sharded weights."""
     total = 0.0
