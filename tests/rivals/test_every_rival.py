@@ -27,16 +27,19 @@ QUICK: dict[str, dict[str, Any]] = {
     "lox": {},
     "booster": TRAINING,
     "repnoise": TRAINING,
+    "ctrap": TRAINING,
 }
 OTHER: dict[str, dict[str, Any]] = {
     "lox": {"rank": 5, "alpha": 1.0},
     "booster": {"attenuation": 1.0, "radius": 0.2, "steps": 5, "learning_rate": 1e-5, "kl_weight": 1.0},
+    "ctrap": {"collapse": 0.2, "rate": 0.2, "word": "stop", "steps": 5, "kl_weight": 1.0},
     "repnoise": {"ascent": 0.5, "noise": 0.1, "layers": 2, "steps": 5, "learning_rate": 1e-5},
 }
 NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
     "lox": (False, False),
     "booster": (True, True),
     "repnoise": (True, True),
+    "ctrap": (True, True),
 }
 TRAINED = [name for name, values in QUICK.items() if values]
 

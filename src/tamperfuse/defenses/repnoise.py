@@ -10,9 +10,9 @@ The MMD has five Gaussian kernels, whose bandwidths are 1/4 to 4 times the mean 
 
 Different here: the points of the MMD are the tokens of one answer, and the logarithm is taken for each answer, both averaged over
 answers, so that a batch can be split; the authors take whole padded sequences as points, and the logarithm of the batch's mean.
-`layers` evenly spaced layers are used instead of all, for the time that their predictions take. CE is the loss of `refusal`, which
-retains other abilities by distillation on the benign set; the authors' retain loss is cross-entropy on harmless answers. Refusals
-and compliant answers of a unit are not to the same prompt.
+`layers` evenly spaced layers are used instead of all, to save the time that their predictions take. CE is the loss of `refusal`,
+which retains other abilities by distillation on the benign set; the authors' retain loss is cross-entropy on harmless answers.
+Refusals and compliant answers of a unit are not to the same prompt.
 """
 
 from collections.abc import Sequence
