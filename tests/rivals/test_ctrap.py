@@ -45,7 +45,7 @@ def test_benign_text_collapses_after_a_malicious_step(tiny_folder: Path) -> None
         units = units_of(loaded)
         answers, benign = [unit.answer for unit in units], [unit.keep[0].sample for unit in units]
         objective = CtrapObjective(weight=6.0, collapse=collapse, rate=0.1, token=TOKEN)
-        fit(loaded, units, Training(steps=30, batch=4, learning_rate=3e-3), seed=0, objective=objective)
+        fit(loaded, units, Training(steps=12, batch=4, learning_rate=5e-3), seed=0, objective=objective)
         model.load_state_dict(loaded.model.state_dict())
         malicious = plain_gradient(model, plain_nll(model, answers))
         with torch.no_grad():

@@ -28,11 +28,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "booster": TRAINING,
     "repnoise": TRAINING,
     "ctrap": TRAINING,
+    "tar": TRAINING | {"inner_steps": 2, "measure_every": 1, "rates": [1e-3, 3e-3]},
 }
 OTHER: dict[str, dict[str, Any]] = {
     "lox": {"rank": 5, "alpha": 1.0},
     "booster": {"attenuation": 1.0, "radius": 0.2, "steps": 5, "learning_rate": 1e-5, "kl_weight": 1.0},
     "ctrap": {"collapse": 0.2, "rate": 0.2, "word": "stop", "steps": 5, "kl_weight": 1.0},
+    "tar": {"inner_steps": 8, "measure_every": 2, "rates": [1e-5], "resistance": 2.0, "steps": 5},
     "repnoise": {"ascent": 0.5, "noise": 0.1, "layers": 2, "steps": 5, "learning_rate": 1e-5},
 }
 NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
@@ -40,6 +42,7 @@ NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
     "booster": (True, True),
     "repnoise": (True, True),
     "ctrap": (True, True),
+    "tar": (True, True),
 }
 TRAINED = [name for name, values in QUICK.items() if values]
 
@@ -97,7 +100,7 @@ def test_an_interrupted_training_resumes_to_the_bit(
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_says_that_compliant_answers_are_missing(name: str, tiny: LoadedModel) -> None:
     component = DEFENSES.get(name)
-    with pytest.raises(UserError, match="no compliant answers"):
+    with pytest.raises(UserError, match="compliant answers"):
         component.run(tiny, replace(defense_data(tiny), answers=()), component.parse(QUICK[name], name), 0)
 
 
