@@ -43,8 +43,8 @@ def hardened(folder: Path, name: str, seed: int = 3, **values: Any) -> tuple[Loa
 
 
 def plain_model(folder: Path) -> nn.Module:
-    """The model as transformers loads it, in float32: without packed batches."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    """The model as transformers loads it, in float32: without packed batches, and differentiable twice."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def plain_nll(model: nn.Module, samples: Sequence[Sample]) -> Tensor:

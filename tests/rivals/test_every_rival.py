@@ -28,6 +28,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "booster": TRAINING,
     "repnoise": TRAINING,
     "ctrap": TRAINING,
+    "seam": TRAINING | {"layers": 2},
     "tar": TRAINING | {"inner_steps": 2, "measure_every": 1, "rates": [1e-3, 3e-3]},
 }
 OTHER: dict[str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "booster": {"attenuation": 1.0, "radius": 0.2, "steps": 5, "learning_rate": 1e-5, "kl_weight": 1.0},
     "ctrap": {"collapse": 0.2, "rate": 0.2, "word": "stop", "steps": 5, "kl_weight": 1.0},
     "tar": {"inner_steps": 8, "measure_every": 2, "rates": [1e-5], "resistance": 2.0, "steps": 5},
+    "seam": {"unlearning": 0.5, "coupling": 0.1, "epsilon": 0.2, "layers": 2, "steps": 5},
     "repnoise": {"ascent": 0.5, "noise": 0.1, "layers": 2, "steps": 5, "learning_rate": 1e-5},
 }
 NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
@@ -42,6 +44,7 @@ NEEDS: dict[str, tuple[bool, bool]] = {  # compliant answers, the benign set
     "booster": (True, True),
     "repnoise": (True, True),
     "ctrap": (True, True),
+    "seam": (True, True),
     "tar": (True, True),
 }
 TRAINED = [name for name, values in QUICK.items() if values]

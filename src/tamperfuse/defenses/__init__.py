@@ -1,6 +1,6 @@
 """Defenses, one file each. Importing this package registers the built-in ones."""
 
-from tamperfuse.defenses import booster, ctrap, fuse, lox, refusal, repnoise, sdd, tar
+from tamperfuse.defenses import booster, ctrap, fuse, lox, refusal, repnoise, sdd, seam, tar
 from tamperfuse.defenses.base import DEFENSES, DefenseData, DefenseResult
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "refusal",
     "repnoise",
     "sdd",
+    "seam",
     "tar",
 ]
