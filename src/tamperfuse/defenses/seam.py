@@ -22,6 +22,7 @@ of all. Gradients are clipped to norm 1, as in all trainings here.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -98,23 +99,21 @@ class SeamObjective(AnchoredObjective):
     def cosine_gradient(self, accumulate: Accumulate) -> Weights:
         """The gradient of cos(g_a, g_b), estimated by differences; zeros if g_a or g_b is zero."""
         parameters = [parameter for parameter, _ in self.masters.trainable()]
-        losses = (answer_loss, benign_loss)
-        first, second = (gradients(parameters, lambda loss=loss: accumulate(loss)) for loss in losses)
-        lengths = math.sqrt(inner(first, first)), math.sqrt(inner(second, second))
-        total = [torch.zeros_like(part) for part in first]
+        runs = partial(accumulate, answer_loss), partial(accumulate, benign_loss)
+        pair = gradients(parameters, runs[0]), gradients(parameters, runs[1])
+        lengths = [math.sqrt(inner(gradient, gradient)) for gradient in pair]
+        total = [torch.zeros_like(part) for part in pair[0]]
         if not all(lengths):
             return total
-        cosine = inner(first, second) / (lengths[0] * lengths[1])
-        for loss, here, other, length, other_length in (
-            (answer_loss, first, second, *lengths),
-            (benign_loss, second, first, *reversed(lengths)),
-        ):
-            direction = [o / other_length - (cosine / length) * h for h, o in zip(here, other, strict=True)]
+        cosine = inner(*pair) / (lengths[0] * lengths[1])
+        for i, j in ((0, 1), (1, 0)):
+            share, other = cosine / lengths[i], 1.0 / lengths[j]
+            direction = [other * b - share * a for a, b in zip(pair[i], pair[j], strict=True)]
             with perturbed(self.masters, direction, self.epsilon):
-                there = gradients(parameters, lambda loss=loss: accumulate(loss), dtype=None)
+                there = gradients(parameters, runs[i], dtype=None)
             del direction
-            for part, after, before in zip(total, there, here, strict=True):
-                part.add_(after.float() - before, alpha=1.0 / (self.epsilon * length))
+            for part, after, before in zip(total, there, pair[i], strict=True):
+                part.add_(after.float() - before, alpha=1.0 / (self.epsilon * lengths[i]))
         return total
 
     def unlearning_loss(

@@ -67,7 +67,9 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     Raises:
         UserError: the decoder has no module whose name contains "norm" or "ln".
     """
-    norms = [child for name, child in model.get_decoder().named_children() if re.search("norm|ln", name)]
+    norms: list[nn.Module] = [
+        child for name, child in model.get_decoder().named_children() if re.search("norm|ln", name)
+    ]
     if not norms:
         raise UserError(
             f"The final norm of {type(model).__name__} cannot be identified: choose a decoder such as Llama or Qwen."
