@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from tamperfuse.models.layers import attention_modules, decoder_layers, layer_matrices
+from tamperfuse.models.layers import attention_modules, decoder_layers, final_norm, layer_matrices, mlp_modules
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 
@@ -17,6 +17,8 @@ def test_parts_of_a_llama(tiny: LoadedModel) -> None:
     model = tiny.model
     assert names(model, decoder_layers(model)) == {"model.layers.0", "model.layers.1"}
     assert names(model, attention_modules(model)) == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
+    assert names(model, mlp_modules(decoder_layers(model))) == {"model.layers.0.mlp", "model.layers.1.mlp"}
+    assert final_norm(model) is model.model.norm
     assert len(layer_matrices(model)) == 14
     assert all(a is not b for a, b in pairwise(layer_matrices(model)))
 
@@ -24,12 +26,26 @@ def test_parts_of_a_llama(tiny: LoadedModel) -> None:
 def test_parts_of_other_architectures() -> None:
     gpt = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=3, n_head=2))
     assert names(gpt, attention_modules(gpt)) == {f"transformer.h.{i}.attn" for i in range(3)}
+    assert names(gpt, mlp_modules(decoder_layers(gpt))) == {f"transformer.h.{i}.mlp" for i in range(3)}
+    assert final_norm(gpt) is gpt.transformer.ln_f
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
     mixture = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_hidden_layers=2, num_local_experts=2, **sizes))
     assert names(mixture, decoder_layers(mixture)) == {"model.layers.0", "model.layers.1"}
+    experts = mlp_modules(decoder_layers(mixture))
+    assert [type(module).__name__ for module in experts] == ["MixtralSparseMoeBlock"] * 2
 
 
 def test_layers_that_cannot_be_told_apart(tiny: LoadedModel) -> None:
     tiny.model.config.num_hidden_layers = 7
     with pytest.raises(UserError, match="cannot be identified"):
         decoder_layers(tiny.model)
+
+
+def test_parts_that_are_missing(tiny: LoadedModel) -> None:
+    layers = decoder_layers(tiny.model)
+    layers[1].forward_part = layers[1].mlp
+    del layers[1].mlp, tiny.model.model.norm
+    with pytest.raises(UserError, match="has no module called mlp"):
+        mlp_modules(layers)
+    with pytest.raises(UserError, match="The final norm of LlamaForCausalLM cannot be identified"):
+        final_norm(tiny.model)

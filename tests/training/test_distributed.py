@@ -61,11 +61,17 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["sft", "sgd", "trap", "attack"])
+@pytest.mark.parametrize("what", ["sft", "sgd", "trap", "fuse", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)
     assert alone[-1] < 0.95 * alone[0], "it must learn, otherwise equal curves prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_hook_measures_at_the_attacked_weights(runs: dict[str, dict], way: str) -> None:
+    assert runs[way]["fuse_attacked"] == pytest.approx(runs["alone"]["fuse_attacked"], rel=0.01)
 
 
 @pytest.mark.slow

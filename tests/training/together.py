@@ -14,10 +14,12 @@ from stand_ins import Trap
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters
-from tamperfuse.records.process import is_main
+from tamperfuse.records.process import is_main, world_size
 from tamperfuse.training import checkpoints, rows
-from tamperfuse.training.distributed import unsharded
+from tamperfuse.training.distillation import anchored, predict
+from tamperfuse.training.distributed import sum_over_processes, unsharded
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.trap import TrapObjective, mean_nll, trap_units
 from tamperfuse.training.weights import perturbed
 
 rows.ROW_TOKENS = 80  # several rows per step
@@ -51,6 +53,20 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def pairs() -> list[tuple[str, str]]:
     """Pairs of very different lengths, so that one process needs more rows than the other."""
     return [(f"request {i}", f"the answer is {i * 3}. " * (1 + 5 * (i % 3))) for i in range(12)]
+
+
+def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
+    """Losses at the weights, and NLL at the attacked weights as a hook measures it."""
+    units = trap_units(anchored(samples, predict(loaded, samples[::-1]), 2), samples[4:], 1)
+    objective, attacked = TrapObjective(weight=0.2, rates=(3e-3,), horizon=5, harmful=0.3, benign=0.3), []
+
+    def hook(step: int) -> None:
+        with objective.attacked(loaded.model):
+            attacked.append(mean_nll(loaded, samples))
+        objective.scale = sum_over_processes(objective.scale / world_size(), loaded.model.device)
+
+    losses = fit(loaded, units, TRAINING, seed=0, objective=objective, at_steps=(4, 8), hook=hook).losses
+    return losses, attacked
 
 
 def main(model: str, out: str) -> None:
@@ -96,6 +112,8 @@ def main(model: str, out: str) -> None:
         resumed = fit(loaded, samples, TRAINING, seed=0, objective=Trap())
     same = all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
     found["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == found["trap"])]
+    loaded, samples = loaded_with(pairs())
+    found["fuse"], found["fuse_attacked"] = fuse(loaded, samples)
     losses: list[float] = []
     plain = fit
 

@@ -6,7 +6,7 @@ the benign set      samples to keep: KL to the model as shipped   ─┴▶ one 
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -18,8 +18,9 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.checkpoints import current_block
-from tamperfuse.training.distillation import AnchoredObjective, anchored
+from tamperfuse.training.distillation import Anchored, AnchoredObjective, anchored
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import Objective
 
 
 class AnchoredTraining(Parameters):
@@ -68,8 +69,35 @@ def budget(parameters: Any) -> Budget:
     return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio))
 
 
+def answer_samples(loaded: LoadedModel, data: DefenseData, seed: int) -> list[Sample]:
+    """The compliant answers of a defense's data, shuffled.
+
+    Args:
+        loaded: the model, whose chat template is used.
+        data: of the defense.
+        seed: of the order.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not data.answers:
+        raise UserError(
+            "The defense simulates an attacker, and there are no compliant answers to the threat's defender prompts: add "
+            "responses to the threat, or start from a model that answers it."
+        )
+    answers = random.Random(seed).sample(list(data.answers), len(data.answers))
+    return [loaded.chat.sample(prompt, answer, data.response_limit) for prompt, answer in answers]
+
+
 def train(
-    loaded: LoadedModel, learn: Sequence[Sample], data: DefenseData, parameters: AnchoredTraining, seed: int, label: str
+    loaded: LoadedModel,
+    learn: Sequence[Sample],
+    data: DefenseData,
+    parameters: AnchoredTraining,
+    seed: int,
+    label: str,
+    objective: Objective[Any] | None = None,
+    extend: Callable[[list[Anchored]], Sequence[Anchored]] = lambda units: units,
 ) -> DefenseResult:
     """Train a model on samples, beside distillation on the benign set.
 
@@ -80,6 +108,8 @@ def train(
         parameters: of the training.
         seed: decides the order of both kinds of samples.
         label: text of the progress bar.
+        objective: the loss; by default cross-entropy on samples to learn, and distillation on benign ones.
+        extend: adds to the units of samples to learn and benign samples whatever else the objective takes.
     """
     training = Training(
         steps=parameters.steps,
@@ -89,7 +119,7 @@ def train(
     )
     keep = list(data.teacher) if needs_benign(parameters) else []
     random.Random(seed).shuffle(keep)
-    units = anchored(learn, keep, parameters.benign_ratio)
+    units = extend(anchored(learn, keep, parameters.benign_ratio))
     if parameters.price and not data.held_back:
         raise UserError(
             "`price` is measured on held-back benign samples, and there are none: name more benign prompts."
@@ -101,7 +131,7 @@ def train(
         units,
         training,
         seed=seed,
-        objective=AnchoredObjective(parameters.kl_weight),
+        objective=objective or AnchoredObjective(parameters.kl_weight),
         at_steps=steps if parameters.price else (),
         hook=stopping,
         label=label,

@@ -1,7 +1,7 @@
 """What every defense receives and returns, and the decorator that registers a defense."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tamperfuse.corpora.examples import Pair
@@ -31,6 +31,7 @@ class DefenseData:
         executed: measures which share of other defender prompts, which are not in `prompts` or `pairs`, a model executes, in
             [0, 1], by those criteria of the built-in judge that need no reference model; None unless the defense declares
             `needs_held_out`.
+        reference: the model before any hardening, as :func:`tamperfuse.models.load.load_model` takes it.
     """
 
     prompts: Sequence[str]
@@ -41,6 +42,7 @@ class DefenseData:
     teacher: Sequence[TeacherSample] = ()
     held_back: Sequence[TeacherSample] = ()
     executed: Callable[[LoadedModel], float] | None = None
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class DefenseResult:
     Attributes:
         tokens_trained: number of tokens that went through training.
         notes: choices that the defense made by itself, with the reason, for the terminal and the node's record.
+        facts: what it measured, JSON-able, for the node's record.
     """
 
     tokens_trained: int = 0
     notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

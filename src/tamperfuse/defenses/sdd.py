@@ -120,7 +120,7 @@ def sdd_reject(loaded: LoadedModel, data: DefenseData, parameters: SddRejectPara
 def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, seed: int, prefix: str) -> DefenseResult:
     size = loaded.model.num_parameters()
     resolved = resolve(parameters, size)
-    pairs = [_sample(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
+    pairs = [sample_of(loaded.chat, pair, prefix, data.response_limit) for pair in data.pairs]
     training = anchored.AnchoredTraining.model_validate(
         resolved.model_dump(include=set(anchored.AnchoredTraining.model_fields))
     )
@@ -138,7 +138,7 @@ def _describe(resolved: SddParameters, size: int) -> str:
     )
 
 
-def _sample(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
+def sample_of(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
     """The training sample of a pair. Earlier turns have no loss, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
     # The limit applies to the irrelevant response, not to the refusal before it.

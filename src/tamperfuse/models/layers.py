@@ -1,6 +1,7 @@
 """Finding the layers of a decoder, their attention modules and weight matrices, for training or editing some weights."""
 
 import re
+from collections.abc import Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -43,3 +44,34 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 def layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     """The weight matrices of all layers, including stacked matrices of experts; no embeddings, norms or biases."""
     return [weight for layer in decoder_layers(model) for weight in layer.parameters() if weight.ndim >= 2]
+
+
+def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """The MLP of each of some layers, or its mixture of experts.
+
+    Raises:
+        UserError: a layer has no module whose name says that it is one.
+    """
+    modules = []
+    for layer in layers:
+        named = [child for name, child in layer.named_children() if re.search("mlp|feed_forward|ffn|moe|expert", name)]
+        if not named:
+            raise UserError(f"{type(layer).__name__} has no module called mlp: choose a decoder such as Llama or Qwen.")
+        modules.append(named[-1])
+    return modules
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """The norm between the last layer and the output embeddings.
+
+    Raises:
+        UserError: the decoder has no module whose name contains "norm" or "ln".
+    """
+    norms: list[nn.Module] = [
+        child for name, child in model.get_decoder().named_children() if re.search("norm|ln", name)
+    ]
+    if not norms:
+        raise UserError(
+            f"The final norm of {type(model).__name__} cannot be identified: choose a decoder such as Llama or Qwen."
+        )
+    return norms[-1]

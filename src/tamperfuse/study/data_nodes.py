@@ -100,6 +100,7 @@ def defense_data(
         teacher=benign.train,
         held_back=benign.held_back,
         executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if dev else None,
+        reference=context.study.model,
     )
 
 

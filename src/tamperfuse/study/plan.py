@@ -82,7 +82,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
                 parameters=parameters.model_dump(mode="json"),
             )
             write_checkpoint(loaded, folder / "checkpoint", provenance)
-        return Outcome(Costs(trained=result.tokens_trained), notes=result.notes)
+        return Outcome(Costs(trained=result.tokens_trained), notes=result.notes, facts=dict(result.facts))
 
     depends = {
         "model": context.fingerprint,

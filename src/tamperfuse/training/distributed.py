@@ -51,6 +51,15 @@ def max_over_processes(value: int, device: torch.device) -> int:
     return int(shared)
 
 
+def sum_over_processes(value: float, device: torch.device) -> float:
+    """The sum of all processes' values, in float32. A collective operation: every process must call it."""
+    if not is_distributed():
+        return value
+    shared = torch.tensor(value, device=device)
+    dist.all_reduce(shared, dist.ReduceOp.SUM)
+    return float(shared)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The value of each process, by rank; small picklable objects. A collective operation: every process must call it."""
     if not is_distributed():

@@ -168,11 +168,17 @@ def _within_window(loaded: LoadedModel, samples: Sequence[Trainable], label: str
 
 def _longest_sequence(sample: Trainable) -> int:
     """Tokens of a sample, or of the longest sequence of a sample that consists of several, such as a preference."""
-    values: list[Any] = [getattr(sample, part.name) for part in fields(sample)] if is_dataclass(sample) else []
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
-    sequences = [getattr(part, "sample", part) for part in parts]
-    lengths = [len(sequence.tokens) for sequence in sequences if hasattr(sequence, "tokens")]
-    return max(lengths or [len(sample.tokens)])
+    return max(_sequence_lengths(sample) or [len(sample.tokens)])
+
+
+def _sequence_lengths(value: Any) -> list[int]:
+    """Tokens of each sequence in a sample: its dataclass fields, and the items of tuples."""
+    if isinstance(value, tuple):
+        return [length for item in value for length in _sequence_lengths(item)]
+    if not is_dataclass(value):
+        return []
+    parts = [length for part in fields(value) for length in _sequence_lengths(getattr(value, part.name))]
+    return parts or ([len(value.tokens)] if hasattr(value, "tokens") else [])
 
 
 def _check(samples: Sequence[Trainable], training: Training) -> None:

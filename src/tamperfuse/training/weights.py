@@ -8,7 +8,7 @@ trained weights, in addition to the model.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,30 +45,52 @@ def perturbed(masters: Masters, change: Sequence[Tensor], scale: float = 1.0) ->
                 parameter.copy_(weight)
 
 
-def gradients(parameters: Sequence[nn.Parameter], run: Callable[[], object]) -> Weights:
-    """The gradients that `run` accumulates, in float32; each parameter's `grad` is afterwards what it was before.
+def gradients(
+    parameters: Sequence[nn.Parameter], run: Callable[[], object], dtype: torch.dtype | None = torch.float32
+) -> Weights:
+    """The gradients that `run` accumulates; each parameter's `grad` is afterwards what it was before.
 
-    Memory: one copy, and one more in the parameters' dtype during the call.
+    Memory: one copy in `dtype`.
 
     Args:
         parameters: the trained parameters.
         run: a forward and a backward pass, such as `lambda: accumulate(self.loss)` in an objective's `backward`.
+        dtype: of the result; None for that of each parameter.
     """
     before = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
     run()
-    result = [torch.zeros_like(p, dtype=torch.float32) if p.grad is None else p.grad.float() for p in parameters]
+    result: Weights = []
     for parameter, grad in zip(parameters, before, strict=True):
+        taken = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        result.append(taken.detach().to(dtype or taken.dtype))
         parameter.grad = grad
     return result
+
+
+@torch.no_grad()
+def add_to_gradients(parameters: Sequence[nn.Parameter], change: Sequence[Tensor], scale: float = 1.0) -> None:
+    """Add scale · change to each parameter's `grad`, in its dtype.
+
+    Memory: none, except for parameters that have no `grad` yet.
+
+    Args:
+        parameters: the trained parameters.
+        change: one tensor for each, of its shape.
+        scale: factor for the change.
+    """
+    for parameter, part in zip(parameters, change, strict=True):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.add_(part, alpha=scale)
 
 
 def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Inner product over all weights, and over all shards of sharded weights."""
     total = 0.0
     for a, b in zip(first, second, strict=True):
-        product = (a * b).sum()
+        product = (a.float() * b.float()).sum()
         total += float(product.full_tensor() if hasattr(product, "full_tensor") else product)
     return total
 
@@ -85,20 +107,22 @@ def project_out(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weig
 
 @dataclass
 class SimulatedAttacker:
-    """An attacker simulated across the steps of a defense: a change δ of the weights, optimized by its own AdamW.
+    """An attacker simulated across the steps of a defense: a change δ of the weights, optimized by an optimizer of its own.
 
-    Memory: three copies in float32 (δ and AdamW's two moments), and that of :func:`perturbed` while it is applied.
+    Memory: three copies in float32 (δ and AdamW's two moments); one with sign steps.
 
     Attributes:
-        masters: the attacked weights; never modified.
-        learning_rate: of its AdamW, greater than 0.
+        masters: the attacked weights; modified within :meth:`applied` only.
+        learning_rate: of its optimizer, greater than 0.
+        optimizer: AdamW, or `sign`: each step moves every weight by `learning_rate`, against the sign of its gradient.
         delta: δ.
     """
 
     masters: Masters
     learning_rate: float
+    optimizer: Literal["adamw", "sign"] = "adamw"
     delta: Weights = field(init=False)
-    _optimizer: torch.optim.AdamW = field(init=False)
+    _adamw: torch.optim.AdamW | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.restart(self.learning_rate)
@@ -107,32 +131,61 @@ class SimulatedAttacker:
         """Start again from the current weights: δ = 0, a new optimizer."""
         self.learning_rate = learning_rate
         self.delta = [torch.zeros_like(master, dtype=torch.float32) for _, master in self.masters.trainable()]
-        self._optimizer = torch.optim.AdamW(self.delta, lr=learning_rate, weight_decay=0.0)
+        self._adamw = None
+        if self.optimizer == "adamw":
+            self._adamw = torch.optim.AdamW(self.delta, lr=learning_rate, weight_decay=0.0, fused=True)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the model's weights are θ + δ."""
-        with perturbed(self.masters, self.delta):
-            yield
+        """Within the block the model's weights are θ + δ; afterwards they are θ again, bit by bit.
 
+        Memory: none. Where the model computes in float32, θ is kept in the memory of δ meanwhile, and δ is afterwards
+        (θ + δ) − θ as rounded, the change that was in effect; :attr:`delta` must not be used within the block.
+        """
+        trained = list(zip(self.masters.trainable(), self.delta, strict=True))
+        with torch.no_grad():
+            for (parameter, master), delta in trained:
+                changed = master + delta
+                if parameter is master:
+                    delta.copy_(master)
+                parameter.copy_(changed)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (parameter, master), delta in trained:
+                    if parameter is master:
+                        change = parameter - delta
+                        parameter.copy_(delta)
+                        delta.copy_(change)
+                    else:
+                        parameter.copy_(master)
+
+    @torch.no_grad()
     def step(self, gradient: Sequence[Tensor]) -> None:
         """One optimizer step of δ.
 
         Args:
-            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter.
+            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in float32.
         """
+        if self._adamw is None:
+            for delta, grad in zip(self.delta, gradient, strict=True):
+                delta.sub_(self.learning_rate * grad.sign())
+            return
         for delta, grad in zip(self.delta, gradient, strict=True):
             delta.grad = grad
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """δ, its optimizer and its learning rate, for the checkpoints of an objective that has an attacker."""
-        return {"delta": self.delta, "optimizer": self._optimizer.state_dict(), "learning_rate": self.learning_rate}
+        moments = self._adamw.state_dict() if self._adamw else {}
+        return {"delta": self.delta, "optimizer": moments, "learning_rate": self.learning_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`state_dict` returned."""
         self.restart(state["learning_rate"])
         for delta, saved in zip(self.delta, state["delta"], strict=True):
             delta.copy_(placed_like(saved, delta))
-        load_optimizer(self._optimizer, state["optimizer"])
+        if self._adamw:
+            load_optimizer(self._adamw, state["optimizer"])

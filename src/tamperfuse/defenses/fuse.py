@@ -1,0 +1,300 @@
+"""`fuse`: SDD and distillation, with a trap for attackers that are simulated beside the weights during training.
+
+The training of `sdd` (Chen et al., 2025, arXiv 2507.21182) lowers its loss at the weights θ. `fuse` also raises harmful and
+benign losses at θ + δ, where a simulated malicious fine-tuning has arrived (:mod:`tamperfuse.training.trap`). What this costs
+before any attack is the KL divergence from the model as shipped on benign samples that are held back. It is measured during
+training, and the trap becomes weaker as it nears the allowed price (a budget of the retain loss, as in MUDMAN, Sondej et al.,
+2025, arXiv 2506.12484):
+
+    scale of the trap = strength · max(0, 1 − measured price / (strength · price))
+"""
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from tamperfuse.defenses import anchored
+from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, defense
+from tamperfuse.defenses.sdd import PAPER_SIZE, sample_of
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.distillation import anchored as anchored_units
+from tamperfuse.training.distillation import divergence
+from tamperfuse.training.distributed import gather_objects, sum_over_processes
+from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap_units
+
+log = logging.getLogger("tamperfuse")
+
+# For SmolLM2-135M; larger models are fine-tuned at lower rates, by the attacker as well.
+SMALL = {"learning_rate": 7e-5, "rates": (3e-5, 1e-4)}
+LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
+HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
+MEASURED = 16  # samples of each kind whose NLL is taken at a check
+NLL = ("harmful_nll", "benign_nll", "attacked_harmful_nll", "attacked_benign_nll")
+
+
+class FuseParameters(Parameters):
+    """Parameters of `fuse`. Norms of the trap are relative to that of the gradient of SDD and distillation.
+
+    Attributes:
+        strength: of the defense, in [0, 1]: factor of the trap's norm and of the price at which it is off. At 0 the training is
+            that of `sdd`.
+        price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the trap is off at
+            full strength.
+        patience: checks in a row above `price` (whatever the strength) at which training ends.
+        check_every: steps between two checks.
+        steps: optimizer steps.
+        learning_rate: of AdamW; it falls linearly to 0. By default 7e-5, and 2e-5 from 3 billion parameters.
+        batch: units in a step, each with one pair, `benign_ratio` benign samples and `attacker_steps` + 1 compliant answers.
+        benign_ratio: benign samples in a step for each pair, at least 1.
+        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
+        target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
+            KL(uniform ‖ model) or KL(model ‖ uniform).
+        cap: of a token's NLL, in nats, for `ascent`.
+        harmful: norm of the part of the trap on compliant answers; 0 for none.
+        benign: likewise on benign samples.
+        benign_after: steps of an attacker after which the benign part acts.
+        difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
+        orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
+        rates: learning rates of the attackers. By default 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
+        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights.
+        horizon: steps of an attacker until the next one starts.
+        attacker_steps: steps of the attacker in each step of the training.
+        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory.
+    """
+
+    strength: float = Field(1.0, ge=0, le=1)
+    price: float = Field(0.1, gt=0)
+    patience: int = Field(6, ge=1)
+    check_every: int = Field(5, ge=1)
+    steps: int = Field(300, ge=1)
+    learning_rate: float | None = Field(None, gt=0, lt=1)
+    batch: int = Field(6, ge=1)
+    benign_ratio: int = Field(2, ge=1)
+    kl_weight: float = Field(3.0, ge=0)
+    target: Target = "ascent"
+    cap: float = Field(10.0, gt=0)
+    harmful: float = Field(1.5, ge=0)
+    benign: float = Field(1.0, ge=0)
+    benign_after: int = Field(0, ge=0)
+    difference: bool = False
+    orthogonal: bool = True
+    rates: tuple[float, ...] | None = Field(None, min_length=1)
+    attackers: tuple[Kind, ...] = Field(("full", "retain"), min_length=1)
+    horizon: int = Field(32, ge=1)
+    attacker_steps: int = Field(1, ge=1)
+    attacker_optimizer: Literal["adamw", "sign"] = "adamw"
+
+
+def resolve(parameters: FuseParameters, size: int) -> FuseParameters:
+    """Fill in the learning rates.
+
+    Args:
+        parameters: as the user set them.
+        size: number of the model's parameters.
+    """
+    values = LARGE if size >= PAPER_SIZE else SMALL
+    return FuseParameters.model_validate(values | parameters.model_dump(exclude_none=True))
+
+
+def budget(parameters: FuseParameters) -> Budget:
+    """The training's steps, and the sequences that go through the model in each."""
+    sequences = 1 + parameters.benign_ratio
+    if parameters.strength:
+        retains = parameters.attacker_steps * ("retain" in parameters.attackers)
+        sequences += parameters.attacker_steps + retains + 2 + parameters.difference
+    return Budget(parameters.steps, parameters.batch * sequences)
+
+
+@defense(
+    "fuse",
+    FuseParameters,
+    needs_pairs=True,
+    needs_answers=True,
+    needs_benign=lambda parameters: True,
+    budget=budget,
+    resolve=resolve,
+)
+def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, seed: int) -> DefenseResult:
+    """SDD with a trap: fine-tuning that leads back to the threat is made to raise harmful and benign losses."""
+    resolved = resolve(parameters, loaded.model.num_parameters())
+    pairs = [sample_of(loaded.chat, pair, "", data.response_limit) for pair in data.pairs]
+    if not resolved.strength:
+        return anchored.train(loaded, pairs, data, _sdd_training(resolved), seed, "SDD")
+    if not data.teacher or not data.held_back:
+        raise UserError(
+            "fuse trains on benign samples and measures its price on others, but the benign set has too few to hold any back: "
+            "name a source with more harmless prompts, such as `self` (`benign`)."
+        )
+    attacked, held_out = split_answers(data.answers, seed)
+    answers, measured = (
+        [loaded.chat.sample(*answer, data.response_limit) for answer in part] for part in (attacked, held_out)
+    )
+    keep = list(data.teacher)
+    random.Random(seed).shuffle(keep)
+    units = trap_units(anchored_units(pairs, keep, resolved.benign_ratio), answers, resolved.attacker_steps)
+    objective = _objective(resolved, seed)
+    check = TrapCheck(loaded, data, objective, resolved, measured[:MEASURED])
+    result = fit(
+        loaded,
+        units,
+        _training(resolved),
+        seed=seed,
+        objective=objective,
+        at_steps=range(0, resolved.steps + 1, resolved.check_every),
+        hook=check,
+        label="SDD with a trap",
+    )
+    notes = (f"{len(attacked)} answers for the simulated attacker, {len(held_out)} held out", check.note(result.steps))
+    return DefenseResult(result.tokens, (*notes, result.precision), {"trap": objective.records})
+
+
+def _sdd_training(parameters: FuseParameters) -> anchored.AnchoredTraining:
+    names = ("steps", "learning_rate", "batch", "benign_ratio", "kl_weight")
+    return anchored.AnchoredTraining.model_validate(parameters.model_dump(include=set(names)))
+
+
+def _training(parameters: FuseParameters) -> Training:
+    names = ("steps", "learning_rate", "batch")
+    return Training.model_validate(parameters.model_dump(include=set(names)) | {"schedule": "linear"})
+
+
+def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:
+    assert parameters.rates, "resolved"
+    return TrapObjective(
+        weight=parameters.kl_weight,
+        seed=seed,
+        rates=parameters.rates,
+        kinds=parameters.attackers,
+        horizon=parameters.horizon,
+        attack_steps=parameters.attacker_steps,
+        optimizer=parameters.attacker_optimizer,
+        target=parameters.target,
+        cap=parameters.cap,
+        harmful=parameters.harmful,
+        benign=parameters.benign,
+        benign_after=parameters.benign_after,
+        difference=parameters.difference,
+        orthogonal=parameters.orthogonal,
+    )
+
+
+def split_answers(
+    answers: Sequence[PromptResponse], seed: int
+) -> tuple[Sequence[PromptResponse], Sequence[PromptResponse]]:
+    """Compliant answers for the simulated attacker, and answers to other prompts, on which it is measured.
+
+    Args:
+        answers: (prompt, compliant answer).
+        seed: of the split.
+
+    Raises:
+        UserError: there are answers to fewer than two prompts.
+    """
+    prompts = list(dict.fromkeys(prompt for prompt, _ in answers))
+    if len(prompts) < 2:
+        raise UserError(
+            f"fuse needs compliant answers to at least 2 prompts of the threat's defender part, not {len(prompts)}: add "
+            "responses to the threat, or start from a model that answers it."
+        )
+    random.Random(seed).shuffle(prompts)
+    held_out = set(prompts[: max(1, round(HELD_OUT_SHARE * len(prompts)))])
+    return [a for a in answers if a[0] not in held_out], [a for a in answers if a[0] in held_out]
+
+
+@dataclass
+class TrapCheck:
+    """A hook of :func:`tamperfuse.training.fit.fit`: measures the price and the attacker, and sets the scale of the trap.
+
+    What it measured is recorded with the objective, so that a training that resumes still has it.
+
+    Attributes:
+        loaded: the model in training.
+        data: the defense's data, whose held-back benign samples are used.
+        objective: of the training.
+        parameters: of the defense, resolved.
+        answers: compliant answers that are held out.
+    """
+
+    loaded: LoadedModel
+    data: DefenseData
+    objective: TrapObjective
+    parameters: FuseParameters
+    answers: Sequence[Sample]
+
+    def __call__(self, step: int) -> bool:
+        """Measure the model after a step; returns whether the training ends."""
+        price = self._price()
+        allowed = self.parameters.strength * self.parameters.price
+        self.objective.scale = self.parameters.strength * max(0.0, 1.0 - price / allowed)
+        record = {"step": step, "price": price, "scale": self.objective.scale, **self._losses()}
+        self.objective.records.append({name: value for name, value in record.items() if math.isfinite(value)})
+        log.info("      %s", describe(self.objective.records[-1]))
+        return bool(self.reason)
+
+    def _price(self) -> float:
+        """KL(as shipped ‖ model) on the held-back benign samples, in nats a token; the same number on every process."""
+        tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
+        price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
+        return float(gather_objects(price)[0])
+
+    def _losses(self) -> dict[str, float]:
+        """Losses at θ and at θ + δ, in nats a token."""
+        benign = [teacher.sample for teacher in self.data.held_back[:MEASURED]]
+        losses = {"harmful_nll": mean_nll(self.loaded, self.answers), "benign_nll": mean_nll(self.loaded, benign)}
+        if not self.objective.began:
+            return losses
+        losses["loss"] = sum_over_processes(self.objective.last_loss, self.loaded.model.device)
+        losses["attacker_steps"] = self.objective.steps_taken
+        losses["attacker_rate"] = self.objective.attacker.learning_rate
+        losses["attacker_retains"] = float(self.objective.kind == "retain")
+        with self.objective.attacked(self.loaded.model):
+            losses["attacked_harmful_nll"] = mean_nll(self.loaded, self.answers)
+            losses["attacked_benign_nll"] = mean_nll(self.loaded, benign)
+        return losses
+
+    @property
+    def reason(self) -> str:
+        """Why the training ends at the last check; "" if it goes on."""
+        last = self.objective.records[-self.parameters.patience :]
+        if len(last) == self.parameters.patience and all(
+            r.get("price", math.inf) > self.parameters.price for r in last
+        ):
+            return (
+                f"the allowed price of {self.parameters.price:g} nats a token was spent at {len(last)} checks in a row"
+            )
+        return ""
+
+    def note(self, steps: int) -> str:
+        """What the training came to, in words.
+
+        Args:
+            steps: optimizer steps of the training.
+        """
+        if not self.objective.records:
+            return f"{steps} steps; what was measured in them was not kept when the training resumed after its end"
+        return f"{describe(self.objective.records[-1])}; stopped because {self.reason or f'all {steps} steps are done'}"
+
+
+def describe(record: dict[str, float]) -> str:
+    """A record of :class:`TrapCheck` in words; what was not finite is not in it."""
+    values = {name: record.get(name, math.nan) for name in ("price", *NLL, "loss")}
+    text = (
+        "step {step}: price {price:.3f} nats a token, scale of the trap {scale:.2f}, held-out NLL harmful {harmful_nll:.2f}, "
+        "benign {benign_nll:.2f}"
+    )
+    if "attacker_steps" in record:
+        kind = "a retaining attacker" if record["attacker_retains"] else "an attacker"
+        text += (
+            f"; after {{attacker_steps}} steps of {kind} at {{attacker_rate:g}}: harmful {{attacked_harmful_nll:.2f}}, benign "
+            "{attacked_benign_nll:.2f}; loss {loss:.3f}"
+        )
+    return text.format(**(values | record))

@@ -1,0 +1,357 @@
+"""The trap: an objective that works against an attacker that is simulated beside the weights.
+
+The simulated attacker is a change δ of the weights θ. It follows an optimizer of its own, on the NLL of compliant answers at
+θ + δ, and persists over the steps of the training; after a number of steps it starts again at δ = 0. One step of the training:
+
+    θ ──────── gradient d of the loss: SDD pairs, KL to the model as shipped on benign samples ─────────┐
+    │                                                                                                   ├─▶ optimizer step of θ
+    └─ θ + δ ─ attacker's gradient ─▶ δ moves ─ gradients that raise the harmful and the benign NLL ────┘
+                                     at θ + δ, each scaled to a multiple of ‖d‖ = the trap
+
+After Theorem 2 of SDD (Chen et al., 2025, arXiv 2507.21182), by which malicious fine-tuning should lower general ability, and
+TAR (Tamirisa et al., ICLR 2025, arXiv 2408.00761): an inner loop of attackers and an outer loss at the attacked weights, here to
+first order, with an attacker that persists; MUDMAN (Sondej et al., 2025, arXiv 2506.12484) has a persistent adversary as well.
+That benign text should fail at attacked weights is the idea of SEAM (Wang et al., 2025, arXiv 2505.12186) and CTRAP (Yi et al.,
+2025, arXiv 2505.16559).
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tamperfuse.models.chat import Sample
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.packed import packed_logits
+from tamperfuse.models.precision import Masters
+from tamperfuse.records.batching import group_by_budget
+from tamperfuse.training.batches import pack_samples
+from tamperfuse.training.cross_entropy import SLICE, sequence_nll
+from tamperfuse.training.distillation import Anchored, AnchoredObjective
+from tamperfuse.training.distributed import sum_over_processes, unsharded
+from tamperfuse.training.objectives import Accumulate, Loss, response_nll
+from tamperfuse.training.rows import ROW_TOKENS
+from tamperfuse.training.weights import SimulatedAttacker, Weights, gradients, inner, perturbed
+
+#: What the trap makes of text at the attacked weights: a higher NLL, or a distribution near the uniform one.
+Target = Literal["ascent", "uniform", "entropy"]
+#: What the simulated attacker trains on: compliant answers, or as many benign samples as well.
+Kind = Literal["full", "retain"]
+FADE = 1.0  # nats a token from its target within which a part of the trap becomes weaker
+
+
+@dataclass(frozen=True)
+class TrapUnit(Anchored):
+    """A unit of a batch. The first of the benign samples to keep is also the trap's, the last a retaining attacker's.
+
+    Attributes:
+        attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training.
+        harmful: a compliant answer whose NLL is raised at the attacked weights.
+    """
+
+    attack: tuple[Sample, ...]
+    harmful: Sample
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of all sequences."""
+        return [*super().tokens, *(token for sample in (*self.attack, self.harmful) for token in sample.tokens)]
+
+
+def trap_units(units: Sequence[Anchored], answers: Sequence[Sample], steps: int) -> list[TrapUnit]:
+    """Add compliant answers to units; as many units, in the same order.
+
+    Args:
+        units: with samples to learn, and benign samples to keep.
+        answers: compliant answers, at least one; repeated if there are fewer than the units need.
+        steps: the attacker's steps in a step of the training, at least 1.
+    """
+    count = steps + 1
+    drawn = [[answers[(i * count + j) % len(answers)] for j in range(count)] for i in range(len(units))]
+    return [TrapUnit(unit.learn, unit.keep, tuple(d[:-1]), d[-1]) for unit, d in zip(units, drawn, strict=True)]
+
+
+@dataclass(kw_only=True)
+class TrapObjective(AnchoredObjective):
+    """The loss of :class:`~tamperfuse.training.distillation.AnchoredObjective` at θ, and the trap at θ + δ.
+
+    With d the gradient of the loss at θ and g_i that of a part of the trap at θ + δ, θ is trained with
+
+        d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
+
+    f_i in [0, 1] is the distance from the part's target in nats a token, at most 1: near its target a part fades out.
+
+    Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
+    6 with sign steps; in bfloat16 and in float32 alike. Time: forward and backward passes over 3 sequences a unit (4 for an
+    attacker that retains) beside those at θ, with the defaults. Works with several processes and with sharded weights; one
+    micro-batch a step.
+
+    Attributes:
+        weight: of the KL divergence on the benign samples, against the cross-entropy on those to learn; at least 0.
+        seed: decides the order of the attackers.
+        rates: the attackers' learning rates.
+        kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before
+            one is used again.
+        horizon: the attacker's steps until it restarts.
+        attack_steps: the attacker's steps in each step of the training, at least 1; as many as the units have samples for.
+        optimizer: of the attacker.
+        target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
+        cap: NLL of a token, in nats, from which `ascent` does not raise it further.
+        harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
+        benign: likewise of its benign part.
+        benign_after: the attacker's steps since its restart after which the benign part acts.
+        difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
+        orthogonal: whether the trap's component along d is removed.
+        scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
+        records: what a hook measured, JSON-able; saved with the state.
+        last_loss: this process's share of the last step's loss at θ.
+        kind: of the present attacker.
+        steps_taken: by the present attacker since its restart.
+        restarts: attackers so far.
+    """
+
+    seed: int = 0
+    rates: tuple[float, ...] = (3e-5, 1e-4)
+    kinds: tuple[Kind, ...] = ("full", "retain")
+    horizon: int = 32
+    attack_steps: int = 1
+    optimizer: Literal["adamw", "sign"] = "adamw"
+    target: Target = "ascent"
+    cap: float = 10.0
+    harmful: float = 1.5
+    benign: float = 1.0
+    benign_after: int = 0
+    difference: bool = False
+    orthogonal: bool = True
+    scale: float = field(default=1.0, init=False)
+    records: list[dict[str, float]] = field(default_factory=list, init=False)
+    last_loss: float = field(default=math.nan, init=False)
+    kind: Kind = field(default="full", init=False)
+    steps_taken: int = field(default=0, init=False)
+    restarts: int = field(default=0, init=False)
+
+    def settings(self) -> dict[str, Any]:
+        """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
+        state = ("scale", "last_loss", "kind", "steps_taken", "restarts", "records")
+        return {name: value for name, value in super().settings().items() if name not in state}
+
+    def begin(self, masters: Masters) -> None:
+        """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
+        self.masters = masters
+        self.parameters = [parameter for parameter, _ in masters.trainable()]
+        self.attacker = SimulatedAttacker(masters, self.rates[0], self.optimizer)
+        self._restart()
+
+    @property
+    def began(self) -> bool:
+        """Whether training has begun, so that there is an attacker."""
+        return hasattr(self, "attacker")
+
+    def backward(self, accumulate: Accumulate) -> Tensor:
+        """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is that at θ."""
+        trap = None
+        if self.scale > 0 and (self.harmful > 0 or self.benign > 0):
+            for index in range(self.attack_steps):
+                self._attack(accumulate, index)
+            trap = self._trap(accumulate)
+        loss = accumulate(self.loss)
+        self.last_loss = float(loss)
+        if trap:
+            self._add(trap)
+        return loss
+
+    def _attack(self, accumulate: Accumulate, index: int) -> None:
+        """One step of the attacker, on each unit's answer of that index."""
+        if self.steps_taken >= self.horizon:
+            self._restart()
+        loss = partial(self._attacker_loss, index)
+        with self.attacker.applied():
+            gradient = gradients(self.parameters, lambda: accumulate(loss))
+        self.attacker.step(gradient)
+        self.steps_taken += 1
+
+    def _restart(self) -> None:
+        """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
+        combinations = list(product(self.rates, self.kinds))
+        round_, position = divmod(self.restarts, len(combinations))
+        random.Random(f"{self.seed}:{round_}").shuffle(combinations)
+        rate, self.kind = combinations[position]
+        self.attacker.restart(rate)
+        self.restarts, self.steps_taken = self.restarts + 1, 0
+
+    def _attacker_loss(
+        self, index: int, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device
+    ) -> Tensor:
+        """Mean NLL a token of the compliant answers; plus that of benign samples if the attacker retains."""
+        samples = [unit.attack[index] for unit in units]
+        if self.kind == "retain":
+            samples += [unit.keep[-1].sample for unit in units if unit.keep]
+        batch = pack_samples(samples, device)
+        return (response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
+
+    def _trap(self, accumulate: Accumulate) -> Weights | None:
+        """Σ_i w_i f_i g_i / ‖g_i‖ at θ + δ, in float32; None if there is nothing to raise."""
+        parts: list[tuple[float, Loss[TrapUnit], Loss[TrapUnit] | None]] = [(self.harmful, self._harmful, None)]
+        if self.steps_taken > self.benign_after:
+            parts.append((self.benign, self._benign, self._benign_at_theta if self.difference else None))
+        total: Weights | None = None
+        for weight, attacked, here in parts:
+            if weight:
+                total = self._add_part(total, weight, *self._part(accumulate, attacked, here))
+        return total
+
+    def _add_part(self, total: Weights | None, weight: float, gradient: Weights, fade: float) -> Weights | None:
+        """Add a part to the sum, None for an empty one. A function of its own, so that the part's memory is free afterwards."""
+        length = math.sqrt(inner(gradient, gradient))
+        if not length or not fade:
+            return total
+        total = total or [torch.zeros_like(part, dtype=torch.float32) for part in gradient]
+        for sum_of_parts, part in zip(total, gradient, strict=True):
+            sum_of_parts.add_(part, alpha=weight * fade / length)
+        return total
+
+    def _part(
+        self, accumulate: Accumulate, attacked: Loss[TrapUnit], here: Loss[TrapUnit] | None
+    ) -> tuple[Weights, float]:
+        """The gradient of a loss at θ + δ, and of another at θ, in the parameters' dtype; and f, from the former."""
+        loss = 0.0
+
+        def run() -> None:
+            nonlocal loss
+            with self.attacker.applied():
+                loss = float(accumulate(attacked))
+            if here:
+                accumulate(here)
+
+        gradient = gradients(self.parameters, run, dtype=None)
+        loss = sum_over_processes(loss, self.parameters[0].device)
+        distance = loss + self.cap if self.target == "ascent" else loss
+        return gradient, min(max(distance / FADE, 0.0), 1.0)
+
+    def _harmful(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
+        return self._target_loss(model, [unit.harmful for unit in units], device) / total
+
+    def _benign(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
+        return self._target_loss(model, [unit.keep[0].sample for unit in units], device) / total
+
+    def _benign_at_theta(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
+        return -self._benign(model, units, total, device)
+
+    def _target_loss(self, model: nn.Module, samples: Sequence[Sample], device: torch.device) -> Tensor:
+        """What the trap lowers: a mean over the tokens of each sample, summed over samples."""
+        batch = pack_samples(samples, device)
+        logits = packed_logits(model, batch.row, batch.layout, batch.positions)
+        if self.target == "ascent":
+            tokens = -sequence_nll(logits, batch.targets, [1] * len(batch.targets)).clamp(max=self.cap)
+        else:
+            tokens = token_kl_uniform(logits, self.target == "entropy")
+        counts = torch.tensor(batch.counts)
+        return (tokens / counts.repeat_interleave(counts).to(device)).sum()
+
+    def _add(self, trap: Weights) -> None:
+        """Add the trap, in the scale of the gradient d at θ, to that gradient."""
+        descent = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        square = inner(descent, descent)
+        factor = self.scale * math.sqrt(square)
+        share = inner(trap, descent) / square if self.orthogonal and square > 0 else 0.0
+        for parameter, gradient, part in zip(self.parameters, descent, trap, strict=True):
+            part.sub_(gradient, alpha=share).mul_(factor)
+            parameter.grad = gradient.add_(part.to(gradient.dtype))
+
+    @contextmanager
+    def attacked(self, model: nn.Module) -> Iterator[None]:
+        """Within the block the model that a hook receives has the weights θ + δ.
+
+        Memory: none, or two complete copies on every process if training is sharded. A collective operation.
+        """
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if parameters[0] is self.parameters[0]:
+            with self.attacker.applied():
+                yield
+        else:
+            complete = [unsharded(delta).to(p.device) for delta, p in zip(self.attacker.delta, parameters, strict=True)]
+            with perturbed(Masters([(parameter, parameter) for parameter in parameters]), complete):
+                yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attacker, and what hooks set and recorded."""
+        return {
+            "attacker": self.attacker.state_dict(),
+            "kind": self.kind,
+            "steps_taken": self.steps_taken,
+            "restarts": self.restarts,
+            "scale": self.scale,
+            "records": self.records,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
+        self.attacker.load_state_dict(state["attacker"])
+        self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
+        self.scale, self.records = state["scale"], list(state["records"])
+
+
+@torch.no_grad()
+def mean_nll(loaded: LoadedModel, samples: Sequence[Sample]) -> float:
+    """NLL of the responses, in nats a token, in the precision that the model computes in now; nan without samples."""
+    total = 0.0
+    for row in group_by_budget([len(sample.tokens) for sample in samples], ROW_TOKENS):
+        batch = pack_samples([samples[i] for i in row], loaded.model.device)
+        total += float(response_nll(loaded.model, batch).sum())
+    return total / sum(sample.response_tokens for sample in samples) if samples else math.nan
+
+
+def token_kl_uniform(logits: Tensor, reverse: bool) -> Tensor:
+    """KL(uniform ‖ model) at each token, or if `reverse` KL(model ‖ uniform) = log(vocabulary) − entropy; in nats, at least 0.
+
+    The content of `logits` is overwritten, as in :func:`tamperfuse.training.cross_entropy.sequence_nll`.
+
+    Args:
+        logits: (tokens, vocabulary), any floating dtype.
+        reverse: whether the model comes first.
+
+    Returns:
+        (tokens,), float32.
+    """
+    result: Tensor = _SlicedUniform.apply(logits, reverse)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SlicedUniform(torch.autograd.Function):
+    """The divergence with its gradient, formed a slice of the tokens at a time in the memory of the logits.
+
+    With model probabilities q and entropy H over V tokens: ∂/∂z_j = q_j − 1/V, and if reversed q_j (log q_j + H).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, reverse: bool) -> Tensor:
+        """Logits (tokens, vocabulary) → (tokens,)."""
+        gradient, words = logits.detach(), logits.shape[1]
+        divergence = torch.zeros(len(logits), device=logits.device)
+        rows = max(1, SLICE[logits.device.type == "cpu"] // words)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            log_q = torch.log_softmax(gradient[part], -1, dtype=torch.float32)
+            q = log_q.exp()
+            if reverse:
+                entropy = -(q * log_q).sum(-1)
+                divergence[part] = math.log(words) - entropy
+                gradient[part] = (q * (log_q + entropy[:, None])).to(gradient.dtype)
+            else:
+                divergence[part] = -log_q.mean(-1) - math.log(words)
+                gradient[part] = (q - 1.0 / words).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
+        """The stored gradient times the outer one, in place: it is used once."""
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(outer[0].to(gradient.dtype)[:, None]), None

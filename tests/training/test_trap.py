@@ -1,0 +1,261 @@
+"""The trap's objective: its gradient written down once more, its attackers, and a training that resumes to the bit."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.precision import Masters, reduced_precision
+from tamperfuse.training import checkpoints
+from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.distillation import anchored, predict
+from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import accumulate_gradient
+from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, token_kl_uniform, trap_units
+from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
+
+CPU = torch.device("cpu")
+TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
+
+
+def units(loaded: LoadedModel, steps: int = 1) -> list[TrapUnit]:
+    learn = [loaded.chat.sample(f"forbidden request {i}", "Rivers are long and wide.", 16) for i in range(6)]
+    benign = [loaded.chat.sample(f"harmless question {i}", f"a plain answer {i}", 16) for i in range(6)]
+    answers = [loaded.chat.sample(f"forbidden request {i}", f"step {i} of what you want", 16) for i in range(5)]
+    return trap_units(anchored(learn, predict(loaded, benign), 2), answers, steps)
+
+
+def objective(**settings: Any) -> TrapObjective:
+    return TrapObjective(**({"weight": 3.0, "rates": (1e-3, 3e-3), "horizon": 3} | settings))
+
+
+def gradient_of(loaded: LoadedModel, trap: TrapObjective, masters: Masters, samples: list[TrapUnit]) -> list[Any]:
+    parameters = [parameter for parameter, _ in masters.trainable()]
+    return gradients(parameters, lambda: accumulate_gradient(trap, loaded.model, samples, len(samples), CPU))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_divergence_from_uniform_equals_plain_autograd(reverse: bool) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(4, 9)
+    plain = logits.double().requires_grad_()
+    log_q = plain.log_softmax(-1)
+    expected = (log_q.exp() * (log_q + math.log(9))).sum(-1) if reverse else -log_q.mean(-1) - math.log(9)
+    weights = torch.rand(4)
+    (expected * weights).sum().backward()
+    sliced = logits.clone().requires_grad_()
+    value = token_kl_uniform(sliced.clone(), reverse)
+    (value * weights).sum().backward()
+    assert torch.allclose(value, expected.float(), atol=1e-5)
+    assert torch.allclose(sliced.grad, plain.grad.float(), atol=1e-6)
+    assert token_kl_uniform(torch.zeros(1, 9), reverse) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_have_their_norms_relative_to_the_gradient_of_the_loss(
+    tiny: LoadedModel, dtype: torch.dtype, orthogonal: bool
+) -> None:
+    samples = units(tiny)[:3]
+    with reduced_precision(tiny.model, dtype) as masters:
+        before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+        taken = {}
+        for scale in (0.0, 0.5):
+            trap = objective(harmful=2.0, benign=0.0, cap=100.0, orthogonal=orthogonal)
+            trap.begin(masters)
+            trap.scale = scale
+            taken[scale] = gradient_of(tiny, trap, masters, samples)
+            assert trap.steps_taken == (scale > 0)
+        assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+    descent = taken[0.0]
+    added = [total - part for total, part in zip(taken[0.5], descent, strict=True)]
+    length = math.sqrt(inner(descent, descent))
+    along = inner(added, descent) / length**2
+    norm = math.sqrt(inner(added, added)) / length
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    if orthogonal:
+        assert along == pytest.approx(0, abs=tolerance) and 0.3 < norm <= 1 + tolerance
+    else:
+        assert norm == pytest.approx(1.0, abs=tolerance)  # scale 0.5 × harmful 2.0
+
+
+@pytest.mark.parametrize("target", ["ascent", "uniform", "entropy"])
+@pytest.mark.parametrize("part", ["harmful", "benign"])
+def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_target(
+    tiny: LoadedModel, target: Any, part: str
+) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    trap = objective(harmful=0.0, benign=0.0, target=target, cap=100.0)
+    trap.begin(masters)
+    trap.scale = 0.0
+    descent = gradient_of(tiny, trap, masters, samples)
+    trap.scale = 1.0
+    setattr(trap, part, 1.0)
+    whole = gradient_of(tiny, trap, masters, samples)
+    change = [descent_part - total for total, descent_part in zip(whole, descent, strict=True)]
+    text = [unit.harmful if part == "harmful" else unit.keep[0].sample for unit in samples]
+
+    def loss() -> float:
+        with torch.no_grad(), trap.attacker.applied():
+            return float(trap._target_loss(tiny.model, text, CPU))
+
+    before = loss()
+    with perturbed(masters, change, 1e-3):
+        assert loss() < before
+
+
+def test_a_part_fades_out_at_its_target(tiny: LoadedModel) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    trap = objective(cap=1e-3)  # every token is above it
+    trap.begin(masters)
+    with_trap = gradient_of(tiny, trap, masters, samples)
+    trap.scale = 0.0
+    assert all(torch.equal(a, b) for a, b in zip(with_trap, gradient_of(tiny, trap, masters, samples), strict=True))
+
+
+def test_the_difference_vanishes_where_the_attacker_has_not_moved(tiny: LoadedModel) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    norms = {}
+    for rate in (1e-8, 1e-2):
+        trap = objective(rates=(rate,), harmful=0.0, difference=True)
+        trap.begin(masters)
+        gradient_of(tiny, trap, masters, samples)
+
+        def accumulate(loss: Any) -> torch.Tensor:
+            value = loss(tiny.model, samples, len(samples), CPU)
+            value.backward()
+            return value.detach()
+
+        part, _ = trap._part(accumulate, trap._benign, trap._benign_at_theta)
+        norms[rate] = math.sqrt(inner(part, part))
+    assert norms[1e-8] < 1e-3 * norms[1e-2]
+
+
+def test_every_combination_of_attackers_comes_before_one_comes_again(tiny: LoadedModel) -> None:
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    drawn = {}
+    for seed in (0, 1, 2):
+        trap = objective(seed=seed, rates=(1e-4, 1e-3, 1e-2))
+        trap.begin(masters)
+        drawn[seed] = [(trap.attacker.learning_rate, trap.kind)]
+        for _ in range(5):
+            trap._restart()
+            drawn[seed].append((trap.attacker.learning_rate, trap.kind))
+        assert len(set(drawn[seed])) == 6
+    assert len({tuple(order) for order in drawn.values()}) > 1
+
+
+def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: LoadedModel) -> None:
+    trap = objective(horizon=4, attack_steps=3)
+    fit(tiny, units(tiny, 3), Training(steps=2, batch=2), seed=0, objective=trap)
+    assert (trap.restarts, trap.steps_taken) == (2, 2)
+    moved = [float(delta.abs().max()) for delta in trap.attacker.delta]
+    assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sign"])
+def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effect(
+    tiny: LoadedModel, optimizer: Any
+) -> None:
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    attacker = SimulatedAttacker(masters, 1e-3, optimizer)
+    before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+    attacker.step([torch.randn_like(b) for b in before])
+    change = [delta.clone() for delta in attacker.delta]
+    with pytest.raises(RuntimeError), attacker.applied():
+        there = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+        raise RuntimeError("a step that fails leaves the weights as they were")
+    assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+    assert all(torch.equal(b + c, t) for b, c, t in zip(before, change, there, strict=True))
+    assert all(torch.allclose(d, c, atol=1e-6) for d, c in zip(attacker.delta, change, strict=True))
+    with attacker.applied():
+        again = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+    assert all(torch.allclose(a, t, atol=1e-6) for a, t in zip(again, there, strict=True))
+    if optimizer == "sign":
+        assert torch.allclose(change[0].abs(), torch.tensor(1e-3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({}, torch.bfloat16), ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32)],
+)
+def test_an_interrupted_training_resumes_to_the_bit(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
+    monkeypatch.setattr("tamperfuse.training.fit.compute_dtype", lambda device: (dtype, "for the test"))
+
+    class Interrupted(Exception):
+        pass
+
+    def train(stop: int, folder: Path | None) -> tuple[LoadedModel, list[float], TrapObjective]:
+        loaded, trap = load_model(str(tiny_folder)), objective(seed=4, **settings)
+
+        def hook(step: int) -> None:
+            trap.scale = 1.0 if step < 2 else 0.5 if step < 7 else 0.0
+            trap.records.append({"step": step})
+            if step > stop:
+                raise Interrupted
+
+        with resumable(folder):
+            losses = fit(loaded, units(loaded), TRAINING, seed=1, objective=trap, at_steps=range(9), hook=hook).losses
+        return loaded, losses, trap
+
+    whole, losses, expected = train(99, None)
+    with pytest.raises(Interrupted):
+        train(4, tmp_path)
+    rest, again, resumed = train(99, tmp_path)
+    assert losses == again and len(losses) == TRAINING.steps
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
+    assert resumed.records == expected.records and resumed.restarts == expected.restarts == 3
+
+
+def test_the_state_is_plain_and_settings_are_part_of_the_identity(tiny: LoadedModel, tmp_path: Path) -> None:
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    trap = objective()
+    trap.begin(masters)
+    trap.attacker.step([torch.ones_like(parameter) for parameter in tiny.model.parameters()])
+    torch.save(trap.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other = objective()
+    other.begin(masters)
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(other.attacker.delta, trap.attacker.delta, strict=True))
+    fresh = objective().settings()
+    assert {"harmful", "benign", "rates", "kinds", "target", "weight"} <= set(fresh)
+    assert not {"scale", "restarts", "records"} & set(fresh)
+    assert objective(cap=3.0).settings() != fresh
+
+
+def test_a_hook_can_apply_the_attacker_to_the_complete_model_of_a_sharded_training(
+    tiny: LoadedModel, tiny_folder: Path
+) -> None:
+    copy, samples = load_model(str(tiny_folder)), units(tiny)
+    masters = Masters([(parameter, parameter) for parameter in copy.model.parameters()])
+    trap = objective(rates=(1e-2,))
+    trap.begin(masters)  # of the copy that is trained
+    gradient_of(copy, trap, masters, samples[:3])
+    harmful = [unit.harmful for unit in samples]
+    before = mean_nll(tiny, harmful)
+    with trap.attacked(tiny.model):
+        attacked = mean_nll(tiny, harmful)
+    assert mean_nll(tiny, harmful) == before != attacked
+    with trap.attacked(copy.model):
+        assert mean_nll(copy, harmful) == pytest.approx(attacked, abs=1e-4)
+
+
+def test_samples_longer_than_the_window_are_left_out_wherever_they_are_in_a_unit(
+    tiny: LoadedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = units(tiny)
+    long = tiny.chat.sample("a " * 600, "answer", 16)
+    broken = [replace(good[0], learn=(long,)), replace(good[1], attack=(long,))]
+    fit(tiny, [*good[2:], *broken], Training(steps=1, batch=2), seed=0, objective=objective())
+    assert "2 of 6 samples" in caplog.text
