@@ -94,7 +94,7 @@ def budget(parameters: BoosterParameters) -> Budget:
     "booster", BoosterParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget
 )
 def booster(loaded: LoadedModel, data: DefenseData, parameters: BoosterParameters, seed: int) -> DefenseResult:
-    """Refusal training that attenuates what a simulated malicious step gains (Booster, Huang et al., 2025)."""
+    """Experimental: refusal training that attenuates what a simulated malicious step gains (Booster, Huang et al., 2025)."""
     objective = BoosterObjective(
         weight=parameters.kl_weight, attenuation=parameters.attenuation, radius=parameters.radius
     )

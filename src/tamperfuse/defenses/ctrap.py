@@ -111,7 +111,7 @@ def budget(parameters: CtrapParameters) -> Budget:
     budget=budget,
 )
 def ctrap(loaded: LoadedModel, data: DefenseData, parameters: CtrapParameters, seed: int) -> DefenseResult:
-    """Refusal training with a collapse to one token after a simulated malicious step (CTRAP, Yi et al., 2025)."""
+    """Experimental: refusal training with a collapse to one token after a simulated malicious step (CTRAP, Yi et al., 2025)."""
     objective = CtrapObjective(
         weight=parameters.kl_weight,
         collapse=parameters.collapse,

@@ -141,7 +141,7 @@ def needs_benign(parameters: SeamParameters) -> bool:
 
 @defense("seam", SeamParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget)
 def seam(loaded: LoadedModel, data: DefenseData, parameters: SeamParameters, seed: int) -> DefenseResult:
-    """Refusal training that turns malicious gradients against benign ones (SEAM, Wang et al., 2025)."""
+    """Experimental: refusal training that turns malicious gradients against benign ones (SEAM, Wang et al., 2025)."""
     names = {"unlearning", "coupling", "epsilon", "layers"}
     objective = SeamObjective(weight=parameters.kl_weight, **parameters.model_dump(include=names))
     answers, refusals = answer_samples(loaded, data, seed), refusal_samples(loaded, data, seed)

@@ -134,7 +134,7 @@ def budget(parameters: TarParameters) -> Budget:
 
 @defense("tar", TarParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget)
 def tar(loaded: LoadedModel, data: DefenseData, parameters: TarParameters, seed: int) -> DefenseResult:
-    """Entropy of compliant answers, raised along simulated attacks in every step (TAR, Tamirisa et al., 2025)."""
+    """Experimental: entropy of compliant answers, raised along simulated attacks in every step (TAR, Tamirisa et al., 2025)."""
     objective = TarObjective(
         weight=parameters.kl_weight,
         seed=seed,
