@@ -109,7 +109,7 @@ def budget(parameters: RepNoiseParameters) -> Budget:
     "repnoise", RepNoiseParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget
 )
 def repnoise(loaded: LoadedModel, data: DefenseData, parameters: RepNoiseParameters, seed: int) -> DefenseResult:
-    """Experimental: refusal training that turns representations of compliant answers into noise (RepNoise, Rosati et al., 2024)."""
+    """Experimental: refusal training that turns states of compliant answers into noise (RepNoise, Rosati et al., 2024)."""
     objective = RepNoiseObjective(
         weight=parameters.kl_weight, noise=parameters.noise, ascent=parameters.ascent, layers=parameters.layers
     )
