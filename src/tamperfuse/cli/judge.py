@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from tamperfuse.cli.options import (
     Json,
@@ -109,7 +109,7 @@ def run(
         print_json(summary.model_dump(by_alias=True)["judges"][judged.name])
         return
     by_judge = {summary.judge: summary.defenses, judged.name: summary.judges[judged.name]}
-    table = Table("", *by_judge, box=None, header_style="bold")
+    table = Table(Column("", no_wrap=True), *by_judge, box=None, header_style="bold")
     for defense in summary.defenses:
         columns = [_cells(defenses[defense]) for defenses in by_judge.values()]
         for label in columns[0]:
