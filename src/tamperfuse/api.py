@@ -28,7 +28,7 @@ from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.load import ORIGIN_ADVICE, LoadedModel, load_model, origin_of, reference_name, save_model
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
-from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
+from tamperfuse.pairing.defaults import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Parameters
