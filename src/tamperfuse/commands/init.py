@@ -18,6 +18,7 @@ from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, quoted, unknown_name
 from tamperfuse.records.field_docs import FieldDoc, field_docs
 from tamperfuse.records.files import write_text
+from tamperfuse.records.registry import Registry
 from tamperfuse.records.yaml import flow_yaml, parse_yaml
 from tamperfuse.study.judging import load_encoder
 from tamperfuse.study.spec import RESPONSE_TOKENS, BenignSpec, Evaluate, PairsSpec, Study, parse_study
@@ -33,7 +34,7 @@ FEW_PROMPTS = (
 )
 # By key of a study: the model whose fields the entries are, and the registry of the components that they name.
 _SECTIONS: dict[str, type[BaseModel]] = {"benign": BenignSpec, "pairs": PairsSpec, "evaluate": Evaluate}
-_COMPONENTS = {"defenses": DEFENSES, "attacks": ATTACKS}
+_COMPONENTS: dict[str, Registry[Any, Any]] = {"defenses": DEFENSES, "attacks": ATTACKS}
 
 Values = dict[str, Any]
 

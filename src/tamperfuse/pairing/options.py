@@ -115,7 +115,8 @@ class PairOptions:
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         Help(
-            "Precision of the encoder, float32 or bfloat16, which is about twice as fast where the processor has it and changes few pairs.",
+            "Precision of the encoder, float32 or bfloat16, which is about twice as fast where the processor has it and changes "
+            "few pairs.",
             ENCODING,
             "TYPE",
         ),
