@@ -1,5 +1,6 @@
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -85,14 +86,47 @@ def test_every_example_can_be_run(path: tuple[str, ...], example: list[str]) -> 
             assert value in outputs | set(MODELS) | set(ENCODERS) or (ROOT / value).exists(), f"{name} {value}"
 
 
-def test_help_does_not_import_the_model_libraries() -> None:
+SLOW_TO_IMPORT = (
+    "altair",
+    "datasets",
+    "huggingface_hub",
+    "jinja2",
+    "lm_eval",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "sentence_transformers",
+    "torch",
+    "transformers",
+)
+
+
+def test_help_imports_no_library_that_takes_long() -> None:
+    """Of any command: the modules are those that all of them import, so that each takes less than half a second."""
     code = (
-        "import sys; from typer.testing import CliRunner; from tamperfuse.cli.app import app; "
-        "CliRunner().invoke(app, ['run', '--help']); "
-        "print([name for name in ('torch', 'transformers', 'pyarrow', 'scipy', 'sentence_transformers') if name in sys.modules])"
+        "import sys; from typer.testing import CliRunner; from tamperfuse.cli.app import app\n"
+        f"for path in {[list(path) for path in COMMANDS]}: assert CliRunner().invoke(app, [*path, '--help']).exit_code == 0\n"
+        f"print([name for name in {SLOW_TO_IMPORT} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_fits_eighty_columns(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Help texts are wrapped into a column of at least half of the line, not into a narrow one."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 80)
+    lines = CliRunner().invoke(app, [*path, "--help"]).output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 130
+
+
+def test_the_shell_completes_commands() -> None:
+    code = "import sys; sys.argv = ['tamperfuse']; from tamperfuse.cli.app import main; main()"
+    words = {"_TAMPERFUSE_COMPLETE": "complete_bash", "COMP_WORDS": "tamperfuse har", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **words})
+    assert done.stdout.split() == ["harden"], done.stderr
 
 
 def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -76,8 +76,8 @@ def command_lines(code: str) -> Iterator[list[str]]:
 class Small:
     """Runs blocks in a folder, everything small."""
 
-    def __init__(self, folder: Path, model: Path, threat: Path) -> None:
-        self.folder, self.model, self.threat = folder, model, threat
+    def __init__(self, folder: Path, model: Path, threat: Path, benign: Path) -> None:
+        self.folder, self.model, self.threat, self.benign = folder, model, threat, benign
 
     def text(self, code: str) -> str:
         code = code.replace("smollm2-135m", str(self.model))
@@ -106,7 +106,8 @@ class Small:
             registry = DEFENSES if command == "harden" else ATTACKS
             fields = registry.get(arguments[arguments.index(f"--{'defense' if command == 'harden' else 'attack'}") + 1])
             few = [f"{name}={value}" for name, value in FEW.items() if name in fields.parameters.model_fields]
-            return [*arguments, *(word for setting in few for word in ("--set", setting))]
+            named = ["--benign", str(self.benign)] if command == "harden" and "--benign" not in arguments else []
+            return [*arguments, *named, *(word for setting in few for word in ("--set", setting))]
         if command == "diagnose":
             return [*arguments, "--items", "0", "--set", "steps=1", "--set", "shots=2"]
         return arguments
@@ -155,6 +156,7 @@ def small(
     tmp_path: Path,
     tiny_folder: Path,
     threat_file: Path,
+    benign_file: Path,
     quick_judging: None,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
@@ -171,7 +173,7 @@ def small(
         (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     for registry in (DEFENSES, ATTACKS, JUDGES):  # a recipe registers components
         monkeypatch.setattr(registry, "components", dict(registry.components))
-    return Small(tmp_path, tiny_folder, threat_file)
+    return Small(tmp_path, tiny_folder, threat_file, benign_file)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

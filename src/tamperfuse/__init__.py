@@ -11,7 +11,6 @@ torch. Decorators that register a defense, an attack or a judge are in :mod:`tam
 
 import os
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
         save,
     )
 
+    __version__: str
+
 # Must be set before torch is imported: it then allocates large tensors in transparent huge pages, since mapping many small
 # pages for temporary tensors takes time. One of the CPU kernels that TAMPERFUSE_CPU_KERNELS=0 switches off.
 if os.environ.get("TAMPERFUSE_CPU_KERNELS") != "0":
@@ -36,11 +37,6 @@ if os.environ.get("TAMPERFUSE_CPU_KERNELS") != "0":
 # threads on a busy machine wait for each other most of the time (benchmarks/busy_machine.py).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-try:
-    __version__ = version("tamperfuse")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
 
 __all__ = [
     "Evaluation",
@@ -58,9 +54,21 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in __all__:
         return getattr(import_module("tamperfuse.api"), name)
     raise AttributeError(f"module 'tamperfuse' has no attribute {name!r}")
+
+
+def _version() -> str:
+    """The installed version; "0.0.0" for a source tree that was never installed."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 30 ms, which `--help` does not wait for
+
+    try:
+        return version("tamperfuse")
+    except PackageNotFoundError:
+        return "0.0.0"
 
 
 def __dir__() -> list[str]:

@@ -38,7 +38,7 @@ from tamperfuse.models.load import (
     stated_template,
 )
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
-from tamperfuse.pairing.pairs import DEFAULT_THRESHOLD
+from tamperfuse.pairing.defaults import DEFAULT_THRESHOLD
 from tamperfuse.records.files import check_fresh
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Parameters

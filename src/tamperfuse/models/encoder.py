@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tamperfuse.models.bundled import DEFAULT_ENCODER as DEFAULT_ENCODER
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.records.errors import UserError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Vectors = NDArray[np.float32]
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 
 
 class TextEncoder(Protocol):

@@ -28,8 +28,8 @@ def stored_dtype(name: str) -> torch.dtype:
     if folder is None:
         config = read_config(name)
         is_quantized = getattr(config, "quantization_config", None) is not None
-        dtype = getattr(config, "dtype", None)
-        return next((half for half in _HALF.values() if half == dtype and not is_quantized), torch.float32)
+        dtype: torch.dtype | None = getattr(config, "dtype", None)
+        return dtype if dtype is not None and dtype in _HALF.values() and not is_quantized else torch.float32
     if is_adapter(folder):
         return stored_dtype(base_of(folder))
     sizes = _sizes(folder)

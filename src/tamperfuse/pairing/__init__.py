@@ -15,10 +15,27 @@ different while the pool lasts, and a prompt's stride meets every response once.
 with 8,000 prompts and 52,000 responses that is about one response in six.
 """
 
-from tamperfuse.corpora.examples import Pair
-from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings
-from tamperfuse.pairing.pairs import PairSet, combined, make_pairs, sample_responses
-from tamperfuse.pairing.store import read_pairs, write_pairs
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tamperfuse.corpora.examples import Pair
+    from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings
+    from tamperfuse.pairing.pairs import PairSet, combined, make_pairs, sample_responses
+    from tamperfuse.pairing.store import read_pairs, write_pairs
+
+# By name, the module that is imported on first use: the command line imports this package for its options only.
+_MODULES = {
+    "DEFAULT_FILTERS": "pairing.filters",
+    "FilterSettings": "pairing.filters",
+    "Pair": "corpora.examples",
+    "PairSet": "pairing.pairs",
+    "combined": "pairing.pairs",
+    "make_pairs": "pairing.pairs",
+    "read_pairs": "pairing.store",
+    "sample_responses": "pairing.pairs",
+    "write_pairs": "pairing.store",
+}
 
 __all__ = [
     "DEFAULT_FILTERS",
@@ -31,3 +48,9 @@ __all__ = [
     "sample_responses",
     "write_pairs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"tamperfuse.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'tamperfuse.pairing' has no attribute {name!r}")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.texts import ngrams, words
+from tamperfuse.pairing import defaults
+from tamperfuse.pairing.defaults import NEAR_DUPLICATES
 from tamperfuse.pairing.sampling import text_key
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 Rule = Callable[[str], bool]
 SHORTEST, LONGEST = 40, 8000  # characters of a response
 MOST_REPEATED = 0.3  # share of word 4-grams that repeat an earlier one
-NEAR_DUPLICATES = 0.8  # Jaccard similarity of word 5-grams from which two responses count as duplicates
 EXAMPLES = 3  # refused texts in the audit for a filter
 _OTHER_LANGUAGE = 0.9  # probability from which a text counts as being in another language
 
@@ -178,7 +179,7 @@ class FilterSettings:
         near_duplicates: Jaccard similarity of word 5-grams from which two responses count as duplicates, in (0, 1]; 1 is off.
     """
 
-    language: str = "en"
+    language: str = defaults.LANGUAGE
     near_duplicates: float = NEAR_DUPLICATES
 
 

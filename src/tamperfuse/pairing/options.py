@@ -1,14 +1,15 @@
-"""Options of `tamperfuse pair`: their types, defaults, help and checks."""
+"""Options of `tamperfuse pair`: their types, defaults, help and checks.
+
+The command line imports this module for every command, so what takes time to import is imported inside functions.
+"""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tamperfuse.corpora.sources import display_names
-from tamperfuse.models.encoder import DEFAULT_ENCODER
-from tamperfuse.pairing.filters import DEFAULT_FILTERS
-from tamperfuse.pairing.pairs import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, check_numbers
+from tamperfuse.models.bundled import DEFAULT_ENCODER
+from tamperfuse.pairing.defaults import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD, LANGUAGE, NEAR_DUPLICATES
 from tamperfuse.records.errors import UserError, check_seed, unknown_name
 from tamperfuse.records.reading import local_path, path_exists
 
@@ -46,78 +47,83 @@ class PairOptions:
     ]
     responses: Annotated[tuple[str, ...], Help("Benign responses; repeat to mix, with weights as SRC=2.", INPUT, "SRC")]
     prompt_field: Annotated[
-        str | None, Help("Column of prompts or conversations, if the layout is unknown.", INPUT)
+        str | None, Help("Column of prompts or conversations, if the layout is unknown.", INPUT, "NAME")
     ] = None
     response_field: Annotated[
-        str | None, Help("Column of responses or conversations, if the layout is unknown.", INPUT)
+        str | None, Help("Column of responses or conversations, if the layout is unknown.", INPUT, "NAME")
     ] = None
-    category_field: Annotated[str | None, Help("Column of the categories; needs --prompt-field.", INPUT)] = None
-    revision: Annotated[str | None, Help("Revision of Hub sources that name none.", INPUT)] = None
+    category_field: Annotated[str | None, Help("Column of the categories; needs --prompt-field.", INPUT, "NAME")] = None
+    revision: Annotated[str | None, Help("Revision of Hub sources that name none.", INPUT, "NAME")] = None
     split: Annotated[
         str | None,
         Help(
             "Split of folders and Hub sources that name none; train or the nearest to it by default.",
             INPUT,
+            "NAME",
         ),
     ] = None
     prompts: Annotated[
-        int | None, Help("Prompts to use, in equal shares of the categories; all by default.", INPUT)
+        int | None, Help("Prompts to use, in equal shares of the categories; all by default.", INPUT, "N")
     ] = None
     decontaminate: Annotated[
         tuple[str, ...],
         Help("Evaluation set whose prompts must not be in the pairs; repeat for several.", INPUT, "SRC"),
     ] = ()
 
-    threshold: Annotated[float, Help("Highest cosine of a pair, in (-1, 1].", MATCHING)] = DEFAULT_THRESHOLD
+    threshold: Annotated[float, Help("Highest cosine of a pair, in (-1, 1].", MATCHING, "X")] = DEFAULT_THRESHOLD
     seed: Annotated[
-        int, Help("Seed of draw, samples and variants; the order of the files changes nothing.", MATCHING)
+        int, Help("Seed of draw, samples and variants; the order of the files changes nothing.", MATCHING, "N")
     ] = 0
-    max_draws: Annotated[int, Help("Draws before a prompt is dropped.", MATCHING)] = DEFAULT_MAX_DRAWS
+    max_draws: Annotated[int, Help("Draws before a prompt is dropped.", MATCHING, "N")] = DEFAULT_MAX_DRAWS
     match: Annotated[
         Literal["random", "diverse"],
         Help(
-            "random: as in the paper; diverse: no response is used more than its share, and subjects and forms are spread "
-            "evenly.",
+            "`random`: as in the paper; `diverse`: no response is used more than its share, and subjects and forms are "
+            "spread evenly.",
             MATCHING,
+            "HOW",
         ),
     ] = "random"
 
     filters: Annotated[bool, Help("Filter responses for quality.", FILTERS)] = True
-    language: Annotated[str, Help("Language of the responses (ISO 639-1), or any.", FILTERS)] = DEFAULT_FILTERS.language
+    language: Annotated[str, Help("Language of the responses (ISO 639-1), or any.", FILTERS, "CODE")] = LANGUAGE
     near_duplicates: Annotated[
-        float, Help("Jaccard similarity from which two responses are duplicates, in (0, 1]; 1 is off.", FILTERS)
-    ] = DEFAULT_FILTERS.near_duplicates
+        float, Help("Jaccard similarity from which two responses are duplicates, in (0, 1]; 1 is off.", FILTERS, "X")
+    ] = NEAR_DUPLICATES
     score_quality: Annotated[
         str | None, Help("Model whose likelihood ranks the responses; no ranking by default.", FILTERS, "MODEL")
     ] = None
-    keep_best: Annotated[float, Help("Share of responses that --score-quality keeps, in (0, 1].", FILTERS)] = 0.5
+    keep_best: Annotated[float, Help("Share of responses that --score-quality keeps, in (0, 1].", FILTERS, "X")] = 0.5
 
     refusal_prefix: Annotated[
         tuple[str, ...],
         Help(
             "Text before every response (SDD_reject); `paper` is the paper's. Repeated, each prompt gets one of them.",
             VARIANTS,
+            "TEXT",
         ),
     ] = ()
-    multi_turn: Annotated[float, Help("Share of pairs that follow a benign exchange, in [0, 1].", VARIANTS)] = 0.0
+    multi_turn: Annotated[float, Help("Share of pairs that follow a benign exchange, in [0, 1].", VARIANTS, "X")] = 0.0
     replay: Annotated[
-        float, Help("Share of benign prompts with their own answers among all pairs, in [0, 1).", VARIANTS)
+        float, Help("Share of benign prompts with their own answers among all pairs, in [0, 1).", VARIANTS, "X")
     ] = 0.0
     replay_source: Annotated[str, Help("Benign exchanges, for --multi-turn and --replay.", VARIANTS, "SRC")] = (
         "builtin:replay"
     )
 
-    encoder: Annotated[str, Help("Sentence-transformers model.", ENCODING)] = DEFAULT_ENCODER
+    encoder: Annotated[str, Help("Sentence-transformers model.", ENCODING, "NAME")] = DEFAULT_ENCODER
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         Help(
-            "Precision of the encoder; bfloat16 is about twice as fast where the processor has it and changes few pairs.",
+            "Precision of the encoder, float32 or bfloat16, which is about twice as fast where the processor has it and changes "
+            "few pairs.",
             ENCODING,
+            "TYPE",
         ),
     ] = "float32"
-    workers: Annotated[int, Help("Processes, or Ray tasks, that encode.", ENCODING)] = 1
+    workers: Annotated[int, Help("Processes, or Ray tasks, that encode.", ENCODING, "N")] = 1
     executor: Annotated[
-        Literal["local", "ray"], Help("local: encode on this machine; ray: over Ray Data.", ENCODING)
+        Literal["local", "ray"], Help("`local`: encode on this machine; `ray`: over Ray Data.", ENCODING, "WHERE")
     ] = "local"
 
     out: Annotated[Path, Help("Folder to write; an earlier folder of pairs is replaced.", OUTPUT, "DIR")]
@@ -126,7 +132,11 @@ class PairOptions:
     ] = None
     export: Annotated[
         tuple[str, ...],
-        Help(f"Layout for a training library, written as well: {', '.join(EXPORT_NAMES)}; repeat for several.", OUTPUT),
+        Help(
+            f"Layout for a training library, written as well: {', '.join(EXPORT_NAMES)}; repeat for several.",
+            OUTPUT,
+            "NAME",
+        ),
     ] = ()
 
     def check(self) -> None:
@@ -135,6 +145,8 @@ class PairOptions:
         Raises:
             UserError: a number outside its range, no source, or an unknown export.
         """
+        from tamperfuse.pairing.pairs import check_numbers
+
         check_numbers(self.threshold, self.max_draws)
         check_seed(self.seed)
         if not self.harmful or not self.responses:
@@ -159,6 +171,8 @@ class PairOptions:
 
     def source_names(self) -> dict[str, str]:
         """Names of the local sources in origins and in the audit."""
+        from tamperfuse.corpora.sources import display_names
+
         weighted = [source for source, _ in (*split_weights(self.harmful), *split_weights(self.responses))]
         return display_names([*weighted, *self.decontaminate, self.replay_source])
 

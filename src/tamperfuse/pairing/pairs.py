@@ -11,6 +11,7 @@ import numpy as np
 from tamperfuse.corpora.examples import Example, Pair, with_refusal_prefix
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.pairing.defaults import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings, ResponseFilters
 from tamperfuse.pairing.matching import Matches, match
@@ -20,8 +21,6 @@ from tamperfuse.pairing.sampling import RandomSampler, Sampler, text_key
 from tamperfuse.records.errors import UserError
 
 BLOCK = 8192  # prompts matched together
-DEFAULT_THRESHOLD = 0.25  # as in the public re-implementation
-DEFAULT_MAX_DRAWS = 50  # as in the public re-implementation
 
 
 @dataclass(frozen=True)
