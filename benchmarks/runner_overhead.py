@@ -4,8 +4,8 @@
     python benchmarks/runner_overhead.py --quick    100 and 1,000 nodes
 
 Every node has up to three parents and writes one file of a few bytes. What is measured is all that `tamperfuse run` does for
-a node: its key, the plan, looking for a result, the log, node.json with checksums, renaming into place; then a second run that reuses
-every result. Imports and the study's own data are not included. "ours" is the time a node with the larger number of nodes,
+a node: its key, the plan, looking for a result, the log, node.json with checksums, renaming into place; then a second run that
+reuses every result. Imports and the study's own data are not included. "ours" is the time a node with the larger number of nodes,
 "rival" that with the smaller one: a ratio of 1 means that the time is linear. The last line is JSON.
 """
 
