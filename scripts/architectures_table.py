@@ -32,7 +32,9 @@ LENGTHS = (90, 25, 60)  # tokens of the sequences that are compared, longer than
 EXACT = 1e-3  # largest difference of two logits, as a share of their spread
 STEPS, LEARNING_RATE = 20, 1e-2  # of the training of the second comparison
 
-Row = tuple[str, str, str, str]  # architecture, "packed" | "plain" | "refused" | "WRONG" | "not built", difference, reason
+Row = tuple[
+    str, str, str, str
+]  # architecture, "packed" | "plain" | "refused" | "WRONG" | "not built", difference, reason
 
 
 def row_of(kind: str) -> Row:

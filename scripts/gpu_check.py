@@ -2,8 +2,8 @@
 
 python scripts/gpu_check.py
 
-A path whose package is not installed is skipped, and sharding over several GPUs is not covered (docs/training.md says how to start
-it). This script itself has not run on a GPU yet. Exit code 1 if a path fails.
+A path whose package is not installed is skipped, and sharding over several GPUs is not covered (docs/training.md says how to
+start it). This script itself has not run on a GPU yet. Exit code 1 if a path fails.
 """
 
 import copy

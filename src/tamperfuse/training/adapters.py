@@ -103,7 +103,11 @@ def _is_linear(module: nn.Module) -> bool:
     except Exception:  # code of an architecture, on an input of another shape than it expects
         return False
     expected = functional.linear(vector, weight, module.bias)
-    return isinstance(computed, Tensor) and computed.shape == expected.shape and torch.allclose(computed, expected, 1e-3, 1e-5)
+    return (
+        isinstance(computed, Tensor)
+        and computed.shape == expected.shape
+        and torch.allclose(computed, expected, 1e-3, 1e-5)
+    )
 
 
 def _add_adapter(loaded: LoadedModel, training: Training, excluded: list[str]) -> PeftModel:
