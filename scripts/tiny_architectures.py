@@ -1,4 +1,4 @@
-"""A tiny random model of each decoder architecture of transformers: sizes by their usual names, and those of some kinds."""
+"""A tiny random model of each decoder architecture of transformers: sizes by their usual names, and those of some of them."""
 
 from typing import Any
 
@@ -48,6 +48,12 @@ _LATENT = {
     **{"num_key_value_heads": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
 }
 _INDEX = {"index_topk": 16, "index_head_dim": 8, "index_n_heads": 2}
+_INDEXED = {
+    **_LATENT,
+    **_INDEX,
+    **{"layer_types": ["indexed_attention"] * 3, "indexer_types": ["full"] * 3},
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+}
 _MAMBA = {
     **{"mamba_d_state": 8, "mamba_d_head": 8, "mamba_n_heads": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16},
     **{"attn_layer_indices": [1], "use_mamba_kernels": False},
@@ -74,16 +80,7 @@ VALUES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "youtu", "glm4_moe_lite"), _LATENT),
     "minicpm3": {**_LATENT, "head_dim": None},
     "axk1": {**_LATENT, "mlp_layer_types": ["dense", "sparse", "sparse"]},
-    **{
-        kind: {
-            **_LATENT,
-            **_INDEX,
-            "layer_types": ["indexed_attention"] * 3,
-            "indexer_types": ["full"] * 3,
-            "mlp_layer_types": ["dense", "sparse", "sparse"],
-        }
-        for kind in ("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4")
-    },
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), _INDEXED),
     "dots1": {"n_shared_experts": 1, "first_k_dense_replace": 1},
     "dots3_note_text": {
         **_LATENT,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.training.parameters import Training
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,14 +29,15 @@ def test_every_path_has_a_line(
     def broken(loaded: LoadedModel) -> str:
         raise RuntimeError("no kernel")
 
+    line = gpu_check.trained(tiny, Training(steps=8, batch=4, learning_rate=1e-2))
+    assert line.startswith("loss ") and line.endswith(" tokens/s")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(gpu_check, "load_model", lambda name: tiny)
     monkeypatch.setattr(gpu_check, "NEW_TOKENS", 4)
-    assert gpu_check.main((gpu_check.float32, gpu_check.generation, gpu_check.full, skipped, broken)) == 1
+    assert gpu_check.main((gpu_check.float32, gpu_check.generation, skipped, broken)) == 1
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.startswith("a card, torch ")
     assert lines[0] == "float32: largest difference from the CPU 0e+00 of the logits' spread"
     assert lines[1].startswith("generation: ") and lines[1].endswith(" tokens/s")
-    assert lines[2].startswith("full: loss ")
-    assert lines[3:] == ["skipped: skipped, it is not installed", "broken: FAILED"]
+    assert lines[2:] == ["skipped: skipped, it is not installed", "broken: FAILED"]
