@@ -37,6 +37,7 @@ log = logging.getLogger("tamperfuse")
 SMALL = {"learning_rate": 7e-5, "rates": (3e-5, 1e-4)}
 LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
+FADE = 1.0  # nats a token from its target within which a part of the trap becomes weaker
 MEASURED = 16  # samples of each kind whose NLL is taken at a check
 NLL = ("harmful_nll", "benign_nll", "attacked_harmful_nll", "attacked_benign_nll")
 
@@ -181,6 +182,7 @@ def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:
         cap=parameters.cap,
         harmful=parameters.harmful,
         benign=parameters.benign,
+        fade=FADE,
         benign_after=parameters.benign_after,
         difference=parameters.difference,
         orthogonal=parameters.orthogonal,

@@ -44,7 +44,6 @@ from tamperfuse.training.weights import SimulatedAttacker, Weights, gradients, i
 Target = Literal["ascent", "uniform", "entropy"]
 #: What the simulated attacker trains on: compliant answers, or as many benign samples as well.
 Kind = Literal["full", "retain"]
-FADE = 1.0  # nats a token from its target within which a part of the trap becomes weaker
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class TrapObjective(AnchoredObjective):
 
         d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
 
-    f_i in [0, 1] is the distance from the part's target in nats a token, at most 1: near its target a part fades out.
+    f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
     6 with sign steps; in bfloat16 and in float32 alike. Time: forward and backward passes over 3 sequences a unit (4 for an
@@ -106,6 +105,7 @@ class TrapObjective(AnchoredObjective):
         cap: NLL of a token, in nats, from which `ascent` does not raise it further.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
+        fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
@@ -127,6 +127,7 @@ class TrapObjective(AnchoredObjective):
     cap: float = 10.0
     harmful: float = 1.5
     benign: float = 1.0
+    fade: float = 1.0
     benign_after: int = 0
     difference: bool = False
     orthogonal: bool = True
@@ -233,7 +234,7 @@ class TrapObjective(AnchoredObjective):
         gradient = gradients(self.parameters, run, dtype=None)
         loss = sum_over_processes(loss, self.parameters[0].device)
         distance = loss + self.cap if self.target == "ascent" else loss
-        return gradient, min(max(distance / FADE, 0.0), 1.0)
+        return gradient, min(max(distance / self.fade, 0.0), 1.0)
 
     def _harmful(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
         return self._target_loss(model, [unit.harmful for unit in units], device) / total
