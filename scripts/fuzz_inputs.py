@@ -214,7 +214,7 @@ def without_models() -> Iterator[None]:
             stack.enter_context(patch(f"tamperfuse.commands.{module}.load_encoder", lambda: encoder))
         stack.enter_context(patch("tamperfuse.study.context.load_encoder", lambda: encoder))
         stack.enter_context(patch("tamperfuse.study.context.check_encoder", lambda: None))
-        stack.enter_context(patch("tamperfuse.study.context.model_fingerprint", lambda name: "0" * 16))
+        stack.enter_context(patch("tamperfuse.study.context.model_fingerprint", lambda *_: "0" * 16))
         for module in ("spec", "run"):
             stack.enter_context(patch(f"tamperfuse.study.{module}.parameter_count", lambda name: 1_000))
         stack.enter_context(patch("tamperfuse.study.estimates.matrix_rate", lambda: 1e11))

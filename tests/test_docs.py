@@ -241,6 +241,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
         "unfinished/",
         "exports/",
         "logs/",
+        "nodes/",
+        "running/",
         "test/",
         "benchmarks/NAME.py",
         "study.yaml",

@@ -74,7 +74,7 @@ def test_losses_after_an_attack_are_higher_with_the_trap(tiny_folder: Path) -> N
 
 
 def test_strength_0_is_sdd(tiny_folder: Path) -> None:
-    values = {"steps": 4, "batch": 2, "learning_rate": 1e-3}
+    values = {"steps": 4, "batch": 2, "learning_rate": 1e-3, "benign_ratio": 2, "kl_weight": 3.0}
     (sdd, _, _), (fuse, _, result) = hardened(tiny_folder, "sdd", **values), hardened(tiny_folder, strength=0, **values)
     assert all(torch.equal(a, b) for a, b in zip(sdd.model.parameters(), fuse.model.parameters(), strict=True))
     assert result.facts == {} and result.tokens_trained > 0

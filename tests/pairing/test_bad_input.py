@@ -69,7 +69,7 @@ def run(arguments: str) -> int:
         ("--harmful cut.jsonl", "line 2"),
         ("--harmful latin.jsonl", "not UTF-8, line 1"),
         ("--harmful notes.odt", "convert it"),
-        ("--responses notes.txt", "not one response"),
+        ("--responses notes.txt", "no responses to pair"),
         ("--harmful nothing.jsonl", "does not exist"),
         ("--harmful builtin:coking", "did you mean 'cooking'"),
         ("--harmful p.jsonl=0", "not positive"),

@@ -173,6 +173,13 @@ def test_no_module_with_numbers_is_left_out_of_the_keys() -> None:
     irrelevant = {
         "evaluation.attack_trace": "a traced attack is not a node of a study",
         "evaluation.feature_overlap": "likewise",
+        "evaluation.judges.classifier": "a judge's own key has the constants of its module",
+        "evaluation.judges.endpoint": "the name of an environment variable",
+        "evaluation.judges.failures": "reasons by name",
+        "evaluation.judges.guard": "as for the classifier",
+        "evaluation.judges.llm": "likewise",
+        "evaluation.judges.replies": "the name of a file",
+        "evaluation.judges.rubrics": "the judge llm has its texts among its own constants",
         "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
         "models.bundled": "names and addresses of packages",
         "models.conversion": "names of files",

@@ -23,7 +23,7 @@ from tamperfuse.records.errors import quoted
 
 if TYPE_CHECKING:
     from tamperfuse.commands.calibrate import LabelledResponses
-    from tamperfuse.commands.judge_compare import Comparison
+    from tamperfuse.commands.judge_compare import JudgeComparison
     from tamperfuse.records.summary import DefenseSummary
 
 LONGEST_TEXT = 300  # characters of a prompt or response that are printed
@@ -159,14 +159,14 @@ def compare(
     _print(comparison)
 
 
-def _json(comparison: "Comparison") -> dict[str, object]:
+def _json(comparison: "JudgeComparison") -> dict[str, object]:
     values = asdict(comparison)
     for row, reduction in zip(values["reductions"], comparison.reductions, strict=True):
         row["measures"] = {judge: measure.model_dump() for judge, measure in reduction.measures.items()}
     return values
 
 
-def _print(comparison: "Comparison") -> None:
+def _print(comparison: "JudgeComparison") -> None:
     pairs = Table("judges", "on", "n", "agree", "Cohen's κ", "executed", box=None, header_style="bold")
     for row in comparison.pairs:
         same = row.agreement

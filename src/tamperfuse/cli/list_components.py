@@ -40,7 +40,7 @@ def list_components(
         return
     for title, entries in groups.items():
         _print_names(title, entries)
-    out_console.print("Parameters of one: tamperfuse list KIND NAME, such as: tamperfuse list attacks harmful_finetune")
+    out_console.print("Parameters of one, for example: tamperfuse list attacks harmful_finetune")
     out_console.print("A study that uses them: tamperfuse init STUDY.yaml --model MODEL --threat SRC")
 
 

@@ -104,6 +104,7 @@ def study_values(model: str, threat: Threat, size: str) -> Values:
     return {
         "model": model,
         "threat": threat.source,
+        "chat_template": "",
         "seeds": [0, 1, 2] if night else [0],
         "defenses": _defenses(night),
         "attacks": _attacks(night, expected_answers(threat)),
@@ -111,6 +112,7 @@ def study_values(model: str, threat: Threat, size: str) -> Values:
         "retain": Study.model_fields["retain"].default,
         "pairs": PairsSpec().model_dump(mode="json"),
         "judge": "builtin",
+        "judges": {},
         "evaluate": {
             "at_steps": [0, 1, 2, 4, 8, 16] if night else [0, 4, 16],
             "prompts": prompts,

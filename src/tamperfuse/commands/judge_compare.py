@@ -72,7 +72,7 @@ class Disputed:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JudgeComparison:
     """How far the judges of a run agree.
 
     Attributes:
@@ -95,7 +95,7 @@ class Comparison:
 Opinions = dict[Answer, Opinion]
 
 
-def compare_judges(run: Path, labels: Path | None = None, top: int = 5) -> Comparison:
+def compare_judges(run: Path, labels: Path | None = None, top: int = 5) -> JudgeComparison:
     """Compare the judges of a finished run on its distinct responses.
 
     Args:
@@ -130,7 +130,7 @@ def compare_judges(run: Path, labels: Path | None = None, top: int = 5) -> Compa
         if all(sides := _common([by_judge[first], by_judge[second]]))
     ]
     rows = _label_rows(labels, opinions[REQUESTS]) if labels is not None else []
-    return Comparison(names, failures, pairs, rows, _reductions(run, names[0]), _disputed(opinions[REQUESTS], top))
+    return JudgeComparison(names, failures, pairs, rows, _reductions(run, names[0]), _disputed(opinions[REQUESTS], top))
 
 
 def _judged(recorded: RecordedRun, first: str, name: str) -> Iterator[tuple[Response, VerdictRow]]:

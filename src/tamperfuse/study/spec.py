@@ -240,7 +240,8 @@ class Study(BaseModel):
         model: the model to harden: a bundled name, a directory, a .gguf or a Hub id.
         threat: source of the prompts that the hardened model must not execute: `builtin:NAME`, a file, a folder or a Hub data
             set.
-        chat_template: file with a chat template (Jinja) in place of the tokenizer's; for base models, which have none.
+        chat_template: file with a chat template (Jinja) in place of the tokenizer's, for base models, which have none; empty for
+            the tokenizer's.
         seeds: each decides data order, pairs, shots, adapter initialisation; everything is run for every seed.
         defenses: the defenses to compare, by a name of your choice; `refusal`, the undefended model, is always among them.
         attacks: the attacks on each of them, by a name of your choice; those that are not malicious are controls.
@@ -257,7 +258,7 @@ class Study(BaseModel):
 
     model: str
     threat: str
-    chat_template: str | None = None
+    chat_template: str = ""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     defenses: dict[str, DefenseSpec] = Field(default_factory=dict)
     attacks: dict[str, AttackSpec] = Field(default_factory=dict)
@@ -313,13 +314,16 @@ class Study(BaseModel):
             return {"sources": [benign]}
         return {"sources": benign} if isinstance(benign, list | tuple) else benign
 
-    @field_validator("model", "threat", "retain", "chat_template")
+    @field_validator("model", "threat", "retain")
     @classmethod
-    def _expand_home(cls, source: str | None) -> str | None:
-        if source is None:
-            return None
+    def _not_empty(cls, source: str) -> str:
         if not source.strip():
             raise ValueError("it is empty")
+        return source
+
+    @field_validator("model", "threat", "retain", "chat_template")
+    @classmethod
+    def _expand_home(cls, source: str) -> str:
         return os.path.expanduser(source)
 
     @model_validator(mode="after")
