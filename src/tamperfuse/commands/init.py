@@ -198,7 +198,7 @@ def _difference(value: Any, other_value: Any, other: str) -> str:
 def _component_lines(key: str, entries: Mapping[str, Values], others: Mapping[str, Values], other: str) -> list[str]:
     """Defenses or attacks by name, each with what it does; those of the other size only are in comments."""
     registry, singular = _COMPONENTS[key], _COMPONENTS[key].kind
-    lines = [f"  # parameters of each: tamperfuse list {key} NAME"]
+    lines = [f"  # parameters of each: tamperfuse list {quoted(key)} NAME"]
     explained: set[str] = set()
     for name in dict.fromkeys([*others, *entries] if len(others) > len(entries) else [*entries, *others]):
         spec = entries.get(name, others.get(name, {}))
