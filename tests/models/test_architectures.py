@@ -170,6 +170,13 @@ def test_an_encoder_is_refused() -> None:
         prepare_forward(tiny_model("bert", {}))
 
 
+def test_a_model_with_an_indexer_is_refused() -> None:
+    model = tiny_model("llama", {})
+    model.config.index_topk = 16
+    with pytest.raises(UserError, match="that an indexer selects"):
+        prepare_forward(model)
+
+
 def _nll(model: PreTrainedModel, sample: Sample) -> torch.Tensor:
     logits = model(input_ids=torch.tensor([sample.tokens])).logits[0, sample.start - 1 : -1]
     targets = torch.tensor(sample.tokens[sample.start :])

@@ -37,10 +37,16 @@ def prepare_forward(model: PreTrainedModel) -> None:
     The result for a configuration is remembered in the cache, so that its models are not run again.
 
     Raises:
-        UserError: the model is not causal, or its forward pass fails.
+        UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails.
     """
     if model.config._attn_implementation == ATTENTION:
         return
+    if getattr(model.config.get_text_config(), "index_topk", None):
+        # A tiny DeepSeek V3.2 with random weights: logits changed with later tokens beyond `index_topk` positions.
+        raise UserError(
+            f"{type(model).__name__} attends to tokens that an indexer selects (`index_topk` in its config.json), and "
+            "transformers computes this with tokens that come later: choose a model without an indexer."
+        )
     before, training = model.config._attn_implementation, model.training
     remembered = _remembered(model)
     model.eval()
