@@ -60,8 +60,8 @@ class FuseParameters(Parameters):
         target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
             KL(uniform ‖ model) or KL(model ‖ uniform).
         cap: of a token's NLL, in nats, for `ascent`.
-        harmful: norm of the part of the trap on compliant answers; 0 for none.
-        benign: likewise on benign samples.
+        harmful_norm: norm of the part of the trap on compliant answers; 0 for none.
+        benign_norm: norm of the part of the trap on benign samples; 0 for none.
         benign_after: steps of an attacker after which the benign part acts.
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
@@ -83,8 +83,8 @@ class FuseParameters(Parameters):
     kl_weight: float = Field(3.0, ge=0)
     target: Target = "ascent"
     cap: float = Field(10.0, gt=0)
-    harmful: float = Field(1.5, ge=0)
-    benign: float = Field(1.0, ge=0)
+    harmful_norm: float = Field(1.5, ge=0)
+    benign_norm: float = Field(1.0, ge=0)
     benign_after: int = Field(0, ge=0)
     difference: bool = False
     orthogonal: bool = True
@@ -180,8 +180,8 @@ def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:
         optimizer=parameters.attacker_optimizer,
         target=parameters.target,
         cap=parameters.cap,
-        harmful=parameters.harmful,
-        benign=parameters.benign,
+        harmful=parameters.harmful_norm,
+        benign=parameters.benign_norm,
         fade=FADE,
         benign_after=parameters.benign_after,
         difference=parameters.difference,
