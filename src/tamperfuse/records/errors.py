@@ -6,6 +6,10 @@ import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LARGEST_SEED = 2**32 - 1  # that numpy and transformers accept
 MOST_LISTED = 40  # names in a message
@@ -104,3 +108,8 @@ def is_torch_write_error(error: BaseException) -> bool:
     """Whether torch failed to write a file, which it reports as a RuntimeError without the system's reason."""
     text = str(error)
     return isinstance(error, RuntimeError) and ("inline_container" in text or "PytorchStreamWriter" in text)
+
+
+def invalid_place(error: "ValidationError") -> str:
+    """Where a file's content does not fit its model, as a message shows it: "defenses.sdd.seed", or "the top"."""
+    return shown(".".join(str(part) for part in error.errors()[0]["loc"]) or "the top")

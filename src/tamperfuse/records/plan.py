@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError, invalid_place, shown
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.records.reading import path_exists
 
@@ -118,9 +118,8 @@ def read_plan(folder: Path) -> RunPlan:
     try:
         return RunPlan.model_validate(read_json(path))
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{path} is no plan of schema {SCHEMA} (at {shown(place or 'the top')}): start the run again, which writes it anew."
+            f"{path} is no plan of schema {SCHEMA} (at {invalid_place(error)}): start the run again, which writes it anew."
         ) from error
 
 

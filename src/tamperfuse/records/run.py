@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError, invalid_place, shown
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.records.reading import path_exists
 
@@ -135,5 +135,4 @@ def _read(folder: Path, name: str, model: type[T]) -> T:
     try:
         return model.model_validate(read_json(path))
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{path} is damaged (at {shown(place or 'the top')}): run the study again.") from error
+        raise UserError(f"{path} is damaged (at {invalid_place(error)}): run the study again.") from error

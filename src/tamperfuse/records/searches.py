@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError, invalid_place
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.summary import Measure
@@ -110,5 +110,4 @@ def read_searches(folder: Path) -> Searches:
     try:
         return Searches.model_validate(read_json(path))
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{path} is damaged (at {shown(place or 'the top')}): run the study again.") from error
+        raise UserError(f"{path} is damaged (at {invalid_place(error)}): run the study again.") from error

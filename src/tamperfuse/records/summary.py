@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError, invalid_place, shown
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.records.reading import path_exists
 
@@ -278,9 +278,9 @@ def write_summary(folder: Path, summary: Summary) -> None:
     try:
         Summary.model_validate(content)  # a copy with other values is not checked when it is made
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{folder / SUMMARY} is not written, since it has no valid value at {shown(place)}: this is a bug, please report it."
+            f"{folder / SUMMARY} is not written, since it has no valid value at {invalid_place(error)}: this is "
+            "a bug, please report it."
         ) from error
     write_json(folder / SUMMARY, content)
 
@@ -303,7 +303,6 @@ def read_summary(folder: Path) -> Summary:
     try:
         return Summary.model_validate(content)
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UserError(
-            f"{path} is not a summary of schema {SCHEMA} (at {shown(place or 'the top')}): run the study again."
+            f"{path} is not a summary of schema {SCHEMA} (at {invalid_place(error)}): run the study again."
         ) from error
