@@ -6,14 +6,13 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
-from html import unescape
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from chromium import CHROMIUM, beside_page, in_page, needs_chromium
 from made_up_run import write_nodes
 
 from tamperfuse.records.errors import UserError
@@ -26,7 +25,6 @@ from tamperfuse.report.page import write_report
 from tamperfuse.report.prompt_kinds import breakdown, prompt_kinds
 from tamperfuse.report.responses import JudgedAnswer, ModelState, read_answers
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LARGE = 20_000
 
 
@@ -175,7 +173,7 @@ requestAnimationFrame(() => requestAnimationFrame(() => {
   report(JSON.stringify({rows: rows.length, first: Number(rows[0].dataset.position), height: list.scrollHeight}));
 }));
 """
-        measured = json.loads(in_browser(folder / "report.html", probe, tmp_path))
+        measured = json.loads(in_page(folder / "report.html", probe, tmp_path))
         assert 0 < measured["rows"] < 60 and measured["first"] > 6000 and measured["height"] > 78 * (LARGE - 20)
 
 
@@ -222,36 +220,10 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 """
 
 
-def in_browser(page: Path, script: str, folder: Path, width: int = 390) -> str:
-    """What a script says with `report(text)` in a page of this width, in Chromium. The page is in a frame: windows are wider."""
-    assert CHROMIUM
-    html = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", page.read_text(encoding="utf-8"))
-    before, _, after = html.rpartition("</body>")
-    script = f"const report = (text) => parent.postMessage(text, '*');{script}"
-    (folder / "probed.html").write_text(f"{before}<script>{script}</script></body>{after}", encoding="utf-8")
-    outer = folder / "outer.html"
-    outer.write_text(
-        "<pre></pre><script>addEventListener('message', (e) => { document.querySelector('pre').textContent = e.data; });"
-        f"</script><iframe src='probed.html' style='width:{width}px;height:900px;border:0'></iframe>"
-    )
-    return unescape(re.search(r"<pre>(.*?)</pre>", dump(outer, folder, 20_000), re.S)[1])  # type: ignore[index]
-
-
-def dump(page: Path, folder: Path, milliseconds: int) -> str:
-    """The document of a page after some time in Chromium; skips the test where Chromium does not run."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--dump-dom"]
-    command += [f"--virtual-time-budget={milliseconds}", page.as_uri()]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-    except (subprocess.SubprocessError, OSError) as error:
-        pytest.skip(f"Chromium does not run here: {type(error).__name__}")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int) -> None:
-    out = json.loads(in_browser(write_report(full_run), PROBE, tmp_path, width))
+    out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width))
     assert "error" not in out and out["overflow"] == 0
     assert [out[key] for key in ("all", "sdd", "refused", "searched")] == [f"{n} of 26 answers" for n in (26, 14, 6, 1)]
     assert len(out["cards"]) == 2 and "rules: not executed: refuses, off its prompt" in out["cards"][0]
@@ -261,8 +233,15 @@ def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int) -> No
     assert out["tip"].startswith("undefended after full-100: executes")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@needs_chromium
 def test_the_policy_lets_the_page_s_own_scripts_run(full_run: Path, tmp_path: Path) -> None:
     page = write_report(full_run)
-    dom = dump(page, tmp_path, 5_000)
-    assert "26 of 26 answers" in dom and 'class="answer-row chosen"' in dom
+    look = """
+const timer = setInterval(() => {
+  const list = frame.contentDocument.getElementById("answer-list");
+  if (!list || !list.querySelector(".answer-row.chosen")) return;
+  clearInterval(timer);
+  report(frame.contentDocument.getElementById("answer-count").textContent);
+}, 50);
+"""
+    assert beside_page(page, look, tmp_path) == "26 of 26 answers"
