@@ -91,7 +91,7 @@ def test_a_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
     write_plan(tmp_path, plan(planned("a")))
     assert read_plan(tmp_path) == plan(planned("a"))
     (tmp_path / "plan.json").write_text('{"schema": 0}')
-    with pytest.raises(UserError, match="is no plan of schema 1"):
+    with pytest.raises(UserError, match="has schema 0, and this version reads schema 1"):
         run_status(tmp_path)
 
 

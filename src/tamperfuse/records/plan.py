@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tamperfuse.records.errors import UserError, invalid_place, shown
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
-from tamperfuse.records.reading import path_exists
+from tamperfuse.records.run_files import read_run_file
 
 PLAN = "plan.json"
 SCHEMA = 1
@@ -112,15 +112,7 @@ def read_plan(folder: Path) -> RunPlan:
     Raises:
         UserError: it is missing, damaged, or of another schema.
     """
-    path = folder / PLAN
-    if not path_exists(path):
-        raise UserError(f"{shown(folder)} holds no {PLAN}: name the folder of a run that `tamperfuse run` has started.")
-    try:
-        return RunPlan.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is no plan of schema {SCHEMA} (at {invalid_place(error)}): start the run again, which writes it anew."
-        ) from error
+    return read_run_file(folder / PLAN, RunPlan, schema=SCHEMA, of="a run")
 
 
 @contextmanager

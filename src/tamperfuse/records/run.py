@@ -1,18 +1,16 @@
 """`run.json` (time, hardware, versions) and `samples.json` (a few answers of every model), read by the report."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from tamperfuse.records.errors import UserError, invalid_place, shown
-from tamperfuse.records.files import read_json, write_json
-from tamperfuse.records.reading import path_exists
+from tamperfuse.records.files import write_json
+from tamperfuse.records.run_files import read_run_file
 
 RUN = "run.json"
 SAMPLES = "samples.json"
 
-T = TypeVar("T", bound=BaseModel)
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -111,7 +109,7 @@ def read_samples(folder: Path) -> Samples:
     Raises:
         UserError: it is missing or damaged.
     """
-    return _read(folder, SAMPLES, Samples)
+    return read_run_file(folder / SAMPLES, Samples)
 
 
 def write_run(folder: Path, record: RunRecord) -> None:
@@ -125,14 +123,4 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         UserError: it is missing or damaged.
     """
-    return _read(folder, RUN, RunRecord)
-
-
-def _read(folder: Path, name: str, model: type[T]) -> T:
-    path = folder / name
-    if not path_exists(path):
-        raise UserError(f"{shown(folder)} holds no {name}: name the folder of a finished run.")
-    try:
-        return model.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged (at {invalid_place(error)}): run the study again.") from error
+    return read_run_file(folder / RUN, RunRecord)

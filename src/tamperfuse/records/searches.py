@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tamperfuse.records.errors import UserError, invalid_place
-from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.files import write_json
 from tamperfuse.records.reading import path_exists
+from tamperfuse.records.run_files import read_run_file
 from tamperfuse.records.summary import Measure
 
 SEARCHES = "searches.json"
@@ -105,9 +105,4 @@ def read_searches(folder: Path) -> Searches:
         UserError: it is damaged.
     """
     path = folder / SEARCHES
-    if not path_exists(path):
-        return Searches()
-    try:
-        return Searches.model_validate(read_json(path))
-    except ValidationError as error:
-        raise UserError(f"{path} is damaged (at {invalid_place(error)}): run the study again.") from error
+    return read_run_file(path, Searches) if path_exists(path) else Searches()

@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from tamperfuse.records.errors import UserError, invalid_place, shown
-from tamperfuse.records.files import read_json, write_json
-from tamperfuse.records.reading import path_exists
+from tamperfuse.records.errors import UserError, invalid_place
+from tamperfuse.records.files import write_json
+from tamperfuse.records.run_files import read_run_file
 
 SUMMARY = "summary.json"
 SCHEMA = 2
@@ -291,18 +291,4 @@ def read_summary(folder: Path) -> Summary:
     Raises:
         UserError: it is missing, damaged, or of another schema.
     """
-    path = folder / SUMMARY
-    if not path_exists(path):
-        raise UserError(f"{shown(folder)} holds no {SUMMARY}: name the folder of a finished run.")
-    content = read_json(path)
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if isinstance(schema, int) and schema != SCHEMA:
-        raise UserError(
-            f"{path} has schema {shown(schema)}, and this version reads schema {SCHEMA}: run the study again."
-        )
-    try:
-        return Summary.model_validate(content)
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is not a summary of schema {SCHEMA} (at {invalid_place(error)}): run the study again."
-        ) from error
+    return read_run_file(folder / SUMMARY, Summary, schema=SCHEMA)

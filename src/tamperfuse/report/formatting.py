@@ -61,15 +61,3 @@ def times(ratio: float) -> str:
 def visible(text: str) -> str:
     """Model text with characters that can hide or reorder it escaped: U+202E becomes "[U+202E]"."""
     return _HIDDEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text.replace("\r\n", "\n"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "42 s", "12 min 5 s" or "3 h 20 min"."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -11,9 +11,10 @@ from typing import Any
 import vl_convert
 from markupsafe import Markup
 
+from tamperfuse.records.amounts import duration
 from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.report.figures import Figure
-from tamperfuse.report.formatting import duration, label, visible
+from tamperfuse.report.formatting import label, visible
 
 PACKAGE = "tamperfuse.report"
 
