@@ -21,11 +21,12 @@ check: $(STAMP)
 
 setup: $(STAMP)
 
-# All figures of docs/theory.md: half a minute for the theory, a quarter of an hour for the real model.
+# All figures of docs/theory.md: half a minute for the theory; for the real model, the models of studies/attacks.yaml, which are hardened
+# once (half an hour), and a diagnosis of five minutes.
 figures: $(STAMP)
 	$(BIN)/python -m tamperfuse.report.theory_figures docs/figures/theory
-	$(BIN)/tamperfuse harden smollm2-135m --defense refusal --threat builtin:cooking --out runs/figures/refusal
-	$(BIN)/tamperfuse harden runs/figures/refusal --defense sdd --threat builtin:cooking --out runs/figures/sdd
+	$(BIN)/tamperfuse run studies/attacks.yaml --only "sdd, seed 0" --out runs/attacks
+	$(BIN)/python scripts/link_models.py runs/attacks runs/figures
 	$(BIN)/tamperfuse diagnose runs/figures/refusal runs/figures/sdd --threat builtin:cooking --out runs/figures/diagnosis
 	$(BIN)/python -m tamperfuse.report.diagnosis runs/figures/diagnosis docs/figures/diagnosis
 
