@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from scripts.link_models import link_models
+
 from tamperfuse.records.files import write_json
 
 
