@@ -50,9 +50,9 @@ def percent(measure: "Measure") -> str:
     """A measure in percent, with its 95% interval and whether it is resolved."""
     if measure.value is None:
         return "–"
-    text = f"{measure.value:.1%}"
+    text = f"{measure.value:z.1%}"
     if measure.low is not None and measure.high is not None:
-        text += f" ({measure.low:.1%} to {measure.high:.1%})"
+        text += f" ({measure.low:z.1%} to {measure.high:z.1%})"
     return text if measure.resolved else f"{text}, not resolved"
 
 
