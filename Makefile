@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check setup figures clean
+.PHONY: demo test check setup docs figures clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tamperfuse demo --out runs/demo
@@ -20,6 +20,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 setup: $(STAMP)
+
+# The documentation site, in site/.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 # All figures of docs/theory.md: half a minute for the theory, a quarter of an hour for the real model.
 figures: $(STAMP)
@@ -39,4 +43,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site
