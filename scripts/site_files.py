@@ -16,6 +16,7 @@ OUTSIDE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "examples/notebook/first_look.ipynb",
     "examples/plugin/README.md",
     "src/tamperfuse/corpora/data/CARD.md",
     "studies/policy.yaml",
