@@ -62,7 +62,7 @@ def prepare_upload(repository: str) -> None:
 
 def _check_name(repository: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, but not in __all__
 
     try:
         validate_repo_id(repository)
