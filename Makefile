@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check setup figures clean
+.PHONY: demo test check setup docs figures clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/tamperfuse demo --out runs/demo
@@ -20,6 +20,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 setup: $(STAMP)
+
+# The documentation site, in site/.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 # All figures of docs/theory.md: half a minute for the theory; for the real model, the models of studies/attacks.yaml, which are hardened
 # once (half an hour), and a diagnosis of five minutes.
@@ -40,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

@@ -129,9 +129,11 @@ def test_a_foreign_word_is_noticed(text: str) -> None:
 
 def test_no_file_tells_how_the_project_was_made() -> None:
     folders = ["src", "tests", "docs", "scripts", "benchmarks", "studies", "examples", ".github"]
-    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".j2", ".css", ".js", ".cff", ".txt"}
+    suffixes = {".py", ".md", ".yaml", ".yml", ".toml", ".json", ".j2", ".css", ".js", ".cff", ".txt", ".ipynb"}
     files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*") if path.suffix in suffixes]
-    files += [path for path in REPOSITORY.iterdir() if path.suffix in suffixes or path.name == "Makefile"]
+    files += [
+        path for path in REPOSITORY.iterdir() if path.suffix in suffixes or path.name in ("Makefile", "Dockerfile")
+    ]
     notes = [
         f"{path.relative_to(REPOSITORY)}:{number}: {word}"
         for path in files

@@ -38,6 +38,14 @@ def harden(
     seed: Seed = 0,
     report_to: ReportTo = None,
     chat_template: ChatTemplate = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            help="Experimental: upload the result to this repository of the Hub, which is created private; a public one is "
+            "refused. Checked before the training.",
+            metavar="OWNER/NAME",
+        ),
+    ] = None,
 ) -> None:
     """Harden a model and save it as a checkpoint that transformers can load.
 
@@ -58,6 +66,7 @@ def harden(
         seed=seed,
         report_to=parse_reporters(report_to),
         chat_template=chat_template,
+        push_to_hub=push_to_hub,
     )
     out_console.print(
         f"The hardened model is in {out}; measure it with: tamperfuse evaluate {quoted(out)} --threat {quoted(threat)} "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tamperfuse.commands.hub_upload import prepare_upload, upload
 from tamperfuse.commands.model_card import Hardening, write_model_card
 from tamperfuse.commands.training import print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Pair
@@ -48,6 +49,7 @@ def harden_model(
     seed: int,
     report_to: Sequence[str] = (),
     chat_template: Path | None = None,
+    push_to_hub: str | None = None,
 ) -> None:
     """Apply a defense and save the checkpoint, in the dtype of the model's own, with a model card.
 
@@ -63,14 +65,17 @@ def harden_model(
         report_to: trackers that trainings report to.
         chat_template: file with a chat template, in place of that of the model and of the model before hardening. It is saved
             with the checkpoint.
+        push_to_hub: repository of the Hub, `OWNER/NAME`, to upload the checkpoint to; None to upload nothing. Experimental.
 
     Raises:
-        UserError: bad input; nothing is written then.
+        UserError: bad input; nothing is written then. Or the upload failed, after the checkpoint was written.
     """
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
     matched = read_pairs(pairs) if pairs is not None and component.traits.needs_pairs else None
+    if push_to_hub is not None and is_main():
+        prepare_upload(push_to_hub)
     template, dtype = read_template(chat_template) or stated_template(model), stored_dtype(model)
     data, parameters = prepare_data(
         origin_of(model), component, parameters, threat, benign, seed, pairs=matched, chat_template=template
@@ -103,6 +108,8 @@ def harden_model(
                     before=made_by(model),
                 ),
             )
+    if push_to_hub is not None and is_main():
+        upload(out, push_to_hub)
 
 
 def made_by(model: str) -> str:

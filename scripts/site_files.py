@@ -1,0 +1,35 @@
+"""A hook of MkDocs: the documentation site has the folders of the repository.
+
+Pages of docs/ link to README.md, CONTRIBUTING.md and a few other files outside docs/, and those link back. MkDocs reads docs/
+only; this hook gives every file of docs/ its path in the repository and adds the others, so that one text with one set of
+relative links works in the repository and on the site. `mkdocs.yml` names the hook; nothing is run by hand.
+"""
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+#: Files outside docs/ that the site holds. A link to any other file fails in `mkdocs build --strict`.
+OUTSIDE = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "examples/notebook/first_look.ipynb",
+    "examples/plugin/README.md",
+    "src/tamperfuse/corpora/data/CARD.md",
+    "studies/policy.yaml",
+    "studies/results/demo/summary.json",
+    "studies/results/search/summary.json",
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Return the files of the site, under their paths in the repository; those of the theme are left as they are."""
+    root, docs = Path(config.config_file_path).parent, Path(config.docs_dir)
+    placed = [file for file in files if file.src_dir != config.docs_dir]
+    paths = [docs / file.src_uri for file in files if file.src_dir == config.docs_dir]
+    for path in [*paths, *(root / name for name in OUTSIDE)]:
+        placed.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
+    return Files(placed)
