@@ -23,7 +23,7 @@ setup: $(STAMP)
 
 # The documentation site, in site/.
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # All figures of docs/theory.md: half a minute for the theory; for the real model, the models of studies/attacks.yaml, which are hardened
 # once (half an hour), and a diagnosis of five minutes.

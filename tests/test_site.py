@@ -40,6 +40,13 @@ def test_files_that_pages_link_to_are_copied(site: Path) -> None:
         assert (site / name).read_bytes() == (ROOT / name).read_bytes()
 
 
+def test_formulas_are_mathml(site: Path) -> None:
+    theory = pages(site)["docs/theory.html"]
+    assert theory.count("<math") > 100 and "arithmatex" not in theory
+    equation = next(part for part in theory.split('<div class="formula">') if "(15)</span>" in part)
+    assert "<msub><mi>&#x003C0;</mi>" in equation and "tag" not in equation.partition("</div>")[0]
+
+
 @pytest.mark.parametrize("tag", ['<script src="https://a.b/c.js">', "<link rel=stylesheet href=//a.b/c.css>"])
 def test_a_remote_file_is_noticed(tag: str) -> None:
     assert LOADED.search(tag) and not LOADED.search(tag.replace("https:", "").replace("//a.b", "assets"))
