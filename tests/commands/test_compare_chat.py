@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -418,16 +419,18 @@ def test_the_page_in_a_browser(
 
         def do_GET(self) -> None:
             frames = "".join(f"<iframe src='/' style='width:{width}px;height:900px'></iframe>" for width in widths)
-            self._begin(200, "text/html") if self.path == "/frames" else super().do_GET()  # type: ignore[arg-type]
-            if self.path == "/frames":
-                self.wfile.write(f"<body>{frames}".encode())
+            if self.path != "/frames":
+                super().do_GET()
+                return
+            self._begin(HTTPStatus.OK, "text/html")
+            self.wfile.write(f"<body>{frames}".encode())
 
         def do_POST(self) -> None:
             if self.path != "/result":
                 super().do_POST()
                 return
             results.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._begin(204, "text/plain")  # type: ignore[arg-type]
+            self._begin(HTTPStatus.NO_CONTENT, "text/plain")
 
     names, answer = [loaded.name for loaded in models], model_server.answer
 

@@ -29,7 +29,7 @@ Events = Generator[Event, None, None]
 ADDRESS = "127.0.0.1"
 # With any port: `ssh -L` may forward another one. Names of other hosts that resolve to this machine are refused.
 LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", re.I)
-LARGEST_BODY = 64 * 1024  # bytes of a request
+LARGEST_BODY = 256 * 1024  # bytes of a request
 ENDING_SECONDS = 10  # most that the end of the server waits for the token that is being generated
 WAITING_SECONDS = 60  # for a client that neither sends what it announced nor reads what it is sent
 HEADERS = {
@@ -98,7 +98,7 @@ class ChatServer(ThreadingTCPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """Log in one line what ended a request, unless it was a client that went away."""
         error = sys.exception()
-        if not isinstance(error, OSError):
+        if not isinstance(error, ConnectionError | TimeoutError):
             log.error("A request failed: %s: %s", type(error).__name__, error)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from tamperfuse.commands.chat_server import ChatServer, Events
+from tamperfuse.commands.chat_server import LARGEST_BODY, ChatServer, Events
 from tamperfuse.commands.harden import made_by
 from tamperfuse.corpora.sources import BUILTIN, clean_text
 from tamperfuse.corpora.threats import Part, Threat, load_threat
@@ -35,6 +35,7 @@ log = logging.getLogger("tamperfuse")
 PACKAGE = "tamperfuse.commands"
 FEWEST_MODELS, MOST_MODELS = 2, 3
 LOADED_BYTES = 4  # of a parameter while its model is loaded: float32
+LONGEST_PROMPT = LARGEST_BODY // 6 - 100  # characters: JSON takes at most 6 bytes for one
 PARTS: dict[Part, str] = {
     "evaluation": "evaluation: no defense received them",
     "defender": "defender: a defense received them",
@@ -178,6 +179,7 @@ def chat_page(models: Sequence[str], threat: Threat | None, sampling: Sampling |
         parts=[(title, [p.prompt for p in threat.part(part)]) for part, title in PARTS.items()] if threat else [],
         temperature=sampling.temperature if sampling else 0,
         response_tokens=response_tokens,
+        longest_prompt=LONGEST_PROMPT,
         figures=[],
         **frame(contents, [script_text(PACKAGE, "chat.js")]),
     )
