@@ -9,6 +9,7 @@ from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.provenance import read_provenance
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -37,6 +38,8 @@ def test_hardening_prints_the_preset_and_the_reason(
         in caplog.text
     )
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
+    provenance = read_provenance(tmp_path / "out")
+    assert provenance and provenance.threat == str(threat_file)
 
 
 @pytest.mark.usefixtures("quick_judging")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.generate import generate, stream
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
 from tamperfuse.evaluation.vllm_engine import use_vllm
@@ -110,6 +110,19 @@ def test_samples_depend_only_on_seed_and_prompt(tiny: LoadedModel, monkeypatch: 
 def test_a_repeated_prompt_gets_different_samples(tiny: LoadedModel) -> None:
     answers = generate(tiny, encoded_prompts(tiny)[:1] * 8, new_tokens=8, sampling=Sampling())
     assert len(set(map(tuple, answers))) == 8
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temperature=0.8, seed=4)])
+def test_a_stream_has_the_tokens_of_generate_and_can_be_closed(tiny: LoadedModel, sampling: Sampling | None) -> None:
+    prompt = encoded_prompts(tiny)[1]
+    whole = generate(tiny, [prompt], new_tokens=12, sampling=sampling)[0]
+    assert list(stream(tiny, prompt, new_tokens=12, sampling=sampling)) == whole
+    tiny.chat = replace(tiny.chat, format=replace(tiny.chat.format, ends=frozenset({whole[5]})))
+    assert list(stream(tiny, prompt, new_tokens=12, sampling=sampling)) == whole[: whole.index(whole[5])]
+    begun = stream(tiny, prompt, new_tokens=12, sampling=sampling)
+    assert next(begun) == whole[0] and torch.is_grad_enabled()
+    begun.close()
+    assert tiny.model.dtype == torch.float32 and torch.is_grad_enabled()
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:

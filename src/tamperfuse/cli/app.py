@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 import tamperfuse
 from tamperfuse.cli.attack import attack
+from tamperfuse.cli.compare_chat import compare_chat
 from tamperfuse.cli.demo import demo
 from tamperfuse.cli.diagnose import diagnose
 from tamperfuse.cli.errors import sentence_of
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, init, run, status, report, gate, harden, attack, evaluate, pair, diagnose, theory):
+for command in (demo, init, run, status, report, gate, harden, attack, evaluate, pair, diagnose, compare_chat, theory):
     app.command()(command)
 app.command("list")(list_components)
 app.add_typer(judge_app, name="judge")

@@ -88,6 +88,7 @@ def harden_model(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
             source=absolute_name(model),
+            threat=absolute_name(threat),
             parameters=parameters.model_dump(mode="json"),
         )
         write_checkpoint(loaded, staging, provenance)

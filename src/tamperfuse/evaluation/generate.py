@@ -1,11 +1,11 @@
-"""Batched generation, greedy or sampled.
+"""Batched generation, greedy or sampled, and the same token by token for a reader who waits.
 
 Prompts are sorted by length and decoded in large batches (:mod:`tamperfuse.models.decoding`): the prompts of a batch are
 prefilled as one packed row, with a shared prefix computed once. Finished sequences are removed from the batch immediately.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -78,6 +78,29 @@ def generate(
     return answers
 
 
+@torch.no_grad()
+def stream(
+    loaded: LoadedModel, prompt: Sequence[int], *, new_tokens: int, sampling: Sampling | None = None
+) -> Generator[int, None, None]:
+    """Continue one prompt, token by token: the tokens are those of :func:`generate` for this prompt alone.
+
+    Closing the generator ends the generation; until then the model's weights must not change.
+
+    Args:
+        loaded: the model; not modified.
+        prompt: token ids, with the chat template applied; with `new_tokens` more they fit into the context window.
+        new_tokens: maximum number of new tokens.
+        sampling: parameters of sampling; None for greedy decoding.
+
+    Yields:
+        The id of each token of the answer, without the end token.
+    """
+    pick = _picker(sampling, sampling.uniforms([prompt], new_tokens) if sampling else None)
+    with inference(loaded):
+        for _, tokens in _decoded(loaded, [prompt], new_tokens, pick):
+            yield from tokens
+
+
 def inference(loaded: LoadedModel) -> AbstractContextManager[object]:
     """Evaluation mode, with float32 weights cast to the device's preferred dtype for the duration of the context."""
     dtype, _ = compute_dtype(loaded.model.device)
@@ -96,6 +119,16 @@ def _decode_batch(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, pick: Pick
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
+    for indices, tokens in _decoded(loaded, prompts, new_tokens, pick):
+        for index, token in zip(indices, tokens, strict=True):
+            answers[index].append(token)
+    return answers
+
+
+def _decoded(
+    loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, pick: Pick
+) -> Iterator[tuple[list[int], list[int]]]:
+    """For every step, the indices of the prompts whose answers go on, and the next token of each of these answers."""
     active = torch.arange(len(prompts))  # prompt index of each row
     ends = torch.tensor(sorted(loaded.chat.ends), device=loaded.model.device)
     with decoding(loaded.model, prompts, new_tokens) as decoder:
@@ -105,9 +138,7 @@ def _decode_batch(
             if not bool(unfinished.all()):
                 order = decoder.select(unfinished)
                 active, token = active[order.cpu()], token[order]
-            for index, value in zip(active.tolist(), token.tolist(), strict=True):
-                answers[index].append(value)
+            yield active.tolist(), token.tolist()
             if done + 1 == new_tokens or not len(active):
                 break
             decoder.step(token)
-    return answers

@@ -77,6 +77,17 @@ class Masters:
         optimizer.step = MethodType(step, optimizer)  # type: ignore[method-assign]
 
 
+def convert_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let a model that is not trained any more compute in `dtype` for good, as within :func:`reduced_precision`.
+
+    Memory: the float32 weights are freed one after the other. Quantized weights and buffers, such as the frequencies of
+    rotary embeddings, are not changed.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.detach().to(dtype)
+
+
 @contextmanager
 def reduced_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[Masters]:
     """Within the block the model computes in `dtype`; afterwards its parameters are the float32 masters again.

@@ -30,3 +30,8 @@ def peak_memory() -> int:
 def machine_memory() -> int:
     """Main memory of the machine, in bytes."""
     return int(psutil.virtual_memory().total)
+
+
+def available_memory() -> int:
+    """Main memory that programs can still take without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)

@@ -40,6 +40,7 @@ class Provenance(BaseModel):
         source: the model that it was applied to.
         chat_template: text of the chat template that was stated for the origin, in place of its tokenizer's; "" if none was.
         base: if `source` is a peft adapter, the model that it was merged into; "" otherwise.
+        threat: source of the threat that a defense was given; "" if none is recorded.
         versions: of tamperfuse, torch and transformers.
     """
 
@@ -50,6 +51,7 @@ class Provenance(BaseModel):
     source: str
     base: str = ""
     chat_template: str = ""
+    threat: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
 

@@ -7,6 +7,7 @@ from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.base import check_measured
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.load import write_checkpoint
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
@@ -79,6 +80,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
                 origin=context.study.model,
                 made_by=f"{spec.defense} (seed {seed})",
                 source=spec.on or context.study.model,
+                threat=absolute_name(context.study.threat),
                 parameters=parameters.model_dump(mode="json"),
             )
             write_checkpoint(loaded, folder / "checkpoint", provenance)
