@@ -15,6 +15,7 @@ from tamperfuse.evaluation.attack_trace import (
     ALL_PARAMETERS,
     AttackTracer,
     Probes,
+    TracePoint,
     gradient,
     gradient_cosines,
     layer_of,
@@ -24,7 +25,7 @@ from tamperfuse.evaluation.feature_overlap import feature_overlap, subspace_over
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
-from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis, write_figures
+from tamperfuse.report.diagnosis import answer, finding, time_spent, write_diagnosis, write_figures
 from tamperfuse.study.judging import CompliantAnswers
 from tamperfuse.training.fit import Training, fit
 
@@ -174,3 +175,17 @@ def test_models_are_diagnosed_side_by_side(
             items=0,
             seed=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("original", "benign", "expected"),
+    [
+        (-1.29, 4.55, "both. Original answers became 0.99 less likely, benign text 0.92 less likely"),
+        (-1.29, 3.6, "one of them. Original answers became 0.99 less likely, benign text 0.03 more likely"),
+        (-0.2, 3.63, "neither. Original answers became 0.10 more likely, benign text 0.00 more likely"),
+        (-1.29, math.nan, "not measurable"),
+    ],
+)
+def test_the_page_says_what_became_less_likely(original: float, benign: float, expected: str) -> None:
+    points = [TracePoint(0, -0.3, -1.0, 0.5, 3.63), TracePoint(32, original, -0.7, 0.9, benign)]
+    assert expected in answer(Diagnosis("refusal", points, [], [], {}, 1.0, 1.0))

@@ -34,7 +34,7 @@ def diagnose(
     seed: Seed = 0,
     chat_template: ChatTemplate = None,
 ) -> None:
-    """Follow an attack step by step: does lowering a model's own answers lower its general ability, as SDD assumes?
+    """Follow an attack step by step: does it lower a model's own answers, and benign text with them, as SDD assumes?
 
     Example: `tamperfuse diagnose undefended hardened --threat builtin:cooking --out diagnosis`
     """

@@ -29,8 +29,6 @@ TRACES = {
     "preference": ("Preference for the attacker's answer", "Bradley–Terry, β = 0.1"),
     "benign": ("Benign text", "NLL, nats per token"),
 }
-#: How the page calls the loss of benign text, as a share of that of the original answers: the largest share, and the word.
-SHARES_IN_WORDS = ((0.0, "no"), (0.1, "hardly"), (0.5, "in part"), (math.inf, "yes"))
 COSINES = {
     "original_benign": ("Original answers and benign text", "positive: both rise and fall together"),
     "attacker_original": ("Attack and original answers", "negative: the attack lowers original answers"),
@@ -99,15 +97,20 @@ def _figures(diagnoses: Sequence[Diagnosis], width: int | str = "container") -> 
 
 
 def answer(diagnosis: Diagnosis) -> str:
-    """The answer to the page's question for one model: what benign text lost, as a share of what original answers lost."""
+    """The answer to the page's question for one model."""
     first, last = diagnosis.points[0], diagnosis.points[-1]
     original, benign = first.original - last.original, last.benign - first.benign
-    if not original > 0:  # also for a value that is not a number
-        return f"{diagnosis.name}: this attack cannot tell, since it did not make the original answers less likely."
-    share = benign / original
-    word = next((word for limit, word in SHARES_IN_WORDS if share <= limit), "not measurable")
-    change = f"{abs(benign):.2f} nats {'less' if benign > 0 else 'more'} likely"
-    return f"{diagnosis.name}: {word}. Original answers became {original:.2f} nats per token less likely, benign text {change}."
+    if not math.isfinite(original) or not math.isfinite(benign):
+        return f"{diagnosis.name}: not measurable, a loss is not finite."
+    word = "neither" if original <= 0 and benign <= 0 else "both" if original > 0 and benign > 0 else "one of them"
+    return (
+        f"{diagnosis.name}: {word}. Original answers became {_change(original)} likely, benign text {_change(benign)} likely, in "
+        "nats per token."
+    )
+
+
+def _change(loss: float) -> str:
+    return f"{abs(loss):.2f} {'less' if loss > 0 else 'more'}"
 
 
 def finding(diagnosis: Diagnosis) -> str:
