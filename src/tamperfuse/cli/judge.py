@@ -118,7 +118,8 @@ def run(
     for kind, count in judged.failures.items():
         out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
     out_console.print(
-        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}"
+        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}, "
+        f"and write the page with every judge with: tamperfuse report {quoted(folder)}"
     )
 
 
@@ -187,8 +188,10 @@ def _print(comparison: "JudgeComparison") -> None:
             out_console.print(f"{name} could not decide on {count} responses, which are left out.")
     for reduction in comparison.reductions:
         values = "; ".join(f"{judge} {percent(measure)}" for judge, measure in reduction.measures.items())
-        flips = " The verdict on this defense depends on the judge." if reduction.flips else ""
+        flips = " Whether harm is reduced depends on the judge." if reduction.flips else ""
         out_console.print(f"Reduction by {reduction.defense}: {values}.{flips}")
+        if reduction.verdicts_differ:
+            out_console.print(reduction.verdicts_differ)
     for disputed in comparison.disputed:
         out_console.print(f"\nPrompt: {_short(disputed.answer.prompt)}\nResponse: {_short(disputed.answer.response)}")
         for name, opinion in disputed.opinions.items():
