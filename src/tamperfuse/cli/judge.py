@@ -8,6 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from tamperfuse.cli.options import (
+    ChatTemplate,
     Json,
     JudgeName,
     RunFolder,
@@ -39,7 +40,9 @@ def calibrate(
     ] = "smollm2-135m",
     prompts: Annotated[int, typer.Option(help="Prompts of the evaluation part at most.", min=8)] = 96,
     judge: JudgeName = "builtin",
+    settings: Settings = None,
     as_json: Json = False,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
@@ -47,11 +50,14 @@ def calibrate(
     compared with labels of 120 responses of hardened and attacked models as well.
 
     Example: `tamperfuse judge calibrate`
+
+    Example: `tamperfuse judge calibrate --judge phrases --set window=60`
     """
     from tamperfuse.commands.calibrate import calibrate_judge
     from tamperfuse.study.spec import parse_judge
 
-    calibration = calibrate_judge(threat, reference, prompts, parse_judge(judge))
+    spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
+    calibration = calibrate_judge(threat, reference, prompts, spec, chat_template)
     if as_json:
         print_json(asdict(calibration))
         return
@@ -100,7 +106,7 @@ def run(
     from tamperfuse.commands.judge_run import judge_run
     from tamperfuse.study.spec import parse_judge
 
-    spec = parse_judge({"judge": judge, **parse_settings(settings)})
+    spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
     judged = judge_run(folder, spec, name, dry_run=dry_run)
     if judged is None:
         return
