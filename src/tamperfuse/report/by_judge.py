@@ -1,7 +1,9 @@
 """Verdicts and rates by judge: a section for each model, a row for each state, a column for each judge."""
 
+from collections.abc import Callable
+
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.summary import DefenseSummary
+from tamperfuse.records.summary import DefenseSummary, HarmfulExecution, Measure
 from tamperfuse.report.formatting import label
 from tamperfuse.report.headline import verdict_of
 from tamperfuse.report.inputs import Run
@@ -22,19 +24,25 @@ def by_judge(run: Run) -> list[Section]:
 
 def _rows(run: Run, name: str) -> list[TableRow]:
     parts = [run.summary.defenses[name], *(defenses.get(name) for defenses in run.summary.judges.values())]
-    harm = [part and part.harmful_execution for part in parts]
-    rows = [TableRow("harmful execution before any attack", [measure_cell(h and h.before_attack) for h in harm])]
-    for attack in run.attacks:
-        rows.append(TableRow(f"after {attack}", [measure_cell(h and h.after_attack.get(attack)) for h in harm]))
-    for control in run.controls:
-        cells = [measure_cell(h and h.after_control.get(control)) for h in harm]
-        rows.append(TableRow(f"after {control}", cells, "control"))
+
+    def row(title: str, measure: Callable[[DefenseSummary], Measure | None], note: str = "") -> TableRow:
+        return TableRow(title, [EMPTY if part is None else measure_cell(measure(part)) for part in parts], note)
+
+    def after(attack: str, note: str = "") -> TableRow:
+        return row(f"after {attack}", lambda d: _after(d.harmful_execution).get(attack), note)
+
+    rows = [row("harmful execution before any attack", lambda d: d.harmful_execution.before_attack)]
+    rows += [*map(after, run.attacks), *(after(control, "control") for control in run.controls)]
     if name != UNDEFENDED:
-        reductions = [part and part.reduction_vs_undefended.pooled for part in parts]
+        reductions = [None if part is None else part.reduction_vs_undefended.pooled for part in parts]
         rows.insert(0, TableRow("verdict", [_verdict(part) for part in parts]))
         rows.append(TableRow("reduction, pooled", [measure_cell(one, "difference") for one in reductions]))
-    answered = [measure_cell(part and part.benign_answer_rate) for part in parts]
-    return [*rows, TableRow("harmless prompts answered", answered, "before any attack")]
+    return [*rows, row("harmless prompts answered", lambda d: d.benign_answer_rate, "before any attack")]
+
+
+def _after(harm: HarmfulExecution) -> dict[str, Measure]:
+    """Rates by attack, controls included."""
+    return harm.after_attack | harm.after_control
 
 
 def _verdict(part: DefenseSummary | None) -> Cell:
