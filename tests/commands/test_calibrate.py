@@ -1,10 +1,12 @@
 """What `judge calibrate` computes, and that it takes any judge."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from stand_ins import TEMPLATE
 from tamperfuse.cli.app import main
 from tamperfuse.commands.calibrate import calibrate_judge, labelled_responses
 from tamperfuse.corpora.builtin import builtin_rows
@@ -49,6 +51,31 @@ def test_another_judge_needs_no_model(answered_threat: str, capsys: pytest.Captu
         main(["judge", "calibrate", "--threat", answered_threat, "--reference", "./nowhere", "--judge", "phrases"])
     assert ended.value.code == 0
     assert "Thresholds: none" in capsys.readouterr().out
+
+
+def test_the_judge_has_its_parameters(answered_threat: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["judge", "calibrate", "--threat", answered_threat, "--reference", "./nowhere", "--judge", "phrases"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--set", "window=1", "--json"])
+    assert ended.value.code == 0
+    rates = {row["kind"]: row["false_positive"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rates["refusal"] == 1, "no phrase of refusal fits into one character"
+    for setting, words in (("windo=1", "did you mean 'window'"), ("judge=builtin", "no parameter of judge phrases")):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--set", setting])
+        assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reference_without_a_chat_template_needs_a_stated_one(
+    answered_threat: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    base, template = Path(shutil.copytree(tiny_folder, tmp_path / "base")), tmp_path / "stated.jinja"
+    (base / "chat_template.jinja").unlink()
+    template.write_text(TEMPLATE, encoding="utf-8")
+    with pytest.raises(UserError, match="state a template"):
+        calibrate_judge(answered_threat, str(base), 9)
+    calibration = calibrate_judge(answered_threat, str(base), 9, chat_template=template)
+    assert calibration.thresholds.keys() == {"similarity", "lift", "surprise"}
 
 
 def test_too_few_answers(answered_threat: str, tiny_folder: Path) -> None:

@@ -142,8 +142,29 @@ def test_json_is_what_the_folder_holds(
     name, *options = command
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as ended:
-        main([name, str(tiny_folder), *options, "--threat", str(threat_file), "--out", str(out), "--json"])
+        judge = ["--judge", "phrases", "--set", "judge.window=9"]
+        main([name, str(tiny_folder), *options, *judge, "--threat", str(threat_file), "--out", str(out), "--json"])
     shown = capsys.readouterr()
     assert (ended.value.code or 0) == 0, shown.err
+    assert json.loads(shown.out)["judge"] == {"judge": "phrases", "window": 9}
     assert json.loads(shown.out) == json.loads((out / file).read_text())
     assert json.loads(shown.out)["measures"]["harmful_execution"]
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "words"),
+    [
+        (["evaluate"], "window=9", "write --set judge.window="),
+        (["evaluate"], "judge.windo=9", "did you mean 'window'"),
+        (["attack", "--attack", "merge"], "judge.windo=9", "did you mean 'window'"),
+        (["attack", "--attack", "merge"], "window=9", "no parameter of attack merge"),
+    ],
+)
+def test_parameters_of_the_judge_begin_with_judge(
+    command: list[str], setting: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *options = command
+    rest = ["--threat", "builtin:cooking", "--out", str(tmp_path / "out"), "--judge", "phrases", "--set", setting]
+    with pytest.raises(SystemExit) as ended:
+        main([name, "./nowhere", *options, *rest])
+    assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())

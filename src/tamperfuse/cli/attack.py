@@ -13,11 +13,10 @@ from tamperfuse.cli.options import (
     Reference,
     ReportTo,
     Seed,
-    Settings,
     ThreatSource,
     out_console,
+    parse_judge_settings,
     parse_reporters,
-    parse_settings,
     print_json,
 )
 
@@ -35,7 +34,14 @@ def attack(
         bool, typer.Option("--keep-attacked", help="Keep the attacked weights; they are deleted by default.")
     ] = False,
     judge: JudgeName = "builtin",
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A parameter of the attack as key=value, or of the judge as judge.key=value; repeat for several.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
     as_json: Json = False,
@@ -48,8 +54,8 @@ def attack(
     from tamperfuse.commands.attack import attack_model
     from tamperfuse.records.files import read_json
     from tamperfuse.records.process import is_main
-    from tamperfuse.study.spec import parse_judge
 
+    spec, parameters = parse_judge_settings(judge, settings)
     lines = attack_model(
         model,
         attack,
@@ -58,10 +64,10 @@ def attack(
         reference=reference,
         retain=retain,
         keep=keep_attacked,
-        settings=parse_settings(settings),
+        settings=parameters,
         seed=seed,
         report_to=parse_reporters(report_to),
-        judge=parse_judge(judge),
+        judge=spec,
         chat_template=chat_template,
     )
     if as_json:

@@ -4,14 +4,16 @@ from tamperfuse.cli.options import (
     ChatTemplate,
     Json,
     JudgeName,
+    JudgeSettings,
     Model,
     Out,
     Reference,
     ThreatSource,
     out_console,
+    parse_judge_settings,
     print_json,
 )
-from tamperfuse.records.errors import quoted
+from tamperfuse.records.errors import UserError, quoted
 
 
 def evaluate(
@@ -20,20 +22,24 @@ def evaluate(
     out: Out,
     reference: Reference = None,
     judge: JudgeName = "builtin",
+    settings: JudgeSettings = None,
     as_json: Json = False,
     chat_template: ChatTemplate = None,
 ) -> None:
     """Measure a model: harmful execution, benign answers, capability, benign NLL.
 
     Example: `tamperfuse evaluate hardened --threat builtin:cooking --out measured`
+
+    Example: `tamperfuse evaluate hardened --threat builtin:cooking --judge phrases --set judge.window=60 --out measured`
     """
     from tamperfuse.commands.evaluate import evaluate_model
     from tamperfuse.records.files import read_json
-    from tamperfuse.study.spec import parse_judge
 
-    lines = evaluate_model(
-        model, threat, out, reference=reference, judge=parse_judge(judge), chat_template=chat_template
-    )
+    spec, others = parse_judge_settings(judge, settings)
+    if others:
+        name = next(iter(others))
+        raise UserError(f"--set {name}=…: evaluate has parameters of the judge only; write --set judge.{name}=….")
+    lines = evaluate_model(model, threat, out, reference=reference, judge=spec, chat_template=chat_template)
     if as_json:
         print_json(read_json(out / "evaluation.json"))
         return

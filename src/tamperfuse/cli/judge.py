@@ -8,6 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from tamperfuse.cli.options import (
+    ChatTemplate,
     Json,
     JudgeName,
     RunFolder,
@@ -39,7 +40,9 @@ def calibrate(
     ] = "smollm2-135m",
     prompts: Annotated[int, typer.Option(help="Prompts of the evaluation part at most.", min=8)] = 96,
     judge: JudgeName = "builtin",
+    settings: Settings = None,
     as_json: Json = False,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
@@ -47,11 +50,14 @@ def calibrate(
     compared with labels of 120 responses of hardened and attacked models as well.
 
     Example: `tamperfuse judge calibrate`
+
+    Example: `tamperfuse judge calibrate --judge phrases --set window=60`
     """
     from tamperfuse.commands.calibrate import calibrate_judge
     from tamperfuse.study.spec import parse_judge
 
-    calibration = calibrate_judge(threat, reference, prompts, parse_judge(judge))
+    spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
+    calibration = calibrate_judge(threat, reference, prompts, spec, chat_template)
     if as_json:
         print_json(asdict(calibration))
         return
@@ -100,7 +106,7 @@ def run(
     from tamperfuse.commands.judge_run import judge_run
     from tamperfuse.study.spec import parse_judge
 
-    spec = parse_judge({"judge": judge, **parse_settings(settings)})
+    spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
     judged = judge_run(folder, spec, name, dry_run=dry_run)
     if judged is None:
         return
@@ -118,7 +124,8 @@ def run(
     for kind, count in judged.failures.items():
         out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
     out_console.print(
-        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}"
+        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}, "
+        f"and write the page with every judge with: tamperfuse report {quoted(folder)}"
     )
 
 
@@ -187,8 +194,10 @@ def _print(comparison: "JudgeComparison") -> None:
             out_console.print(f"{name} could not decide on {count} responses, which are left out.")
     for reduction in comparison.reductions:
         values = "; ".join(f"{judge} {percent(measure)}" for judge, measure in reduction.measures.items())
-        flips = " The verdict on this defense depends on the judge." if reduction.flips else ""
+        flips = " Whether harm is reduced depends on the judge." if reduction.flips else ""
         out_console.print(f"Reduction by {reduction.defense}: {values}.{flips}")
+        if reduction.verdicts_differ:
+            out_console.print(reduction.verdicts_differ)
     for disputed in comparison.disputed:
         out_console.print(f"\nPrompt: {_short(disputed.answer.prompt)}\nResponse: {_short(disputed.answer.response)}")
         for name, opinion in disputed.opinions.items():

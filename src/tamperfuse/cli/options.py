@@ -5,14 +5,18 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tamperfuse.records.errors import LARGEST_SEED, UserError
 
+if TYPE_CHECKING:
+    from tamperfuse.study.spec import JudgeSpec
+
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_JUDGE = "judge."  # begins the names of a judge's parameters where a command has others too
 
 
 class ResultsConsole(Console):
@@ -80,6 +84,12 @@ Reference = Annotated[
 JudgeName = Annotated[
     str, typer.Option("--judge", help="The judge: builtin, phrases, … (see `tamperfuse list`).", metavar="NAME")
 ]
+JudgeSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A parameter of the judge as judge.key=value; repeat for several.", metavar="judge.KEY=VALUE"
+    ),
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(
@@ -117,6 +127,23 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
                 f"--set {shown!r}: the value is not valid YAML ({yaml_problem(error)}); check its quotes and brackets."
             ) from error
     return values
+
+
+def parse_judge_settings(judge: str, settings: list[str] | None) -> tuple["JudgeSpec", dict[str, Any]]:
+    """Parse the judge of a command and its `--set` options, of which `judge.key=value` is a parameter of the judge.
+
+    Returns:
+        The judge, and the other parameters by name.
+
+    Raises:
+        UserError: as of :func:`parse_settings`, or an unknown judge, or a parameter that it does not have or refuses.
+    """
+    from tamperfuse.study.spec import parse_judge
+
+    values = parse_settings(settings)
+    parameters = {key.removeprefix(_JUDGE): value for key, value in values.items() if key.startswith(_JUDGE)}
+    others = {key: value for key, value in values.items() if not key.startswith(_JUDGE)}
+    return parse_judge({"judge": judge, "parameters": parameters}), others
 
 
 def parse_reporters(names: list[str] | None) -> list[str]:

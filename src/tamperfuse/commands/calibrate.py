@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import Part, load_threat
@@ -10,6 +11,7 @@ from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.agreement import Agreement, LabelAgreement, against_labels, agreement
 from tamperfuse.evaluation.calibrate import CalibrationRow, table
 from tamperfuse.evaluation.judges import JUDGES, Answer, Verdict
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.judging import Judging, compliant_answers, load_encoder
@@ -49,7 +51,13 @@ class Calibration:
     labelled: LabelledResponses | None
 
 
-def calibrate_judge(threat: str, reference: str, limit: int, judge: JudgeSpec | None = None) -> Calibration:
+def calibrate_judge(
+    threat: str,
+    reference: str,
+    limit: int,
+    judge: JudgeSpec | None = None,
+    chat_template: Path | None = None,
+) -> Calibration:
     """Calibrate the judge on the attacker part, as studies do, and test it on the evaluation part.
 
     Args:
@@ -57,15 +65,17 @@ def calibrate_judge(threat: str, reference: str, limit: int, judge: JudgeSpec | 
         reference: the model whose compliant answers count as executed requests.
         limit: number of prompts of the evaluation part, at most.
         judge: the judge with its parameters; None for the default one.
+        chat_template: file with a chat template, in place of that of the reference.
 
     Raises:
         UserError: bad input, or a reference that complies with fewer than 8 prompts of a part.
     """
-    encoder, load = load_encoder(), cache(partial(load_model, reference))
+    template, encoder = read_template(chat_template), load_encoder()
+    load = cache(partial(load_model, reference, chat_template=template))
     prompts, spec = load_threat(threat, encoder), judge or parse_judge(DEFAULT_JUDGE)
     answered = all(p.response for part in ANSWERED for p in prompts.part(part))
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
-        prompts = within_window(prompts, reference, RESPONSE_TOKENS)
+        prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
     judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
     attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS, encoder).pairs
     evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS, encoder).pairs

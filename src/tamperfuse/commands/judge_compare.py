@@ -14,6 +14,7 @@ from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.reading import check_file
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import Measure, read_summary
+from tamperfuse.report.headline import difference_between_judges, verdicts_by_judge
 from tamperfuse.study.further_judges import RESPONSES, SCORES, response_folders
 from tamperfuse.study.recorded import RecordedRun, read_recorded
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow, read_rows
@@ -55,11 +56,15 @@ class ReductionRow:
 
     Attributes:
         flips: whether some judges resolve a reduction and others do not, or find the opposite.
+        verdicts: on the defense, as the report has them, by judge.
+        verdicts_differ: how they differ, in a sentence; "" where they do not.
     """
 
     defense: str
     measures: dict[str, Measure]
     flips: bool
+    verdicts: dict[str, str]
+    verdicts_differ: str
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,9 @@ def _reductions(run: Path, first: str) -> list[ReductionRow]:
             signs = {
                 (m.value > 0) - (m.value < 0) if m.resolved and m.value is not None else 0 for m in measures.values()
             }
-            rows.append(ReductionRow(name, measures, flips=len(signs) > 1))
+            verdicts = {judge: category.value for judge, category in verdicts_by_judge(summary, name).items()}
+            sentence = difference_between_judges(summary, name)
+            rows.append(ReductionRow(name, measures, len(signs) > 1, verdicts, sentence))
     return rows
 
 

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import DefenseSummary, Measure, Summary
 from tamperfuse.report.formatting import is_resolved, label, rough, span
-from tamperfuse.report.headline import HOLDS_BELOW, Category, verdict_of
+from tamperfuse.report.headline import (
+    HOLDS_BELOW,
+    Category,
+    difference_between_judges,
+    judges_contradict,
+    verdict_of,
+)
 
 #: A resolved loss of this size before any attack (of harmless prompts answered, or of capability) is a price to weigh.
 PRICE_TO_WEIGH = 0.05
@@ -22,6 +28,7 @@ class PlainAnswer:
         effect: how much the attacked model executes, beside the undefended one.
         price: what it costs before any attack.
         advice: what to do.
+        judges: how the verdict differs between judges; "" where it does not.
     """
 
     defense: str
@@ -30,14 +37,23 @@ class PlainAnswer:
     effect: str
     price: str
     advice: str
+    judges: str
 
 
 def answer_of(summary: Summary, name: str) -> PlainAnswer:
     """The plain answer about one defense of a summary."""
     defense = summary.defenses[name]
-    category = verdict_of(defense)
+    advice = _advice(defense)
+    if judges_contradict(summary, name):
+        advice += " First read the answers on which the judges disagree."
     return PlainAnswer(
-        name, category, _answer(defense, label(name)), _effect(summary, name), _price(summary, name), _advice(defense)
+        defense=name,
+        category=verdict_of(defense),
+        answer=_answer(defense, label(name)),
+        effect=_effect(summary, name),
+        price=_price(summary, name),
+        advice=advice,
+        judges=difference_between_judges(summary, name),
     )
 
 

@@ -48,12 +48,14 @@ class Headline:
         category: the verdict.
         sentence: the verdict with its numbers.
         price: what the defense costs before any attack, and whether attacks degrade the model.
+        judges: how the verdict differs between judges; "" where it does not.
     """
 
     defense: str
     category: Category
     sentence: str
     price: str
+    judges: str
 
 
 def headline_of(summary: Summary, name: str, last_step: int) -> Headline:
@@ -65,7 +67,41 @@ def headline_of(summary: Summary, name: str, last_step: int) -> Headline:
         last_step: the last evaluated step of attacks that train, up to which a defense can be said to hold.
     """
     category = verdict_of(summary.defenses[name])
-    return Headline(name, category, _sentence(summary, name, category, last_step), price_of(summary, name))
+    sentence, price = _sentence(summary, name, category, last_step), price_of(summary, name)
+    return Headline(name, category, sentence, price, difference_between_judges(summary, name))
+
+
+def verdicts_by_judge(summary: Summary, name: str) -> dict[str, Category]:
+    """The verdict on one defense by the verdicts of every judge, that of the run first."""
+    by_judge = {summary.judge: summary.defenses, **summary.judges}
+    return {judge: verdict_of(defenses[name]) for judge, defenses in by_judge.items() if name in defenses}
+
+
+def judges_contradict(summary: Summary, name: str) -> bool:
+    """Whether two judges come to different verdicts on one defense; one that cannot tell contradicts none."""
+    return len(set(verdicts_by_judge(summary, name).values()) - {Category.UNKNOWN}) > 1
+
+
+def difference_between_judges(summary: Summary, name: str) -> str:
+    """How the verdict on one defense differs between judges, in a sentence; "" where it does not."""
+    judges: dict[Category, list[str]] = {}
+    for judge, category in verdicts_by_judge(summary, name).items():
+        judges.setdefault(category, []).append(f"\N{LEFT DOUBLE QUOTATION MARK}{judge}\N{RIGHT DOUBLE QUOTATION MARK}")
+    if len(judges) < 2:
+        return ""
+    words = {
+        Category.HOLDS: "{} holds",
+        Category.SLOWS: "{} slows the attacker but does not stop it",
+        Category.FAILS: "{} does not hold",
+        Category.UNKNOWN: "whether {} holds cannot be told",
+    }
+    titles = [label(name), *["it"] * (len(judges) - 1)]
+    parts = [
+        f"by {' and '.join(names)} {words[category].format(title)}"
+        for (category, names), title in zip(judges.items(), titles, strict=True)
+    ]
+    text = "; ".join(parts)
+    return f"The verdict depends on the judge: {text}." if judges_contradict(summary, name) else f"B{text[1:]}."
 
 
 def _malicious(defense: DefenseSummary) -> list[str]:

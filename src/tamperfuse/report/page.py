@@ -8,6 +8,7 @@ from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.browser import browser_data
+from tamperfuse.report.by_judge import by_judge, judges_of
 from tamperfuse.report.downloads import citation, csv_text, data_uri
 from tamperfuse.report.figures import Figure, all_figures, legend
 from tamperfuse.report.headline import THRESHOLDS, Headline, headline_of
@@ -47,7 +48,8 @@ def write_report(run: Path) -> Path:
 
 def headline(run: Path) -> str:
     """The verdict on every defense of a finished run and its price, a line each, for the terminal."""
-    return "\n".join(f"{one.sentence} {one.price}" for one in _headlines(read_folder(run)))
+    lines = [(one.sentence, one.judges, one.price) for one in _headlines(read_folder(run))]
+    return "\n".join(" ".join(text for text in line if text) for line in lines)
 
 
 def _headlines(run: Run) -> list[Headline]:
@@ -61,7 +63,7 @@ def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figure
     return render_page(
         "report.html.j2",
         figures,
-        _contents(figures, by_kind),
+        _contents(run, figures, by_kind),
         ["browser.js"],
         run=run,
         answers=[answer_of(run.summary, one.defense) for one in headlines],
@@ -71,6 +73,8 @@ def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figure
         thresholds=THRESHOLDS,
         legend=legend(run),
         sections=table(run),
+        judges=judges_of(run),
+        by_judge=by_judge(run),
         by_kind=by_kind,
         complete=run_answers.complete,
         answer_count=len(run_answers.answers),
@@ -82,11 +86,12 @@ def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figure
     )
 
 
-def _contents(figures: list[Figure], by_kind: Breakdown | None) -> list[tuple[str, str]]:
+def _contents(run: Run, figures: list[Figure], by_kind: Breakdown | None) -> list[tuple[str, str]]:
     """The page's parts: (anchor, title)."""
     return [
         ("result", "Result"),
         *((figure.name, SHORT_TITLES[figure.name]) for figure in figures),
+        *([("judges", "Judges")] if run.summary.judges else []),
         *([("kinds", "Kinds of prompts")] if by_kind else []),
         ("answers", "Every answer"),
         ("measures", "Every measure"),
