@@ -3,10 +3,11 @@
     python benchmarks/kill_study.py            2 defenses, 6 attacks, 10 kills
     python benchmarks/kill_study.py --quick    2 attacks, 3 kills
 
-The model is the tiny one of the tests, with random weights. Each run is `tamperfuse run` in a process of its own, whose trainings
-write a checkpoint after every step. The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time
-after i tenths of them have results. "ours" is the total time of all runs of the killed study, "rival" that of the uninterrupted
-one; most of the difference is the start of Python. The last line is JSON.
+The model is the tiny one of the tests, with random weights; as in the tests, the sentence encoder and the capability tasks are
+replaced by quick ones. Each run is `tamperfuse run` in a process of its own, whose trainings write a checkpoint after every step.
+The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time after i tenths of them have results.
+"ours" is the total time of all runs of the killed study, "rival" that of the uninterrupted one; most of the difference is the
+start of Python. The last line is JSON.
 """
 
 import argparse
@@ -23,10 +24,14 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1] / "tests"
 PROGRAM = """
 import sys
+sys.path.insert(0, sys.argv[1])
+from stand_ins import WordCountEncoder, quick_capability
+from tamperfuse.study import judging, observe
 from tamperfuse.training import checkpoints
+judging.SentenceEncoder, observe.measure_capability = WordCountEncoder, quick_capability
 checkpoints.INTERVAL = 0.0
 from tamperfuse.cli.app import main
-main(sys.argv[1:])
+main(sys.argv[2:])
 """
 TRAINED = {"steps": 6, "batch": 2, "learning_rate": 1e-3}
 STUDY = {
@@ -78,7 +83,7 @@ def start(study: Path, out: Path) -> "subprocess.Popen[bytes]":
     """Start a run in a process of its own, whose log is `log.txt` beside the run's folder."""
     out.parent.mkdir(exist_ok=True)
     with (out.parent / "log.txt").open("ab") as log:
-        command = [sys.executable, "-c", PROGRAM, "run", str(study), "--out", str(out)]
+        command = [sys.executable, "-c", PROGRAM, str(TESTS), "run", str(study), "--out", str(out)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 

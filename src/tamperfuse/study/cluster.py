@@ -63,7 +63,7 @@ def connected(address: str | None = None) -> Iterator[list[ClusterMachine]]:
     """
     if find_spec("ray") is None:
         raise UserError("--executor ray needs Ray: pip install 'tamperfuse[ray]'.")
-    address = address or os.environ.get("RAY_ADDRESS", "local")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address not in ("auto", "local"):
         _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
