@@ -112,7 +112,8 @@ class _WorkerPool:
                 while worker.connection.poll():
                     word, *rest = worker.connection.recv()
                     if word == "log":
-                        relog(*rest, worker.node.label if worker.node else "")
+                        level, text = rest
+                        relog(level, text, worker.node.label if worker.node else "")
                     elif word == "failed":
                         raise rest[0]
                     elif worker.node is not None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,8 @@ def run_study(
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
     start, started = time.perf_counter(), datetime.now(UTC)
-    with cluster.connected(address) if executor == "ray" and not dry_run else nullcontext([]) as machines:
+    with ExitStack() as stack:
+        machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
         context = StudyContext.open(study, out)
         study = context.study
         every_node = build_nodes(context)
