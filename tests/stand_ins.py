@@ -4,7 +4,8 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.run import study_nodes
 from tamperfuse.study.spec import Study
+from tamperfuse.training import checkpoints
+from tamperfuse.training.loop import Loop
 from tamperfuse.training.objectives import Accumulate, Objective, SupervisedObjective
 from tamperfuse.training.weights import SimulatedAttacker, gradients, project_out
 
@@ -171,3 +174,30 @@ def quick_study_nodes(study: Study, out: Path) -> list[Node]:
     judging.SentenceEncoder = WordCountEncoder  # type: ignore[misc, assignment]
     observe.measure_capability = quick_capability  # type: ignore[assignment]
     return study_nodes(study, out)
+
+
+def failing_study_nodes(study: Study, out: Path) -> list[Node]:
+    """As :func:`quick_study_nodes`; the first attack raises a UserError."""
+    nodes = quick_study_nodes(study, out)
+    first = next(i for i, node in enumerate(nodes) if node.kind == "attack")
+
+    def fail(folder: Path) -> Outcome:
+        raise UserError("This node fails: mend it.")
+
+    return [replace(node, run=fail) if i == first else node for i, node in enumerate(nodes)]
+
+
+def dying_study_nodes(study: Study, out: Path) -> list[Node]:
+    """As :func:`quick_study_nodes`; the first training of three steps kills its process after the first one, once."""
+    checkpoints.INTERVAL = 0.0
+    plain = Loop.checkpoint
+
+    def checkpoint(self: Loop, ends: bool) -> None:
+        plain(self, ends)
+        if (self.state.global_step, self.state.max_steps) == (1, 3):
+            with suppress(FileExistsError):
+                (out / "killed").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Loop.checkpoint = checkpoint  # type: ignore[method-assign]
+    return quick_study_nodes(study, out)

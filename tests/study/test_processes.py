@@ -22,11 +22,12 @@ from tamperfuse.study import processes
 from tamperfuse.study.announce import plan_nodes
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.node import FinishedNode, execute
-from tamperfuse.study.processes import WorkerSettings, run_in_processes
+from tamperfuse.study.processes import run_in_processes
 from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
+from tamperfuse.study.worker import WorkerSettings
 
 pytestmark = pytest.mark.slow  # every worker loads torch
 WIDE = ((), (), (0,), (0, 1), (2, 3), (), (5, 4))  # two chains that meet

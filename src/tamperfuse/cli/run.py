@@ -16,6 +16,7 @@ class Executor(StrEnum):
 
     local = "local"
     processes = "processes"
+    ray = "ray"
 
 
 def run(
@@ -24,11 +25,22 @@ def run(
     dry_run: DryRun = False,
     only: Only = None,
     executor: Annotated[
-        Executor, typer.Option(help="local: one node after another; processes: several at a time, in processes.")
+        Executor,
+        typer.Option(help="local: one node after another; processes: several at a time; ray: on a Ray cluster."),
     ] = Executor.local,
     workers: Annotated[
-        int, typer.Option(min=1, max=256, help="Number of processes, which share the threads of this machine.")
+        int,
+        typer.Option(
+            min=1, max=256, help="Nodes that run at a time; they share the threads of the machine or cluster."
+        ),
     ] = 2,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: HOST:PORT of its head, or auto. By default RAY_ADDRESS, or one of this machine alone.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     disk: Disk = None,
     report_to: ReportTo = None,
     yes: Annotated[
@@ -45,11 +57,14 @@ def run(
     Example: `tamperfuse run studies/attacks.yaml --out runs/attacks --only "sdd under merge*" --dry-run`
 
     Example: `tamperfuse run studies/attacks.yaml --out runs/attacks --executor processes --workers 4 --disk 50`
+
+    Example: `tamperfuse run studies/attacks.yaml --out /shared/attacks --executor ray --address auto --workers 8`
     """
     options = {
         "only": only or [],
         "executor": executor.value,
         "workers": workers,
+        "address": address,
         "disk": disk,
         "report_to": parse_reporters(report_to),
         "confirmed": yes,

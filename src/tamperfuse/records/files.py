@@ -222,12 +222,13 @@ def locked_output(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, out: Path) -> Iterator[None]:
+def locked(path: Path, out: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold a lock file, which is removed at the end.
 
     Args:
         path: of the lock file; its folder is created.
         out: the folder that it protects, for messages.
+        patience: seconds to wait for a process that holds it.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -235,7 +236,7 @@ def locked(path: Path, out: Path) -> Iterator[None]:
     lock = FileLock(path)
     try:
         _make_folder(path.parent)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout as error:  # an OSError too
         raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
     except OSError as error:

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,14 +23,16 @@ from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.records.yaml import read_yaml
+from tamperfuse.study import cluster
 from tamperfuse.study.announce import announce, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import check_affordable
 from tamperfuse.study.node import FinishedNode, Node, execute, is_finished
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.processes import WorkerSettings, run_in_processes
+from tamperfuse.study.processes import run_in_processes
 from tamperfuse.study.progress import RunProgress
+from tamperfuse.study.ray_tasks import run_on_cluster
 from tamperfuse.study.remaining import disk_needed, finished_keys
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
@@ -39,10 +42,11 @@ from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
+from tamperfuse.study.worker import WorkerSettings
 
 log = logging.getLogger("tamperfuse")
 
-ExecutorName = Literal["local", "processes"]
+ExecutorName = Literal["local", "processes", "ray"]
 
 
 def run_study(
@@ -53,6 +57,7 @@ def run_study(
     only: Sequence[str] = (),
     executor: ExecutorName = "local",
     workers: int = 2,
+    address: str | None = None,
     disk: float | None = None,
     report_to: Sequence[str] = (),
     confirmed: bool = False,
@@ -65,8 +70,10 @@ def run_study(
         dry_run: print the plan and stop.
         only: patterns of labels: only nodes that match one run, with those that they depend on. Results are written once all
             nodes of the study have run.
-        executor: "local" runs one node after another in this process, "processes" several at a time in processes of their own.
-        workers: number of these processes; they share the threads of this one.
+        executor: "local" runs one node after another in this process, "processes" several at a time in processes of their own,
+            "ray" several at a time on a Ray cluster, whose machines see `out` through a shared file system.
+        workers: number of nodes that run at a time; they share the threads of this process, or of the cluster.
+        address: of the Ray cluster (:func:`tamperfuse.study.cluster.connected`).
         disk: size in GB (10**9 bytes) that the run's folder may reach; None for no limit.
         report_to: experiment trackers that trainings report to.
         confirmed: whether a study that is estimated to take more than 30 days may start.
@@ -76,41 +83,62 @@ def run_study(
 
     Raises:
         UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
-            more memory, disk or time than there is.
+            more memory, disk or time than there is; Ray is not installed, its cluster does not answer, or a machine of it does
+            not see the folder.
     """
+    if address is not None and executor != "ray":
+        raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
     start, started = time.perf_counter(), datetime.now(UTC)
-    context = StudyContext.open(study, out)
-    study = context.study
-    every_node = build_nodes(context)
-    nodes = select_nodes(every_node, only)
-    workers = workers if executor == "processes" else 1
-    size, threads = parameter_count(study.model), max(1, torch.get_num_threads() // workers)
-    plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
-    seconds = announce(nodes, plan, done, out, size)
-    if dry_run:
-        return None
-    needed = disk_needed(plan.nodes, done, workers)
-    check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=workers)
-    ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))
-    ceiling.check_plan(needed)
-    with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
-        _check_same(out / "study.yaml", study)
-        clear_staging(out / "nodes")
-        write_text(out / "study.yaml", study.to_yaml())
-        write_plan(out, plan_nodes(every_node, size, workers, threads))
-        with RunProgress(plan, done) as progress:
-            watch = RunWatch(nodes, plan, ceiling, progress)
-            if executor == "processes":
-                settings = WorkerSettings(partial(study_nodes, study, out), out, report_to, threads)
-                finished = run_in_processes(nodes, settings, workers, watch)
-            else:
-                finished = [run_here(out, node, watch, report_to) for node in nodes]
-        log_work(finished)
-        if len(nodes) < len(every_node):
-            _log_rest(out, every_node)
+    with ExitStack() as stack:
+        machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
+        context = StudyContext.open(study, out)
+        study = context.study
+        every_node = build_nodes(context)
+        nodes = select_nodes(every_node, only)
+        size = parameter_count(study.model)
+        workers, threads = _division(nodes, size, executor, workers, machines)
+        plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
+        seconds = announce(nodes, plan, done, out, size)
+        if dry_run:
             return None
-        record = _record(finished, started, time.perf_counter() - start)
-        return _write_results(study, out, finished, record, context.threat.source)
+        needed = disk_needed(plan.nodes, done, workers)
+        processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
+        check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
+        ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))
+        ceiling.check_plan(needed)
+        with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
+            _check_same(out / "study.yaml", study)
+            clear_staging(out / "nodes")
+            write_text(out / "study.yaml", study.to_yaml())
+            write_plan(out, plan_nodes(every_node, size, workers, threads))
+            with RunProgress(plan, done) as progress:
+                watch = RunWatch(nodes, plan, ceiling, progress)
+                place = out.absolute()  # other processes may have another current folder
+                settings = WorkerSettings(partial(study_nodes, study, place), place, report_to, threads)
+                if executor == "ray":
+                    cluster.check_shared(place, machines, threads)
+                    finished = run_on_cluster(nodes, settings, workers, size, watch)
+                elif executor == "processes":
+                    finished = run_in_processes(nodes, settings, workers, watch)
+                else:
+                    finished = [run_here(out, node, watch, report_to) for node in nodes]
+            log_work(finished)
+            if len(nodes) < len(every_node):
+                _log_rest(out, every_node)
+                return None
+            record = _record(finished, started, time.perf_counter() - start)
+            return _write_results(study, out, finished, record, context.threat.source)
+
+
+def _division(
+    nodes: Sequence[Node], size: int, executor: ExecutorName, workers: int, machines: Sequence[cluster.ClusterMachine]
+) -> tuple[int, int]:
+    """How many nodes run at a time, and the threads of each."""
+    if machines:
+        memory = max(cluster.node_memory(node, size) for node in nodes)
+        return cluster.divide(machines, workers, memory, cluster.node_gpus())
+    workers = 1 if executor == "local" else workers
+    return workers, max(1, torch.get_num_threads() // workers)
 
 
 def study_nodes(study: Study, out: Path) -> list[Node]:
