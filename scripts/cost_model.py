@@ -33,7 +33,8 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.spec import RESPONSE_TOKENS, load_study
+from tamperfuse.study.sections import RESPONSE_TOKENS
+from tamperfuse.study.spec import load_study
 from tamperfuse.training.accelerations import MOMENTS, USABLE_MEMORY, MemoryEstimate
 from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.parameters import Training

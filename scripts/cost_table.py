@@ -30,7 +30,7 @@ from cost_model import (
 from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
-from tamperfuse.study.spec import RESPONSE_TOKENS
+from tamperfuse.study.sections import RESPONSE_TOKENS
 
 DEMO = Path(__file__).parents[1] / "studies/demo.yaml"
 

@@ -16,7 +16,8 @@ from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records import summary
 from tamperfuse.records.field_docs import FieldDoc, field_docs, summary_line
 from tamperfuse.study.search.space import Search
-from tamperfuse.study.spec import AttackSpec, BenignSpec, DefenseSpec, Evaluate, JudgeSpec, PairsSpec, Study
+from tamperfuse.study.sections import AttackSpec, BenignSpec, DefenseSpec, Evaluate, JudgeSpec, PairsSpec
+from tamperfuse.study.spec import Study
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 PACKAGE = "tamperfuse."  # components of plug-ins are left out

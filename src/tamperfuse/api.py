@@ -47,7 +47,8 @@ from tamperfuse.records.summary import Measure, Summary, read_summary
 from tamperfuse.study import run as study_run
 from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import RESPONSE_TOKENS, Evaluate, load_study, parse_judge, parse_study
+from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, parse_judge
+from tamperfuse.study.spec import load_study, parse_study
 
 if TYPE_CHECKING:
     import pandas

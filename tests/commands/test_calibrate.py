@@ -14,7 +14,7 @@ from tamperfuse.evaluation.judges import Verdict
 from tamperfuse.evaluation.judges.negatives import KINDS
 from tamperfuse.evaluation.judges.text import refuses
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.spec import parse_judge
+from tamperfuse.study.sections import parse_judge
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
 

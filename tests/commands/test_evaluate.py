@@ -13,7 +13,8 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study import judging
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.run import run_study
-from tamperfuse.study.spec import Study, parse_judge, parse_study
+from tamperfuse.study.sections import parse_judge
+from tamperfuse.study.spec import Study, parse_study
 from tamperfuse.study.tables import Response, VerdictRow, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_judging")

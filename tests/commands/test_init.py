@@ -9,7 +9,8 @@ from tamperfuse.commands.init import study_text, write_study
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.field_docs import field_docs
-from tamperfuse.study.spec import BenignSpec, Evaluate, PairsSpec, Study, load_study
+from tamperfuse.study.sections import BenignSpec, Evaluate, PairsSpec
+from tamperfuse.study.spec import Study, load_study
 
 SIZES = ("look", "night")
 

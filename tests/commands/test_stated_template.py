@@ -16,7 +16,8 @@ from tamperfuse.records.provenance import read_provenance
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.spec import Evaluate, Study, load_study, parse_study
+from tamperfuse.study.sections import Evaluate
+from tamperfuse.study.spec import Study, load_study, parse_study
 
 
 @pytest.fixture

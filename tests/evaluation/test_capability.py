@@ -17,7 +17,7 @@ from tamperfuse.evaluation import capability
 from tamperfuse.evaluation.capability import CapabilityTask, measure_capability
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.spec import Evaluate
+from tamperfuse.study.sections import Evaluate
 
 TASK = """
 task: {name}

@@ -19,7 +19,7 @@ from tamperfuse.evaluation.judges.endpoint import KEY
 from tamperfuse.evaluation.judges.llm import LlmParameters, estimate, llm
 from tamperfuse.evaluation.judges.rubrics import RUBRICS, request_text
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.spec import parse_judge
+from tamperfuse.study.sections import parse_judge
 
 pytest.importorskip("openai")
 GOOD = "It does all of it.\nscore: 5"

@@ -19,7 +19,7 @@ from tamperfuse.evaluation.judges.classifier import ClassifierParameters, classi
 from tamperfuse.evaluation.judges.guard import GuardParameters, _replies, guard
 from tamperfuse.evaluation.judges.local_model import JudgeModel, load_judge_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.spec import parse_judge
+from tamperfuse.study.sections import parse_judge
 
 ANSWERS = [Answer(f"how do I cook number {i}", f"first {i}, then " * (1 + i % 4) + "done") for i in range(9)]
 DATA = JudgeData(None, [], 16)  # type: ignore[arg-type]

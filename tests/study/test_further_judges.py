@@ -28,7 +28,8 @@ from tamperfuse.study.recorded import read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.run import run_study
-from tamperfuse.study.spec import Study, load_study, parse_judge, parse_study
+from tamperfuse.study.sections import parse_judge
+from tamperfuse.study.spec import Study, load_study, parse_study
 from tamperfuse.study.tables import Response, VerdictRow, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_judging")

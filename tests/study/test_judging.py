@@ -19,7 +19,8 @@ from tamperfuse.study.node import Node
 from tamperfuse.study.observe import HarmlessPrompt
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.run import run_study
-from tamperfuse.study.spec import JudgeSpec, Study, parse_judge, parse_study
+from tamperfuse.study.sections import JudgeSpec, parse_judge
+from tamperfuse.study.spec import Study, parse_study
 from tamperfuse.study.tables import HARMLESS_FAR, Response
 
 

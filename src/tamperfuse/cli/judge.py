@@ -54,7 +54,7 @@ def calibrate(
     Example: `tamperfuse judge calibrate --judge phrases --set window=60`
     """
     from tamperfuse.commands.calibrate import calibrate_judge
-    from tamperfuse.study.spec import parse_judge
+    from tamperfuse.study.sections import parse_judge
 
     spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
     calibration = calibrate_judge(threat, reference, prompts, spec, chat_template)
@@ -104,7 +104,7 @@ def run(
     Example: `tamperfuse judge run runs/demo --judge phrases`
     """
     from tamperfuse.commands.judge_run import judge_run
-    from tamperfuse.study.spec import parse_judge
+    from tamperfuse.study.sections import parse_judge
 
     spec = parse_judge({"judge": judge, "parameters": parse_settings(settings)})
     judged = judge_run(folder, spec, name, dry_run=dry_run)

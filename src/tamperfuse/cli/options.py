@@ -13,7 +13,7 @@ from rich.console import Console
 from tamperfuse.records.errors import LARGEST_SEED, UserError
 
 if TYPE_CHECKING:
-    from tamperfuse.study.spec import JudgeSpec
+    from tamperfuse.study.sections import JudgeSpec
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _JUDGE = "judge."  # begins the names of a judge's parameters where a command has others too
@@ -138,7 +138,7 @@ def parse_judge_settings(judge: str, settings: list[str] | None) -> tuple["Judge
     Raises:
         UserError: as of :func:`parse_settings`, or an unknown judge, or a parameter that it does not have or refuses.
     """
-    from tamperfuse.study.spec import parse_judge
+    from tamperfuse.study.sections import parse_judge
 
     values = parse_settings(settings)
     parameters = {key.removeprefix(_JUDGE): value for key, value in values.items() if key.startswith(_JUDGE)}

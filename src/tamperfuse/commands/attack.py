@@ -26,7 +26,7 @@ from tamperfuse.records.files import check_fresh, content_hash, output_folder, w
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import RESPONSE_TOKENS, JudgeSpec
+from tamperfuse.study.sections import RESPONSE_TOKENS, JudgeSpec
 
 
 def attack_model(

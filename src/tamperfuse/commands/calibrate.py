@@ -15,7 +15,7 @@ from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.judging import Judging, compliant_answers, load_encoder
-from tamperfuse.study.spec import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec, parse_judge
+from tamperfuse.study.sections import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec, parse_judge
 
 FEWEST_ANSWERS = 8
 TABLE_SEED = 0

@@ -27,7 +27,7 @@ from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.records.registry import Component
 from tamperfuse.study.judging import compliant_answers, load_encoder
 from tamperfuse.study.observe import heldout_documents
-from tamperfuse.study.spec import RESPONSE_TOKENS
+from tamperfuse.study.sections import RESPONSE_TOKENS
 
 STEPS = 32
 GRADIENTS_AT = (0, 1, 2, 4, 8, 16, 32)

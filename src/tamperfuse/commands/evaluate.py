@@ -19,7 +19,7 @@ from tamperfuse.models.load import LoadedModel, load_model, reference_name, reso
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.spec import RESPONSE_TOKENS, Evaluate, JudgeSpec
+from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, JudgeSpec
 from tamperfuse.study.tables import VerdictRow
 
 

@@ -21,7 +21,8 @@ from tamperfuse.records.files import write_text
 from tamperfuse.records.registry import Registry
 from tamperfuse.records.yaml import flow_yaml, parse_yaml
 from tamperfuse.study.judging import load_encoder
-from tamperfuse.study.spec import RESPONSE_TOKENS, BenignSpec, Evaluate, PairsSpec, Study, parse_study
+from tamperfuse.study.sections import RESPONSE_TOKENS, BenignSpec, Evaluate, PairsSpec
+from tamperfuse.study.spec import Study, parse_study
 
 ABOUT_SIZES = {
     "look": "ten minutes for a model of 135 million parameters on two cores",

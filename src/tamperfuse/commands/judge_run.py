@@ -25,7 +25,8 @@ from tamperfuse.study.observe import HarmlessPrompt
 from tamperfuse.study.recorded import RecordedRun, read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.summary import summarize_defenses
-from tamperfuse.study.spec import JudgeSpec, Study, load_study
+from tamperfuse.study.sections import JudgeSpec
+from tamperfuse.study.spec import Study, load_study
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow, read_rows
 
 log = logging.getLogger("tamperfuse")

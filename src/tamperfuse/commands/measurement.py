@@ -17,7 +17,7 @@ from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.observe import Observer, harmless_prompts
 from tamperfuse.study.results.intervals import per_token, rate
-from tamperfuse.study.spec import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
+from tamperfuse.study.sections import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
 from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, write_rows
 
 ACCURACY = "accuracy/"  # followed by the task

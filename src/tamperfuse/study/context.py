@@ -25,7 +25,8 @@ from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts
 from tamperfuse.study.judging import Judging, check_encoder, load_encoder
 from tamperfuse.study.observe import HarmlessPrompt, Observer, harmless_prompts
-from tamperfuse.study.spec import DEFAULT_JUDGE, JudgeSpec, Study, parse_judge, resolve_study
+from tamperfuse.study.sections import DEFAULT_JUDGE, JudgeSpec, parse_judge
+from tamperfuse.study.spec import Study, resolve_study
 from tamperfuse.study.tables import Response, read_rows
 
 

@@ -11,7 +11,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.registry import Budget
-from tamperfuse.study.spec import Evaluate
+from tamperfuse.study.sections import Evaluate
 from tamperfuse.training.telemetry import matrix_rate
 
 PROMPT_TOKENS = 42  # of a prompt in its chat template

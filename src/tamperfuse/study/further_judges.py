@@ -16,7 +16,7 @@ from tamperfuse.study.judging import Judging, read_thresholds
 from tamperfuse.study.keys import verdict_key
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.search.trials import read_trials, trial_folder
-from tamperfuse.study.spec import Evaluate
+from tamperfuse.study.sections import Evaluate
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 
 FURTHER_JUDGE = "further judge"

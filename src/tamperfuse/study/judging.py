@@ -24,7 +24,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.observe import HarmlessPrompt
-from tamperfuse.study.spec import JudgeSpec
+from tamperfuse.study.sections import JudgeSpec
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow
 
 CALIBRATION_ANSWERS = 48  # most answers used to calibrate thresholds

@@ -20,7 +20,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
 from tamperfuse.records.process import is_main
 from tamperfuse.study.estimates import Costs
-from tamperfuse.study.spec import Evaluate
+from tamperfuse.study.sections import Evaluate
 from tamperfuse.study.tables import (
     HARMLESS_FAR,
     HARMLESS_NEAR,

@@ -20,7 +20,8 @@ from tamperfuse.study.estimates import Costs
 from tamperfuse.study.further_judges import FURTHER_JUDGE, verdict_label
 from tamperfuse.study.node import FinishedNode, Node, damage_of, node_folder
 from tamperfuse.study.remaining import NODE
-from tamperfuse.study.spec import AttackSpec, Study
+from tamperfuse.study.sections import AttackSpec
+from tamperfuse.study.spec import Study
 
 
 @dataclass(frozen=True)
