@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from chromium import CHROMIUM, beside_page, in_page, needs_chromium
 from made_up_run import write_nodes
 
+from chromium import CHROMIUM, beside_page, in_page, needs_chromium
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import COLUMNS
 from tamperfuse.report import html as html_module
