@@ -335,4 +335,4 @@ def test_a_damaged_summary_opens_no_gate(
     place[last] = value
     (tmp_path / "summary.json").write_text(json.dumps(content))
     code, shown = answer(["gate", str(tmp_path), "--policy", str(run_folder / "policy.yaml")], capsys)
-    assert code == 2 and "summary.json is not a summary" in shown
+    assert code == 2 and "summary.json is damaged (at" in shown

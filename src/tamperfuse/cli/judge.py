@@ -124,8 +124,8 @@ def run(
     for kind, count in judged.failures.items():
         out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
     out_console.print(
-        f"{judged.responses} distinct responses judged; compare the judges with: tamperfuse judge compare {quoted(folder)}, "
-        f"and write the page with every judge with: tamperfuse report {quoted(folder)}"
+        f"{judged.responses} distinct responses judged; a report that is written now has every judge; compare them with: "
+        f"tamperfuse judge compare {quoted(folder)}"
     )
 
 

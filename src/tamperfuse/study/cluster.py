@@ -85,8 +85,8 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         raise UserError(
-            f"The address {shown(repr(address))} of a Ray cluster is not HOST:PORT: name the one that `ray start --head` prints, "
-            "or auto."
+            f"The address {shown(repr(address))} of a Ray cluster is not HOST:PORT: name the one that Ray printed when its head "
+            "was started, or auto."
         )
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
@@ -97,8 +97,8 @@ def _check_answers(address: str) -> None:
         problem = str(error)
     if problem:
         raise UserError(
-            f"No Ray cluster answers at {shown(address)} ({problem}): check the address, which `ray start --head` prints, and "
-            "that the cluster runs."
+            f"No Ray cluster answers at {shown(address)} ({problem}): check the address, which Ray printed when its head was "
+            "started, and that the cluster runs."
         )
 
 

@@ -25,7 +25,7 @@ from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study import cluster
 from tamperfuse.study.announce import announce, log_work, plan_nodes
-from tamperfuse.study.context import StudyContext
+from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import check_affordable
 from tamperfuse.study.node import FinishedNode, Node, execute, is_finished
@@ -90,6 +90,7 @@ def run_study(
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
     start, started = time.perf_counter(), datetime.now(UTC)
     with ExitStack() as stack:
+        stack.enter_context(existing_objects_left_out())
         machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
         context = StudyContext.open(study, out)
         study = context.study

@@ -1,5 +1,6 @@
 """What a process does that runs nodes for another one, on this machine or in a Ray cluster."""
 
+import gc
 import logging
 import pickle
 import socket
@@ -48,6 +49,7 @@ def prepare_worker(settings: WorkerSettings) -> dict[str, Node]:
     """
     torch.set_num_threads(settings.threads)
     log.setLevel(logging.WARNING)  # the main process has said all of this
+    gc.freeze()  # as `existing_objects_left_out`, for as long as the process lives
     nodes = {node.key: node for node in reversed(settings.source())}
     log.setLevel(logging.INFO)
     return nodes
