@@ -133,5 +133,5 @@ def test_an_address_that_does_not_answer_is_a_sentence_within_seconds(
 
 @pytest.mark.parametrize("text", ["ray://head:10001", "head", "head:port", "head:99999", "/head:1"])
 def test_an_address_that_is_none_is_a_sentence(text: str, study: Study, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="that Ray printed"):
+    with pytest.raises(UserError, match="Ray printed when"):
         run_study(study, tmp_path / "run", executor="ray", address=text)
