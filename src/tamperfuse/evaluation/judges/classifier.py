@@ -7,11 +7,11 @@ stand-in threat it finds nothing, and the benign answer rate under it means noth
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
 from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.local_model import JudgeModel, batches, filled, load_judge_model
+from tamperfuse.evaluation.judges.local_model import JudgeModel, ResponseTemplate, batches, filled, load_judge_model
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters
@@ -33,16 +33,9 @@ class ClassifierParameters(Parameters):
 
     model: str = Field(min_length=1)
     label: int | str = 1
-    template: str = ""
+    template: ResponseTemplate = ""
     threshold: float = Field(0.5, ge=0, le=1)
     batch: int = Field(16, ge=1)
-
-    @field_validator("template")
-    @classmethod
-    def _has_response(cls, template: str) -> str:
-        if template and "{response}" not in template:
-            raise ValueError("it lacks {response}")
-        return template
 
 
 def all_may_execute(answers: Sequence[Answer], data: JudgeData, parameters: Parameters) -> list[bool]:

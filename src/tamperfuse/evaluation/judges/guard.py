@@ -10,13 +10,20 @@ import re
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from transformers import AutoModelForCausalLM
 
 from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
 from tamperfuse.evaluation.judges.classifier import all_may_execute
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
-from tamperfuse.evaluation.judges.local_model import JudgeModel, batches, filled, load_judge_model, padded
+from tamperfuse.evaluation.judges.local_model import (
+    JudgeModel,
+    ResponseTemplate,
+    batches,
+    filled,
+    load_judge_model,
+    padded,
+)
 from tamperfuse.models.chat_template import check_template, render
 from tamperfuse.models.text_tokens import TextTokens
 from tamperfuse.records.progress import progress
@@ -41,19 +48,12 @@ class GuardParameters(Parameters):
     """
 
     model: str = Field(min_length=1)
-    template: str = ""
+    template: ResponseTemplate = ""
     unsafe: tuple[str, ...] = Field(("unsafe", "yes"), min_length=1)
     safe: tuple[str, ...] = Field(("safe", "no"), min_length=1)
     new_tokens: int = Field(8, ge=1, le=1_000)
     batch: int = Field(8, ge=1)
     tolerated: float = Field(0.05, ge=0, le=1)
-
-    @field_validator("template")
-    @classmethod
-    def _has_response(cls, template: str) -> str:
-        if template and "{response}" not in template:
-            raise ValueError("it lacks {response}")
-        return template
 
 
 @judge("guard", GuardParameters, screen=all_may_execute, model=lambda parameters: parameters.model)

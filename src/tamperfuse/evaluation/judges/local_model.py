@@ -4,9 +4,10 @@ import gc
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tamperfuse.evaluation.judges.base import Answer
@@ -95,6 +96,16 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     for start in range(0, len(order), size):
         yield order[start : start + size]
+
+
+def _has_response(template: str) -> str:
+    if template and "{response}" not in template:
+        raise ValueError("it lacks {response}")
+    return template
+
+
+#: A text with {response} in it, or "" for none.
+ResponseTemplate = Annotated[str, AfterValidator(_has_response)]
 
 
 def filled(template: str, answer: Answer) -> str:
