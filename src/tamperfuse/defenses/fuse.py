@@ -53,7 +53,8 @@ class FuseParameters(Parameters):
         patience: checks in a row above `price` (whatever the strength) at which training ends.
         check_every: steps between two checks.
         steps: optimizer steps.
-        learning_rate: of AdamW; it falls linearly to 0. By default 7e-5, and 2e-5 from 3 billion parameters.
+        learning_rate: of AdamW. By default 7e-5, and 2e-5 from 3 billion parameters.
+        schedule: of the learning rate: `linear` falls to 0. The trap appears only while the training is faster than its attacker.
         batch: units in a step, each with one pair, `benign_ratio` benign samples and `attacker_steps` + 1 compliant answers.
         benign_ratio: benign samples in a step for each pair, at least 1.
         kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
@@ -78,6 +79,7 @@ class FuseParameters(Parameters):
     check_every: int = Field(5, ge=1)
     steps: int = Field(300, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
+    schedule: Literal["constant", "linear"] = "linear"
     batch: int = Field(6, ge=1)
     benign_ratio: int = Field(2, ge=1)
     kl_weight: float = Field(3.0, ge=0)
@@ -164,8 +166,8 @@ def _sdd_training(parameters: FuseParameters) -> anchored.AnchoredTraining:
 
 
 def _training(parameters: FuseParameters) -> Training:
-    names = ("steps", "learning_rate", "batch")
-    return Training.model_validate(parameters.model_dump(include=set(names)) | {"schedule": "linear"})
+    names = ("steps", "learning_rate", "batch", "schedule")
+    return Training.model_validate(parameters.model_dump(include=set(names)))
 
 
 def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:

@@ -118,11 +118,7 @@ def run_study(
                 settings = WorkerSettings(partial(study_nodes, study, place), place, report_to, threads)
                 if executor == "ray":
                     cluster.check_shared(place, machines, threads)
-                    finished = run_on_cluster(nodes, settings, workers, size, watch)
-                elif executor == "processes":
-                    finished = run_in_processes(nodes, settings, workers, watch)
-                else:
-                    finished = [run_here(out, node, watch, report_to) for node in nodes]
+                finished = _run_nodes(nodes, executor, out, settings, workers, size, watch)
             log_work(finished)
             if len(nodes) < len(every_node):
                 _log_rest(out, every_node)
@@ -140,6 +136,23 @@ def _division(
         return cluster.divide(machines, workers, memory, cluster.node_gpus())
     workers = 1 if executor == "local" else workers
     return workers, max(1, torch.get_num_threads() // workers)
+
+
+def _run_nodes(
+    nodes: Sequence[Node],
+    executor: ExecutorName,
+    out: Path,
+    settings: WorkerSettings,
+    workers: int,
+    size: int,
+    watch: RunWatch,
+) -> list[FinishedNode]:
+    """Run the nodes that have no result; in this process messages name the folder as the user did."""
+    if executor == "ray":
+        return run_on_cluster(nodes, settings, workers, size, watch)
+    if executor == "processes":
+        return run_in_processes(nodes, settings, workers, watch)
+    return [run_here(out, node, watch, settings.report_to) for node in nodes]
 
 
 def study_nodes(study: Study, out: Path) -> list[Node]:
