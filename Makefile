@@ -33,6 +33,7 @@ figures: $(STAMP)
 	$(BIN)/python scripts/link_models.py runs/attacks runs/figures
 	$(BIN)/tamperfuse diagnose runs/figures/refusal runs/figures/sdd --threat builtin:cooking --out runs/figures/diagnosis
 	$(BIN)/python -m tamperfuse.report.diagnosis runs/figures/diagnosis docs/figures/diagnosis
+	cp runs/figures/diagnosis/measured.json docs/figures/diagnosis
 
 # torch is installed first: as a dependency of another package, pip may choose a build of several gigabytes.
 $(STAMP): pyproject.toml constraints.txt

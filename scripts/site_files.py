@@ -24,6 +24,7 @@ OUTSIDE = (
     "examples/plugin/README.md",
     "src/tamperfuse/corpora/data/CARD.md",
     "studies/policy.yaml",
+    "studies/results/curve/run.json",
     "studies/results/demo/summary.json",
     "studies/results/search/summary.json",
 )
