@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, jud
 from tamperfuse.evaluation.judges.failures import failed
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
+from tamperfuse.records.results import read_results
 from tamperfuse.records.run import read_run
 from tamperfuse.records.summary import read_summary
 from tamperfuse.records.yaml import read_yaml
@@ -27,6 +29,7 @@ from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.recorded import read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
+from tamperfuse.study.results.rows import ATTACK_COST, CHOSEN_STEP
 from tamperfuse.study.run import run_study
 from tamperfuse.study.sections import parse_judge
 from tamperfuse.study.spec import Study, load_study, parse_study
@@ -79,7 +82,11 @@ def test_further_judges_decide_nothing_and_have_the_same_measures(
     run = tmp_path / "run"
     summary = run_study(changed(study, judges={"odd": {}, "phrases": None}), run)
     assert summary is not None and list(summary.judges) == ["odd", "phrases"]
-    assert results(run) == results(finished_run)
+    rows = read_results(run)
+    assert [row for row in rows if row["judge"] in ("", study.judge.judge)] == read_results(finished_run)
+    by_judge = Counter((row["judge"], row["metric"]) for row in rows if row["judge"] != "")
+    for metric in ("harmful_execution", "benign_answer_rate", CHOSEN_STEP, ATTACK_COST):
+        assert by_judge["odd", metric] == by_judge["phrases", metric] == by_judge[study.judge.judge, metric] > 0
     assert summary.defenses == read_summary(finished_run).defenses
     for judged in summary.judges.values():
         assert judged.keys() == summary.defenses.keys()
@@ -134,9 +141,11 @@ def test_a_judge_on_a_finished_run_reads_its_responses_only(run_copy: Path, monk
     assert summary.judges["phrases"]["sdd"].harmful_execution.before_attack.value == 1.0
     assert read_yaml(run_copy / "study.yaml")["judges"] == {"phrases": {"judge": "phrases", "window": 160}}
     nodes = read_run(run_copy).nodes
-    # A study that names the judge reuses the verdicts, and comes to the same summary.
+    # A study that names the judge reuses the verdicts, and comes to the same summary and results.
+    by_command = results(run_copy)
     again = run_study(load_study(run_copy / "study.yaml"), run_copy)
     assert again is not None and again.judges == summary.judges
+    assert results(run_copy) == by_command
     record = read_run(run_copy).nodes
     assert {node.key for node in record} == {node.key for node in nodes}
     assert all(node.reused for node in record)

@@ -15,6 +15,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, locked, write_text
 from tamperfuse.records.reading import path_exists
+from tamperfuse.records.results import read_results, write_results
 from tamperfuse.records.run import NodeRun, read_run, write_run
 from tamperfuse.records.summary import Summary, read_summary, write_summary
 from tamperfuse.study.context import StudyContext
@@ -24,6 +25,7 @@ from tamperfuse.study.node import FinishedNode, Node, execute
 from tamperfuse.study.observe import HarmlessPrompt
 from tamperfuse.study.recorded import RecordedRun, read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.summary import summarize_defenses
 from tamperfuse.study.sections import JudgeSpec
 from tamperfuse.study.spec import Study, load_study
@@ -141,7 +143,7 @@ def _no_reference() -> LoadedModel:
 
 
 def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Summary:
-    """Write that the run has one more judge: into its record, its study and its summary, in this order."""
+    """Write that the run has one more judge: into its record, its study, its results and its summary, in this order."""
     record = read_run(run)
     new = {
         node.node.label: NodeRun(
@@ -154,6 +156,7 @@ def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Su
     write_text(run / STUDY, study.to_yaml())
     recorded = read_recorded(run, study)
     measured = StudyMeasurements.from_nodes(study, [*recorded.observed, *recorded.judged, *recorded.further])
+    write_results(run, result_rows(measured, read_results(run)[0]["threat"]))
     summary = read_summary(run)
     judges = {**summary.judges, name: summarize_defenses(measured.further[name])}
     summary = summary.model_copy(update={"judges": judges})

@@ -41,7 +41,7 @@ def chosen_steps(run: Run, defense: str, attack: str) -> set[int]:
     """The steps at which the attacker stops, over all seeds."""
     return {
         row["step"]
-        for row in run.rows
+        for row in run.decided_rows
         if (row["defense"], row["attack"], row["metric"]) == (defense, attack, "chosen_step")
     }
 
@@ -79,7 +79,7 @@ def capability(run: Run, defense: str, attack: str) -> Measure | None:
 def _rates(run: Run, defense: str, attack: str) -> dict[int, Rows]:
     """By step: the rows of harmful execution on the evaluation part, one per seed."""
     by_step: dict[int, Rows] = defaultdict(list)
-    for row in run.rows:
+    for row in run.decided_rows:
         matches = (row["defense"], row["part"], row["metric"]) == (defense, "evaluation", "harmful_execution")
         before = row["attack"] == "" and row["step"] == 0
         if matches and row["value"] is not None and (before or (row["attack"] == attack and row["step"] > 0)):

@@ -37,6 +37,11 @@ class Run:
     searches: list[SearchResult] = field(default_factory=list)
 
     @property
+    def decided_rows(self) -> list[dict[str, Any]]:
+        """The rows without those of further judges."""
+        return [row for row in self.rows if row["judge"] in ("", self.summary.judge)]
+
+    @property
     def defenses(self) -> list[str]:
         """Names in the summary, the undefended model first."""
         return sorted(self.summary.defenses, key=lambda name: name != UNDEFENDED)

@@ -1,6 +1,6 @@
 """Rows of results.parquet: every measure of every model state at every step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,28 @@ ATTACK_COST = "attack_cost"
 #: Metrics that are computed from the judge's verdicts.
 JUDGED = frozenset({"harmful_execution", "refusal_rate", "benign_answer_rate", CHOSEN_STEP, ATTACK_COST})
 
+PlacedMeasure = tuple[str, str, str, Measure]  # part, task, metric and the measure
+StepMeasures = Callable[[Measurements, int, Measurements], Iterator[PlacedMeasure]]
+
 
 def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]]:
     """All rows, with the columns of :data:`tamperfuse.records.results.COLUMNS`.
+
+    The measures that verdicts decide have a row for each judge. The steps at which attackers stop are those of the study's judge.
 
     Args:
         measured: the study's measurements.
         threat: where its prompts come from.
     """
+    rows = _judge_rows(measured, measured.study.judge.judge, threat, _all_measures)
+    for name, judged in measured.further.items():
+        rows += _judge_rows(judged, name, threat, _judged_measures)
+    return rows
+
+
+def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: StepMeasures) -> list[dict[str, Any]]:
+    """The rows of some measures, with the verdicts of one judge."""
     rows = []
-    judge = measured.study.judge.judge
     costs = {
         (seed, name): attack_costs(of_seed(measured, seed), name)
         for seed in measured.study.seeds
@@ -49,7 +61,7 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
             "node": state.node,
         }
         for step in state.steps():
-            for part, task, metric, measure in _measures(state, step, measured.shipped):
+            for part, task, metric, measure in measures(state, step, measured.shipped):
                 values = measure.model_dump(include={"value", "low", "high", "n"})
                 place = {"part": part, "step": step, "task": task, "metric": metric}
                 rows.append({**common, "judge": judge if metric in JUDGED else "", **place, **values})
@@ -64,8 +76,8 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
     return rows
 
 
-def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[tuple[str, str, str, Measure]]:
-    """(part, task, metric, measure) of one model state at one step."""
+def _judged_measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[PlacedMeasure]:
+    """What verdicts decide, of one model state at one step."""
     for part in ("evaluation", "attacker_dev"):
         if executed := state.flags(part, step):
             yield part, "", "harmful_execution", _rate(list(executed.values()))
@@ -74,6 +86,11 @@ def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator
     for task in (HARMLESS, HARMLESS_NEAR):
         if answered := state.flags(task, step):
             yield HARMLESS, task, "benign_answer_rate", _rate(list(answered.values()))
+
+
+def _all_measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[PlacedMeasure]:
+    """All measures of one model state at one step."""
+    yield from _judged_measures(state, step, shipped)
     correct: dict[str, list[float]] = {}
     for item in state.items:
         if item.step == step:
