@@ -160,6 +160,12 @@ def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: L
     assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
 
 
+def test_the_training_can_be_faster_than_its_attacker(tiny: LoadedModel) -> None:
+    trap = objective(attack_every=3)
+    fit(tiny, units(tiny), Training(steps=7, batch=1), seed=0, objective=trap)
+    assert (trap.trap_steps, trap.steps_taken) == (7, 3), "the attacker moves in the steps 0, 3 and 6"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sign"])
 def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effect(
     tiny: LoadedModel, optimizer: Any
@@ -184,7 +190,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
 
 @pytest.mark.parametrize(
     ("settings", "dtype"),
-    [({}, torch.bfloat16), ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32)],
+    [({"attack_every": 2}, torch.bfloat16), ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32)],
 )
 def test_an_interrupted_training_resumes_to_the_bit(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], dtype: torch.dtype
@@ -214,7 +220,7 @@ def test_an_interrupted_training_resumes_to_the_bit(
     rest, again, resumed = train(99, tmp_path)
     assert losses == again and len(losses) == TRAINING.steps
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
-    assert resumed.records == expected.records and resumed.restarts == expected.restarts == 3
+    assert resumed.records == expected.records and resumed.restarts == expected.restarts > 1
 
 
 def test_the_state_is_plain_and_settings_are_part_of_the_identity(tiny: LoadedModel, tmp_path: Path) -> None:

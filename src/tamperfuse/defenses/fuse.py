@@ -69,7 +69,8 @@ class FuseParameters(Parameters):
         rates: learning rates of the attackers. By default 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
         attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights.
         horizon: steps of an attacker until the next one starts.
-        attacker_steps: steps of the attacker in each step of the training.
+        attacker_steps: steps of the attacker in a step of the training.
+        attacker_every: the attacker moves in every n-th step of the training only.
         attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory.
     """
 
@@ -94,6 +95,7 @@ class FuseParameters(Parameters):
     attackers: tuple[Kind, ...] = Field(("full", "retain"), min_length=1)
     horizon: int = Field(32, ge=1)
     attacker_steps: int = Field(1, ge=1)
+    attacker_every: int = Field(1, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
 
 
@@ -179,6 +181,7 @@ def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:
         kinds=parameters.attackers,
         horizon=parameters.horizon,
         attack_steps=parameters.attacker_steps,
+        attack_every=parameters.attacker_every,
         optimizer=parameters.attacker_optimizer,
         target=parameters.target,
         cap=parameters.cap,

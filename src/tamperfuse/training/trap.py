@@ -99,7 +99,9 @@ class TrapObjective(AnchoredObjective):
         kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before
             one is used again.
         horizon: the attacker's steps until it restarts.
-        attack_steps: the attacker's steps in each step of the training, at least 1; as many as the units have samples for.
+        attack_steps: the attacker's steps in a step of the training, at least 1; as many as the units have samples for.
+        attack_every: the attacker moves in every n-th step of the training, at least 1: the training then moves n times as far as
+            an attacker of its learning rate.
         optimizer: of the attacker.
         target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
         cap: NLL of a token, in nats, from which `ascent` does not raise it further.
@@ -114,6 +116,7 @@ class TrapObjective(AnchoredObjective):
         last_loss: this process's share of the last step's loss at θ.
         kind: of the present attacker.
         steps_taken: by the present attacker since its restart.
+        trap_steps: steps of the training with the trap so far.
         restarts: attackers so far.
     """
 
@@ -122,6 +125,7 @@ class TrapObjective(AnchoredObjective):
     kinds: tuple[Kind, ...] = ("full", "retain")
     horizon: int = 32
     attack_steps: int = 1
+    attack_every: int = 1
     optimizer: Literal["adamw", "sign"] = "adamw"
     target: Target = "ascent"
     cap: float = 10.0
@@ -136,11 +140,12 @@ class TrapObjective(AnchoredObjective):
     last_loss: float = field(default=math.nan, init=False)
     kind: Kind = field(default="full", init=False)
     steps_taken: int = field(default=0, init=False)
+    trap_steps: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        state = ("scale", "last_loss", "kind", "steps_taken", "restarts", "records")
+        state = ("scale", "last_loss", "kind", "steps_taken", "trap_steps", "restarts", "records")
         return {name: value for name, value in super().settings().items() if name not in state}
 
     def begin(self, masters: Masters) -> None:
@@ -159,8 +164,10 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is that at θ."""
         trap = None
         if self.scale > 0 and (self.harmful > 0 or self.benign > 0):
-            for index in range(self.attack_steps):
-                self._attack(accumulate, index)
+            if self.trap_steps % self.attack_every == 0:
+                for index in range(self.attack_steps):
+                    self._attack(accumulate, index)
+            self.trap_steps += 1
             trap = self._trap(accumulate)
         loss = accumulate(self.loss)
         self.last_loss = float(loss)
@@ -287,6 +294,7 @@ class TrapObjective(AnchoredObjective):
             "attacker": self.attacker.state_dict(),
             "kind": self.kind,
             "steps_taken": self.steps_taken,
+            "trap_steps": self.trap_steps,
             "restarts": self.restarts,
             "scale": self.scale,
             "records": self.records,
@@ -296,7 +304,7 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
         self.attacker.load_state_dict(state["attacker"])
         self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
-        self.scale, self.records = state["scale"], list(state["records"])
+        self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
 
 
 @torch.no_grad()
