@@ -55,7 +55,7 @@ def model(shape: str) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tamperfuse.models.load import LoadedModel, load_model
-    from tamperfuse.models.packed import use_packed_attention
+    from tamperfuse.models.packed_check import prepare_forward
 
     chat = load_model("smollm2-135m").chat
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def model(shape: str) -> Any:
         tie_word_embeddings=True,
     )
     llama = LlamaForCausalLM(config).eval()
-    use_packed_attention(llama)
+    prepare_forward(llama)
     return LoadedModel(name=shape, model=llama, chat=chat, origin=shape)
 
 
