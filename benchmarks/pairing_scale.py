@@ -49,8 +49,8 @@ class HashProjection:
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors of shape (texts, 64)."""
         signs = np.frombuffer(b"".join(xxhash.xxh3_64_digest(text.encode()) for text in texts), dtype=np.uint8)
-        bits = np.unpackbits(signs.reshape(len(texts), 8), axis=1) if texts else np.zeros((0, 64))
-        return (bits.astype(np.float32) * 2 - 1) / 8
+        bits = np.unpackbits(signs.reshape(len(texts), 8), axis=1) if texts else np.zeros((0, 64), dtype=np.uint8)
+        return (bits.astype(np.float32) * np.float32(2) - np.float32(1)) / np.float32(8)
 
 
 def lines(count: int, prompts: bool) -> Iterator[str]:

@@ -122,13 +122,13 @@ def rival(steps: int) -> dict[str, float]:
     ]
     lengths: list[int] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         start = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             self.start = self.start or time.perf_counter()
 
-    class Counted(SFTTrainer):
+    class Counted(SFTTrainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
             lengths.append(int(inputs["attention_mask"].sum()))
             return super().training_step(model, inputs, *rest)

@@ -97,7 +97,7 @@ def forward(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
     return logits.float()
 
 
-@torch.enable_grad()  # type: ignore[no-untyped-call]
+@torch.enable_grad()
 def train(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
     """Train a model on a few sequences, at a rate that changes all of its weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -105,7 +105,7 @@ def train(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
         tokens = list(sequences[step % len(sequences)])
         loss = torch.nn.functional.cross_entropy(forward(model, tokens)[:-1], torch.tensor(tokens[1:]))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str]) -> None:
     packed_check.log.propagate = False
     logging.getLogger("transformers").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    packed_check._remembered = lambda model: None  # type: ignore[assignment]  # checked anew
+    packed_check._remembered = lambda model: None  # checked anew
     rows = computed(kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
     if page is None:
         print(tables(rows))

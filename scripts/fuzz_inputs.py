@@ -253,7 +253,7 @@ def call(arguments: list[str]) -> Outcome:
         for number, handler in previous:
             signal.signal(number, handler)
     out.flush()
-    return Outcome(arguments, code, out.buffer.getvalue().decode("utf-8", "replace"))  # type: ignore[attr-defined]
+    return Outcome(arguments, code, out.buffer.getvalue().decode("utf-8", "replace"))
 
 
 # ---- inputs

@@ -190,7 +190,10 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
 
 @pytest.mark.parametrize(
     ("settings", "dtype"),
-    [({"attack_every": 2}, torch.bfloat16), ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32)],
+    [
+        ({"attack_every": 2}, torch.bfloat16),
+        ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32),
+    ],
 )
 def test_an_interrupted_training_resumes_to_the_bit(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], dtype: torch.dtype
