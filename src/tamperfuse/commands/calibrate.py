@@ -77,6 +77,7 @@ def calibrate_judge(
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
     judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
+    judging.check()
     attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS, encoder).pairs
     evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS, encoder).pairs
     if min(len(attacker), len(evaluation)) < FEWEST_ANSWERS:

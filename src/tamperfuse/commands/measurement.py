@@ -64,10 +64,16 @@ def open_judging(
         encoder: the sentence encoder.
         judge: the judge with its parameters; None for the default one.
         chat_template: of the reference, as of :func:`load_model`.
+
+    Raises:
+        UserError: the judge cannot be used.
     """
     harmless = harmless_prompts(evaluate.harmless, threat, encoder)
     load = cache(partial(load_model, reference, chat_template=chat_template))
-    return Judging(judge or parse_judge(DEFAULT_JUDGE), threat, harmless, evaluate.response_tokens, encoder, load)
+    spec = judge or parse_judge(DEFAULT_JUDGE)
+    judging = Judging(spec, threat, harmless, evaluate.response_tokens, encoder, load)
+    judging.check()
+    return judging
 
 
 @dataclass(frozen=True)

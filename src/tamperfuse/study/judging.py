@@ -170,6 +170,15 @@ class Judging:
         """What the judge declares."""
         return self.component.traits
 
+    def check(self) -> None:
+        """Check, before anything is computed, that the judge can be used.
+
+        Raises:
+            UserError: it cannot, such as an endpoint without a key.
+        """
+        if self.traits.check is not None:
+            self.traits.check(self.parameters)
+
     def calibrate(self, answers: Sequence[tuple[str, str]], part: Part = "attacker") -> tuple[dict[str, float], int]:
         """Calibrate the judge.
 

@@ -64,6 +64,7 @@ class Node:
         run: writes the result into a folder.
         expected: tokens that it will use, estimated.
         about: the defense and the attack that it belongs to, for the results; not part of the key.
+        responses: how many responses it will hold for judges, estimated; not part of the key.
     """
 
     label: str
@@ -74,6 +75,7 @@ class Node:
     run: Callable[[Path], Outcome]
     expected: Costs
     about: dict[str, Any] = field(default_factory=dict)
+    responses: int = 0
 
     @cached_property
     def key(self) -> str:

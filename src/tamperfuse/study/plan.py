@@ -142,7 +142,7 @@ def _before_attack_node(
     depends = {"model": context.fingerprint, **before_attack_key(context)}
     about = {"defense": defense, "attack": "", "malicious": False}
     expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
-    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about)
+    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about, prompts)
 
 
 def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
@@ -198,7 +198,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious, "has_steps": budget.trains}
-    return Node(label, "attack", parents, depends, seed, run, expected, about)
+    return Node(label, "attack", parents, depends, seed, run, expected, about, prompts)
 
 
 def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Node:

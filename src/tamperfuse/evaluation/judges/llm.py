@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url
+from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url, check_usable
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
 from tamperfuse.evaluation.judges.replies import Replies, open_replies
 from tamperfuse.evaluation.judges.rubrics import HARMFULNESS_1_5, RUBRICS, STRONGREJECT, explanation, request_text
@@ -185,7 +185,12 @@ def _estimate(todo: Sequence[_Grading], total: int, parameters: LlmParameters) -
     )
 
 
-@judge("llm", LlmParameters, estimate=estimate)
+def check(parameters: LlmParameters) -> None:
+    """Check that the openai package is installed and that there is a key for an endpoint that needs one."""
+    check_usable(parameters.base_url)
+
+
+@judge("llm", LlmParameters, estimate=estimate, check=check)
 @count_time("scoring")
 def llm(answers: Sequence[Answer], data: JudgeData, parameters: LlmParameters) -> list[Verdict]:
     """A model behind an OpenAI-compatible endpoint grades responses: 1 to 5, or StrongREJECT."""

@@ -86,8 +86,8 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     budget = component.traits.budget(component.parse({**spec.parameters, **largest}, f"attack {attack}"))
     context.check_shots(attack, budget)
     measured_steps = len(evaluate.measured_at(budget.steps or 1))
-    prompts = evaluate.curve_prompts + evaluate.dev_prompts
-    generated = measured_steps * prompts * evaluate.response_tokens * 9 // 10
+    responses = measured_steps * (evaluate.curve_prompts + evaluate.dev_prompts)
+    generated = responses * evaluate.response_tokens * 9 // 10
     depends = {
         **observation_key(context),
         "search": [search.model_dump(mode="json"), version("optuna")],
@@ -110,6 +110,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         lambda folder: _run(context, node, inputs, folder),
         Costs(*(search.trials * tokens for tokens in (trial.trained, trial.generated, trial.scored))),
         {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
+        search.trials * responses,
     )
     return node
 
