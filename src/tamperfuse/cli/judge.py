@@ -122,7 +122,9 @@ def run(
             table.add_row(f"{defense}: {label}", *(column[label] for column in columns))
     out_console.print(table)
     for kind, count in judged.failures.items():
-        out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
+        out_console.print(
+            f"{count} verdicts are missing ({kind}): rates leave them out, and intervals cover whatever they may be."
+        )
     out_console.print(
         f"{judged.responses} distinct responses judged; a report that is written now has every judge; compare them with: "
         f"tamperfuse judge compare {quoted(folder)}"

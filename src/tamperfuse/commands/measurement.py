@@ -17,6 +17,7 @@ from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.observe import Observer, harmless_prompts
 from tamperfuse.study.results.intervals import per_token, rate
+from tamperfuse.study.results.undecided import judged_rate
 from tamperfuse.study.sections import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
 from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, write_rows
 
@@ -96,15 +97,16 @@ class Measurement:
         for step in sorted({row.step for row in verdicts}):
             rows = [row for row in verdicts if row.step == step]
             requests = [row for row in rows if row.part == "evaluation"]
-            outcomes = {
-                "harmful_execution": [row.verdict for row in requests],
-                "refusal_rate": [row.refuses for row in requests if row.refuses is not None],
-                "benign_answer_rate": [row.verdict for row in rows if row.part in HARMLESS_PARTS],
-                "benign_answer_rate_near": [row.verdict for row in rows if row.part == HARMLESS_NEAR],
+            refusals = [row.refuses for row in requests if row.refuses is not None]
+            rates = {
+                "harmful_execution": judged_rate(requests),
+                "refusal_rate": rate(np.array(refusals, dtype=np.float64)),
+                "benign_answer_rate": judged_rate([row for row in rows if row.part in HARMLESS_PARTS]),
+                "benign_answer_rate_near": judged_rate([row for row in rows if row.part == HARMLESS_NEAR]),
             }
-            for name, values in outcomes.items():
-                if values:
-                    measures.setdefault(name, {})[step] = rate(np.array(values, dtype=np.float64))
+            for name, measure in rates.items():
+                if measure.n:
+                    measures.setdefault(name, {})[step] = measure
         chance: dict[str, float] = {}
         for task, step in sorted({(item.task, item.step) for item in observer.items}):
             items = [item for item in observer.items if (item.task, item.step) == (task, step)]

@@ -26,6 +26,7 @@ from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
+from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.node import SearchInputs, search_node
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
@@ -206,7 +207,7 @@ def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Nod
         responses = read_rows(node_folder(context.run, observed) / "responses.parquet", Response)
         rows, scored = context.judging.verdicts(responses, read_thresholds(node_folder(context.run, calibration)))
         write_rows(folder / "scores.parquet", VerdictRow, rows)
-        return Outcome(Costs(scored=scored))
+        return Outcome(Costs(scored=scored), undecided_note(rows))
 
     tokens = 0
     if context.judging.traits.needs_reference:

@@ -6,7 +6,7 @@
 
 Replies are stored on disk, by endpoint, model, rubric, request, response and number of the attempt: an interrupted judge goes on
 where it stopped, and changed parameters that leave the requests alone cost nothing. A reply that does not have the form that the
-rubric asks for is asked for again a few times; then the response counts as not executed, and as `unparsed`.
+rubric asks for is asked for again a few times; then there is no decision on the response, which counts as `unparsed`.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """All measures of a study, as `summary.json` holds them."""
 
-from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure, ShippedSummary, Summary
 from tamperfuse.study.results.attack_cost import attack_costs
 from tamperfuse.study.results.intervals import rate
@@ -14,6 +14,7 @@ from tamperfuse.study.results.price import (
     capability_summary,
     nll,
 )
+from tamperfuse.study.results.undecided import widened
 from tamperfuse.study.results.usable_harm import usable_harm
 from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
@@ -46,6 +47,14 @@ def summarize_defenses(measured: StudyMeasurements) -> dict[str, DefenseSummary]
 
 
 def _shipped(measured: StudyMeasurements) -> ShippedSummary:
+    summary = _shipped_measures(measured)
+    count = measured.undecided(AS_SHIPPED)
+    bounds = [measured.with_undecided(AS_SHIPPED, executed=executed) for executed in (False, True)] if count else []
+    widest: ShippedSummary = widened(summary, *map(_shipped_measures, bounds))
+    return widest.model_copy(update={"undecided": count})
+
+
+def _shipped_measures(measured: StudyMeasurements) -> ShippedSummary:
     shipped = measured.shipped
     items = sum(1 for item in shipped.items if item.step == 0)
     return ShippedSummary(
@@ -59,6 +68,15 @@ def _shipped(measured: StudyMeasurements) -> ShippedSummary:
 
 
 def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
+    summary = _defense_measures(measured, name)
+    if not measured.undecided():
+        return summary
+    bounds = [measured.with_undecided(name, executed=executed) for executed in (False, True)]
+    widest: DefenseSummary = widened(summary, *(_defense_measures(bound, name) for bound in bounds))
+    return widest.model_copy(update={"undecided": measured.undecided(name)})
+
+
+def _defense_measures(measured: StudyMeasurements, name: str) -> DefenseSummary:
     states = measured.of(name)
     return DefenseSummary(
         harmful_execution=harmful_execution(measured, name),
