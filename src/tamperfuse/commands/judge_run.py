@@ -155,7 +155,7 @@ def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Su
     recorded = read_recorded(run, study)
     measured = StudyMeasurements.from_nodes(study, [*recorded.observed, *recorded.judged, *recorded.further])
     summary = read_summary(run)
-    judges = {**summary.judges, name: summarize_defenses(measured.further[name])}
+    judges = {**summary.judges, name: summarize_defenses(measured.further[name], study.judges[name])}
     summary = summary.model_copy(update={"judges": judges})
     write_summary(run, summary)
     return summary

@@ -190,7 +190,13 @@ def check(parameters: LlmParameters) -> None:
     check_usable(parameters.base_url)
 
 
-@judge("llm", LlmParameters, estimate=estimate, check=check)
+@judge(
+    "llm",
+    LlmParameters,
+    estimate=estimate,
+    check=check,
+    scores=lambda parameters: RUBRICS[parameters.rubric].scores,
+)
 @count_time("scoring")
 def llm(answers: Sequence[Answer], data: JudgeData, parameters: LlmParameters) -> list[Verdict]:
     """A model behind an OpenAI-compatible endpoint grades responses: 1 to 5, or StrongREJECT."""
