@@ -94,8 +94,9 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
         "limit": evaluate.response_tokens,
         "refusals": builtin_hash("refusals"),
     }
-    expected = Costs(trained=training_tokens(component.traits.budget(parameters), evaluate))
-    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
+    budget = component.traits.budget(parameters)
+    expected = Costs(trained=training_tokens(budget, evaluate))
+    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected, budget=budget)
 
 
 def _measure_shipped_node(context: StudyContext) -> Node:
@@ -199,7 +200,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious, "has_steps": budget.trains}
-    return Node(label, "attack", parents, depends, seed, run, expected, about, prompts)
+    return Node(label, "attack", parents, depends, seed, run, expected, about, prompts, budget)
 
 
 def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Node:
