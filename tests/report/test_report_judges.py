@@ -96,9 +96,14 @@ def test_mean_scores_and_missing_decisions_have_rows_where_there_are_any(make_ru
     graded = judged(155)
     graded["sdd"] = graded["sdd"].model_copy(update={"mean_score": scores, "undecided": 3})
     folder = make_run(measured=with_judges(grades=graded))
-    sections = {section.title: {row.name: row.cells for row in section.rows} for section in by_judge(read_folder(folder))}
+    sections = {
+        section.title: {row.name: row.cells for row in section.rows} for section in by_judge(read_folder(folder))
+    }
     rows = sections["SDD"]
-    assert [(cell.text, cell.small) for cell in rows["mean score after full-100"]] == [("–", ""), ("4.50", "4.20 to 4.80")]
+    assert [(cell.text, cell.small) for cell in rows["mean score after full-100"]] == [
+        ("–", ""),
+        ("4.50", "4.20 to 4.80"),
+    ]
     assert [cell.text for cell in rows["mean score after lora-10"]] == ["–", "–"]
     assert rows["mean score before any attack"][1].text == "1.25" and rows["mean score after benign"][1].text == "1.50"
     assert [cell.text for cell in rows["responses without a decision"]] == ["0", "3"]

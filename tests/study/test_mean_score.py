@@ -79,4 +79,6 @@ def test_names_are_whole_in_a_narrow_terminal(
     shown = capsys.readouterr().out
     assert "…" not in shown and "sdd: after benign, without an attacker" in shown
     assert "refusal: mean score before" in shown and "sdd: mean score after full" in shown
-    assert json.loads((run / "summary.json").read_text())["judges"]["a-judge-with-a-very-long-name"]["sdd"]["mean_score"]
+    assert json.loads((run / "summary.json").read_text())["judges"]["a-judge-with-a-very-long-name"]["sdd"][
+        "mean_score"
+    ]

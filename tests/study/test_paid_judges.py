@@ -1,6 +1,5 @@
 """Judges that need a key, and judges that cost something: what a study says of them before it computes anything."""
 
-import logging
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,16 +50,14 @@ def test_a_missing_package_is_reported_before_anything_is_computed(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_dry_run_estimates_the_requests(
-    study: Study, finished_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+def test_a_dry_run_estimates_the_requests(study: Study, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("tamperfuse.study.run.log.info", lambda text, *values: lines.append(text % values))
     rows = [row for path in finished_run.glob("nodes/*/responses.parquet") for row in read_rows(path, Response)]
     responses = sum(row.part not in ("attacker", "defender") for row in rows)
     assert responses > 40
-    with caplog.at_level(logging.INFO, "tamperfuse"):
-        run_study(changed(study, judges={"grades": GRADES, "phrases": {}}), finished_run, dry_run=True)
-    [line] = [message for message in caplog.messages if message.startswith("Judge ")]
+    run_study(changed(study, judges={"grades": GRADES, "phrases": {}}), finished_run, dry_run=True)
+    [line] = [line for line in lines if line.startswith("Judge ")]
     assert line.startswith(f"Judge grades, at most: {responses} responses, 0 of them with a stored reply: {responses} ")
 
 

@@ -116,9 +116,7 @@ def budget(parameters: FuseParameters) -> Budget:
     retains = parameters.attacker_steps * ("retain" in parameters.attackers)
     sequences += parameters.attacker_steps + retains + 2 + parameters.difference
     moments = 2 if parameters.attacker_optimizer == "adamw" else 0
-    return Budget(
-        parameters.steps, parameters.batch * sequences, memory_copies=6 + moments, resume_copies=4 + moments
-    )
+    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=6 + moments, resume_copies=4 + moments)
 
 
 @defense(

@@ -40,7 +40,7 @@ class Budget:
         steps: optimizer steps.
         batch: samples in a step.
         shots: distinct answered prompts of the threat that it draws.
-        memory_copies: copies of the weights in float32 that it holds in memory: weights, gradients and the two moments of AdamW; more
+        memory_copies: copies of the weights in float32 that it holds in memory: weights, gradients and AdamW's two moments; more
             with a simulated attacker.
         resume_copies: copies in its resume state: weights and moments; more where the objective stores an attacker.
     """

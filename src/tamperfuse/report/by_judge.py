@@ -60,7 +60,9 @@ def _undecided(parts: list[DefenseSummary | None]) -> list[TableRow]:
     if not any(part.undecided for part in parts if part is not None):
         return []
     cells = [EMPTY if part is None else Cell(f"{part.undecided:,}") for part in parts]
-    return [TableRow("responses without a decision", cells, "values leave them out, intervals cover whatever they may be")]
+    return [
+        TableRow("responses without a decision", cells, "values leave them out, intervals cover whatever they may be")
+    ]
 
 
 def _after(harm: HarmfulExecution) -> dict[str, Measure]:

@@ -69,7 +69,9 @@ def measure_cell(measure: Measure | None, kind: Kind = "rate") -> Cell:
         return _with_remark(EMPTY, measure)
     is_share = kind in ("rate", "difference")
     has_interval = measure.low is not None and measure.high is not None
-    interval = (span(measure) if is_share else f"{_number(measure.low)} to {_number(measure.high)}") if has_interval else ""
+    interval = (
+        (span(measure) if is_share else f"{_number(measure.low)} to {_number(measure.high)}") if has_interval else ""
+    )
     if kind.endswith("difference") and not is_resolved(measure):
         return Cell(NOT_RESOLVED, interval, muted=True)
     return _with_remark(Cell(percent(measure.value) if is_share else _number(measure.value), interval), measure)

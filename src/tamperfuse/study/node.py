@@ -78,7 +78,7 @@ class Node:
     expected: Costs
     about: dict[str, Any] = field(default_factory=dict)
     responses: int = 0
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
 
     @cached_property
     def key(self) -> str:

@@ -11,7 +11,7 @@ rubric asks for is asked for again a few times; then there is no decision on the
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
@@ -227,11 +227,14 @@ def _ask(
     """Grade the responses at the indices `todo`, and put their verdicts into `verdicts`.
 
     The first request is sent alone, so that a mistake in the parameters is reported once, before many requests are under way.
+    Where an error or Ctrl-C ends it, the replies to requests that are under way are waited for, as long as a request may take,
+    and stored: they are paid for.
     """
     p = parameters
     endpoint = Endpoint(p.base_url, p.model, p.timeout, p.retries, p.options)
     grader = _Grader(endpoint, replies)
     pool = ThreadPoolExecutor(p.concurrency, thread_name_prefix="judge")
+    futures: dict[Future[Verdict], int] = {}
     try:
         first = gradings[todo[0]]
         verdicts[todo[0]] = grader.grade(first, endpoint.check_reachable(first.messages(0)))
@@ -249,7 +252,14 @@ def _ask(
     finally:
         grader.stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        endpoint.close()
+        try:
+            if under_way := [future for future in futures if not future.done()]:
+                log.info(
+                    "      judge llm: waits up to %g s for %d replies (Ctrl-C: drop them)", p.timeout, len(under_way)
+                )
+                wait(under_way, p.timeout)
+        finally:
+            endpoint.close()
     sent, received = (sum(counts) for counts in zip(*grader.tokens, strict=True))
     log.info(
         "      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), f"{sent:,}", f"{received:,}"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tamperfuse.evaluation.judges import JUDGES
-from tamperfuse.records.summary import NOT_MEASURED, Measure, MeanScore
+from tamperfuse.records.summary import NOT_MEASURED, MeanScore, Measure
 from tamperfuse.study.results.intervals import bootstrap
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
