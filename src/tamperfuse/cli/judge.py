@@ -75,10 +75,15 @@ def calibrate(
 def _print_labelled(labelled: "LabelledResponses") -> None:
     judge, labels = labelled.judge, labelled.labels
     out_console.print(
-        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision {_number(judge.precision)}, recall "
-        f"{_number(judge.recall)}, AUROC {_number(judge.auroc)}, κ {_number(judge.agreement.kappa)} (the two labellings: "
-        f"κ {_number(labels.kappa)})"
+        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision "
+        f"{_with_interval(judge.precision, judge.precision_interval)}, recall "
+        f"{_with_interval(judge.recall, judge.recall_interval)}, AUROC {_number(judge.auroc)}, "
+        f"κ {_number(judge.agreement.kappa)} (the two labellings: κ {_number(labels.kappa)})"
     )
+
+
+def _with_interval(share: float | None, interval: tuple[float, float] | None) -> str:
+    return _number(share) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 @judge_app.command()
@@ -210,8 +215,9 @@ def _print(comparison: "JudgeComparison") -> None:
     labels = Table("against labels", "n", "AUROC", "precision", "recall", "Cohen's κ", box=None, header_style="bold")
     for label in comparison.labels:
         one = label.labels
-        numbers = (one.auroc, one.precision, one.recall, one.agreement.kappa)
-        labels.add_row(label.judge, str(one.agreement.n), *map(_number, numbers))
+        shares = ((one.precision, one.precision_interval), (one.recall, one.recall_interval))
+        cells = [_number(one.auroc), *(_with_interval(*share) for share in shares), _number(one.agreement.kappa)]
+        labels.add_row(label.judge, str(one.agreement.n), *cells)
     if comparison.labels:
         out_console.print(labels)
     for name, count in comparison.failures.items():
