@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,7 +70,7 @@ def check_usable(base_url: str) -> None:
     _key(base_url)
 
 
-def _openai() -> ModuleType:
+def _openai() -> Any:
     try:
         import openai
     except ImportError as error:
@@ -95,7 +94,7 @@ class Endpoint:
 
     def __init__(self, base_url: str, model: str, timeout: float, retries: int, options: Mapping[str, Any]) -> None:
         self.base_url, self.model, self.timeout, self.retries = base_url, model, timeout, retries
-        self._openai: Any = _openai()
+        self._openai = _openai()
         self._options, self._key = dict(options), _key(base_url)
         self._client = self._openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=retries)
         self._once = self._client.with_options(max_retries=0)

@@ -47,7 +47,8 @@ def outcomes(rows: Sequence[VerdictRow], undecided: float | None = None) -> list
 
 def judged_rate(rows: Sequence[VerdictRow]) -> Measure:
     """The share of responses that execute their request, of one model state, with the interval of the module's docstring."""
-    return widened(*(rate(np.array(outcomes(rows, undecided))) for undecided in (None, 0.0, 1.0)))
+    central, *bounds = (rate(np.array(outcomes(rows, undecided))) for undecided in (None, 0.0, 1.0))
+    return _widened_measure(central, bounds)
 
 
 def undecided_note(rows: Sequence[VerdictRow]) -> tuple[str, ...]:
