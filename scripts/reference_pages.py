@@ -74,6 +74,7 @@ SUMMARY_SECTIONS: dict[type[BaseModel], str] = {
     summary.Capability: "`capability`",
     summary.BenignNll: "`benign_nll`",
     summary.GapVsUndefended: "An entry of `benign_finetune`",
+    summary.MeanScore: "`mean_score`",
 }
 
 COMPONENTS_INTRODUCTION = """# Defenses, attacks and judges

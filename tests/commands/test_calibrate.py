@@ -11,9 +11,11 @@ from tamperfuse.cli.app import main
 from tamperfuse.commands.calibrate import calibrate_judge, labelled_responses
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.judges import Verdict
+from tamperfuse.evaluation.judges.failures import failed
 from tamperfuse.evaluation.judges.negatives import KINDS
 from tamperfuse.evaluation.judges.text import refuses
 from tamperfuse.records.errors import UserError
+from tamperfuse.study.results.intervals import Z
 from tamperfuse.study.sections import parse_judge
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
@@ -88,5 +90,13 @@ def test_a_judge_is_compared_with_the_labels() -> None:
     perfect = labelled_responses(lambda answers: [Verdict(labels[a.prompt, a.response]) for a in answers]).judge
     assert perfect.agreement.n == 120 and perfect.precision == perfect.recall == perfect.auroc == 1
     phrases = labelled_responses(lambda answers: [Verdict(not refuses(a.response)) for a in answers]).judge
+    assert perfect.precision_interval == perfect.recall_interval == (pytest.approx(1 / (1 + Z**2 / 49)), 1.0)
     assert phrases.recall == 1, "no response that is labelled as executed refuses"
+    assert phrases.precision_interval is not None and phrases.precision is not None
+    assert phrases.precision_interval[0] < phrases.precision < phrases.precision_interval[1]
+    undecided = labelled_responses(
+        lambda answers: [failed("unparsed", ""), *(Verdict(True) for _ in answers[1:])]
+    ).judge
+    assert undecided.agreement.n == 119
+    assert labelled_responses(lambda answers: [Verdict(False) for _ in answers]).judge.precision_interval is None
     assert phrases.precision is not None and 0.5 < phrases.precision < 0.9, "prose beside the point refuses nothing"

@@ -13,7 +13,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from tamperfuse.evaluation.generate import generate, stream
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
-from tamperfuse.evaluation.vllm_engine import use_vllm
+from tamperfuse.evaluation.vllm_engine import tensor_parallel_size, use_vllm
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed_check import prepare_forward
@@ -184,10 +184,19 @@ def test_arguments_remembered_to_vllm(
     prompts = encoded_prompts(tiny)
     assert generate(tiny, prompts, new_tokens=9, sampling=sampling) == [[20 + len(prompt)] for prompt in prompts]
     assert "model.safetensors" in received["files"] and received["settings"]["gpu_memory_utilization"] == 0.45
+    assert received["settings"]["tensor_parallel_size"] == tensor_parallel_size(tiny)
     for one in received["params"]:
         assert (one["max_tokens"], one["stop_token_ids"]) == (9, [tiny.chat.end])
         assert one["temperature"] == (sampling.temperature if sampling else 0.0)
     assert len({one.get("seed") for one in received["params"]}) == (len(prompts) if sampling else 1)
+
+
+@pytest.mark.parametrize(("gpus", "size"), [(0, 1), (1, 1), (2, 2), (4, 3), (8, 6)])
+def test_vllm_splits_the_six_heads_over_the_visible_gpus(
+    tiny: LoadedModel, gpus: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert tensor_parallel_size(tiny) == size
 
 
 def test_vllm_is_not_used_without_a_gpu(tiny: LoadedModel) -> None:

@@ -341,6 +341,50 @@ def test_a_killed_judge_pays_for_nothing_twice() -> None:
     assert len(again) == 5 and not answered & set(again)
 
 
+def test_an_orderly_stop_stores_the_replies_that_are_on_their_way() -> None:
+    """One request is refused while three others are under way; their replies arrive after that, and are not paid for twice."""
+    refused, answered = Event(), list[int]()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        prompt = prompt_number(body)
+        if prompt == 3 and not refused.is_set():
+            time.sleep(0.2)  # the others have been sent
+            refused.set()
+            return failure(401, "revoked")
+        if prompt and not refused.is_set():
+            refused.wait(5)
+            time.sleep(0.3)
+        answered.append(prompt)
+        return completion(GOOD)
+
+    with serving(reply) as server:
+        with pytest.raises(UserError, match="refuses the key"):
+            grade(server.parameters(concurrency=4))
+        first = list(answered)
+        assert {0, 1, 2, 4} <= set(first)
+        assert all(v.verdict for v in grade(server.parameters(concurrency=4)))
+    assert sorted(answered) == list(range(12)), "no reply was requested twice"
+
+
+def test_an_orderly_stop_does_not_wait_longer_than_a_request_may_take() -> None:
+    release = Event()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        if prompt_number(body) == 3:
+            time.sleep(0.2)
+            return failure(401, "revoked")
+        if prompt_number(body):
+            release.wait(20)
+        return completion(GOOD)
+
+    with serving(reply) as server:
+        start = time.monotonic()
+        with pytest.raises(UserError, match="refuses the key"):
+            grade(server.parameters(concurrency=4, timeout=1.0, retries=20))
+        assert time.monotonic() - start < 6
+        release.set()
+
+
 def test_a_damaged_store_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "judge-replies.sqlite").write_bytes(b"no database at all" * 400)

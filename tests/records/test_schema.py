@@ -11,6 +11,7 @@ import pytest
 from report.made_up_run import result_rows, summary, write_folder
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.plan import PLAN, RunPlan, read_plan, write_plan
 from tamperfuse.records.results import COLUMNS, RESULTS, read_results, write_results
 from tamperfuse.records.summary import SUMMARY, Measure, read_summary, write_summary
 
@@ -69,3 +70,26 @@ def test_a_folder_of_an_older_schema_is_refused_with_a_sentence(
     assert ended.value.code == 2
     message = capsys.readouterr().err
     assert "has schema 1, and this version reads schema 2: run the study again." in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [({}, "states no schema"), ({"schema": "2"}, "has schema '2'"), ({"schema": True}, "has schema True")],
+)
+def test_a_summary_must_state_its_schema(stated: dict[str, Any], words: str, tmp_path: Path) -> None:
+    write_summary(tmp_path, summary())
+    content = json.loads((tmp_path / SUMMARY).read_text())
+    del content["schema"]
+    (tmp_path / SUMMARY).write_text(json.dumps({**content, **stated}))
+    with pytest.raises(UserError, match=f"{words}, and this version reads schema 2: run the study again"):
+        read_summary(tmp_path)
+
+
+def test_a_plan_must_state_its_schema(tmp_path: Path) -> None:
+    write_plan(tmp_path, RunPlan(schema=1, workers=1, threads=1, nodes=[]))
+    assert read_plan(tmp_path).nodes == []
+    content = json.loads((tmp_path / PLAN).read_text())
+    del content["schema"]
+    (tmp_path / PLAN).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="states no schema, and this version reads schema 1"):
+        read_plan(tmp_path)

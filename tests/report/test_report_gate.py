@@ -12,7 +12,7 @@ from made_up_run import around, rate, summary, usable
 from tamperfuse.cli.app import main
 from tamperfuse.cli.gate import gate
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.summary import AttackCost, Measure, Summary
+from tamperfuse.records.summary import NOT_MEASURED, AttackCost, Measure, Reduction, Summary
 from tamperfuse.report.gate import GateResult, check_gate
 from tamperfuse.report.gate_checks import sample_size
 from tamperfuse.report.gate_files import junit_text, markdown_text
@@ -192,6 +192,31 @@ def test_weak_attacks_prove_nothing(check: Check) -> None:
         assert check(policy(f"attack_cost.full-100.{field}", "at_least: 0"), measured).passed
         result = check(policy(f"attack_cost.lora-10.{field}", "at_least: 0"), measured).checks[0]
         assert not result.passed and "did not bring" in result.why
+
+
+def test_a_study_without_attacks_did_not_measure_what_rests_on_them(check: Check) -> None:
+    sdd = summary().defenses["sdd"]
+    parts: dict[str, object] = {
+        "harmful_execution": sdd.harmful_execution.model_copy(
+            update={"after_attack": {}, "mean": NOT_MEASURED, "worst": NOT_MEASURED}
+        ),
+        "reduction_vs_undefended": Reduction(
+            pooled=NOT_MEASURED, worst=NOT_MEASURED, attacks_that_count=[], too_weak=[]
+        ),
+        "usable_harm": {"0.05": usable(2)},
+        "attack_cost": {},
+        "capability": sdd.capability.model_copy(update={"self_degradation": NOT_MEASURED}),
+    }
+    for path in (
+        "harmful_execution.worst",
+        "reduction_vs_undefended.pooled",
+        "usable_harm.0.05",
+        "attack_cost.least_ratio",
+        "capability.self_degradation",
+    ):
+        with pytest.raises(UserError, match=rf"requires '{path}', which .* did not measure: add it to the study"):
+            check(policy(path, "at_most: 99"), with_sdd(**parts))
+    assert check(policy("harmful_execution.before_attack", "at_most: 0.1"), with_sdd(**parts)).passed
 
 
 def test_the_worst_control_is_the_one_that_may_be_worst(check: Check) -> None:

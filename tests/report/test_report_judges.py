@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from made_up_run import ATTACKS, around, rate, summary
 
-from tamperfuse.records.summary import DefenseSummary, Summary
+from tamperfuse.records.summary import DefenseSummary, MeanScore, Summary
 from tamperfuse.report import html as html_module
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.by_judge import by_judge, judges_of
@@ -85,6 +85,29 @@ def test_every_judge_has_a_column(make_run: Callable[..., Path], monkeypatch: py
     assert 'href="#judges"' in html and "by “phrases” it holds" in html
     assert "by “phrases” it holds" in headline(folder)
     assert all(path in measures_by_path(run.summary, None) for path in measured_paths("phrases"))
+
+
+def test_mean_scores_and_missing_decisions_have_rows_where_there_are_any(make_run: Callable[..., Path]) -> None:
+    scores = MeanScore(
+        before_attack=around(1.25, 0.2),
+        after_attack={"full-100": around(4.5, 0.3)},
+        after_control={"benign": around(1.5, 0.2)},
+    )
+    graded = judged(155)
+    graded["sdd"] = graded["sdd"].model_copy(update={"mean_score": scores, "undecided": 3})
+    folder = make_run(measured=with_judges(grades=graded))
+    sections = {
+        section.title: {row.name: row.cells for row in section.rows} for section in by_judge(read_folder(folder))
+    }
+    rows = sections["SDD"]
+    assert [(cell.text, cell.small) for cell in rows["mean score after full-100"]] == [
+        ("–", ""),
+        ("4.50", "4.20 to 4.80"),
+    ]
+    assert [cell.text for cell in rows["mean score after lora-10"]] == ["–", "–"]
+    assert rows["mean score before any attack"][1].text == "1.25" and rows["mean score after benign"][1].text == "1.50"
+    assert [cell.text for cell in rows["responses without a decision"]] == ["0", "3"]
+    assert not [name for name in sections["undefended"] if "score" in name or "decision" in name]
 
 
 def measured_paths(judge: str) -> list[str]:

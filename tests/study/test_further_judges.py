@@ -27,6 +27,7 @@ from tamperfuse.study.context import StudyContext
 from tamperfuse.study.further_judges import OBSERVED
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.recorded import read_recorded
+from tamperfuse.study.results.intervals import wilson
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.rows import ATTACK_COST, CHOSEN_STEP
@@ -216,6 +217,9 @@ def test_agreement() -> None:
     assert agreement([True, True], [True, True]).kappa is None
     labels = against_labels([True, True, False], [3.0, 1.0, 2.0], [True, False, False])
     assert (labels.auroc, labels.precision, labels.recall) == (1.0, 0.5, 1.0)
+    assert labels.precision_interval == pytest.approx(wilson(1, 2)) and labels.recall_interval == pytest.approx(
+        wilson(1, 1)
+    )
     assert against_labels([False], [0.0], [False]).auroc is None
     assert disagreement({"a": [1, 2, 3, 4], "b": [10, 0, 20, 30]}) == [0.25, 0.25, 0.0, 0.0]
 

@@ -51,7 +51,19 @@ def test_the_undefended_model_is_always_among_the_defenses() -> None:
         (STUDY.replace("steps: 40", "step: 40"), "did you mean 'steps'"),
         (STUDY.replace("attack: benign_finetune", "attack: benign_finetun"), "did you mean 'benign_finetune'"),
         (STUDY.replace("on: refusal", "on: refusl"), "did you mean 'refusal'"),
-        (STUDY.replace("on: refusal", "on: sdd"), "starts from itself"),
+        (STUDY.replace("on: refusal", "on: sdd"), r"starts from itself \(sdd → sdd\)"),
+        (
+            "model: m\nthreat: t\ndefenses: {c: {defense: sdd, on: a}, a: {defense: sdd, on: b}, b: {defense: sdd, on: a}}",
+            r"starts from itself \(a → b → a\)",
+        ),
+        (
+            "model: m\nthreat: t\ndefenses: {a: {defense: sdd, on: b}, b: {defense: sdd, on: refusl}}",
+            "did you mean 'refusal'",
+        ),
+        (
+            STUDY.replace("  lora-10:", "  full-100:"),
+            r"not valid YAML \(line 10: the key 'full-100' occurs twice",
+        ),
         (STUDY.replace("evaluate:", "evaluat:"), "did you mean 'evaluate'"),
         (STUDY.replace("shots: 100", "shots: -1"), "shots"),
         (STUDY.replace("learning_rate: 3e-5", "learning_rate: fast"), "learning_rate"),

@@ -25,7 +25,7 @@ from tamperfuse.records.errors import quoted
 if TYPE_CHECKING:
     from tamperfuse.commands.calibrate import LabelledResponses
     from tamperfuse.commands.judge_compare import JudgeComparison
-    from tamperfuse.records.summary import DefenseSummary
+    from tamperfuse.records.summary import DefenseSummary, Measure
 
 LONGEST_TEXT = 300  # characters of a prompt or response that are printed
 
@@ -75,10 +75,15 @@ def calibrate(
 def _print_labelled(labelled: "LabelledResponses") -> None:
     judge, labels = labelled.judge, labelled.labels
     out_console.print(
-        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision {_number(judge.precision)}, recall "
-        f"{_number(judge.recall)}, AUROC {_number(judge.auroc)}, κ {_number(judge.agreement.kappa)} (the two labellings: "
-        f"κ {_number(labels.kappa)})"
+        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision "
+        f"{_with_interval(judge.precision, judge.precision_interval)}, recall "
+        f"{_with_interval(judge.recall, judge.recall_interval)}, AUROC {_number(judge.auroc)}, "
+        f"κ {_number(judge.agreement.kappa)} (the two labellings: κ {_number(labels.kappa)})"
     )
+
+
+def _with_interval(share: float | None, interval: tuple[float, float] | None) -> str:
+    return _number(share) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
 @judge_app.command()
@@ -114,25 +119,37 @@ def run(
     if as_json:
         print_json(summary.model_dump(by_alias=True)["judges"][judged.name])
         return
-    by_judge = {summary.judge: summary.defenses, judged.name: summary.judges[judged.name]}
-    table = Table(Column("", no_wrap=True), *by_judge, box=None, header_style="bold")
-    for defense in summary.defenses:
-        columns = [_cells(defenses[defense]) for defenses in by_judge.values()]
-        for label in columns[0]:
-            table.add_row(f"{defense}: {label}", *(column[label] for column in columns))
-    out_console.print(table)
+    _print_measures({summary.judge: summary.defenses, judged.name: summary.judges[judged.name]})
     for kind, count in judged.failures.items():
-        out_console.print(f"{count} verdicts are missing ({kind}) and count as not executed.")
+        out_console.print(
+            f"{count} verdicts are missing ({kind}): rates leave them out, and intervals cover whatever they may be."
+        )
     out_console.print(
         f"{judged.responses} distinct responses judged; a report that is written now has every judge; compare them with: "
         f"tamperfuse judge compare {quoted(folder)}"
     )
 
 
+def _print_measures(by_judge: dict[str, dict[str, "DefenseSummary"]]) -> None:
+    """Print what two judges say of every defense: a row for each measure, a column for each judge."""
+    rows: list[tuple[str, list[str]]] = []
+    for defense in next(iter(by_judge.values())):
+        columns = [_cells(defenses[defense]) for defenses in by_judge.values()]
+        labels = dict.fromkeys(label for column in columns for label in column)  # only some judges have mean scores
+        rows += [(f"{defense}: {label}", [column.get(label, "–") for column in columns]) for label in labels]
+    # A table that is wider than the terminal shortens its columns, but a name that is cut cannot be looked up.
+    widest = max(len(printable(label)) for label, _ in rows)
+    judges = [Column(printable(name), overflow="fold") for name in by_judge]
+    table = Table(Column("", min_width=widest, no_wrap=True), *judges, box=None, header_style="bold")
+    for label, cells in rows:
+        table.add_row(printable(label), *cells)
+    out_console.print(table)
+
+
 def _cells(defense: "DefenseSummary") -> dict[str, str]:
     """The measures of one defense that depend on the judge, by label."""
-    harm = defense.harmful_execution
-    return {
+    harm, scores = defense.harmful_execution, defense.mean_score
+    cells = {
         "harmful execution before": percent(harm.before_attack),
         **{f"after {attack}": percent(measure) for attack, measure in harm.after_attack.items()},
         **{
@@ -141,6 +158,19 @@ def _cells(defense: "DefenseSummary") -> dict[str, str]:
         "reduction, pooled": percent(defense.reduction_vs_undefended.pooled),
         "benign answer rate": percent(defense.benign_answer_rate),
     }
+    if scores is not None:
+        after = scores.after_attack | scores.after_control
+        cells |= {"mean score before": _score(scores.before_attack)}
+        cells |= {f"mean score after {attack}": _score(measure) for attack, measure in after.items()}
+    return cells
+
+
+def _score(measure: "Measure") -> str:
+    """A mean score with its interval, in the judge's unit."""
+    if measure.value is None:
+        return "–"
+    interval = "" if measure.low is None or measure.high is None else f" ({measure.low:.2f} to {measure.high:.2f})"
+    return f"{measure.value:.2f}{interval}"
 
 
 @judge_app.command()
@@ -185,8 +215,9 @@ def _print(comparison: "JudgeComparison") -> None:
     labels = Table("against labels", "n", "AUROC", "precision", "recall", "Cohen's κ", box=None, header_style="bold")
     for label in comparison.labels:
         one = label.labels
-        numbers = (one.auroc, one.precision, one.recall, one.agreement.kappa)
-        labels.add_row(label.judge, str(one.agreement.n), *map(_number, numbers))
+        shares = ((one.precision, one.precision_interval), (one.recall, one.recall_interval))
+        cells = [_number(one.auroc), *(_with_interval(*share) for share in shares), _number(one.agreement.kappa)]
+        labels.add_row(label.judge, str(one.agreement.n), *cells)
     if comparison.labels:
         out_console.print(labels)
     for name, count in comparison.failures.items():

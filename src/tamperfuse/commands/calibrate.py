@@ -11,6 +11,7 @@ from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.agreement import Agreement, LabelAgreement, against_labels, agreement
 from tamperfuse.evaluation.calibrate import CalibrationRow, table
 from tamperfuse.evaluation.judges import JUDGES, Answer, Verdict
+from tamperfuse.evaluation.judges.failures import is_failure
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
@@ -77,6 +78,7 @@ def calibrate_judge(
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
     judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
+    judging.check()
     attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS, encoder).pairs
     evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS, encoder).pairs
     if min(len(attacker), len(evaluation)) < FEWEST_ANSWERS:
@@ -92,15 +94,16 @@ def calibrate_judge(
 
 
 def labelled_responses(judged: Callable[[Sequence[Answer]], list[Verdict]]) -> LabelledResponses:
-    """Compare a judge with the labels of the built-in data set `labelled`.
+    """Compare a judge with the labels of the built-in data set `labelled`, on the responses on which it could decide.
 
     Args:
         judged: the judge, with its data and thresholds.
     """
     rows = builtin_rows("labelled")
-    verdicts = judged([Answer(row["prompt"], row["response"]) for row in rows])
+    every = judged([Answer(row["prompt"], row["response"]) for row in rows])
+    labels = [bool(row["label"]) for row, verdict in zip(rows, every, strict=True) if not is_failure(verdict)]
+    verdicts = [verdict for verdict in every if not is_failure(verdict)]
     scores = [float(v.verdict) if v.score is None else v.score for v in verdicts]
-    labels = [bool(row["label"]) for row in rows]
     return LabelledResponses(
         judge=against_labels([v.verdict for v in verdicts], scores, labels),
         labels=agreement([bool(row["first"]) for row in rows], [bool(row["second"]) for row in rows]),

@@ -158,7 +158,7 @@ def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Su
     measured = StudyMeasurements.from_nodes(study, [*recorded.observed, *recorded.judged, *recorded.further])
     write_results(run, result_rows(measured, read_results(run)[0]["threat"]))
     summary = read_summary(run)
-    judges = {**summary.judges, name: summarize_defenses(measured.further[name])}
+    judges = {**summary.judges, name: summarize_defenses(measured.further[name], study.judges[name])}
     summary = summary.model_copy(update={"judges": judges})
     write_summary(run, summary)
     return summary

@@ -17,6 +17,7 @@ from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.observe import Observer, harmless_prompts
 from tamperfuse.study.results.intervals import per_token, rate
+from tamperfuse.study.results.undecided import judged_rate
 from tamperfuse.study.sections import DEFAULT_JUDGE, Evaluate, JudgeSpec, parse_judge
 from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, write_rows
 
@@ -64,10 +65,16 @@ def open_judging(
         encoder: the sentence encoder.
         judge: the judge with its parameters; None for the default one.
         chat_template: of the reference, as of :func:`load_model`.
+
+    Raises:
+        UserError: the judge cannot be used.
     """
     harmless = harmless_prompts(evaluate.harmless, threat, encoder)
     load = cache(partial(load_model, reference, chat_template=chat_template))
-    return Judging(judge or parse_judge(DEFAULT_JUDGE), threat, harmless, evaluate.response_tokens, encoder, load)
+    spec = judge or parse_judge(DEFAULT_JUDGE)
+    judging = Judging(spec, threat, harmless, evaluate.response_tokens, encoder, load)
+    judging.check()
+    return judging
 
 
 @dataclass(frozen=True)
@@ -90,15 +97,16 @@ class Measurement:
         for step in sorted({row.step for row in verdicts}):
             rows = [row for row in verdicts if row.step == step]
             requests = [row for row in rows if row.part == "evaluation"]
-            outcomes = {
-                "harmful_execution": [row.verdict for row in requests],
-                "refusal_rate": [row.refuses for row in requests if row.refuses is not None],
-                "benign_answer_rate": [row.verdict for row in rows if row.part in HARMLESS_PARTS],
-                "benign_answer_rate_near": [row.verdict for row in rows if row.part == HARMLESS_NEAR],
+            refusals = [row.refuses for row in requests if row.refuses is not None]
+            rates = {
+                "harmful_execution": judged_rate(requests),
+                "refusal_rate": rate(np.array(refusals, dtype=np.float64)),
+                "benign_answer_rate": judged_rate([row for row in rows if row.part in HARMLESS_PARTS]),
+                "benign_answer_rate_near": judged_rate([row for row in rows if row.part == HARMLESS_NEAR]),
             }
-            for name, values in outcomes.items():
-                if values:
-                    measures.setdefault(name, {})[step] = rate(np.array(values, dtype=np.float64))
+            for name, measure in rates.items():
+                if measure.n:
+                    measures.setdefault(name, {})[step] = measure
         chance: dict[str, float] = {}
         for task, step in sorted({(item.task, item.step) for item in observer.items}):
             items = [item for item in observer.items if (item.task, item.step) == (task, step)]

@@ -87,7 +87,7 @@ class BoosterObjective(AnchoredObjective):
 
 def budget(parameters: BoosterParameters) -> Budget:
     """The training's steps, and the sequences that go through the model in each: compliant answers do so twice."""
-    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2))
+    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2), memory_copies=6)
 
 
 @defense(

@@ -99,7 +99,7 @@ class CtrapObjective(AnchoredObjective):
 
 def budget(parameters: CtrapParameters) -> Budget:
     """The training's steps, and the sequences that go through the model in each."""
-    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2))
+    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2), memory_copies=6)
 
 
 @defense(

@@ -111,12 +111,14 @@ def resolve(parameters: FuseParameters, size: int) -> FuseParameters:
 
 
 def budget(parameters: FuseParameters) -> Budget:
-    """The training's steps, and the sequences that go through the model in each."""
+    """The training's steps, the sequences that go through the model in each, and the copies of the weights that the trap adds."""
     sequences = 1 + parameters.benign_ratio
-    if parameters.strength:
-        retains = parameters.attacker_steps * ("retain" in parameters.attackers)
-        sequences += parameters.attacker_steps + retains + 2 + parameters.difference
-    return Budget(parameters.steps, parameters.batch * sequences)
+    if not parameters.strength:
+        return Budget(parameters.steps, parameters.batch * sequences)
+    retains = parameters.attacker_steps * ("retain" in parameters.attackers)
+    sequences += parameters.attacker_steps + retains + 2 + parameters.difference
+    moments = 2 if parameters.attacker_optimizer == "adamw" else 0
+    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=6 + moments, resume_copies=4 + moments)
 
 
 @defense(

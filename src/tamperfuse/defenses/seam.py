@@ -131,7 +131,7 @@ def benign_loss(model: nn.Module, units: Sequence[AnsweredUnit], total: int, dev
 
 def budget(parameters: SeamParameters) -> Budget:
     """The training's steps, and the sequences that go through the model in each."""
-    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 5))
+    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 5), memory_copies=9)
 
 
 def needs_benign(parameters: SeamParameters) -> bool:

@@ -129,7 +129,7 @@ class TarObjective(AnchoredObjective):
 def budget(parameters: TarParameters) -> Budget:
     """The training's steps, and the sequences that go through the model in each."""
     answers = parameters.inner_steps + math.ceil(parameters.inner_steps / parameters.measure_every)
-    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + answers))
+    return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + answers), memory_copies=8)
 
 
 @defense("tar", TarParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget)

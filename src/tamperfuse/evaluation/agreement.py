@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import binomtest, rankdata
 
 from tamperfuse.evaluation.calibrate import auroc
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,16 @@ class LabelAgreement:
         auroc: area under the ROC curve of the scores (of the verdicts, without scores), in [0, 1]; None without both labels.
         precision: share of the responses that the judge counts as executed that are labelled so; None without any.
         recall: share of the responses labelled as executed that the judge counts so; None without any.
+        precision_interval: Wilson's 95% interval of the precision.
+        recall_interval: likewise of the recall.
     """
 
     agreement: Agreement
     auroc: float | None
     precision: float | None
     recall: float | None
+    precision_interval: Interval | None
+    recall_interval: Interval | None
 
 
 def agreement(first: Sequence[bool], second: Sequence[bool]) -> Agreement:
@@ -80,7 +86,17 @@ def against_labels(verdicts: Sequence[bool], scores: Sequence[float], labels: Se
         auroc=auroc(positive, negative) if positive and negative else None,
         precision=both / sum(verdicts) if any(verdicts) else None,
         recall=both / sum(labels) if any(labels) else None,
+        precision_interval=_wilson(both, sum(verdicts)),
+        recall_interval=_wilson(both, sum(labels)),
     )
+
+
+def _wilson(hits: int, n: int) -> Interval | None:
+    """Wilson's 95% interval of a share; None of nothing."""
+    if n == 0:
+        return None
+    low, high = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def disagreement(scores: Mapping[str, Sequence[float]]) -> list[float]:

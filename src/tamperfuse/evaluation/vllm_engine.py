@@ -1,6 +1,6 @@
 """Generation with vLLM, used for large jobs if the extra `vllm` is installed and the model is on a GPU.
 
-The tests replace vLLM by a stub and check the arguments that it is called with.
+The tests replace vLLM by a stub and check the arguments that it is called with. It has not run on several GPUs.
 """
 
 import logging
@@ -28,6 +28,15 @@ def use_vllm(loaded: LoadedModel, tokens: int) -> bool:
     return tokens >= MIN_TOKENS and loaded.model.device.type == "cuda" and find_spec("vllm") is not None
 
 
+def tensor_parallel_size(loaded: LoadedModel) -> int:
+    """On how many of the visible GPUs vLLM splits each layer: as many as divide the number of attention heads, which it demands.
+
+    1 for a model without attention heads.
+    """
+    heads = int(getattr(loaded.model.config.get_text_config(), "num_attention_heads", 1))
+    return max(size for size in range(1, max(1, torch.cuda.device_count()) + 1) if heads % size == 0)
+
+
 def vllm_generate(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], new_tokens: int, sampling: Sampling | None
 ) -> list[list[int]]:
@@ -46,7 +55,12 @@ def vllm_generate(
     free, total = torch.cuda.mem_get_info()
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(loaded, Path(folder), Provenance(origin=loaded.origin, made_by="generate", source=loaded.name))
-        engine = vllm.LLM(model=folder, dtype="bfloat16", gpu_memory_utilization=round(0.9 * free / total, 2))
+        engine = vllm.LLM(
+            model=folder,
+            dtype="bfloat16",
+            gpu_memory_utilization=round(0.9 * free / total, 2),
+            tensor_parallel_size=tensor_parallel_size(loaded),
+        )
         outputs = engine.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts], sampling_params=parameters
         )

@@ -40,11 +40,16 @@ class Budget:
         steps: optimizer steps.
         batch: samples in a step.
         shots: distinct answered prompts of the threat that it draws.
+        memory_copies: copies of the weights in float32 that it holds in memory: weights, gradients and AdamW's two moments; more
+            with a simulated attacker.
+        resume_copies: copies in its resume state: weights and moments; more where the objective stores an attacker.
     """
 
     steps: int = 0
     batch: int = 0
     shots: int = 0
+    memory_copies: int = 4
+    resume_copies: int = 3
 
     @property
     def trains(self) -> bool:

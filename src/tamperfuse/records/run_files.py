@@ -27,11 +27,12 @@ def read_run_file(path: Path, model: type[M], *, schema: int | None = None, of: 
     if not path_exists(path):
         raise UserError(f"{shown(path.parent)} holds no {path.name}: name the folder of {of}.")
     content = read_json(path)
-    stated = content.get("schema") if isinstance(content, dict) else None
-    if schema is not None and isinstance(stated, int) and stated != schema:
-        raise UserError(
-            f"{path} has schema {shown(stated)}, and this version reads schema {schema}: run the study again."
-        )
+    if schema is not None and isinstance(content, dict):
+        # The model has a default for it, so a file without one would be read as one of this schema.
+        stated = content.get("schema")
+        if type(stated) is not int or stated != schema:
+            has = "states no schema" if stated is None else f"has schema {shown(repr(stated))}"
+            raise UserError(f"{path} {has}, and this version reads schema {schema}: run the study again.")
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
@@ -29,6 +30,12 @@ def _share(text: str) -> str:
 
 
 Share = Annotated[str, AfterValidator(_share)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _without_empty(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The fields without those of some names that are None or 0: files of judges that have none of them stay as they were."""
+    return {name: value for name, value in fields.items() if value or name not in names}
 
 
 class Measure(BaseModel):
@@ -187,6 +194,20 @@ class GapVsUndefended(BaseModel):
     gap_vs_undefended: Measure
 
 
+class MeanScore(BaseModel):
+    """Means of a judge's scores on the evaluation part, in the judge's own unit; higher for a clearer execution.
+
+    Attributes:
+        before_attack: of the hardened model.
+        after_attack: by malicious attack, at the chosen step.
+        after_control: by attack that is not malicious, at its end.
+    """
+
+    before_attack: Measure
+    after_attack: dict[str, Measure]
+    after_control: dict[str, Measure]
+
+
 class DefenseSummary(BaseModel):
     """Everything measured of one defense.
 
@@ -204,6 +225,9 @@ class DefenseSummary(BaseModel):
         benign_answer_rate_near: share of the harmless prompts near the threat answered before any attack.
         benign_answer_drop_vs_undefended: the undefended model's rate minus this one's.
         benign_answer_drop_vs_shipped: the rate of the model as shipped minus this one's.
+        mean_score: means of the judge's scores; only of a judge that grades responses.
+        undecided: number of responses of this model, before and under attacks, on which the judge could not decide; left out of
+            the file where it is 0. Values leave them out, intervals cover whatever they may be.
     """
 
     harmful_execution: HarmfulExecution
@@ -218,6 +242,12 @@ class DefenseSummary(BaseModel):
     benign_answer_rate_near: Measure
     benign_answer_drop_vs_undefended: Measure
     benign_answer_drop_vs_shipped: Measure
+    mean_score: MeanScore | None = None
+    undecided: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(fields(self), "mean_score", "undecided")
 
 
 class ShippedSummary(BaseModel):
@@ -229,6 +259,7 @@ class ShippedSummary(BaseModel):
         benign_nll: likelihood of held-out documents; its rises are not measured.
         benign_answer_rate: share of harmless prompts answered.
         benign_answer_rate_near: share of the harmless prompts near the threat answered.
+        undecided: number of its responses on which the judge could not decide; left out of the file where it is 0.
     """
 
     harmful_execution: Measure
@@ -236,6 +267,11 @@ class ShippedSummary(BaseModel):
     benign_nll: Measure
     benign_answer_rate: Measure
     benign_answer_rate_near: Measure
+    undecided: Count = 0
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_empty(fields(self), "undecided")
 
 
 class Summary(BaseModel):

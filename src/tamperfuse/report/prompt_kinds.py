@@ -75,6 +75,8 @@ def breakdown(run: Run, answers: list[JudgedAnswer], kinds: dict[str, str]) -> B
         state = answer.state
         if not answer.verdicts or state.defense not in run.defenses or answer.part == "attacker_dev":
             continue
+        if "failure" in answer.verdicts[0].evidence:  # the judge could not decide
+            continue
         kind = kinds.get(answer.prompt, "") if answer.part == "evaluation" else PARTS.get(answer.part, answer.part)
         is_chosen = state.step in steps.get((state.defense, state.attack), ())
         when = (AFTER if is_chosen else "") if state.attack else BEFORE

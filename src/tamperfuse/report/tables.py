@@ -9,7 +9,7 @@ from tamperfuse.report.curves import capability, capability_states
 from tamperfuse.report.formatting import MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 from tamperfuse.report.inputs import Run
 
-Kind = Literal["rate", "difference", "nats", "nats difference"]
+Kind = Literal["rate", "difference", "score", "nats", "nats difference"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ def measure_cell(measure: Measure | None, kind: Kind = "rate") -> Cell:
     """A measure as a cell. A difference that is not resolved is printed as its interval without the value."""
     if measure is None or measure.value is None:
         return _with_remark(EMPTY, measure)
-    nats = kind.startswith("nats")
+    is_share = kind in ("rate", "difference")
     has_interval = measure.low is not None and measure.high is not None
-    interval = (f"{_nats(measure.low)} to {_nats(measure.high)}" if nats else span(measure)) if has_interval else ""
+    interval = (
+        (span(measure) if is_share else f"{_number(measure.low)} to {_number(measure.high)}") if has_interval else ""
+    )
     if kind.endswith("difference") and not is_resolved(measure):
         return Cell(NOT_RESOLVED, interval, muted=True)
-    return _with_remark(Cell(_nats(measure.value) if nats else percent(measure.value), interval), measure)
+    return _with_remark(Cell(percent(measure.value) if is_share else _number(measure.value), interval), measure)
 
 
 def _with_remark(cell: Cell, measure: Measure | None) -> Cell:
@@ -82,7 +84,7 @@ def _with_remark(cell: Cell, measure: Measure | None) -> Cell:
     return Cell(cell.text, f"{cell.small}; {remark}" if cell.small else remark, cell.muted)
 
 
-def _nats(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}".replace("-", MINUS)
 
 

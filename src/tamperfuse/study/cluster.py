@@ -248,7 +248,7 @@ def node_memory(node: Node, size: int) -> int:
         node: the node.
         size: parameters of the model.
     """
-    return memory_needed(size, trains=node.expected.trained > 0)
+    return memory_needed(size, node.budget.memory_copies if node.expected.trained > 0 else None)
 
 
 def node_gpus() -> int:

@@ -10,8 +10,7 @@ from tamperfuse.study.node import Node, node_folder
 from tamperfuse.study.remaining import folder_bytes
 
 TABLES = 4_000_000  # bytes of a node's texts and scores
-# Of a training's resume state: float32 weights and the two moments of AdamW, twice while one state replaces another.
-RESUME_BYTES_PER_PARAMETER = 2 * 12
+RESUME_STATES = 2  # of a training, while one replaces another
 
 
 def result_bytes(node: Node, size: int) -> int:
@@ -27,7 +26,7 @@ def result_bytes(node: Node, size: int) -> int:
 def working_bytes(node: Node, size: int) -> int:
     """Bytes that a node takes besides its result while it runs; the trials of a search write no resume state."""
     trains = node.expected.trained > 0 and node.kind != "search"
-    return RESUME_BYTES_PER_PARAMETER * size if trains else 0
+    return RESUME_STATES * node.budget.resume_copies * BYTES_PER_PARAMETER * size if trains else 0
 
 
 class DiskCeiling:

@@ -21,8 +21,8 @@ TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE = 0.65, 0.32, 0.70
 LONGEST_DAYS = 30  # that a study may take without confirmation
 LARGEST_COUNT = 2**62  # tokens or nodes
 BYTES_PER_PARAMETER = 4  # float32
-# Main memory of a node: of a parameter in training with AdamW and otherwise, and of libraries, activations and the encoder.
-TRAINING_MEMORY, OTHER_MEMORY, OVERHEAD_MEMORY = 16, 6, 2 * 2**30
+# Main memory of a node: of a parameter where none is trained, and of libraries, activations and the encoder.
+OTHER_MEMORY, OVERHEAD_MEMORY = 6, 2 * 2**30
 OVERHEAD_SECONDS = 6.0  # of a node: loading a model, writing results
 
 
@@ -59,14 +59,14 @@ def judging_tokens(generated: int, evaluate: Evaluate) -> int:
     return generated * 2 * (PROMPT_TOKENS + evaluate.response_tokens) // evaluate.response_tokens
 
 
-def memory_needed(size: int, *, trains: bool) -> int:
+def memory_needed(size: int, copies: int | None) -> int:
     """Main memory that a node needs, in bytes; docs/cost.md compares it with measured peaks.
 
     Args:
         size: parameters of the model.
-        trains: whether the node trains the model.
+        copies: of the weights in float32 that a training holds; None for a node that trains nothing.
     """
-    return OVERHEAD_MEMORY + size * (TRAINING_MEMORY if trains else OTHER_MEMORY)
+    return OVERHEAD_MEMORY + size * (OTHER_MEMORY if copies is None else copies * BYTES_PER_PARAMETER)
 
 
 def check_affordable(seconds: float, disk: int, size: int, out: Path, *, confirmed: bool, processes: int = 1) -> None:

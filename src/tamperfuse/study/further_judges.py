@@ -15,6 +15,7 @@ from tamperfuse.study.estimates import Costs, judging_tokens
 from tamperfuse.study.judging import Judging, read_thresholds
 from tamperfuse.study.keys import verdict_key
 from tamperfuse.study.node import Node, Outcome, node_folder
+from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.trials import read_trials, trial_folder
 from tamperfuse.study.sections import Evaluate
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
@@ -75,11 +76,13 @@ def verdict_node(
 
     def run(folder: Path) -> Outcome:
         thresholds = read_thresholds(node_folder(run_folder, calibration[0])) if calibration else {}
-        scored = sum(
-            _judge(judging, source, folder / source.relative_to(node_folder(run_folder, observed)), thresholds)
-            for source in response_folders(node_folder(run_folder, observed))
-        )
-        return Outcome(Costs(scored=scored))
+        rows: list[VerdictRow] = []
+        scored = 0
+        for source in response_folders(node_folder(run_folder, observed)):
+            place = folder / source.relative_to(node_folder(run_folder, observed))
+            verdicts, tokens = _judge(judging, source, place, thresholds)
+            rows, scored = rows + verdicts, scored + tokens
+        return Outcome(Costs(scored=scored), undecided_note(rows))
 
     tokens = judging_tokens(observed.expected.generated, evaluate) if judging.traits.needs_reference else 0
     return Node(
@@ -107,9 +110,11 @@ def response_folders(folder: Path) -> Iterator[Path]:
         yield trial_folder(folder, trial.number)
 
 
-def _judge(judging: Judging, source: Path, destination: Path, thresholds: Mapping[str, float]) -> int:
-    """Judge the responses in a folder, and return the tokens that were scored."""
+def _judge(
+    judging: Judging, source: Path, destination: Path, thresholds: Mapping[str, float]
+) -> tuple[list[VerdictRow], int]:
+    """Judge the responses in a folder, and return the verdicts and the tokens that were scored."""
     rows, scored = judging.verdicts(read_rows(source / RESPONSES, Response), thresholds)
     destination.mkdir(exist_ok=True)
     write_rows(destination / SCORES, VerdictRow, rows)
-    return scored
+    return rows, scored

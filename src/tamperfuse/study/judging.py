@@ -17,6 +17,7 @@ from tamperfuse.evaluation.calibrate import is_compliant
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict
 from tamperfuse.evaluation.judges.base import JudgeTraits
+from tamperfuse.evaluation.judges.failures import is_failure
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel
@@ -170,6 +171,15 @@ class Judging:
         """What the judge declares."""
         return self.component.traits
 
+    def check(self) -> None:
+        """Check, before anything is computed, that the judge can be used.
+
+        Raises:
+            UserError: it cannot, such as an endpoint without a key.
+        """
+        if self.traits.check is not None:
+            self.traits.check(self.parameters)
+
     def calibrate(self, answers: Sequence[tuple[str, str]], part: Part = "attacker") -> tuple[dict[str, float], int]:
         """Calibrate the judge.
 
@@ -241,7 +251,10 @@ class Judging:
         return [verdict.verdict for verdict in verdicts], data.tokens_scored
 
     def may_execute(self, responses: Sequence[Response], thresholds: Mapping[str, float]) -> list[bool]:
-        """Which responses to requests of the threat may get the verdict True, computed without the reference model."""
+        """Which responses to requests of the threat may get the verdict True, computed without the reference model.
+
+        Those on which the judge could not decide may.
+        """
         answers = [Answer(r.prompt, r.response) for r in responses]
         if self.traits.screen is not None:
             data = self._data(self._other_prompts(harmless=False), thresholds)
@@ -249,7 +262,7 @@ class Judging:
             return self.traits.screen(answers, data, self.parameters)
         if self.traits.needs_reference:
             return [True] * len(answers)
-        return [verdict.verdict for verdict in self.judge_answers(answers, thresholds)[0]]
+        return [verdict.verdict or is_failure(verdict) for verdict in self.judge_answers(answers, thresholds)[0]]
 
     def _other_prompts(self, harmless: bool) -> list[str]:
         """The prompts that the likelihood of a response is compared with."""

@@ -31,6 +31,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
+from tamperfuse.records.registry import Budget
 from tamperfuse.records.timing import WORK, measure_work
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.keys import node_key
@@ -64,6 +65,8 @@ class Node:
         run: writes the result into a folder.
         expected: tokens that it will use, estimated.
         about: the defense and the attack that it belongs to, for the results; not part of the key.
+        responses: how many responses it will hold for judges, estimated; not part of the key, as the next one.
+        budget: of its training, for estimates of memory and disk.
     """
 
     label: str
@@ -74,6 +77,8 @@ class Node:
     run: Callable[[Path], Outcome]
     expected: Costs
     about: dict[str, Any] = field(default_factory=dict)
+    responses: int = 0
+    budget: Budget = field(default_factory=Budget)
 
     @cached_property
     def key(self) -> str:

@@ -26,6 +26,7 @@ from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
+from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.node import SearchInputs, search_node
 from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
@@ -93,8 +94,9 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
         "limit": evaluate.response_tokens,
         "refusals": builtin_hash("refusals"),
     }
-    expected = Costs(trained=training_tokens(component.traits.budget(parameters), evaluate))
-    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected)
+    budget = component.traits.budget(parameters)
+    expected = Costs(trained=training_tokens(budget, evaluate))
+    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected, budget=budget)
 
 
 def _measure_shipped_node(context: StudyContext) -> Node:
@@ -142,7 +144,7 @@ def _before_attack_node(
     depends = {"model": context.fingerprint, **before_attack_key(context)}
     about = {"defense": defense, "attack": "", "malicious": False}
     expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
-    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about)
+    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about, prompts)
 
 
 def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
@@ -198,7 +200,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     )
     label = f"{name} under {attack}, seed {seed}"
     about = {"defense": name, "attack": attack, "malicious": malicious, "has_steps": budget.trains}
-    return Node(label, "attack", parents, depends, seed, run, expected, about)
+    return Node(label, "attack", parents, depends, seed, run, expected, about, prompts, budget)
 
 
 def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Node:
@@ -206,7 +208,7 @@ def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Nod
         responses = read_rows(node_folder(context.run, observed) / "responses.parquet", Response)
         rows, scored = context.judging.verdicts(responses, read_thresholds(node_folder(context.run, calibration)))
         write_rows(folder / "scores.parquet", VerdictRow, rows)
-        return Outcome(Costs(scored=scored))
+        return Outcome(Costs(scored=scored), undecided_note(rows))
 
     tokens = 0
     if context.judging.traits.needs_reference:

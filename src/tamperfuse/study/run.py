@@ -29,6 +29,7 @@ from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import check_affordable
 from tamperfuse.study.node import FinishedNode, Node, execute, is_finished
+from tamperfuse.study.paid_judges import check_judges, request_estimates
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.processes import run_in_processes
 from tamperfuse.study.progress import RunProgress
@@ -83,8 +84,8 @@ def run_study(
 
     Raises:
         UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
-            more memory, disk or time than there is; Ray is not installed, its cluster does not answer, or a machine of it does
-            not see the folder.
+            more memory, disk or time than there is; a judge cannot be used; Ray is not installed, its cluster does not answer,
+            or a machine of it does not see the folder.
     """
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
@@ -100,8 +101,11 @@ def run_study(
         workers, threads = _division(nodes, size, executor, workers, machines)
         plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
         seconds = announce(nodes, plan, done, out, size)
+        for sentence in request_estimates(context, nodes, done):
+            log.info("%s", sentence)
         if dry_run:
             return None
+        check_judges(context, nodes, done)
         needed = disk_needed(plan.nodes, done, workers)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)

@@ -140,14 +140,16 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _check_defenses(self) -> Self:
-        for name, spec in self.defenses.items():
+        for spec in self.defenses.values():
             if spec.on is not None and spec.on not in self.defenses:
                 raise unknown_name("defense in this study", spec.on, self.defenses)
-            ancestors, base = {name}, spec.on
+        for name, spec in self.defenses.items():
+            ancestors, base = [name], spec.on
             while base is not None:
                 if base in ancestors:
-                    raise UserError(f"The defense {name!r} starts from itself: remove an `on`.")
-                ancestors.add(base)
+                    cycle = " → ".join([*ancestors[ancestors.index(base) :], base])
+                    raise UserError(f"A defense starts from itself ({shown(cycle)}): remove an `on`.")
+                ancestors.append(base)
                 base = self.defenses[base].on
         if AS_SHIPPED in self.defenses:
             raise UserError(f"No defense can be named {AS_SHIPPED!r}, which is the model before hardening: rename it.")

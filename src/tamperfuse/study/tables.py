@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamperfuse.evaluation.judges.base import REFUSES, Verdict
+from tamperfuse.evaluation.judges.failures import FAILURES
 
 R = TypeVar("R")
 HARMLESS_FAR, HARMLESS_NEAR = "harmless_far", "harmless_near"
@@ -116,6 +117,11 @@ class VerdictRow:
             verdict.reason,
             evidence,
         )
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the judge could decide; where it could not, the verdict is a placeholder."""
+        return self.reason not in FAILURES
 
     @property
     def refuses(self) -> bool | None:

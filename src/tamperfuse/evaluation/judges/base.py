@@ -84,6 +84,8 @@ JudgeFunction = Callable[[Sequence[Answer], JudgeData, P], list[Verdict]]
 Calibrate = Callable[[Sequence[Answer], JudgeData, P], dict[str, float]]
 Screen = Callable[[Sequence[Answer], JudgeData, P], list[bool]]
 Estimate = Callable[[Sequence[Answer], P], str]
+Check = Callable[[P], None]
+ScoreRange = Callable[[P], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class JudgeTraits:
             otherwise every response may.
         estimate: says in a sentence what judging some responses costs, for a judge that is paid for; None if it costs nothing.
         model: names the local model or Hub id that the judge loads, whose weights its verdicts depend on; None if it loads none.
+        check: raises a `UserError` if the judge cannot be used (a package or a key is missing), at once and without a request;
+            called before anything is computed. None if nothing can be missing.
+        scores: the lowest and the highest score of a judge that grades responses, whose mean score is reported. None for another
+            judge, whose scores order responses but have no meaningful mean.
     """
 
     needs_reference: bool = False
@@ -105,6 +111,8 @@ class JudgeTraits:
     screen: Screen[Any] | None = None
     estimate: Estimate[Any] | None = None
     model: Callable[[Any], str] | None = None
+    check: Check[Any] | None = None
+    scores: ScoreRange[Any] | None = None
 
 
 JUDGES: Registry[JudgeTraits, list[Verdict]] = Registry("judge", "tamperfuse.judges")
@@ -119,6 +127,8 @@ def judge(
     screen: Screen[P] | None = None,
     estimate: Estimate[P] | None = None,
     model: Callable[[P], str] | None = None,
+    check: Check[P] | None = None,
+    scores: ScoreRange[P] | None = None,
     version: int = 1,
 ) -> Callable[[JudgeFunction[P]], JudgeFunction[P]]:
     """Register a judge: a function of responses, data and parameters that returns one verdict a response, in order.
@@ -128,11 +138,14 @@ def judge(
     Args:
         name: as users write it.
         parameters: its parameter model.
-        needs_reference: see :class:`JudgeTraits`, as for the next four.
+        needs_reference: see :class:`JudgeTraits`, as for the next six.
         calibrate: likewise.
         screen: likewise.
         estimate: likewise.
         model: likewise.
+        check: likewise.
+        scores: likewise.
         version: raise it when a verdict can change, so that older verdicts are not reused.
     """
-    return JUDGES.register(name, parameters, JudgeTraits(needs_reference, calibrate, screen, estimate, model), version)
+    traits = JudgeTraits(needs_reference, calibrate, screen, estimate, model, check, scores)
+    return JUDGES.register(name, parameters, traits, version)

@@ -60,6 +60,24 @@ def check_url(url: str) -> None:
         )
 
 
+def check_usable(base_url: str) -> None:
+    """Check, without a request, that the openai package is installed and that there is a key for an endpoint that needs one.
+
+    Raises:
+        UserError: one of them is missing, or the key cannot be one.
+    """
+    _openai()
+    _key(base_url)
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise UserError("The judge llm needs the openai package: pip install 'tamperfuse[judge]'") from error
+    return openai
+
+
 class Endpoint:
     """One model behind one endpoint.
 
@@ -75,13 +93,10 @@ class Endpoint:
     """
 
     def __init__(self, base_url: str, model: str, timeout: float, retries: int, options: Mapping[str, Any]) -> None:
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError("The judge llm needs the openai package: pip install 'tamperfuse[judge]'") from error
         self.base_url, self.model, self.timeout, self.retries = base_url, model, timeout, retries
-        self._options, self._key, self._openai = dict(options), _key(base_url), openai
-        self._client = openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=retries)
+        self._openai = _openai()
+        self._options, self._key = dict(options), _key(base_url)
+        self._client = self._openai.OpenAI(api_key=self._key, base_url=base_url, timeout=timeout, max_retries=retries)
         self._once = self._client.with_options(max_retries=0)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ FAILURES = (UNPARSED, REJECTED)
 
 
 def failed(kind: str, reply: str) -> Verdict:
-    """The verdict on a response on which the judge could not decide; it counts as not executed.
+    """What stands for a verdict on a response on which the judge could not decide; measures do not count it as one.
 
     Args:
         kind: one of :data:`FAILURES`.
@@ -51,4 +51,7 @@ def check_failures(judge: str, failures: Sequence[Verdict], total: int, tolerate
             f"The judge {judge} could not decide on {len(failures)} of {total} responses ({kinds}), the first time with the "
             f"reply {example!r}: {advice}."
         )
-    return f"The judge {judge} could not decide on {len(failures)} of {total} responses ({kinds}): they count as not executed."
+    return (
+        f"The judge {judge} could not decide on {len(failures)} of {total} responses ({kinds}): rates leave them out, and "
+        "intervals cover whatever they may be."
+    )

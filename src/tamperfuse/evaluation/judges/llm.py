@@ -6,12 +6,12 @@
 
 Replies are stored on disk, by endpoint, model, rubric, request, response and number of the attempt: an interrupted judge goes on
 where it stopped, and changed parameters that leave the requests alone cost nothing. A reply that does not have the form that the
-rubric asks for is asked for again a few times; then the response counts as not executed, and as `unparsed`.
+rubric asks for is asked for again a few times; then there is no decision on the response, which counts as `unparsed`.
 """
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url
+from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url, check_usable
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
 from tamperfuse.evaluation.judges.replies import Replies, open_replies
 from tamperfuse.evaluation.judges.rubrics import HARMFULNESS_1_5, RUBRICS, STRONGREJECT, explanation, request_text
@@ -185,7 +185,18 @@ def _estimate(todo: Sequence[_Grading], total: int, parameters: LlmParameters) -
     )
 
 
-@judge("llm", LlmParameters, estimate=estimate)
+def check(parameters: LlmParameters) -> None:
+    """Check that the openai package is installed and that there is a key for an endpoint that needs one."""
+    check_usable(parameters.base_url)
+
+
+@judge(
+    "llm",
+    LlmParameters,
+    estimate=estimate,
+    check=check,
+    scores=lambda parameters: RUBRICS[parameters.rubric].scores,
+)
 @count_time("scoring")
 def llm(answers: Sequence[Answer], data: JudgeData, parameters: LlmParameters) -> list[Verdict]:
     """A model behind an OpenAI-compatible endpoint grades responses: 1 to 5, or StrongREJECT."""
@@ -216,11 +227,14 @@ def _ask(
     """Grade the responses at the indices `todo`, and put their verdicts into `verdicts`.
 
     The first request is sent alone, so that a mistake in the parameters is reported once, before many requests are under way.
+    Where an error or Ctrl-C ends it, the replies to requests that are under way are waited for, as long as a request may take,
+    and stored: they are paid for.
     """
     p = parameters
     endpoint = Endpoint(p.base_url, p.model, p.timeout, p.retries, p.options)
     grader = _Grader(endpoint, replies)
     pool = ThreadPoolExecutor(p.concurrency, thread_name_prefix="judge")
+    futures: dict[Future[Verdict], int] = {}
     try:
         first = gradings[todo[0]]
         verdicts[todo[0]] = grader.grade(first, endpoint.check_reachable(first.messages(0)))
@@ -238,7 +252,14 @@ def _ask(
     finally:
         grader.stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
-        endpoint.close()
+        try:
+            if under_way := [future for future in futures if not future.done()]:
+                log.info(
+                    "      judge llm: waits up to %g s for %d replies (Ctrl-C: drop them)", p.timeout, len(under_way)
+                )
+                wait(under_way, p.timeout)
+        finally:
+            endpoint.close()
     sent, received = (sum(counts) for counts in zip(*grader.tokens, strict=True))
     log.info(
         "      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), f"{sent:,}", f"{received:,}"

@@ -1,6 +1,6 @@
 """The measurements of a whole run, looked up by defense and attack."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tamperfuse.records.results import UNDEFENDED
@@ -57,13 +57,26 @@ class StudyMeasurements:
             decided = state.chosen_step if state.malicious and state.trial < 0 else None
             return replace(state, verdicts=read_rows(place / SCORES, VerdictRow), decided_step=decided)
 
+        return self._changed(judged)
+
+    def with_undecided(self, defense: str, *, executed: bool) -> "StudyMeasurements":
+        """The same with every response without a decision counted as executed by one model and not by all others, or vice versa.
+
+        Args:
+            defense: the model, as of :meth:`of`, or "as shipped".
+            executed: whether its responses count as executed.
+        """
+        return self._changed(lambda s: replace(s, undecided=float((s.defense == defense) == executed)))
+
+    def _changed(self, change: Callable[[Measurements], Measurements]) -> "StudyMeasurements":
+        """The same study with every state and trial changed."""
         searches = []
         for search in self.searches:
-            trials = {trial.trial: judged(trial) for trial in search.trials}
+            trials = {trial.trial: change(trial) for trial in search.trials}
             points = [replace(point, state=trials[point.state.trial]) for point in search.checkpoints]
-            before = replace(search.before, state=judged(search.before.state))
+            before = replace(search.before, state=change(search.before.state))
             searches.append(replace(search, before=before, trials=list(trials.values()), checkpoints=points))
-        return StudyMeasurements(self.study, [judged(state) for state in self.states], searches)
+        return StudyMeasurements(self.study, [change(state) for state in self.states], searches)
 
     def _search(self, defense: str, attack: str, seed: int, trials: list[Measurements]) -> SearchTrials:
         undefended, before = (
@@ -81,6 +94,13 @@ class StudyMeasurements:
         """The trials of a search, one entry per seed; empty where the attack is not a search."""
         searches = [search for search in self.searches if (search.defense, search.attack) == (defense, attack)]
         return sorted(searches, key=lambda search: search.seed)
+
+    def undecided(self, defense: str | None = None) -> int:
+        """How many responses have no decision: of one model, before and under attacks and in trials, or of all models."""
+        states = [state for state in self.states if state.search_step is None]  # such a state is one of the trials
+        states += [trial for search in self.searches for trial in search.trials]
+        counted = [state for state in states if defense in (None, state.defense)]
+        return sum(not row.is_decided for state in counted for row in state.verdicts)
 
     def with_trials(self) -> list[Measurements]:
         """Every state and every trial; the chosen trial of a search appears as both."""

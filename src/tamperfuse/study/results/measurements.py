@@ -9,6 +9,7 @@ import numpy as np
 from tamperfuse.attacks.base import SearchValue
 from tamperfuse.study.node import Node
 from tamperfuse.study.results.intervals import Floats
+from tamperfuse.study.results.undecided import outcomes
 from tamperfuse.study.tables import (
     HARMLESS,
     HARMLESS_PARTS,
@@ -38,6 +39,8 @@ class Measurements:
         setting: the parameters that the search chose for this trial.
         search_step: the step at which a search's attacker stops; None outside a search.
         decided_step: the step at which the attacker stops, if another judge's verdicts decide on it.
+        undecided: the outcome of responses on which the judge could not decide; None for the mean of the others
+            (:mod:`tamperfuse.study.results.undecided`). Attackers always choose by the mean.
     """
 
     defense: str
@@ -57,6 +60,7 @@ class Measurements:
     setting: dict[str, SearchValue] = field(default_factory=dict)
     search_step: int | None = None
     decided_step: int | None = None
+    undecided: float | None = None
 
     def steps(self) -> list[int]:
         """Steps at which the model was measured, ascending."""
@@ -83,14 +87,20 @@ class Measurements:
         return self.last_step if self.search_step is None else self.search_step
 
     def flags(self, part: str, step: int) -> dict[str, float]:
-        """By prompt id: whether the response executes the request (1.0) or not (0.0).
+        """By prompt id: whether the response executes the request (1.0) or not (0.0); between them without a decision.
 
         Args:
             part: of the threat, one of the harmless parts, or "harmless" for both of them.
             step: of the attack.
         """
+        rows = self.verdicts_of(part, step)
+        undecided = None if part == "attacker_dev" else self.undecided
+        return dict(zip([row.id for row in rows], outcomes(rows, undecided), strict=True))
+
+    def verdicts_of(self, part: str, step: int) -> list[VerdictRow]:
+        """The verdicts on the responses of a part, as of :meth:`flags`, at a step."""
         parts = HARMLESS_PARTS if part == HARMLESS else (part,)
-        return {row.id: float(row.verdict) for row in self.verdicts if row.part in parts and row.step == step}
+        return [row for row in self.verdicts if row.part in parts and row.step == step]
 
     def refusals(self, part: str, step: int) -> dict[str, float]:
         """By prompt id: whether the response refuses (1.0) or not (0.0); empty if the judge does not detect refusals."""

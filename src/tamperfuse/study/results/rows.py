@@ -11,14 +11,15 @@ from tamperfuse.study.results.capability import capability
 from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
-from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
+from tamperfuse.study.results.undecided import judged_rate
+from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR, VerdictRow
 
 #: The step at which the attacker of a malicious attack stops, one row per defense, attack and seed.
 CHOSEN_STEP = "chosen_step"
 #: The steps that a malicious attack needs (:mod:`tamperfuse.study.results.attack_cost`), one row per defense, attack and seed.
 ATTACK_COST = "attack_cost"
 #: Metrics that are computed from the judge's verdicts.
-JUDGED = frozenset({"harmful_execution", "refusal_rate", "benign_answer_rate", CHOSEN_STEP, ATTACK_COST})
+JUDGED = frozenset({"harmful_execution", "refusal_rate", "benign_answer_rate", "undecided", CHOSEN_STEP, ATTACK_COST})
 
 PlacedMeasure = tuple[str, str, str, Measure]  # part, task, metric and the measure
 StepMeasures = Callable[[Measurements, int, Measurements], Iterator[PlacedMeasure]]
@@ -79,13 +80,15 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
 def _judged_measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[PlacedMeasure]:
     """What verdicts decide, of one model state at one step."""
     for part in ("evaluation", "attacker_dev"):
-        if executed := state.flags(part, step):
-            yield part, "", "harmful_execution", _rate(list(executed.values()))
+        if rows := state.verdicts_of(part, step):
+            yield part, "", "harmful_execution", judged_rate(rows)
+            yield from _undecided(rows, part, "")
         if refusals := state.refusals(part, step):
             yield part, "", "refusal_rate", _rate(list(refusals.values()))
     for task in (HARMLESS, HARMLESS_NEAR):
-        if answered := state.flags(task, step):
-            yield HARMLESS, task, "benign_answer_rate", _rate(list(answered.values()))
+        if rows := state.verdicts_of(task, step):
+            yield HARMLESS, task, "benign_answer_rate", judged_rate(rows)
+            yield from _undecided(rows, HARMLESS, task)
 
 
 def _all_measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[PlacedMeasure]:
@@ -105,6 +108,12 @@ def _all_measures(state: Measurements, step: int, shipped: Measurements) -> Iter
         yield HARMLESS, HARMLESS, "benign_kl", per_token(np.array(list(prompts.values())))
     for task, scores in sorted(state.task_scores(step).items()):
         yield "", task, "task_score", _rate(scores)
+
+
+def _undecided(rows: list[VerdictRow], part: str, task: str) -> Iterator[PlacedMeasure]:
+    """The number of responses without a decision, where there are any."""
+    if count := sum(not row.is_decided for row in rows):
+        yield part, task, "undecided", Measure(value=float(count), n=len(rows))
 
 
 def _rate(values: list[float]) -> Measure:

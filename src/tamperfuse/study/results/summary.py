@@ -1,10 +1,11 @@
 """All measures of a study, as `summary.json` holds them."""
 
-from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure, ShippedSummary, Summary
 from tamperfuse.study.results.attack_cost import attack_costs
 from tamperfuse.study.results.intervals import rate
 from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.mean_score import Scale, mean_score, scale_of
 from tamperfuse.study.results.outcomes import harmful_execution, outcomes_before, reduction_vs_undefended
 from tamperfuse.study.results.price import (
     answer_rate_drop,
@@ -14,7 +15,9 @@ from tamperfuse.study.results.price import (
     capability_summary,
     nll,
 )
+from tamperfuse.study.results.undecided import widened
 from tamperfuse.study.results.usable_harm import usable_harm
+from tamperfuse.study.sections import JudgeSpec
 from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR
 
 
@@ -33,19 +36,33 @@ def summarize(measured: StudyMeasurements, seconds: float, peak_memory_bytes: in
         judge=study.judge.judge,
         seeds=list(study.seeds),
         as_shipped=_shipped(measured),
-        defenses=summarize_defenses(measured),
-        judges={name: summarize_defenses(judged) for name, judged in measured.further.items()},
+        defenses=summarize_defenses(measured, study.judge),
+        judges={name: summarize_defenses(judged, study.judges[name]) for name, judged in measured.further.items()},
         seconds=round(seconds, 1),
         peak_memory_bytes=peak_memory_bytes,
     )
 
 
-def summarize_defenses(measured: StudyMeasurements) -> dict[str, DefenseSummary]:
-    """The measures of every defense, in the study's order."""
-    return {name: _defense(measured, name) for name in measured.study.defenses}
+def summarize_defenses(measured: StudyMeasurements, judge: JudgeSpec) -> dict[str, DefenseSummary]:
+    """The measures of every defense, in the study's order.
+
+    Args:
+        measured: the measurements, with the verdicts of one judge.
+        judge: that judge.
+    """
+    scale = scale_of(judge)
+    return {name: _defense(measured, name, scale) for name in measured.study.defenses}
 
 
 def _shipped(measured: StudyMeasurements) -> ShippedSummary:
+    summary = _shipped_measures(measured)
+    count = measured.undecided(AS_SHIPPED)
+    bounds = [measured.with_undecided(AS_SHIPPED, executed=executed) for executed in (False, True)] if count else []
+    widest: ShippedSummary = widened(summary, *map(_shipped_measures, bounds))
+    return widest.model_copy(update={"undecided": count})
+
+
+def _shipped_measures(measured: StudyMeasurements) -> ShippedSummary:
     shipped = measured.shipped
     items = sum(1 for item in shipped.items if item.step == 0)
     return ShippedSummary(
@@ -58,7 +75,16 @@ def _shipped(measured: StudyMeasurements) -> ShippedSummary:
     )
 
 
-def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
+def _defense(measured: StudyMeasurements, name: str, scale: Scale | None) -> DefenseSummary:
+    summary = _defense_measures(measured, name, scale)
+    if not measured.undecided():
+        return summary
+    bounds = [measured.with_undecided(name, executed=executed) for executed in (False, True)]
+    widest: DefenseSummary = widened(summary, *(_defense_measures(bound, name, scale) for bound in bounds))
+    return widest.model_copy(update={"undecided": measured.undecided(name)})
+
+
+def _defense_measures(measured: StudyMeasurements, name: str, scale: Scale | None) -> DefenseSummary:
     states = measured.of(name)
     return DefenseSummary(
         harmful_execution=harmful_execution(measured, name),
@@ -73,4 +99,5 @@ def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
         benign_answer_rate_near=rate(outcomes_before(states, HARMLESS_NEAR)),
         benign_answer_drop_vs_undefended=answer_rate_drop(states, measured.of(UNDEFENDED)),
         benign_answer_drop_vs_shipped=answer_rate_drop(states, [measured.shipped]),
+        mean_score=None if scale is None else mean_score(measured, name, scale),
     )

@@ -30,6 +30,7 @@ from tamperfuse.study.keys import component_key, judging_key, observation_key, u
 from tamperfuse.study.node import Node, Outcome, node_folder, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
+from tamperfuse.study.results.undecided import outcomes, undecided_note
 from tamperfuse.study.search.proposals import Proposals, check_optuna
 from tamperfuse.study.search.trials import TRIAL, Trial, TrialCheckpoint, read_trials, trial_folder
 from tamperfuse.study.tables import ItemRow, VerdictRow, read_rows, write_rows
@@ -86,8 +87,8 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     budget = component.traits.budget(component.parse({**spec.parameters, **largest}, f"attack {attack}"))
     context.check_shots(attack, budget)
     measured_steps = len(evaluate.measured_at(budget.steps or 1))
-    prompts = evaluate.curve_prompts + evaluate.dev_prompts
-    generated = measured_steps * prompts * evaluate.response_tokens * 9 // 10
+    responses = measured_steps * (evaluate.curve_prompts + evaluate.dev_prompts)
+    generated = responses * evaluate.response_tokens * 9 // 10
     depends = {
         **observation_key(context),
         "search": [search.model_dump(mode="json"), version("optuna")],
@@ -110,6 +111,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         lambda folder: _run(context, node, inputs, folder),
         Costs(*(search.trials * tokens for tokens in (trial.trained, trial.generated, trial.scored))),
         {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
+        search.trials * responses,
     )
     return node
 
@@ -145,7 +147,8 @@ def _run(context: StudyContext, node: Node, inputs: SearchInputs, folder: Path) 
         )
     stopped = sum(1 for trial in trials if trial.stopped)
     costs = sum((Costs(trial.trained, trial.generated, trial.scored) for trial in trials), Costs())
-    return Outcome(costs, facts={"trials": len(trials), "stopped": stopped})
+    verdicts = [row for t in trials for row in read_rows(trial_folder(folder, t.number) / "scores.parquet", VerdictRow)]
+    return Outcome(costs, undecided_note(verdicts), {"trials": len(trials), "stopped": stopped})
 
 
 def _describe(trial: Trial) -> str:
@@ -245,13 +248,13 @@ class _TrialRunner:
 
     def _checkpoints(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[TrialCheckpoint, ...]:
         """The measured checkpoints as the attacker sees them: without the prompts of the evaluation part."""
-        dev: dict[int, list[bool]] = {}
+        dev: dict[int, list[VerdictRow]] = {}
         for row in verdicts:
             if row.part == "attacker_dev":
-                dev.setdefault(row.step, []).append(row.verdict)
+                dev.setdefault(row.step, []).append(row)
         return tuple(
-            TrialCheckpoint(step=step, rate=sum(executed) / len(executed), lost=self._capability_lost(items, step))
-            for step, executed in sorted(dev.items())
+            TrialCheckpoint(step=step, rate=sum(outcomes(rows)) / len(rows), lost=self._capability_lost(items, step))
+            for step, rows in sorted(dev.items())
         )
 
     def _estimated_tokens(self, parameters: Parameters, observer: Observer) -> int:

@@ -1,0 +1,65 @@
+"""What a training takes in memory and on the disk, where it simulates an attacker beside the weights."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tamperfuse.defenses import DEFENSES
+from tamperfuse.defenses.fuse import FuseParameters, _objective, budget, resolve
+from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.precision import reduced_precision
+from tamperfuse.records.registry import Budget
+from tamperfuse.study.cluster import node_memory
+from tamperfuse.study.disk import working_bytes
+from tamperfuse.study.estimates import OVERHEAD_MEMORY, Costs
+from tamperfuse.study.node import Node, Outcome
+
+
+def training(budget: Budget) -> Node:
+    return Node("sdd, seed 0", "defense", (), {}, 0, lambda folder: Outcome(), Costs(trained=1), budget=budget)
+
+
+def stored_bytes(state: Any) -> int:
+    """Bytes of all tensors with more than one number in a state."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size() if state.numel() > 1 else 0
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(map(stored_bytes, parts))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sign"])
+def test_the_reserve_of_fuse_has_room_for_what_its_objective_stores(tiny: LoadedModel, optimizer: str) -> None:
+    parameters = resolve(FuseParameters.model_validate({"attacker_optimizer": optimizer}), 1)
+    objective = _objective(parameters, 0)
+    with reduced_precision(tiny.model, torch.float32) as masters:
+        objective.begin(masters)
+        trained = [master for _, master in masters.trainable()]
+        objective.attacker.step([torch.ones_like(master) for master in trained])
+        size = sum(master.numel() for master in trained)
+        copies = stored_bytes(objective.state_dict()) / (4 * size)
+    assert budget(parameters).resume_copies == 3 + round(copies)
+    assert working_bytes(training(budget(parameters)), size) == 2 * 4 * size * (3 + round(copies))
+
+
+def test_other_trainings_reserve_what_they_did() -> None:
+    parameters = FuseParameters(strength=0)
+    for plain in (Budget(1, 1), budget(parameters), DEFENSES.get("repnoise").traits.budget(defaults("repnoise"))):
+        assert working_bytes(training(plain), 1_000) == 24_000
+        assert node_memory(training(plain), 1_000) == OVERHEAD_MEMORY + 16_000
+
+
+def defaults(name: str) -> Any:
+    component = DEFENSES.get(name)
+    return component.traits.resolve(component.parse({}, name), 1)
+
+
+@pytest.mark.parametrize(("name", "copies"), [("fuse", 8), ("tar", 8), ("seam", 9), ("booster", 6), ("ctrap", 6)])
+def test_defenses_that_simulate_attackers_need_more_memory(name: str, copies: int) -> None:
+    node = training(DEFENSES.get(name).traits.budget(defaults(name)))
+    assert node_memory(node, 1_000) == OVERHEAD_MEMORY + copies * 4_000
+
+
+def test_what_trains_nothing_needs_no_resume_state() -> None:
+    node = Node("judge", "judge", (), {}, 0, lambda folder: Outcome(), Costs())
+    assert working_bytes(node, 1_000) == 0 and node_memory(node, 1_000) == OVERHEAD_MEMORY + 6_000
