@@ -86,7 +86,7 @@ def defense_data(
     if pairs is None:
         pairs = read_pairs(folders[PAIRS]) if PAIRS in folders else []
     requests = context.threat.part("defender")
-    # A prefix is a random sample.
+    # Prompts are ordered by a hash of their text, so the first ones are a random sample.
     dev = (
         requests[: round(DEV_SHARE * len(requests))] if BENIGN in folders and traits.needs_held_out(parameters) else ()
     )

@@ -67,12 +67,12 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
 def _measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[tuple[str, str, str, Measure]]:
     """(part, task, metric, measure) of one model state at one step."""
     for part in ("evaluation", "attacker_dev"):
-        if executed := state.flags(part, step):
+        if executed := state.outcomes(part, step):
             yield part, "", "harmful_execution", _rate(list(executed.values()))
         if refusals := state.refusals(part, step):
             yield part, "", "refusal_rate", _rate(list(refusals.values()))
     for task in (HARMLESS, HARMLESS_NEAR):
-        if answered := state.flags(task, step):
+        if answered := state.outcomes(task, step):
             yield HARMLESS, task, "benign_answer_rate", _rate(list(answered.values()))
     correct: dict[str, list[float]] = {}
     for item in state.items:
