@@ -39,9 +39,9 @@ def test_the_study_of_a_text_file_loads_and_can_be_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "new" / "study.yaml"
-    made = run(["init", str(file), "--model", str(tiny_folder), "--threat", str(prompts_file), "--size", size])
+    exit_code = run(["init", str(file), "--model", str(tiny_folder), "--threat", str(prompts_file), "--size", size])
     shown = capsys.readouterr()
-    assert made == 0, shown.err
+    assert exit_code == 0, shown.err
     assert f"tamperfuse run {file} --out runs/study --dry-run" in shown.out
     assert "attacker prompts have no `response`" in shown.out
     study = load_study(file)

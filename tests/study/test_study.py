@@ -88,11 +88,11 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, victim: int
 ) -> None:
     """A node dies half-way and its staging folder stays behind; nothing of it may be taken for finished."""
-    folder, begun = tmp_path / "killed", []
+    folder, started = tmp_path / "killed", []
 
     def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> FinishedNode:
-        begun.append(node)
-        if len(begun) == victim:
+        started.append(node)
+        if len(started) == victim:
             half = run / "nodes" / f".tmp-{node.key}-dead"
             half.mkdir(parents=True)
             (half / "node.json").write_text("half")
@@ -131,13 +131,13 @@ def test_keys_follow_everything_above_them(shape: list[set[int]]) -> None:
     """Whatever the graph: a change in one node changes the keys of exactly itself and its descendants."""
 
     def build(changed: int) -> list[Node]:
-        made: list[Node] = []
-        for i, wanted in enumerate(shape):
-            parents = tuple(made[j] for j in sorted(wanted) if j < i)
-            made.append(
+        built: list[Node] = []
+        for i, numbers in enumerate(shape):
+            parents = tuple(built[j] for j in sorted(numbers) if j < i)
+            built.append(
                 Node(f"n{i}", "look", parents, {"i": i, "changed": i == changed}, 0, lambda folder: Outcome(), Costs())
             )
-        return made
+        return built
 
     plain, touched = build(-1), build(0)
     below = {0}
