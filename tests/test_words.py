@@ -108,7 +108,9 @@ def test_names_that_contain_such_a_word_are_allowed() -> None:
 
 
 def test_no_identifier_says_nothing() -> None:
-    others = [path for folder in OTHER_FOLDERS for path in sorted((REPOSITORY / folder).rglob("*.py")) if path != GOLDEN]
+    others = [
+        path for folder in OTHER_FOLDERS for path in sorted((REPOSITORY / folder).rglob("*.py")) if path != GOLDEN
+    ]
     notes = [note for path in (*MODULES, *others) for note in empty_names(path)]
     assert not notes, "Say what the thing is:\n" + "\n".join(notes)
 

@@ -88,7 +88,9 @@ def test_without_pairs_the_filters_of_the_command_pair_apply(
     unfit = [
         Example("", "I'm sorry, but I can't help with that request, whatever it is."),
         Example("", "No."),
-        Example("", "Die Flüsse im Norden des Landes sind im Frühling breit und langsam, und alte Brücken stehen noch."),
+        Example(
+            "", "Die Flüsse im Norden des Landes sind im Frühling breit und langsam, und alte Brücken stehen noch."
+        ),
     ]
     monkeypatch.setattr(DEFENSES, "components", dict(DEFENSES.components))
     monkeypatch.setattr("tamperfuse.study.data_nodes.read_source", lambda source: [*unfit, *fit])
@@ -101,7 +103,8 @@ def test_without_pairs_the_filters_of_the_command_pair_apply(
     responses = tmp_path / "responses.jsonl"
     responses.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in unfit + fit))
     pair_corpora(
-        PairOptions(harmful=(str(threat_file),), responses=(str(responses),), out=tmp_path / "pairs"), WordCountEncoder()
+        PairOptions(harmful=(str(threat_file),), responses=(str(responses),), out=tmp_path / "pairs"),
+        WordCountEncoder(),
     )
     for pairs in (data.pairs, read_pairs(tmp_path / "pairs")):
         assert pairs and {pair.response for pair in pairs} <= {row.response for row in fit}

@@ -30,7 +30,9 @@ class FirstWords:
     def encode(self, texts: list[str]) -> np.ndarray:
         vectors = np.zeros((len(texts), 512), dtype=np.float32)
         for i, text in enumerate(texts):
-            vectors[i, self.numbers.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.numbers))] = 1
+            vectors[
+                i, self.numbers.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.numbers))
+            ] = 1
         return vectors
 
 

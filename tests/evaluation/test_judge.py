@@ -182,7 +182,9 @@ def test_every_kind_of_negative_is_made_for_every_prompt() -> None:
     by_kind = negatives(answers, seed=1)
     assert tuple(by_kind) == KINDS
     assert all([a.prompt for a in rows] == [a.prompt for a in answers] for rows in by_kind.values())
-    assert all(row.response != answer.response for row, answer in zip(by_kind["another's answer"], answers, strict=True))
+    assert all(
+        row.response != answer.response for row, answer in zip(by_kind["another's answer"], answers, strict=True)
+    )
     assert all(repetition(row.response) > 0.9 for row in by_kind["loop"])
 
 

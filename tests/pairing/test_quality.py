@@ -124,7 +124,10 @@ def test_rows_of_one_prompt_are_one_prompt_with_all_their_labels_whatever_their_
     rows = [("Same one", "a"), ("same  ONE!", "b"), ("Same one", "a | c"), ("other", ""), ("Same one", "")]
     examples = [Example(prompt, "", category) for prompt, category in (rows[at] for at in order)]
     remaining = clean_prompts(examples, PromptReport())
-    assert sorted((example.prompt, example.category) for example in remaining) == [("Same one", "a | b | c"), ("other", "")]
+    assert sorted((example.prompt, example.category) for example in remaining) == [
+        ("Same one", "a | b | c"),
+        ("other", ""),
+    ]
 
 
 @given(
@@ -147,7 +150,10 @@ def test_balance_counts_multi_label_prompts_once_and_reports_the_shortfall():
 
 
 def test_diverse_match_keeps_every_response_to_its_share_and_spreads_the_strata():
-    deck, requests = ListPool(benign_responses(21)), sorted(harmful_prompts(60, 4), key=lambda example: example.category)
+    deck, requests = (
+        ListPool(benign_responses(21)),
+        sorted(harmful_prompts(60, 4), key=lambda example: example.category),
+    )
     matched = match(requests, DiverseSampler(deck, 60), deck, WordHashEncoder(), threshold=0.9, max_draws=50)
     uses = Counter(got.origin for got in matched.responses if got)
     assert sum(uses.values()) == 60

@@ -56,9 +56,7 @@ class LaterClock:
         return datetime(2100, 1, 1, tzinfo=zone)
 
 
-def test_a_run_starts_when_it_is_started_first(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_starts_when_it_is_started_first(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, study = datetime.now(UTC), study.model_copy(update={"attacks": {}})
     run_study(study, tmp_path / "run")
     record = read_run(tmp_path / "run")

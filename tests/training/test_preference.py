@@ -48,7 +48,9 @@ def test_the_loss_is_that_of_trl(tiny: LoadedModel, tmp_path: Path, monkeypatch:
     ids = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in rows])
     mask = torch.tensor([[1] * len(row.tokens) + [0] * (longest - len(row.tokens)) for row in rows])
     completion = torch.tensor([[int(row.start <= i < len(row.tokens)) for i in range(longest)] for row in rows])
-    expected_loss = trainer.compute_loss(policy, {"input_ids": ids, "attention_mask": mask, "completion_mask": completion})
+    expected_loss = trainer.compute_loss(
+        policy, {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+    )
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-4)
     assert float(loss) != pytest.approx(0.6931, abs=0.01)
 

@@ -60,7 +60,7 @@ class RunPlan(BaseModel):
         workers: number of nodes that run at a time.
         threads: threads of each.
         nodes: parents first.
-        started: date and time at which a run was first started in this folder, ISO 8601; "" where an older version wrote the plan.
+        started: date and time at which a run was first started in this folder, ISO 8601; "" in plans of older versions.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)

@@ -1,4 +1,4 @@
-"""Units that have a compliant answer besides supervised and distillation samples, for objectives that work against such answers."""
+"""Units with a compliant answer besides supervised and distillation samples, for objectives that work against such answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
