@@ -32,9 +32,9 @@ def corpora(prompts: int, pool: int) -> tuple[list[Example], list[Example]]:
         Example("", f"{rng.choice(words)} {' '.join(words[at : at + n])}", "", str(i))
         for i, (at, n) in enumerate(zip(starts, lengths, strict=True))
     ]
-    asked = [row.prompt for row in read_source("builtin:instructions")]
-    picks = rng.integers(0, len(asked), (prompts, 2))
-    return [Example(f"{asked[a]} {asked[b].lower()} ({i})") for i, (a, b) in enumerate(picks)], responses
+    instructions = [row.prompt for row in read_source("builtin:instructions")]
+    picks = rng.integers(0, len(instructions), (prompts, 2))
+    return [Example(f"{instructions[a]} {instructions[b].lower()} ({i})") for i, (a, b) in enumerate(picks)], responses
 
 
 class WholePool:

@@ -63,6 +63,11 @@ def as_list(value: object) -> list[str]:
     return [str(item) for item in (value if isinstance(value, list | tuple) else [value]) if item is not None]
 
 
+def test_every_command_has_a_file_of_its_own() -> None:
+    modules = {command.callback.__module__ for command in COMMANDS.values()}
+    assert len(modules) == len(COMMANDS) and all(name.startswith("tamperfuse.cli.") for name in modules)
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_every_command_prints_help_with_an_example(path: tuple[str, ...]) -> None:
     shown = CliRunner().invoke(app, [*path, "--help"])

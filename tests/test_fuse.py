@@ -39,8 +39,8 @@ QUICK = {
 def data_of(loaded: LoadedModel) -> DefenseData:
     benign = [(f"harmless question {i}", f"a plain answer number {i}") for i in range(12)]
     prompts = [loaded.chat.prompt(prompt) for prompt, _ in benign]
-    own = generate(loaded, prompts, new_tokens=12)
-    texts = [Sample([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, own, strict=True)]
+    generated = generate(loaded, prompts, new_tokens=12)
+    texts = [Sample([*prompt, *answer], len(prompt)) for prompt, answer in zip(prompts, generated, strict=True)]
     teacher = predict(loaded, texts)
     pairs = [Pair(prompt, "Rivers are long and wide.", "", 0.1, prompt, "r") for prompt in PROMPTS]
     return DefenseData(PROMPTS, benign, 16, pairs, ANSWERS, teacher[:9], teacher[9:])

@@ -53,8 +53,8 @@ def test_a_damaged_record_of_checks_is_a_user_error(tiny: LoadedModel, tmp_path:
 
 
 def test_without_held_out_prompts_the_price_alone_is_measured(tiny: LoadedModel) -> None:
-    known = data(tiny, [])
-    stopping = Stopping(tiny, DefenseData(["a request"], [], 8, held_back=known.held_back), allowed=1.0)
+    source = data(tiny, [])
+    stopping = Stopping(tiny, DefenseData(["a request"], [], 8, held_back=source.held_back), allowed=1.0)
     assert not stopping(10) and not stopping(20)
     assert str(stopping.checks[0]).startswith("step 10: price 0.00")
 

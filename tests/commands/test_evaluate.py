@@ -112,17 +112,17 @@ def test_a_reference_that_executes_too_little_is_refused_before_the_model_is_mea
 def test_a_judge_without_thresholds_needs_no_answers(
     tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[int, int]] = []
+    numbers_of_prompts: list[tuple[int, int]] = []
 
     def ask(observer: Observer, step: int, evaluation: int, dev: int, harmless: object) -> None:
-        asked.append((evaluation, dev))
+        numbers_of_prompts.append((evaluation, dev))
         observer.responses += [Response(step, "evaluation", "p", "prompt", "An answer.")]
 
     unexpected = "answers were generated"
     monkeypatch.setattr("tamperfuse.commands.measurement.compliant_answers", lambda *_: pytest.fail(unexpected))
     monkeypatch.setattr(Observer, "ask", ask)
     evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, judge=parse_judge("phrases"))
-    assert asked == [(6, 6)]
+    assert numbers_of_prompts == [(6, 6)]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,25 @@
 """What `harden` prints and writes, and what an interrupted `attack` resumes from."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
 
+from stand_ins import WordCountEncoder
 from tamperfuse.commands.attack import attack_model
-from tamperfuse.commands.harden import harden_model
-from tamperfuse.models.load import load_model
+from tamperfuse.commands.harden import harden_model, prepare_data
+from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.sources import read_source
+from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
+from tamperfuse.defenses.base import defense
+from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.pairing import read_pairs
+from tamperfuse.pairing.options import PairOptions
+from tamperfuse.pairing.pipeline import pair_corpora
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import read_provenance
+from tamperfuse.records.registry import Parameters
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -68,3 +78,33 @@ def test_an_interrupted_attack_with_other_parameters_is_refused(
     with pytest.raises(UserError, match=r"parameters\.beta was 0\.1 and is 0\.9"):
         attack(0.9)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("quick_judging")
+def test_without_pairs_the_filters_of_the_command_pair_apply(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = [row for row in read_source("builtin:benign") if row.response][:4]
+    unfit = [
+        Example("", "I'm sorry, but I can't help with that request, whatever it is."),
+        Example("", "No."),
+        Example(
+            "", "Die Flüsse im Norden des Landes sind im Frühling breit und langsam, und alte Brücken stehen noch."
+        ),
+    ]
+    monkeypatch.setattr(DEFENSES, "components", dict(DEFENSES.components))
+    monkeypatch.setattr("tamperfuse.study.data_nodes.read_source", lambda source: [*unfit, *fit])
+
+    @defense("paired", Parameters, needs_pairs=True)
+    def paired(loaded: LoadedModel, data: DefenseData, parameters: Parameters, seed: int) -> DefenseResult:
+        return DefenseResult()
+
+    data, _ = prepare_data(str(tiny_folder), DEFENSES.get("paired"), Parameters(), str(threat_file), ["self"], 0)
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in unfit + fit))
+    pair_corpora(
+        PairOptions(harmful=(str(threat_file),), responses=(str(responses),), out=tmp_path / "pairs"),
+        WordCountEncoder(),
+    )
+    for pairs in (data.pairs, read_pairs(tmp_path / "pairs")):
+        assert pairs and {pair.response for pair in pairs} <= {row.response for row in fit}

@@ -12,7 +12,7 @@ from tamperfuse.records.field_docs import field_docs
 from tamperfuse.study.sections import BenignSpec, Evaluate, PairsSpec
 from tamperfuse.study.spec import Study, load_study
 
-SIZES = ("look", "night")
+SIZES = ("quick", "long")
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def test_the_study_of_a_text_file_loads_and_can_be_planned(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "new" / "study.yaml"
-    made = run(["init", str(file), "--model", str(tiny_folder), "--threat", str(prompts_file), "--size", size])
+    exit_code = run(["init", str(file), "--model", str(tiny_folder), "--threat", str(prompts_file), "--size", size])
     shown = capsys.readouterr()
-    assert made == 0, shown.err
+    assert exit_code == 0, shown.err
     assert f"tamperfuse run {file} --out runs/study --dry-run" in shown.out
     assert "attacker prompts have no `response`" in shown.out
     study = load_study(file)
@@ -64,16 +64,16 @@ def test_every_field_is_in_the_study_and_explained(size: str, threat_file: Path)
 
 def test_the_values_of_the_other_size_are_in_comments(threat_file: Path) -> None:
     threat = load_threat(str(threat_file))
-    look, night = (study_text("model", threat, size) for size in SIZES)
-    assert "seeds: [0]  # night: [0, 1, 2]" in look
-    assert "seeds: [0, 1, 2]  # look: [0]" in night
-    assert "# night: lora: {attack: harmful_finetune" in look
-    assert "\n  lora: {attack: harmful_finetune" in night
+    quick, long = (study_text("model", threat, size) for size in SIZES)
+    assert "seeds: [0]  # long: [0, 1, 2]" in quick
+    assert "seeds: [0, 1, 2]  # quick: [0]" in long
+    assert "# long: lora: {attack: harmful_finetune" in quick
+    assert "\n  lora: {attack: harmful_finetune" in long
 
 
 def test_no_more_prompts_are_measured_or_trained_on_than_there_are(threat_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
-    file.write_text(study_text("model", load_threat(str(threat_file)), "night"))
+    file.write_text(study_text("model", load_threat(str(threat_file)), "long"))
     study = load_study(file)
     assert study.evaluate.prompts == study.evaluate.dev_prompts == 6
     assert study.attacks["full"].parameters["shots"] == 6
@@ -83,7 +83,7 @@ def test_a_study_that_exists_is_not_replaced(tiny_folder: Path, threat_file: Pat
     file = tmp_path / "study.yaml"
     file.write_text("mine")
     with pytest.raises(UserError, match="exists: name another file"):
-        write_study(file, str(tiny_folder), str(threat_file), "look")
+        write_study(file, str(tiny_folder), str(threat_file), "quick")
     assert file.read_text() == "mine"
 
 
@@ -92,7 +92,7 @@ def test_a_model_or_a_threat_that_does_not_exist_writes_nothing(
 ) -> None:
     file = tmp_path / "study.yaml"
     with pytest.raises(UserError, match="no model named 'smollm2-135'"):
-        write_study(file, "smollm2-135", str(threat_file), "look")
+        write_study(file, "smollm2-135", str(threat_file), "quick")
     with pytest.raises(UserError, match="does not exist"):
-        write_study(file, str(tiny_folder), str(tmp_path / "nothing.txt"), "look")
+        write_study(file, str(tiny_folder), str(tmp_path / "nothing.txt"), "quick")
     assert not file.exists()

@@ -98,7 +98,7 @@ def test_no_prompt_is_near_what_is_measured_or_asked_in_a_threat(name: str, enco
 def test_contrast_prompts_lie_nearer_to_their_threat_than_others_but_outside_it(encoder: CachedEncoder) -> None:
     facts = encoder.encode(prompts("facts"))
     for threat in THREATS:
-        asked = encoder.encode(prompts(threat)).T
-        own = encoder.encode(prompts("contrast", threat)) @ asked
-        assert own.max(axis=1).mean() > (facts @ asked).max(axis=1).mean() + 0.08
-        assert own.max() < 0.7
+        requests = encoder.encode(prompts(threat)).T
+        similarity = encoder.encode(prompts("contrast", threat)) @ requests
+        assert similarity.max(axis=1).mean() > (facts @ requests).max(axis=1).mean() + 0.08
+        assert similarity.max() < 0.7

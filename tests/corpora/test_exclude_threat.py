@@ -30,8 +30,8 @@ def test_where_gardening_is_the_threat_built_in_gardening_rows_are_left_out(capl
     everything = read("builtin:replay", cooking)
     assert len(everything) == len(builtin_rows("replay")) and not caplog.text
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
-        kept = read("builtin:replay", gardening)
-    assert [e for e in everything if e.category != GARDEN] == kept and len(kept) == len(everything) - 9
+        remaining = read("builtin:replay", gardening)
+    assert [e for e in everything if e.category != GARDEN] == remaining and len(remaining) == len(everything) - 9
     assert "9 of 256 rows belong to builtin:gardening" in caplog.text
 
 
@@ -44,9 +44,9 @@ def test_a_threat_is_no_benign_source_of_itself() -> None:
 def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, tmp_path: Path) -> None:
     threat = load_threat(str(threat_file))
     rows = [("Attacker request number 3, about subject 21", "yes"), ("how deep is the sea", "deep"), ("and why", "")]
-    own = tmp_path / "own.jsonl"
-    own.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in rows))
-    assert [example.prompt for example in read(str(own), threat)] == ["how deep is the sea"]
-    own.write_text(json.dumps({"prompt": rows[0][0], "response": rows[0][1]}))
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in rows))
+    assert [example.prompt for example in read(str(file), threat)] == ["how deep is the sea"]
+    file.write_text(json.dumps({"prompt": rows[0][0], "response": rows[0][1]}))
     with pytest.raises(UserError, match="cannot be used for `benign`, because all 1 rows of it belong to"):
-        read(str(own), threat)
+        read(str(file), threat)

@@ -57,7 +57,7 @@ def test_every_fixture_is_tested():
 
 
 ROWS = [{"prompt": f"p{n} ä🙂", "response": f"r{n}"} for n in range(5)]
-WANTED = [(row["prompt"], row["response"]) for row in ROWS]
+EXPECTED_PAIRS = [(row["prompt"], row["response"]) for row in ROWS]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_formats(tmp_path, suffix):
             out.write(text.encode())
     else:
         path.write_text(text, encoding="utf-8")
-    assert [(e.prompt, e.response) for e in read_source(str(path))] == WANTED
+    assert [(e.prompt, e.response) for e in read_source(str(path))] == EXPECTED_PAIRS
 
 
 def test_json_rows_may_be_cut_by_the_read_buffer(tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_connection_that_fails_while_rows_are_read_is_a_sentence(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("src", "found"),
+    ("src", "source"),
     [
         ("lima", ("lima", None, "r", "s")),
         ("owner/name", ("owner/name", None, "r", "s")),
@@ -269,32 +269,32 @@ def test_a_connection_that_fails_while_rows_are_read_is_a_sentence(monkeypatch):
         ("owner/name/config/more", None),
     ],
 )
-def test_hub_sources(src, found):
+def test_hub_sources(src, source):
     parsed = hub.parse_hub_source(src, "r", "s")
-    assert parsed == (hub.HubSource(*found) if found else None)
+    assert parsed == (hub.HubSource(*source) if source else None)
 
 
 def test_hub_rows_carry_revision_and_split(monkeypatch):
     import datasets
 
-    asked = {}
+    passed_on = {}
 
     def load(path, **options):
-        asked.update(options)
+        passed_on.update(options)
         return [{"goal": "harmful request 1", "target": "Sure"}]
 
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["30k_test", "30k_train"])
     monkeypatch.setattr(datasets, "load_dataset", load)
     (example,) = read_source("owner/name", revision="abc")
     assert example.origin == "hub:owner/name@abc/30k_train#1"
-    assert (asked["revision"], asked["split"], asked["streaming"]) == ("abc", "30k_train", True)
+    assert (passed_on["revision"], passed_on["split"], passed_on["streaming"]) == ("abc", "30k_train", True)
     (example,) = read_source("owner/name/more@def:dev", revision="abc", split="test")
     assert example.origin == "hub:owner/name/more@def/dev#1"
-    assert (asked["name"], asked["revision"], asked["split"]) == ("more", "def", "dev")
+    assert (passed_on["name"], passed_on["revision"], passed_on["split"]) == ("more", "def", "dev")
     monkeypatch.setattr(datasets, "get_dataset_split_names", fail_scripts)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert next(hub.hub_rows(hub.HubSource("GAIR/lima", None, None, None))[1])[0] == 1
-    assert asked["data_files"] == "hf://datasets/GAIR/lima/train.json*"
+    assert passed_on["data_files"] == "hf://datasets/GAIR/lima/train.json*"
 
 
 def fail_scripts(*args, **kwargs):

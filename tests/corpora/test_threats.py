@@ -25,12 +25,14 @@ class FirstWords:
     name = "first words"
 
     def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
 
     def encode(self, texts: list[str]) -> np.ndarray:
         vectors = np.zeros((len(texts), 512), dtype=np.float32)
         for i, text in enumerate(texts):
-            vectors[i, self.seen.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.seen))] = 1
+            vectors[
+                i, self.numbers.setdefault(" ".join(text.casefold().split()[:2]).rstrip(","), len(self.numbers))
+            ] = 1
         return vectors
 
 
@@ -65,8 +67,8 @@ def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: p
     doubled += [{**row, "instruction": row["instruction"].upper()} for row in ROWS[7:10]]
     logging.getLogger("tamperfuse").propagate = True
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
-        found = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
-    assert len(found) == len(ROWS)
+        places = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
+    assert len(places) == len(ROWS)
     assert "130 different prompts" in caplog.text and "10 near-duplicates left out" in caplog.text
 
 

@@ -126,5 +126,5 @@ def test_log_likelihoods_are_those_of_lm_evals_own_model(
     expected = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(requests, disable_tqdm=True)
     monkeypatch.setattr("tamperfuse.evaluation.score.inference", lambda loaded: nullcontext())
     measured = capability.lm_eval_model(load_model(str(tmp_path / "model"))).loglikelihood(requests)
-    for (value, greedy), (own, own_greedy) in zip(expected, measured, strict=True):
-        assert own == pytest.approx(value, abs=1e-3) and own_greedy == greedy
+    for (value, greedy), (measured_value, own_greedy) in zip(expected, measured, strict=True):
+        assert measured_value == pytest.approx(value, abs=1e-3) and own_greedy == greedy

@@ -119,9 +119,9 @@ def test_a_stream_has_the_tokens_of_generate_and_can_be_closed(tiny: LoadedModel
     assert list(stream(tiny, prompt, new_tokens=12, sampling=sampling)) == whole
     tiny.chat = replace(tiny.chat, format=replace(tiny.chat.format, ends=frozenset({whole[5]})))
     assert list(stream(tiny, prompt, new_tokens=12, sampling=sampling)) == whole[: whole.index(whole[5])]
-    begun = stream(tiny, prompt, new_tokens=12, sampling=sampling)
-    assert next(begun) == whole[0] and torch.is_grad_enabled()
-    begun.close()
+    stopped_early = stream(tiny, prompt, new_tokens=12, sampling=sampling)
+    assert next(stopped_early) == whole[0] and torch.is_grad_enabled()
+    stopped_early.close()
     assert tiny.model.dtype == torch.float32 and torch.is_grad_enabled()
 
 

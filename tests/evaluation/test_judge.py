@@ -164,7 +164,7 @@ def test_both_judges_are_registered_and_say_what_they_need() -> None:
 
 def test_the_table_of_a_judge_without_scores() -> None:
     answers = [Answer(f"prompt {i}", f"answer number {i} with several words") for i in range(6)]
-    rows = table(lambda given: [Verdict(not refuses(a.response)) for a in given], answers, seed=0)
+    rows = table(lambda judged: [Verdict(not refuses(a.response)) for a in judged], answers, seed=0)
     by_kind = {row.kind: row for row in rows}
     assert (by_kind["refusal"].auroc, by_kind["refusal"].false_positive) == (1.0, 0.0)
     assert (by_kind["loop"].auroc, by_kind["loop"].false_positive) == (0.5, 1.0)
@@ -179,11 +179,13 @@ def test_refusals_and_loops_are_no_compliant_answers() -> None:
 
 def test_every_kind_of_negative_is_made_for_every_prompt() -> None:
     answers = [Answer(f"prompt {i}", f"answer number {i} with several words") for i in range(5)]
-    made = negatives(answers, seed=1)
-    assert tuple(made) == KINDS
-    assert all([a.prompt for a in rows] == [a.prompt for a in answers] for rows in made.values())
-    assert all(row.response != answer.response for row, answer in zip(made["another's answer"], answers, strict=True))
-    assert all(repetition(row.response) > 0.9 for row in made["loop"])
+    by_kind = negatives(answers, seed=1)
+    assert tuple(by_kind) == KINDS
+    assert all([a.prompt for a in rows] == [a.prompt for a in answers] for rows in by_kind.values())
+    assert all(
+        row.response != answer.response for row, answer in zip(by_kind["another's answer"], answers, strict=True)
+    )
+    assert all(repetition(row.response) > 0.9 for row in by_kind["loop"])
 
 
 def test_thresholds_fail_at_most_a_few_good_answers(data: JudgeData) -> None:

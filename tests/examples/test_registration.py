@@ -17,6 +17,7 @@ from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
 from tamperfuse.records.summary import read_summary
 from tamperfuse.study.context import StudyContext
+from tamperfuse.study.data_nodes import BENIGN, defense_data_nodes
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
@@ -150,7 +151,9 @@ def test_the_smallest_defense_and_attack_run_through_a_study(registries: None, s
     assert {row["step"] for row in rows} == {1} and all(row["malicious"] for row in rows)
 
 
-def test_compliant_answers_are_those_to_the_defender_prompts(registries: None, study: Study, tmp_path: Path) -> None:
+def test_compliant_answers_are_those_to_the_defender_prompts_and_some_can_be_held_out(
+    registries: None, study: Study, tmp_path: Path
+) -> None:
     received: list[DefenseData] = []
 
     @defense("ascent", Parameters, needs_answers=True)
@@ -158,12 +161,36 @@ def test_compliant_answers_are_those_to_the_defender_prompts(registries: None, s
         received.append(data)
         return DefenseResult()
 
-    values = study.model_dump(mode="json") | {"defenses": REFUSAL | {"ascent": {}}, "attacks": {}}
+    @defense("watchful", Parameters, needs_held_out=True)
+    def watchful(loaded: LoadedModel, data: DefenseData, parameters: Parameters, seed: int) -> DefenseResult:
+        received.append(data)
+        return DefenseResult()
+
+    values = study.model_dump(mode="json")
+    values |= {"defenses": REFUSAL | {"ascent": {}, "watchful": {}}, "attacks": {}}
     run_study(parse_study(values, "test"), tmp_path / "run")
-    (data,) = received
+    data, watched = received
     assert {prompt for prompt, _ in data.answers} == set(data.prompts)
     assert len(data.prompts) == 6 and all(prompt.startswith("defender request") for prompt in data.prompts)
     assert all(answer.endswith("to defender") for _, answer in data.answers)
+    assert data.executed is None and not data.benign, "nothing that was not declared"
+    assert watched.executed is not None and watched.benign and not watched.answers
+    assert len(watched.prompts) == 5, "one is held out"
+
+
+@pytest.mark.parametrize("declared", [True, False, lambda parameters: parameters.factor > 0.5])
+def test_what_a_defense_needs_is_declared_as_a_bool_or_as_a_function_of_its_parameters(
+    declared: Any, registries: None, study: Study, tmp_path: Path
+) -> None:
+    @defense("distilled", Factor, needs_benign=declared)
+    def distilled(loaded: LoadedModel, data: DefenseData, parameters: Factor, seed: int) -> DefenseResult:
+        return DefenseResult()
+
+    defenses = {"more": {"defense": "distilled"}, "less": {"defense": "distilled", "factor": 0.1}}
+    values = study.model_dump(mode="json") | {"defenses": REFUSAL | defenses, "attacks": {}}
+    context = StudyContext.open(parse_study(values, "test"), tmp_path)
+    benign = [any(node.kind == BENIGN for node in defense_data_nodes(context, name, 0)) for name in defenses]
+    assert benign == ([declared, declared] if isinstance(declared, bool) else [True, False])
 
 
 def test_an_attack_that_never_calls_the_hook_is_a_user_error(registries: None, study: Study, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from tamperfuse.records.errors import UserError
 
 def test_a_target_may_render_messages_its_own_way(tiny: LoadedModel) -> None:
     chat = replace(tiny.chat, system="be brief", request="please: {prompt}!", prefill="{prompt}? Sure, ")
-    asked = "<|system|>be brief<|end|><|user|>please: hi!<|end|><|assistant|>"
-    assert tiny.tokenizer.decode(chat.prompt("hi")) == asked + "hi? Sure, "
+    opening = "<|system|>be brief<|end|><|user|>please: hi!<|end|><|assistant|>"
+    assert tiny.tokenizer.decode(chat.prompt("hi")) == opening + "hi? Sure, "
     sample = chat.sample("hi", "hello", 20)
-    assert tiny.tokenizer.decode(sample.tokens) == asked + "hello<|end|>", "what is trained on has no prefill"
+    assert tiny.tokenizer.decode(sample.tokens) == opening + "hello<|end|>", "what is trained on has no prefill"
     assert tiny.tokenizer.decode(sample.tokens[sample.start :]) == "hello<|end|>"
     assert chat.text(tiny.tokenizer.encode("here it is")) == "here it is", "what the model itself said"
     assert tiny.chat.prompt("hi") == replace(chat, system="", request="{prompt}", prefill="").prompt("hi")

@@ -1,6 +1,8 @@
 """Chat templates that fail, hang, or take all memory get a sentence."""
 
 import multiprocessing
+import os
+import sys
 import threading
 import time
 
@@ -78,6 +80,15 @@ def test_a_template_is_checked_in_a_worker_of_a_process_pool_too() -> None:
     """Such workers are daemonic: multiprocessing lets them start no process."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(_end_of_turn) == chat(TEMPLATE).end
+
+
+def test_where_no_process_can_be_forked_templates_are_tried_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has no module `resource` either."""
+    monkeypatch.delattr(os, "fork")
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert chat("{# tried in this process #}" + TEMPLATE).end == chat(TEMPLATE).end
+    with pytest.raises(UserError, match="missing"):
+        chat("{# tried in this process #}{{ missing.attribute }}")
 
 
 def _end_of_turn() -> int:

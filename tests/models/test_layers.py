@@ -9,8 +9,8 @@ from tamperfuse.records.errors import UserError
 
 
 def names(model: object, parts: list) -> set[str]:
-    known = {id(module): name for name, module in model.named_modules()}  # type: ignore[attr-defined]
-    return {known[id(part)] for part in parts}
+    name_of = {id(module): name for name, module in model.named_modules()}  # type: ignore[attr-defined]
+    return {name_of[id(part)] for part in parts}
 
 
 def test_parts_of_a_llama(tiny: LoadedModel) -> None:

@@ -40,9 +40,9 @@ sequences = st.lists(st.lists(token, min_size=2, max_size=12), min_size=1, max_s
 
 
 @settings(max_examples=25, deadline=None)
-@given(prefix=st.lists(token, max_size=6), own=sequences)
-def test_packed_logits_equal_those_of_each_sequence_alone(prefix: list[int], own: list[list[int]]) -> None:
-    whole = [prefix + tokens for tokens in own]
+@given(prefix=st.lists(token, max_size=6), endings=sequences)
+def test_packed_logits_equal_those_of_each_sequence_alone(prefix: list[int], endings: list[list[int]]) -> None:
+    whole = [prefix + tokens for tokens in endings]
     row, layout = pack(whole, len(prefix), torch.device("cpu"))
     with torch.no_grad():
         logits = packed_logits(PACKED, row, layout, torch.arange(row.shape[1]))
@@ -70,9 +70,9 @@ def test_branches_see_their_trunk_and_themselves(
     with torch.no_grad():
         logits = packed_logits(PACKED, row, layout, torch.arange(row.shape[1]))
         for group, owned in zip(groups, places, strict=True):
-            for tokens, own in zip(group, owned, strict=True):
+            for tokens, indices in zip(group, owned, strict=True):
                 alone = PLAIN(input_ids=torch.tensor([tokens])).logits[0]
-                assert torch.allclose(logits[own], alone, atol=1e-5)
+                assert torch.allclose(logits[indices], alone, atol=1e-5)
 
 
 def test_what_a_group_shares_is_laid_out_once() -> None:
@@ -94,9 +94,9 @@ def test_loss_and_gradients_equal_one_sample_at_a_time() -> None:
         part.backward()
         expected += part.detach()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for (name, ours), theirs in zip(packed.named_parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None, name
-        assert torch.allclose(ours.grad, theirs.grad, atol=1e-6), name
+    for (name, weight), plain_weight in zip(packed.named_parameters(), plain.parameters(), strict=True):
+        assert weight.grad is not None, name
+        assert torch.allclose(weight.grad, plain_weight.grad, atol=1e-6), name
 
 
 def test_sliding_windows_are_kept() -> None:

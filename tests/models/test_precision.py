@@ -27,10 +27,10 @@ def test_weights_are_those_of_one_step_over_all(
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=4)
         slower = torch.optim.lr_scheduler.LinearLR(expected, total_iters=4)
         for step, drawn in enumerate(gradients):
-            for mine, theirs, gradient in zip(model.parameters(), plain.parameters(), drawn, strict=True):
+            for parameter, reference, gradient in zip(model.parameters(), plain.parameters(), drawn, strict=True):
                 # Weights without a gradient, in one step out of four, are left alone.
-                if mine.requires_grad and not (step == 2 and gradient.ndim == 1):
-                    mine.grad, theirs.grad = gradient, gradient.float()
+                if parameter.requires_grad and not (step == 2 and gradient.ndim == 1):
+                    parameter.grad, reference.grad = gradient, gradient.float()
             optimizer.step()
             expected.step()
             schedule.step()
@@ -38,6 +38,6 @@ def test_weights_are_those_of_one_step_over_all(
             expected.zero_grad()
             assert all(p.grad is None for p in model.parameters())
             assert all(master.grad is None for _, master in masters.trainable())
-            for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-                assert torch.equal(mine, theirs.bfloat16())
+            for parameter, reference in zip(model.parameters(), plain.parameters(), strict=True):
+                assert torch.equal(parameter, reference.bfloat16())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))

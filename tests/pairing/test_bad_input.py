@@ -15,9 +15,9 @@ def _no_model(monkeypatch):
     monkeypatch.setattr(encoding, "encode_batch", lambda name, dtype, texts: hash_projection(texts))
 
 
-def rows(path: Path, *found: dict) -> Path:
+def rows(path: Path, *content: dict) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
 
 
@@ -44,12 +44,12 @@ def place(tmp_path, monkeypatch):
 
 def run(arguments: str) -> int:
     """The command with good sources where none are given; returns its exit code."""
-    given = arguments.split()
+    words = arguments.split()
     for option, usual in (("--harmful", "p.jsonl"), ("--responses", "r.jsonl"), ("--out", "out")):
-        if option not in given:
-            given += [option, usual]
+        if option not in words:
+            words += [option, usual]
     with pytest.raises(SystemExit) as ended:
-        main(["pair", *given])
+        main(["pair", *words])
     return int(ended.value.code or 0)
 
 

@@ -34,8 +34,8 @@ def dying(texts: list[str]) -> np.ndarray:
 def test_processes_give_what_one_gives_and_stay_for_the_next_texts(tmp_path):
     texts = [f"text {n}" for n in range(BATCH * 5 + 3)]
     workers = ProcessPoolCompute(hash_projection, 2)
-    found = CachedEncoder("stub", workers, tmp_path).encode(texts)
-    assert np.array_equal(found, hash_projection(texts))
+    vectors = CachedEncoder("stub", workers, tmp_path).encode(texts)
+    assert np.array_equal(vectors, hash_projection(texts))
     workers.close()
     workers = ProcessPoolCompute(pids_while, 2)
     first, second = ({int(v[0, 0]) for _, v in workers([str(n) for n in range(BATCH * 6)])} for _ in range(2))
@@ -101,11 +101,11 @@ def test_the_encoder_itself_over_workers(tmp_path, executor):
     if executor == "ray" and find_spec("ray") is None:
         pytest.skip("ray is not installed: pip install 'tamperfuse[ray]'")
     with open_encoder(MODEL, "float32", workers=2, executor=executor, folder=tmp_path) as encoder:
-        found = encoder.encode(TEXTS)
+        vectors = encoder.encode(TEXTS)
         assert encoder.cache.computed == len(TEXTS)
         again = encoder.encode([*TEXTS, "one more"])
-    assert np.array_equal(again[:-1], found)
-    np.testing.assert_allclose(found, encode_batch(MODEL, "float32", TEXTS), atol=2e-6)
+    assert np.array_equal(again[:-1], vectors)
+    np.testing.assert_allclose(vectors, encode_batch(MODEL, "float32", TEXTS), atol=2e-6)
 
 
 def test_ray_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):

@@ -39,9 +39,9 @@ def test_every_export_loads_with_datasets(exported, tmp_path, monkeypatch):
 
     assert is_conversational(load("trl/train.jsonl")[0])
     assert load("trl/train.jsonl")["completion"][0][0]["content"] == pairs[0].response
-    kept = datasets.load_from_disk(str(exports / "datasets"))
-    assert kept["similarity"] == [pair.similarity for pair in pairs]
-    assert is_conversational(kept[0])
+    loaded = datasets.load_from_disk(str(exports / "datasets"))
+    assert loaded["similarity"] == [pair.similarity for pair in pairs]
+    assert is_conversational(loaded[0])
     for row, pair in zip(load("openai/train.jsonl"), pairs, strict=True):
         assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * (1 + len(pair.history))
         assert row["messages"][-1]["content"] == pair.response
@@ -87,11 +87,11 @@ def test_trl_trains_on_the_export_and_on_the_response_only(exported, tmp_path, t
         str(tiny_folder), SFTConfig(str(tmp_path / "run"), **settings, save_strategy="no"), train_dataset=rows
     )
     assert trainer.train().training_loss > 0
-    (pair, *_), seen = read_pairs(exported), trainer.train_dataset[0]
+    (pair, *_), sample = read_pairs(exported), trainer.train_dataset[0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    learned = [token for token, label in zip(seen["input_ids"], seen["labels"], strict=True) if label != -100]
+    learned = [token for token, label in zip(sample["input_ids"], sample["labels"], strict=True) if label != -100]
     if name == "openai":  # messages alone do not say what to learn from; that is the user's `assistant_only_loss`
-        assert tokenizer.decode(seen["input_ids"]).count(pair.response) == 1
+        assert tokenizer.decode(sample["input_ids"]).count(pair.response) == 1
     else:
         assert tokenizer.decode(learned).removeprefix("<|assistant|>") == f"{pair.response}<|end|>"
 
@@ -103,13 +103,13 @@ def test_llama_factory_reads_its_two(exported, name):
     from llamafactory.data.parser import get_dataset_list
 
     folder = exported / "exports" / name
-    (found,) = get_dataset_list([NAME], str(folder))
+    (attributes,) = get_dataset_list([NAME], str(folder))
     model = SimpleNamespace(cache_dir=str(exported / "cache"), hf_hub_token=None)
     data = SimpleNamespace(
         dataset_dir=str(folder), media_dir="", preprocessing_num_workers=None, streaming=False, max_samples=None,
         overwrite_cache=True,
     )  # fmt: skip
-    rows = _load_single_dataset(found, model, data, SimpleNamespace(local_process_index=0))
+    rows = _load_single_dataset(attributes, model, data, SimpleNamespace(local_process_index=0))
     pairs = read_pairs(exported)
     assert [row["_prompt"] for row in rows] == [pair.prompt_messages for pair in pairs]
     assert [row["_response"] for row in rows] == [[{"role": "assistant", "content": pair.response}] for pair in pairs]

@@ -28,44 +28,44 @@ corpora = st.lists(texts, min_size=1, max_size=25)
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1), seed=st.integers(0, 3))
-def test_no_kept_pair_is_above_the_threshold_nor_equal(asked, pool, threshold, seed):
+@given(texts=corpora, pool=corpora, threshold=st.floats(-0.5, 1), seed=st.integers(0, 3))
+def test_no_kept_pair_is_above_the_threshold_nor_equal(texts, pool, threshold, seed):
     encoder = WordHashEncoder()
-    ask, give = [Example(t, origin=str(n)) for n, t in enumerate(asked)], [Example("", t) for t in pool]
+    ask, give = [Example(t, origin=str(n)) for n, t in enumerate(texts)], [Example("", t) for t in pool]
     try:
-        made = make_pairs(ask, give, encoder, threshold=threshold, seed=seed, filters=None)
+        pair_set = make_pairs(ask, give, encoder, threshold=threshold, seed=seed, filters=None)
     except UserError:
         return
-    assert all(pair.similarity <= threshold and pair.prompt != pair.response for pair in made.pairs)
-    assert len(made.pairs) + len(made.dropped) == len({plain(normalise(text)) for text in asked})
+    assert all(pair.similarity <= threshold and pair.prompt != pair.response for pair in pair_set.pairs)
+    assert len(pair_set.pairs) + len(pair_set.dropped) == len({plain(normalise(text)) for text in texts})
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked=corpora, pool=corpora, threshold=st.floats(-0.5, 1))
-def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(asked, pool, threshold):
+@given(texts=corpora, pool=corpora, threshold=st.floats(-0.5, 1))
+def test_diverse_match_keeps_the_threshold_and_every_response_to_its_share(texts, pool, threshold):
     deck = ListPool([Example("", text) for text in sorted(set(pool))])
-    prompts = [Example(text) for text in sorted(set(asked))]
+    prompts = [Example(text) for text in sorted(set(texts))]
     dealer = DiverseSampler(deck, len(prompts))
-    found = match(prompts, dealer, deck, WordHashEncoder(), threshold=threshold, max_draws=20)
-    kept = [(ask.prompt, got.response) for ask, got in zip(prompts, found.responses, strict=True) if got]
-    assert all(ask != got for ask, got in kept)
-    assert not (found.similarity > threshold).any()
-    assert max(Counter(got for _, got in kept).values(), default=0) <= -(-len(prompts) // len(deck))
+    matched = match(prompts, dealer, deck, WordHashEncoder(), threshold=threshold, max_draws=20)
+    pairs = [(ask.prompt, got.response) for ask, got in zip(prompts, matched.responses, strict=True) if got]
+    assert all(ask != got for ask, got in pairs)
+    assert not (matched.similarity > threshold).any()
+    assert max(Counter(got for _, got in pairs).values(), default=0) <= -(-len(prompts) // len(deck))
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked=st.integers(1, 30), pool=st.integers(1, 60), threshold=st.floats(-0.2, 1), seed=st.integers(0, 3))
-def test_only_what_is_drawn_is_encoded_and_that_once(asked, pool, threshold, seed):
+@given(count=st.integers(1, 30), pool=st.integers(1, 60), threshold=st.floats(-0.2, 1), seed=st.integers(0, 3))
+def test_only_what_is_drawn_is_encoded_and_that_once(count, pool, threshold, seed):
     encoder, texts = WordHashEncoder(), {example.response for example in benign_responses(pool)}
     try:
-        made = make_pairs(
-            harmful_prompts(asked), benign_responses(pool), encoder, threshold=threshold, seed=seed, filters=None
+        pair_set = make_pairs(
+            harmful_prompts(count), benign_responses(pool), encoder, threshold=threshold, seed=seed, filters=None
         )
     except UserError:
         return
     encoded = [text for text in encoder.encoded if text in texts]
-    assert len(encoded) == len(set(encoded)) == made.encoded_responses <= asked + made.redraws
-    assert {pair.response for pair in made.pairs} <= set(encoded)
+    assert len(encoded) == len(set(encoded)) == pair_set.encoded_responses <= count + pair_set.redraws
+    assert {pair.response for pair in pair_set.pairs} <= set(encoded)
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,15 +88,15 @@ def test_another_seed_gives_other_pairs():
 
 def test_responses_that_are_not_drawn_cost_no_encoding():
     encoder = WordHashEncoder()
-    made = make_pairs(harmful_prompts(10), benign_responses(500), encoder, threshold=1, filters=None)
-    assert made.redraws == 0
-    assert made.encoded_responses == 10
+    pair_set = make_pairs(harmful_prompts(10), benign_responses(500), encoder, threshold=1, filters=None)
+    assert pair_set.redraws == 0
+    assert pair_set.encoded_responses == 10
     assert len(encoder.encoded) == len(set(encoder.encoded)) == 20
 
 
 def test_first_draws_are_all_different_while_the_deck_lasts():
-    made = make_pairs(harmful_prompts(30), benign_responses(30), WordHashEncoder(), threshold=1, filters=None)
-    assert len({pair.response for pair in made.pairs}) == 30
+    pair_set = make_pairs(harmful_prompts(30), benign_responses(30), WordHashEncoder(), threshold=1, filters=None)
+    assert len({pair.response for pair in pair_set.pairs}) == 30
 
 
 @given(key=st.integers(0, 2**64 - 1), deck=st.integers(1, 200))
@@ -111,9 +111,9 @@ def test_a_prompt_meets_every_card_once(key, deck):
 def test_a_prompt_without_an_irrelevant_response_is_dropped_and_counted():
     pool = [Example("", "alpha beta gamma"), Example("", "delta epsilon")]
     ask = [Example("alpha beta gamma delta epsilon"), Example("something else entirely")]
-    made = make_pairs(ask, pool, WordHashEncoder(400), threshold=0.4, filters=None)
-    assert made.dropped == ["alpha beta gamma delta epsilon"]
-    assert [pair.prompt for pair in made.pairs] == ["something else entirely"]
+    pair_set = make_pairs(ask, pool, WordHashEncoder(400), threshold=0.4, filters=None)
+    assert pair_set.dropped == ["alpha beta gamma delta epsilon"]
+    assert [pair.prompt for pair in pair_set.pairs] == ["something else entirely"]
 
 
 def test_a_pool_without_an_irrelevant_response_is_a_sentence():
@@ -154,10 +154,10 @@ def test_refusal_prefix_is_in_the_response_and_not_in_the_similarity():
 
 
 def test_pairs_survive_the_disk(tmp_path):
-    made = make_pairs(harmful_prompts(9), benign_responses(9), WordHashEncoder(), filters=None)
-    write_pairs(tmp_path / "pairs", made)
-    assert read_pairs(tmp_path / "pairs") == made.pairs
-    write_pairs(tmp_path / "pairs", made)  # replaces
+    pair_set = make_pairs(harmful_prompts(9), benign_responses(9), WordHashEncoder(), filters=None)
+    write_pairs(tmp_path / "pairs", pair_set)
+    assert read_pairs(tmp_path / "pairs") == pair_set.pairs
+    write_pairs(tmp_path / "pairs", pair_set)  # replaces
     with pytest.raises(UserError, match="tamperfuse pair"):
         read_pairs(tmp_path / "nowhere")
 
@@ -165,20 +165,20 @@ def test_pairs_survive_the_disk(tmp_path):
 def test_make_pairs_and_the_command_make_the_same_pairs(tmp_path):
     unfit = [Example("", "I'm sorry, but I can't help with that request, whatever it is."), Example("", "No.")]
     pool = [*read_source("builtin:benign"), *unfit]
-    own = tmp_path / "responses.jsonl"
-    own.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in pool))
-    options = PairOptions(harmful=("builtin:cooking",), responses=(str(own),), out=tmp_path / "pairs", seed=3)
+    file = tmp_path / "responses.jsonl"
+    file.write_text("".join(json.dumps({"prompt": "", "response": row.response}) + "\n" for row in pool))
+    options = PairOptions(harmful=("builtin:cooking",), responses=(str(file),), out=tmp_path / "pairs", seed=3)
     pair_corpora(options, WordHashEncoder())
     written = read_pairs(tmp_path / "pairs")
-    made = make_pairs(load_threat("builtin:cooking").examples("defender"), pool, WordHashEncoder(), seed=3)
-    assert [(p.prompt, p.response, p.similarity) for p in made.pairs] == [
+    pair_set = make_pairs(load_threat("builtin:cooking").examples("defender"), pool, WordHashEncoder(), seed=3)
+    assert [(p.prompt, p.response, p.similarity) for p in pair_set.pairs] == [
         (p.prompt, p.response, p.similarity) for p in written
     ]
-    assert made.refused["too short"] == 1 and made.refused["refusal or apology"] >= 1
+    assert pair_set.refused["too short"] == 1 and pair_set.refused["refusal or apology"] >= 1
     unfiltered = make_pairs(
         load_threat("builtin:cooking").examples("defender"), pool, WordHashEncoder(), seed=3, filters=None
     )
-    assert not unfiltered.refused and unfiltered.pairs != made.pairs
+    assert not unfiltered.refused and unfiltered.pairs != pair_set.pairs
 
 
 def test_filters_that_refuse_everything_are_named():

@@ -156,16 +156,16 @@ def test_sources_of_one_name_are_told_apart_and_their_licence_is_what_their_card
     pair_corpora(pair_options(sources, tmp_path / "out", responses=paths), WordHashEncoder())
     origins = {pair.response_origin.split("#")[0] for pair in read_pairs(tmp_path / "out")}
     assert origins == {"lima/train.jsonl", "alpaca/train.jsonl"}
-    kept = {s["source"]: s["licence"] for s in json.loads((tmp_path / "out" / "audit.json").read_text())["sources"]}
-    assert kept["lima/train.jsonl"] == "cc-by-nc-sa-4.0 (by its README.md)"
-    assert kept["alpaca/train.jsonl"] == "not stated: local file"
+    licences = {s["source"]: s["licence"] for s in json.loads((tmp_path / "out" / "audit.json").read_text())["sources"]}
+    assert licences["lima/train.jsonl"] == "cc-by-nc-sa-4.0 (by its README.md)"
+    assert licences["alpaca/train.jsonl"] == "not stated: local file"
 
 
 @pytest.mark.parametrize("match", ["random", "diverse"])
 def test_the_order_of_files_options_and_rows_changes_no_pair(sources, tmp_path, match):
     harmful, benign = (path.read_text().splitlines(keepends=True) for path in sources)
     again = json.dumps({"prompt": "Harmful request 3 about thing3!", "category": "c7"}) + "\n"
-    found = []
+    pair_lists = []
     for seed in range(3):
         rng, folder = random.Random(seed), tmp_path / str(seed)
         (folder / "harmful").mkdir(parents=True)
@@ -178,9 +178,9 @@ def test_the_order_of_files_options_and_rows_changes_no_pair(sources, tmp_path, 
         answers = tuple(map(str, rng.sample(names[2:], 2)))
         wishes = {"responses": answers, "match": match, "prompts": 20, "refusal_prefix": ("A.", "B.")}
         pair_corpora(pair_options((folder / "harmful", benign), folder / "out", **wishes), WordHashEncoder())
-        found.append([(p.prompt, p.response, p.category, p.similarity) for p in read_pairs(folder / "out")])
-    assert found[0] == found[1] == found[2]
-    assert len(found[0]) == 20
+        pair_lists.append([(p.prompt, p.response, p.category, p.similarity) for p in read_pairs(folder / "out")])
+    assert pair_lists[0] == pair_lists[1] == pair_lists[2]
+    assert len(pair_lists[0]) == 20
 
 
 def test_progress_is_shown_where_it_is_asked_for(sources, tmp_path):

@@ -102,8 +102,8 @@ def test_built_in_responses_pass_the_filters():
 def test_prompts_are_normalised_and_kept_once():
     report = PromptReport()
     rows = ["Harmful request 1", "harmful  request 1!", "a\x00b\r\nc", "", "x" * 9000, "שלום 🙂"]
-    kept = clean_prompts([Example(text, origin=f"f#{n}") for n, text in enumerate(rows)], report)
-    assert [example.prompt for example in kept] == ["Harmful request 1", "ab\nc", "שלום 🙂"]
+    remaining = clean_prompts([Example(text, origin=f"f#{n}") for n, text in enumerate(rows)], report)
+    assert [example.prompt for example in remaining] == ["Harmful request 1", "ab\nc", "שלום 🙂"]
     assert (report.read, report.empty, report.too_long, report.duplicates) == (5, 1, 1, 1)
 
 
@@ -123,8 +123,11 @@ def test_decontamination_finds_exact_13_grams_and_near_duplicates():
 def test_rows_of_one_prompt_are_one_prompt_with_all_their_labels_whatever_their_order(order):
     rows = [("Same one", "a"), ("same  ONE!", "b"), ("Same one", "a | c"), ("other", ""), ("Same one", "")]
     examples = [Example(prompt, "", category) for prompt, category in (rows[at] for at in order)]
-    kept = clean_prompts(examples, PromptReport())
-    assert sorted((example.prompt, example.category) for example in kept) == [("Same one", "a | b | c"), ("other", "")]
+    remaining = clean_prompts(examples, PromptReport())
+    assert sorted((example.prompt, example.category) for example in remaining) == [
+        ("Same one", "a | b | c"),
+        ("other", ""),
+    ]
 
 
 @given(
@@ -141,19 +144,22 @@ def test_shares_are_equal_but_for_what_is_short(sizes, count):
 def test_balance_counts_multi_label_prompts_once_and_reports_the_shortfall():
     rows = [Example(f"request {n}", "", "a") for n in range(10)] + [Example("both", "", "a | b")]
     report = PromptReport()
-    kept = balance(rows, 6, 0, report)
-    assert Counter(example.category for example in kept) == {"a": 5, "b": 1}
+    remaining = balance(rows, 6, 0, report)
+    assert Counter(example.category for example in remaining) == {"a": 5, "b": 1}
     assert (report.multi_label, report.equal_share, report.short) == (1, 3, {"b": 2})
 
 
 def test_diverse_match_keeps_every_response_to_its_share_and_spreads_the_strata():
-    deck, asked = ListPool(benign_responses(21)), sorted(harmful_prompts(60, 4), key=lambda example: example.category)
-    found = match(asked, DiverseSampler(deck, 60), deck, WordHashEncoder(), threshold=0.9, max_draws=50)
-    uses = Counter(got.origin for got in found.responses if got)
+    deck, requests = (
+        ListPool(benign_responses(21)),
+        sorted(harmful_prompts(60, 4), key=lambda example: example.category),
+    )
+    matched = match(requests, DiverseSampler(deck, 60), deck, WordHashEncoder(), threshold=0.9, max_draws=50)
+    uses = Counter(got.origin for got in matched.responses if got)
     assert sum(uses.values()) == 60
     assert max(uses.values()) <= 3
     for start in range(0, 60, 15):  # a category
-        subjects = Counter(got.category for got in found.responses[start : start + 15] if got)
+        subjects = Counter(got.category for got in matched.responses[start : start + 15] if got)
         assert len(subjects) == 7
         assert max(subjects.values()) <= 3
 
@@ -198,9 +204,9 @@ def test_the_spool_drops_exact_duplicates(tmp_path):
 
 def test_prefixes_are_sampled_by_prompt():
     choice = PrefixChoice(["paper", "No."], 0)
-    given_ = Counter(choice(f"request {n}") for n in range(200))
-    assert set(given_) == {PAPER_REFUSAL_PREFIX, "No."}
-    assert min(given_.values()) > 60
+    counts = Counter(choice(f"request {n}") for n in range(200))
+    assert set(counts) == {PAPER_REFUSAL_PREFIX, "No."}
+    assert min(counts.values()) > 60
     with pytest.raises(UserError, match="empty"):
         PrefixChoice([" "], 0)
 
@@ -241,8 +247,8 @@ def test_batches_may_come_in_any_order(tmp_path: Path):
             yield part, np.array([[float(texts[at])] for at in part], dtype=np.float32)
 
     numbers = [str(n) for n in range(BATCH * 2 + 5)]
-    found = VectorCache(tmp_path, "x").get(numbers, backwards)
-    assert found[:, 0].tolist() == list(map(float, numbers))
+    vectors = VectorCache(tmp_path, "x").get(numbers, backwards)
+    assert vectors[:, 0].tolist() == list(map(float, numbers))
 
 
 def test_normalise():

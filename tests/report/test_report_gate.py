@@ -266,7 +266,10 @@ def test_attacks_without_steps_enter_no_cost(check: Check) -> None:
     with pytest.raises(UserError, match="did not measure"):
         check(policy("attack_cost.least_ratio", "at_least: 0"), nothing)
     unknown = with_sdd(attack_cost={"full-100": cost(16, 4), "lora-10": cost(16, None)})
-    assert "there is no value" in check(policy("attack_cost.least_ratio", "at_least: 0"), unknown).checks[0].why
+    for name in ("attack_cost.least_ratio", "attack_cost.lora-10.ratio_vs_undefended"):
+        (finding,) = check(policy(name, "at_least: 0"), unknown).checks
+        assert not finding.passed and "there is no ratio for lora-10, under which the undefended model" in finding.why
+    assert check(policy("attack_cost.full-100.ratio_vs_undefended", "at_least: 4"), unknown).passed
 
 
 @pytest.mark.parametrize(

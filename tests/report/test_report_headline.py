@@ -111,6 +111,15 @@ def test_attacks_without_steps_do_not_hide_the_cost_of_the_others() -> None:
     assert none.category is Category.FAILS and "steps" not in none.sentence
 
 
+def test_an_attack_whose_cost_has_no_ratio_is_named_and_the_others_decide_nothing() -> None:
+    """Under lora-10 the undefended model's rate peaks and falls: whether the defense slows this attack is not known."""
+    sdd = changed(60, ratio=16, censored=True)
+    unknown = AttackCost(steps=4, censored=False, last_point=False, ratio_vs_undefended=None)
+    line = headline(sdd.model_copy(update={"attack_cost": {**sdd.attack_cost, "lora-10": unknown}}))
+    assert line.category is Category.FAILS and "times the undefended" not in line.sentence
+    assert "whether attacks need more steps cannot be told, since under lora-10 the undefended model" in line.sentence
+
+
 def test_the_price_states_only_what_is_resolved() -> None:
     paid = headline(changed(drop=around(0.05, 0.02), degraded=around(0.2, 0.1))).price
     assert "against the model as shipped: 5% lower (drop 3% to 7%)" in paid and "20.0 points more" in paid

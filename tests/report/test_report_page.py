@@ -110,6 +110,9 @@ def test_table_cells(make_run: Callable[..., Path]) -> None:
     assert measure_cell(around(0.01, 0.02), "difference").text == "not resolved"  # the interval spans zero
     assert measure_cell(Measure(value=0.5)).small == "" and measure_cell(None).text == "\u2013"
     assert measure_cell(around(-0.25, 0.125), "nats").small == "\u22120.38 to \u22120.12"
+    costs["lora-10"] = AttackCost(steps=4, censored=False, last_point=False, ratio_vs_undefended=None)
+    rows = {row.name: row for section in table(read_folder(make_run(measured=measured))) for row in section.rows}
+    assert [cell.small for cell in rows["lora-10"].cells] == ["", "no ratio"]
 
 
 def test_groups_of_attacks_stand_apart(make_run: Callable[..., Path]) -> None:

@@ -76,8 +76,8 @@ def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp
     plain = round(benign.PLAIN_SHARE * len(rows))
     assert len(read.train) + len(read.held_back) == len(rows) + plain
     assert 0 < len(read.held_back) < len(rows) / 4
-    trained, held = ({_response(tiny, sample) for sample in part} for part in (read.train, read.held_back))
-    assert trained.isdisjoint(held), "a response is on one side, with its prompt and without"
+    trained, held_back = ({_response(tiny, sample) for sample in part} for part in (read.train, read.held_back))
+    assert trained.isdisjoint(held_back), "a response is on one side, with its prompt and without"
     assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
     assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
     assert card == read_card(tmp_path)

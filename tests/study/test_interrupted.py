@@ -20,7 +20,7 @@ from tamperfuse.training.loop import Loop
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def measured_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps at which a model under attack was asked, each time that it was."""
     steps, plain = [], Observer.ask
 
@@ -35,16 +35,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
     """Training run number `run` dies right after step `step`, its hook and its checkpoint."""
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
-    begun: list[Loop] = []
+    started: list[Loop] = []
     begin, checkpoint = Loop.begin, Loop.checkpoint
 
     def count(self: Loop) -> None:
-        begun.append(self)
+        started.append(self)
         begin(self)
 
     def die(self: Loop, ends: bool) -> None:
         checkpoint(self, ends)
-        if len(begun) == run and self.state.global_step == step:
+        if len(started) == run and self.state.global_step == step:
             raise Killed
 
     monkeypatch.setattr(Loop, "begin", count)
@@ -56,7 +56,7 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_results(
     finished_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: list[int],
+    measured_steps: list[int],
 ) -> None:
     for step in (1, 2):  # of the second training in each run: a defense's, then, that one resumed, an attack's
         with monkeypatch.context() as patch:
@@ -68,7 +68,7 @@ def test_a_study_killed_while_it_trains_ends_with_the_same_results(
     assert results(tmp_path / "run") == results(finished_run)
     assert not (tmp_path / "run" / "unfinished").exists()
     # As shipped and before attack: three looks. Then each defense's two attacks, at steps 1 and 3, and at step 2.
-    assert sorted(asked) == [0, 0, 0, 1, 1, 2, 2, 3, 3], "nothing was asked twice"
+    assert sorted(measured_steps) == [0, 0, 0, 1, 1, 2, 2, 3, 3], "nothing was asked twice"
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -78,7 +78,7 @@ def test_attack_and_harden_go_on_as_well(
     benign_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: list[int],
+    measured_steps: list[int],
 ) -> None:
     def attack(out: Path) -> list[str]:
         settings = {"shots": 2, "steps": 4, "batch": 2}
@@ -109,7 +109,7 @@ def test_attack_and_harden_go_on_as_well(
 
     for work in (attack, harden):
         expected = work(tmp_path / f"{work.__name__} whole")
-        asked.clear()
+        measured_steps.clear()
         out = tmp_path / f"{work.__name__} killed"
         with monkeypatch.context() as patch:
             dying(patch, 1, 2)
@@ -118,7 +118,7 @@ def test_attack_and_harden_go_on_as_well(
         assert not out.exists() and (tmp_path / f"{out.name}.unfinished" / "fit-0.json").exists()
         assert work(out) == expected
         assert not (tmp_path / f"{out.name}.unfinished").exists()
-        assert asked == ([0, 4] if work is attack else [])
+        assert measured_steps == ([0, 4] if work is attack else [])
     whole, killed = (tmp_path / f"attack {name}" / "attacked" for name in ("whole", "killed"))
     for name in ("model.safetensors", "tamperfuse.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()

@@ -1,5 +1,6 @@
 """Judging outside any command: judges in studies, compliant answers, thresholds, duplicates, broken judges."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,12 @@ from tamperfuse.records.results import read_results
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.node import Node
-from tamperfuse.study.observe import HarmlessPrompt
+from tamperfuse.study.observe import HarmlessPrompt, harmless_prompts
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.run import run_study
 from tamperfuse.study.sections import JudgeSpec, parse_judge
 from tamperfuse.study.spec import Study, parse_study
-from tamperfuse.study.tables import HARMLESS_FAR, Response
+from tamperfuse.study.tables import HARMLESS_FAR, Response, VerdictRow
 
 
 class LengthParameters(Parameters):
@@ -86,6 +87,29 @@ def test_requests_are_contrasted_with_evaluation_and_attacker_dev_and_harmless_p
     assert list(requests.other_prompts) == [p.prompt for p in parts]
     assert list(harmless.other_prompts) == ["harmless 0", "harmless 1", "harmless 2"]
     assert all(data.thresholds == {"line": 0.5} and data.response_limit == 16 for _, data in calls)
+
+
+def test_only_verdicts_on_harmless_prompts_depend_on_how_many_there_are(threat_file: Path, tiny: LoadedModel) -> None:
+    threat, encoder = load_threat(str(threat_file)), WordCountEncoder()
+    requests = [
+        Response(0, "evaluation", p.id, p.prompt, f"some plain words, the number of which is {number}")
+        for number, p in enumerate(threat.part("evaluation"))
+    ]
+    harmless = [
+        Response(0, p.part, p.id, p.prompt, "some plain words that answer it")
+        for p in harmless_prompts(4, threat, encoder)
+    ]
+
+    def rows(count: int) -> list[VerdictRow]:
+        """Verdicts in a study with so many harmless prompts."""
+        prompts = harmless_prompts(count, threat, encoder)
+        one = Judging(parse_judge("builtin"), threat, prompts, 16, encoder, lambda: tiny)
+        return one.verdicts([*requests, *harmless], {"similarity": -1.0, "lift": 0.0, "surprise": 99.0})[0]
+
+    few, many = rows(4), rows(60)
+    assert few[: len(requests)] == many[: len(requests)]
+    assert all(json.loads(row.evidence)["lift"] is not None for row in few), "the reference model was used"
+    assert few[len(requests) :] != many[len(requests) :], "docs/measures.md says so"
 
 
 def test_a_judge_has_the_reference_model_only_if_it_declares_so(

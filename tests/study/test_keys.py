@@ -2,22 +2,28 @@
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import pytest
 import yaml
 from lm_eval.tasks import TaskManager
 
 import tamperfuse
-from tamperfuse.defenses import sdd
+from tamperfuse.attacks import ATTACKS
+from tamperfuse.defenses import DEFENSES, sdd
 from tamperfuse.evaluation import capability
+from tamperfuse.evaluation.judges import JUDGES
+from tamperfuse.records.registry import Component
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study import keys
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.keys import MODULES, module_constants
+from tamperfuse.study.keys import MODULES, component_key, module_constants
+from tamperfuse.study.node import Node
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.spec import Study, parse_study
 
@@ -55,6 +61,18 @@ def other(value: Any) -> Any:
         case tuple() | list():
             return type(value)([*value[:-1], other(value[-1])])
     raise AssertionError(f"no other value for {value!r}")
+
+
+COMPONENTS = [
+    component
+    for registry in (DEFENSES, ATTACKS, JUDGES)
+    for component in registry.all()
+    if component.run.__module__.startswith("tamperfuse.")
+]
+
+
+def module_of(component: Component[Any, Any]) -> ModuleType:
+    return sys.modules[component.run.__module__]
 
 
 def constants() -> Iterator[tuple[str, str]]:
@@ -98,23 +116,68 @@ def test_every_constant_of_the_numerics_is_in_the_keys(
     assert before != after
 
 
-@pytest.mark.parametrize("preset", ["PAPER", "SMALL"])
-@pytest.mark.parametrize("name", list(sdd.SMALL))
-def test_a_changed_preset_value_changes_the_key(
-    preset: str, name: str, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+def test_every_constant_of_a_components_module_is_in_its_key(
+    component: Component[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = {"on": "refusal", "defense": "sdd", "preset": preset.casefold()}
-    values = study.model_dump(mode="json") | {"defenses": {"refusal": {"steps": 2}, "sdd": spec}}
-    label = "sdd, seed 0"
-    context = StudyContext.open(parse_study(values, "test"), tmp_path)
-    before = next(node for node in build_nodes(context) if node.label == label)
-    changed = {
-        **getattr(sdd, preset),
-        name: getattr(sdd, preset)[name] + (0.25 if name in ("learning_rate", "kl_weight") else 1),
-    }
-    monkeypatch.setattr(sdd, preset, changed)
-    context = StudyContext.open(parse_study(values, "test"), tmp_path)
-    after = next(node for node in build_nodes(context) if node.label == label)
+    """That its key is part of those of its nodes is tested above, with components of each kind."""
+    module, before = module_of(component), component_key(component, {})
+    for constant in module_constants(module):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, constant, other(getattr(module, constant)))
+            assert component_key(component, {}) != before, constant
+    left_out = {name for name in assigned(module) if name.isupper()} - set(module_constants(module))
+    assert all(isinstance(getattr(module, name), TypeVar) for name in left_out), f"not plain data: {sorted(left_out)}"
+
+
+# Presets: the defense, the constant that holds the values, and whether they are those of large models.
+PRESETS = (("sdd", "SMALL", False), ("sdd", "PAPER", True), ("fuse", "SMALL", False), ("fuse", "LARGE", True))
+
+
+def test_every_preset_is_tested_below() -> None:
+    modules = {module_of(DEFENSES.get(name)) for name, _, _ in PRESETS}
+    for component in DEFENSES.all():
+        parameters = component.parameters()
+        if any(component.traits.resolve(parameters, size) != parameters for size in (10, 10**12)):
+            assert module_of(component) in modules, component.name
+    for module in modules:
+        values = {name for name, value in module_constants(module).items() if isinstance(value, dict)}
+        assert values == {constant for name, constant, _ in PRESETS if module_of(DEFENSES.get(name)) is module}
+
+
+def changed_value(value: Any) -> Any:
+    """Another value of a parameter, within its range."""
+    if isinstance(value, tuple):
+        return (*value, 0.25)
+    return value + (1 if isinstance(value, int) else 0.25)
+
+
+@pytest.mark.parametrize(
+    ("defense", "constant", "large", "name"),
+    [(*preset, name) for preset in PRESETS for name in getattr(module_of(DEFENSES.get(preset[0])), preset[1])],
+)
+def test_a_changed_preset_value_changes_the_key(
+    defense: str,
+    constant: str,
+    large: bool,
+    name: str,
+    study: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = module_of(DEFENSES.get(defense))
+    if large:
+        monkeypatch.setattr(module, "PAPER_SIZE", 10)
+    spec = {"on": "refusal", "defense": defense}
+    values = study.model_dump(mode="json") | {"defenses": {"refusal": {"steps": 2}, "hardened": spec}, "attacks": {}}
+
+    def node() -> Node:
+        nodes = build_nodes(StudyContext.open(parse_study(values, "test"), tmp_path))
+        return next(node for node in nodes if node.label == "hardened, seed 0")
+
+    before, preset = node(), getattr(module, constant)
+    monkeypatch.setattr(module, constant, {**preset, name: changed_value(preset[name])})
+    after = node()
     assert before.depends["defense"][-1][name] != after.depends["defense"][-1][name], "the resolved value is in the key"
     assert before.key != after.key
 
@@ -168,54 +231,103 @@ def test_every_default_of_the_demo_survives_a_round_trip(tmp_path: Path) -> None
     assert parse_study(yaml.safe_load(study.to_yaml()), "again") == study
 
 
-def test_no_module_with_numbers_is_left_out_of_the_keys() -> None:
-    """Constants of numeric packages are in the keys, or listed here because no result depends on them."""
-    irrelevant = {
-        "evaluation.attack_trace": "a traced attack is not a node of a study",
-        "evaluation.feature_overlap": "likewise",
-        "evaluation.judges.classifier": "a judge's own key has the constants of its module",
-        "evaluation.judges.endpoint": "the name of an environment variable",
-        "evaluation.judges.failures": "reasons by name",
-        "evaluation.judges.guard": "as for the classifier",
-        "evaluation.judges.llm": "likewise",
-        "evaluation.judges.replies": "the name of a file",
-        "evaluation.judges.rubrics": "the judge llm has its texts among its own constants",
-        "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
-        "models.bundled": "names and addresses of packages",
-        "models.conversion": "names of files",
-        "models.chat_template": "limits beyond which a template is refused",
-        "models.checks": "names of files and fields",
-        "models.gguf_file": "a file format",
-        "models.packed_check": "which models are refused",
-        "models.quantized": "names of packages",
-        "models.load": "file names",
-        "training.accelerations": "memory alone",
-        "training.checkpoints": "how often a state is saved",
-        "training.telemetry": "what is reported",
-        "training.fit": "functions by name",
-    }
+# Modules with constants that are in no key, by the reason why no result depends on them.
+IRRELEVANT = {
+    "attacks.base": "what a search varies is in the resolved study",
+    "corpora.builtin": "descriptions of data sets",
+    "corpora.conversations": "how rows are read: what is read is hashed, as for all of corpora",
+    "corpora.data.make_grammar": "wrote a built-in data set",
+    "corpora.files": "how rows are read",
+    "corpora.folders": "likewise",
+    "corpora.hub": "likewise",
+    "corpora.schemas": "likewise",
+    "corpora.sources": "likewise",
+    "corpora.streams": "likewise",
+    "corpora.window": "which prompts of a threat are left out: the others are hashed",
+    "defenses.stopping": "the name of a file",
+    "evaluation.attack_trace": "a traced attack is not a node of a study",
+    "evaluation.feature_overlap": "likewise",
+    "evaluation.judges.endpoint": "the name of an environment variable",
+    "evaluation.judges.failures": "reasons by name",
+    "evaluation.judges.replies": "the name of a file",
+    "evaluation.judges.rubrics": "the judge llm has its texts among its own constants",
+    "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
+    "models.bundled": "names and addresses of packages",
+    "models.chat_template": "limits beyond which a template is refused",
+    "models.checks": "names of files and fields",
+    "models.conversion": "names of files",
+    "models.gguf_file": "a file format",
+    "models.load": "file names",
+    "models.packed_check": "which models are refused",
+    "models.quantized": "names of packages",
+    "pairing.audit": "the audit of the command pair",
+    "pairing.audit_page": "likewise",
+    "pairing.cache": "how vectors are stored",
+    "pairing.defaults": "the modules that use them import the names, and have them among their own constants",
+    "pairing.diverse_sampling": "an option of the command pair, which studies do not have",
+    "pairing.exports": "layouts of files",
+    "pairing.lengths": "the audit of the command pair",
+    "pairing.options": "options of the command pair",
+    "pairing.quality": "an option of the command pair, which studies do not have",
+    "pairing.store": "a file format",
+    "pairing.variants": "an option of the command pair, which studies do not have",
+    "study.cluster": "which machines run a node",
+    "study.data_nodes": "names of nodes; the prompts that are measured are hashed; an estimate",
+    "study.disk": "estimates",
+    "study.estimates": "likewise",
+    "study.further_judges": "names of nodes and files",
+    "study.keys": "the keys themselves",
+    "study.plan": "the name of a file",
+    "study.progress": "what is printed",
+    "study.ray_tasks": "which machine runs a node",
+    "study.remaining": "the name of a file",
+    "study.results.intervals": "what is computed from the nodes of a run is computed at the end of each",
+    "study.results.outcomes": "likewise",
+    "study.results.rows": "likewise",
+    "study.results.samples": "likewise",
+    "study.search.trials": "the name of a file",
+    "study.sections": "defaults, which the resolved study has",
+    "study.selection": "what is printed",
+    "study.spec": "a limit beyond which a study is refused",
+    "study.tables": "names of the parts of harmless prompts: responses are stored under them",
+    "study.worker": "how often a node is tried",
+    "training.accelerations": "memory alone",
+    "training.checkpoints": "how often a state is saved",
+    "training.fit": "a limit beyond which a training is refused",
+    "training.telemetry": "what is reported",
+}
+
+
+def test_no_module_with_constants_is_left_out_of_the_keys() -> None:
+    """Constants are in the keys, through the list of modules or through a component's key, or no result depends on them."""
     root = Path(tamperfuse.__file__).parent
-    for package in ("models", "training", "evaluation"):
+    of_components = {component.run.__module__.removeprefix("tamperfuse.") for component in COMPONENTS}
+    with_constants = set()
+    for package in ("attacks", "corpora", "defenses", "evaluation", "models", "pairing", "study", "training"):
         for path in sorted((root / package).rglob("*.py")):
             name = ".".join(path.relative_to(root).with_suffix("").parts)
-            if path.name == "__init__.py" or name in irrelevant or name in MODULES:
-                continue
-            source = path.read_text(encoding="utf-8")
-            tree = ast.parse(source)
-            constants = module_constants(import_module(f"tamperfuse.{name}"))
-            names = {target.id for target in assigned(tree)} & set(constants)
-            assert not names, f"{name} has constants that are in no key: {sorted(names)}"
+            if path.name != "__init__.py" and any(map(str.isupper, assigned_names(path))):
+                module = import_module(f"tamperfuse.{name}")
+                with_constants |= {name} if set(assigned(module)) & set(module_constants(module)) else set()
+    left_out = with_constants - set(MODULES) - of_components
+    new, stale = sorted(left_out - set(IRRELEVANT)), sorted(set(IRRELEVANT) - left_out)
+    assert not new, f"their constants are in no key: add {new} to MODULES, or say why not"
+    assert not stale, f"they have no constants, or these are in the keys: remove {stale} from the list"
 
 
-def assigned(tree: ast.Module) -> list[ast.Name]:
+def assigned(module: ModuleType) -> list[str]:
+    return assigned_names(Path(str(module.__file__)))
+
+
+def assigned_names(path: Path) -> list[str]:
     """Names that a module assigns at its top level."""
     targets: list[ast.expr] = []
-    for node in tree.body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign):
             targets += node.targets
         elif isinstance(node, ast.AnnAssign):
             targets.append(node.target)
-    return [target for target in targets if isinstance(target, ast.Name)]
+    return [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
 
 
 TASK = """

@@ -170,8 +170,8 @@ def test_usable_harm_names_what_was_not_measured(plain: Study) -> None:
         assert usable[key].value == 0.6 and usable[key].low is not None and usable[key].resolved
         assert usable[key].capability_not_measured
     assert usable["1.00"].value == 1.0 and not usable["1.00"].capability_not_measured
-    known = state("sdd", "full", (5, 6, 10), capability={2: 20, 4: 12})
-    usable = summarize(measurements(plain, known, merge), 0, 0).defenses["sdd"].usable_harm
+    measured_state = state("sdd", "full", (5, 6, 10), capability={2: 20, 4: 12})
+    usable = summarize(measurements(plain, measured_state, merge), 0, 0).defenses["sdd"].usable_harm
     assert usable["0.05"].value == 0.6 and not usable["0.05"].capability_not_measured, "step 1 is less harmful"
 
 

@@ -1,9 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import Field
 
+from tamperfuse.evaluation.judges import JUDGES, Verdict, judge
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.yaml import read_yaml
+from tamperfuse.records.registry import Parameters
+from tamperfuse.records.yaml import parse_yaml, read_yaml
 from tamperfuse.study.spec import Study, load_study, parse_study
 
 STUDY = """
@@ -38,6 +42,51 @@ def test_short_forms_are_read(tmp_path: Path) -> None:
 def test_a_resolved_study_reads_as_itself(tmp_path: Path) -> None:
     first = study(tmp_path)
     assert study(tmp_path, first.to_yaml()) == first
+
+
+class Limits(Parameters):
+    low: float | None = None
+    high: float | None = None
+
+
+class NullableParameters(Parameters):
+    limits: Limits = Limits()
+    words: int | None = None
+    on_by_default: int | None = 5
+    options: dict[str, int | None] = Field(default_factory=dict)
+
+
+@pytest.fixture
+def nullable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge `nullable`, registered for one test, whose parameters may be None."""
+    monkeypatch.setattr(JUDGES, "components", dict(JUDGES.components))
+
+    @judge("nullable", NullableParameters)
+    def judge_nothing(answers: object, data: object, parameters: object) -> list[Verdict]:
+        """None."""
+        return []
+
+
+@pytest.mark.usefixtures("nullable")
+def test_what_is_off_is_not_written_as_null() -> None:
+    values = {
+        "model": "m",
+        "threat": "t",
+        "judge": {"judge": "nullable", "limits": {"low": 0.5}},
+        "judges": {"nothing": {"judge": "nullable"}},
+        "evaluate": {"capability": [{"task": "arc_easy"}]},
+    }
+    first = parse_study(values, "test")
+    text = first.to_yaml()
+    assert "null" not in text.replace("nullable", "") and "task: arc_easy" in text
+    assert parse_study(parse_yaml(text), "again") == first
+
+
+@pytest.mark.usefixtures("nullable")
+@pytest.mark.parametrize("parameters", [{"on_by_default": None}, {"options": {"a": None, "b": 1}}])
+def test_a_null_that_means_something_else_than_its_absence_is_written(parameters: dict[str, Any]) -> None:
+    first = parse_study({"model": "m", "threat": "t", "judge": {"judge": "nullable", **parameters}}, "test")
+    assert parse_study(parse_yaml(first.to_yaml()), "again") == first
 
 
 def test_the_undefended_model_is_always_among_the_defenses() -> None:

@@ -52,12 +52,12 @@ def test_a_finished_run(finished_run: Path) -> None:
 def test_a_run_seen_from_inside_and_after_it_was_killed(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[RunStatus] = []
+    statuses: list[RunStatus] = []
 
     def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> FinishedNode:
         if node.kind != "defense":
             return execute(run, node)
-        seen.append(run_status(run))
+        statuses.append(run_status(run))
         marks = {path: path.read_text() for path in (run / "running").iterdir()}
         monkeypatch.setattr("tamperfuse.records.plan.Path.unlink", lambda path: None)  # as after `kill -9`
         for path, text in marks.items():
@@ -67,7 +67,7 @@ def test_a_run_seen_from_inside_and_after_it_was_killed(
     monkeypatch.setattr("tamperfuse.study.run.execute", dying)
     with pytest.raises(Killed):
         run_study(study, tmp_path / "run")
-    [during] = seen
+    [during] = statuses
     assert during.state == "running" and during.nodes.running == 1
     assert during.running[0].what == "refusal, seed 0" and during.running[0].checked
     assert during.kinds["defense"].left == 1 and during.seconds_left > 0

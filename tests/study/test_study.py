@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from stand_ins import Killed, results
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, locked
+from tamperfuse.records.plan import read_plan
 from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.run import read_run, read_samples
 from tamperfuse.records.summary import read_summary
@@ -47,13 +48,27 @@ def test_a_run_leaves_its_files_and_no_attacked_weights(finished_run: Path) -> N
     assert reduction["pooled"]["resolved"] is False, "a model does not differ from itself"
 
 
-def test_a_run_starts_when_it_is_started(study: Study, tmp_path: Path) -> None:
-    before = datetime.now(UTC)
-    run_study(study.model_copy(update={"attacks": {}}), tmp_path / "run")
+class LaterClock:
+    """A clock by which it is the year 2100."""
+
+    @staticmethod
+    def now(zone: tzinfo) -> datetime:
+        return datetime(2100, 1, 1, tzinfo=zone)
+
+
+def test_a_run_starts_when_it_is_started_first(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, study = datetime.now(UTC), study.model_copy(update={"attacks": {}})
+    run_study(study, tmp_path / "run")
     record = read_run(tmp_path / "run")
     first = min((tmp_path / "run" / "nodes").glob("*/node.json"), key=lambda path: path.stat().st_mtime)
     began = datetime.fromisoformat(record.started)
     assert began >= before.replace(microsecond=0) and began.timestamp() <= first.stat().st_mtime
+    monkeypatch.setattr("tamperfuse.study.run.datetime", LaterClock)
+    for damaged in ("plan.json", "run.json"):
+        (tmp_path / "run" / damaged).write_text("{}")
+        run_study(study, tmp_path / "run")
+        again = read_run(tmp_path / "run")
+        assert all(node.reused for node in again.nodes) and again.started == record.started
 
 
 def test_the_same_study_gives_the_same_results_and_a_second_run_reuses_all(
@@ -71,11 +86,11 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished_run: Path, victim: int
 ) -> None:
     """A node dies half-way and its staging folder stays behind; nothing of it may be taken for finished."""
-    folder, begun = tmp_path / "killed", []
+    folder, started = tmp_path / "killed", []
 
     def dying(run: Path, node: Node, report_to: tuple[str, ...] = ()) -> FinishedNode:
-        begun.append(node)
-        if len(begun) == victim:
+        started.append(node)
+        if len(started) == victim:
             half = run / "nodes" / f".tmp-{node.key}-dead"
             half.mkdir(parents=True)
             (half / "node.json").write_text("half")
@@ -85,11 +100,14 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
     monkeypatch.setattr("tamperfuse.study.run.execute", dying)
     with pytest.raises(Killed):
         run_study(study, folder)
+    first_start = read_plan(folder).started
     monkeypatch.setattr("tamperfuse.study.run.execute", execute)
+    monkeypatch.setattr("tamperfuse.study.run.datetime", LaterClock)
     run_study(study, folder)
     assert results(folder) == results(finished_run)
     assert list((folder / "nodes").glob(".tmp-*")) == []
     assert sum(node.reused for node in read_run(folder).nodes) == victim - 1
+    assert read_run(folder).started == first_start
 
 
 def test_a_changed_parameter_changes_only_what_depends_on_it(study: Study, tmp_path: Path) -> None:
@@ -111,13 +129,13 @@ def test_keys_follow_everything_above_them(shape: list[set[int]]) -> None:
     """Whatever the graph: a change in one node changes the keys of exactly itself and its descendants."""
 
     def build(changed: int) -> list[Node]:
-        made: list[Node] = []
-        for i, wanted in enumerate(shape):
-            parents = tuple(made[j] for j in sorted(wanted) if j < i)
-            made.append(
+        built: list[Node] = []
+        for i, numbers in enumerate(shape):
+            parents = tuple(built[j] for j in sorted(numbers) if j < i)
+            built.append(
                 Node(f"n{i}", "look", parents, {"i": i, "changed": i == changed}, 0, lambda folder: Outcome(), Costs())
             )
-        return made
+        return built
 
     plain, touched = build(-1), build(0)
     below = {0}

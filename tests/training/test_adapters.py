@@ -31,23 +31,23 @@ def test_lora_layers_compute_what_pefts_do(tiny: LoadedModel, targets: str | tup
         layers = [module for module in adapted.modules() if isinstance(module, Linear)]
         for layer in layers:  # peft begins with zeros, of which nothing would be seen
             torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1, generator=torch.Generator().manual_seed(1))
-        found = []
-        for ours in (True, False):
-            if not ours:
+        results = []
+        for own_layer in (True, False):
+            if not own_layer:
                 for layer in layers:
                     del layer.forward
             adapted.zero_grad()
             loss = accumulate_gradient(SupervisedObjective(), adapted, batch, total, torch.device("cpu"))
-            found.append((float(loss), [p.grad.clone() for p in adapted.parameters() if p.requires_grad]))
-    assert len(layers) == len(found[0][1]) / 2 == (14 if targets == "all-linear" else 4)
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(found[0][1], found[1][1], strict=True))
+            results.append((float(loss), [p.grad.clone() for p in adapted.parameters() if p.requires_grad]))
+    assert len(layers) == len(results[0][1]) / 2 == (14 if targets == "all-linear" else 4)
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_qlora_adds_a_low_rank_change_to_the_weights_before_quantization(tiny: LoadedModel) -> None:
     pytest.importorskip("bitsandbytes")
     before = {name: weight.clone() for name, weight in tiny.model.named_parameters()}
-    seen: list[set[torch.dtype]] = []
+    dtypes: list[set[torch.dtype]] = []
     training = Training(steps=6, batch=3, learning_rate=1e-2, method="qlora", lora_rank=2)
     result = fit(
         tiny,
@@ -55,10 +55,10 @@ def test_qlora_adds_a_low_rank_change_to_the_weights_before_quantization(tiny: L
         training,
         seed=0,
         at_steps=[3],
-        hook=lambda _: seen.append({p.dtype for p in tiny.model.parameters()}),
+        hook=lambda _: dtypes.append({p.dtype for p in tiny.model.parameters()}),
     )
     assert result.losses[-1] < result.losses[0]
-    assert torch.uint8 in seen[0]  # it did train on quantized weights
+    assert torch.uint8 in dtypes[0]  # it did train on quantized weights
     after = dict(tiny.model.named_parameters())
     assert after.keys() == before.keys()
     for name, weight in after.items():

@@ -46,16 +46,16 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     work = tmp_path_factory.mktemp("together")
     script = [str(HERE / "together.py"), str(tiny_folder)]
     two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    begun = {
+    processes = {
         "alone": started([*script, str(work / "alone.json")]),
         "ddp": started([*two, port(), *script, str(work / "ddp.json")]),
         "fsdp": started([*two, port(), *script, str(work / "fsdp.json")], **FSDP),
     }
-    for process in begun.values():
+    for process in processes.values():
         ended(process)
     return {
         name: {**json.loads((work / f"{name}.json").read_text()), "weights": torch.load(work / f"{name}.pt")}
-        for name in begun
+        for name in processes
     }
 
 
@@ -77,10 +77,10 @@ def test_a_hook_measures_at_the_attacked_weights(runs: dict[str, dict], way: str
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
 def test_weights_are_whole_afterwards_and_at_hooks(runs: dict[str, dict], way: str) -> None:
-    found = runs[way]
-    assert found["hooks"] == [0, 4, 8] and all(moved > 0 for moved in found["moved"])
-    assert found["sharded"] == [float(way == "fsdp")]
-    apart = [float((a - b).abs().max()) for a, b in zip(found["weights"], runs["alone"]["weights"], strict=True)]
+    result = runs[way]
+    assert result["hooks"] == [0, 4, 8] and all(moved > 0 for moved in result["moved"])
+    assert result["sharded"] == [float(way == "fsdp")]
+    apart = [float((a - b).abs().max()) for a, b in zip(result["weights"], runs["alone"]["weights"], strict=True)]
     assert max(apart) < 8 * 3e-3, "a few of AdamW's steps at most, where rounding changes a gradient's sign"
 
 

@@ -86,13 +86,13 @@ def test_small_steps_of_adafactor_are_not_lost(tiny: LoadedModel, monkeypatch: p
 
 
 def test_hooks_run_at_their_steps_in_evaluation_mode(tiny: LoadedModel) -> None:
-    seen = []
+    calls = []
 
     def hook(step: int) -> None:
-        seen.append((step, tiny.model.training))
+        calls.append((step, tiny.model.training))
 
     fit(tiny, samples(tiny), Training(steps=5, batch=2), seed=0, at_steps=(0, 2, 5), hook=hook)
-    assert seen == [(0, False), (2, False), (5, False)]
+    assert calls == [(0, False), (2, False), (5, False)]
 
 
 def test_small_updates_are_not_lost_to_rounding(tiny: LoadedModel) -> None:
@@ -135,9 +135,9 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
         losses.append(float(loss))
         gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None})
     assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
-    for found in gradients[1:]:
-        assert found.keys() == gradients[0].keys()
-        assert all(torch.allclose(found[name], gradients[0][name], atol=1e-6) for name in found)
+    for gradient in gradients[1:]:
+        assert gradient.keys() == gradients[0].keys()
+        assert all(torch.allclose(gradient[name], gradients[0][name], atol=1e-6) for name in gradient)
 
 
 def test_the_configuration_that_is_saved_says_of_the_cache_what_it_said(tiny: LoadedModel) -> None:

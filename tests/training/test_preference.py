@@ -29,11 +29,11 @@ def test_the_loss_is_that_of_trl(tiny: LoadedModel, tmp_path: Path, monkeypatch:
     reference = copy.deepcopy(tiny.model)
     reference.set_attn_implementation("eager")
     both = pairs(tiny)
-    known = preferences(tiny, both)
+    samples = preferences(tiny, both)
     with torch.no_grad():  # away from the reference, else every loss is log 2
         for parameter in tiny.model.parameters():
             parameter.mul_(1.3)
-    ours = accumulate_gradient(PreferenceObjective(beta=0.4), tiny.model, known, len(known), CPU)
+    loss = accumulate_gradient(PreferenceObjective(beta=0.4), tiny.model, samples, len(samples), CPU)
     policy = copy.deepcopy(tiny.model)
     policy.set_attn_implementation("eager")
     trainer = trl.DPOTrainer(
@@ -48,25 +48,27 @@ def test_the_loss_is_that_of_trl(tiny: LoadedModel, tmp_path: Path, monkeypatch:
     ids = torch.tensor([row.tokens + [0] * (longest - len(row.tokens)) for row in rows])
     mask = torch.tensor([[1] * len(row.tokens) + [0] * (longest - len(row.tokens)) for row in rows])
     completion = torch.tensor([[int(row.start <= i < len(row.tokens)) for i in range(longest)] for row in rows])
-    theirs = trainer.compute_loss(policy, {"input_ids": ids, "attention_mask": mask, "completion_mask": completion})
-    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)
-    assert float(ours) != pytest.approx(0.6931, abs=0.01)
+    expected_loss = trainer.compute_loss(
+        policy, {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+    )
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-4)
+    assert float(loss) != pytest.approx(0.6931, abs=0.01)
 
 
 def test_training_raises_the_chosen_answer_over_the_rejected_one(tiny: LoadedModel) -> None:
     both = pairs(tiny)
-    known = preferences(tiny, both)
+    samples = preferences(tiny, both)
     training = Training(steps=6, batch=4, learning_rate=3e-3)
-    result = fit(tiny, known, training, seed=0, objective=PreferenceObjective())
+    result = fit(tiny, samples, training, seed=0, objective=PreferenceObjective())
     assert result.losses[0] == pytest.approx(0.6931, abs=0.01) and result.losses[-1] < 0.5
     after = preferences(tiny, both)
-    assert all(b.margin > a.margin + 1 for a, b in zip(known, after, strict=True))
+    assert all(b.margin > a.margin + 1 for a, b in zip(samples, after, strict=True))
 
 
 def test_a_preference_weighs_one_whatever_its_length(tiny_folder: Path) -> None:
     model = load_model(str(tiny_folder))
-    known = preferences(model, pairs(model))
-    together = accumulate_gradient(PreferenceObjective(), model.model, known, 4, CPU)
-    alone = [accumulate_gradient(PreferenceObjective(), model.model, [one], 1, CPU) for one in known]
+    samples = preferences(model, pairs(model))
+    together = accumulate_gradient(PreferenceObjective(), model.model, samples, 4, CPU)
+    alone = [accumulate_gradient(PreferenceObjective(), model.model, [one], 1, CPU) for one in samples]
     assert float(together) == pytest.approx(float(sum(alone)) / 4, abs=1e-4)
-    assert isinstance(known[0], Preference) and known[0].response_tokens == 1
+    assert isinstance(samples[0], Preference) and samples[0].response_tokens == 1

@@ -117,12 +117,12 @@ def test_every_optimizer_and_part_goes_on_to_the_bit(
     whole, half, rest = (load_model(str(tiny_folder)) for _ in range(3))
     expected = fit(whole, samples(whole), training, seed=1)
     stopped(half, tmp_path, 3, training)
-    seen: list[int] = []
+    hook_steps: list[int] = []
     with resumable(tmp_path) as fits:
-        result = fit(rest, samples(rest), training, seed=1, at_steps=range(7), hook=seen.append)
+        result = fit(rest, samples(rest), training, seed=1, at_steps=range(7), hook=hook_steps.append)
     assert same(weights(whole), weights(rest))
     assert result.losses == expected.losses and result.tokens == expected.tokens
-    assert result.resumed_at == 3 and seen == [4, 5, 6] and fits.results == [result]
+    assert result.resumed_at == 3 and hook_steps == [4, 5, 6] and fits.results == [result]
 
 
 def test_what_a_kill_in_the_first_checkpoint_left_is_removed(tiny_folder: Path, tmp_path: Path) -> None:
@@ -185,12 +185,12 @@ def test_a_checkpoint_of_something_else_is_refused(tiny_folder: Path, tmp_path: 
     refused("seed was 1 and is 2", seed=2)
     refused("samples was", said="something else")
     record = tmp_path / "fit-0.json"
-    kept = json.loads(record.read_text())
+    stored = json.loads(record.read_text())
     for change, words in (({"weights": "0" * 32}, "weights was"), ({"versions": {"torch": "1.0"}}, "versions")):
-        record.write_text(json.dumps({**kept, "of": {**kept["of"], **change}}))
+        record.write_text(json.dumps({**stored, "of": {**stored["of"], **change}}))
         refused(words)
-    record.write_text(json.dumps(kept))
-    state = tmp_path / kept["file"]
+    record.write_text(json.dumps(stored))
+    state = tmp_path / stored["file"]
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     refused("is damaged")
 

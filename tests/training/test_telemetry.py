@@ -24,16 +24,16 @@ def samples(tiny: LoadedModel) -> list[Sample]:
 
 
 def test_useful_work_of_full_training_is_six_operations_a_weight_and_token(tiny: LoadedModel) -> None:
-    given = samples(tiny)
-    tokens, responses = sum(len(s.tokens) for s in given), sum(s.response_tokens for s in given)
+    batch = samples(tiny)
+    tokens, responses = sum(len(s.tokens) for s in batch), sum(s.response_tokens for s in batch)
     matrices = sum(p.numel() for name, p in tiny.model.named_parameters() if "_proj" in name)
     head = tiny.model.get_output_embeddings().weight.numel()
-    assert telemetry.useful_work(tiny.model, given) == 6 * (tokens * matrices + responses * head)
+    assert telemetry.useful_work(tiny.model, batch) == 6 * (tokens * matrices + responses * head)
 
 
 def test_frozen_weights_need_less_work(tiny: LoadedModel) -> None:
-    given = samples(tiny)
-    tokens, responses = sum(len(s.tokens) for s in given), sum(s.response_tokens for s in given)
+    batch = samples(tiny)
+    tokens, responses = sum(len(s.tokens) for s in batch), sum(s.response_tokens for s in batch)
     sizes = [
         sum(p.numel() for n, p in tiny.model.named_parameters() if "_proj" in n and f"layers.{i}." in n) for i in (0, 1)
     ]
@@ -43,16 +43,16 @@ def test_frozen_weights_need_less_work(tiny: LoadedModel) -> None:
     last.requires_grad_(True)
     first_matrix = last.self_attn.q_proj.weight.numel()  # nothing trained lies before it
     expected = tokens * (2 * sizes[0] + 6 * sizes[1] - 2 * first_matrix) + 4 * responses * head
-    assert telemetry.useful_work(tiny.model, given) == expected
+    assert telemetry.useful_work(tiny.model, batch) == expected
 
 
 def test_speed_counts_the_steps_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "matrix_rate", lambda: 1000.0)
     half = FitResult("", losses=[2.0, 1.5], tokens=400, seconds=4.0, steps=4, work=4000.0)
-    found = telemetry.speed(half, CPU)
-    assert (found["loss"], found["tokens_per_second"], found["share_of_limit"]) == (1.5, 50.0, 0.5)
-    assert found["peak_memory_bytes"] > 10**7
-    assert telemetry.format_speed(found).startswith("loss 1.500 · 50 tokens/s · 50% of the limit · ")
+    measured = telemetry.speed(half, CPU)
+    assert (measured["loss"], measured["tokens_per_second"], measured["share_of_limit"]) == (1.5, 50.0, 0.5)
+    assert measured["peak_memory_bytes"] > 10**7
+    assert telemetry.format_speed(measured).startswith("loss 1.500 · 50 tokens/s · 50% of the limit · ")
 
 
 def test_a_node_records_its_trainings(tiny: LoadedModel, tmp_path: Path) -> None:
@@ -70,24 +70,24 @@ def test_a_node_records_its_trainings(tiny: LoadedModel, tmp_path: Path) -> None
 
 
 def test_a_tracker_sees_every_step(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
+    logged: list[dict[str, Any]] = []
 
     class Tracker(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **rest: Any) -> None:
-            seen.append({"step": state.global_step, "name": args.run_name, **logs})
+            logged.append({"step": state.global_step, "name": args.run_name, **logs})
 
     monkeypatch.setattr(
         "transformers.trainer.get_reporting_integration_callbacks", lambda names: [Tracker] * len(names)
     )
     with loop_block(["tensorboard"]):
         result = fit(tiny, samples(tiny), Training(steps=3, batch=2, learning_rate=1e-2), seed=0, label="hardening")
-    steps = [one for one in seen if "learning_rate" in one]
+    steps = [one for one in logged if "learning_rate" in one]
     assert [one["step"] for one in steps] == [1, 2, 3] and {one["name"] for one in steps} == {"hardening"}
     assert [one["loss"] for one in steps] == pytest.approx(result.losses, rel=1e-5)
     assert all(one["tokens_per_second"] > 0 and one["grad_norm"] > 0 for one in steps)
-    seen.clear()
+    logged.clear()
     fit(tiny, samples(tiny), Training(steps=1, batch=2), seed=0)
-    assert seen == []
+    assert logged == []
 
 
 def loop_block(names: list[str]) -> Any:

@@ -71,8 +71,8 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
 
 def main(model: str, out: str) -> None:
     torch.set_num_threads(1)
-    found: dict[str, list[float]] = {}
-    seen: list[list[float]] = []
+    results: dict[str, list[float]] = {}
+    weight_rows: list[list[float]] = []
 
     def loaded_with(pairs: list[tuple[str, str]]) -> tuple[LoadedModel, list]:
         loaded = load_model(model)
@@ -83,20 +83,20 @@ def main(model: str, out: str) -> None:
     def hook(step: int) -> None:
         weights = [p.detach().float().sum() for p in loaded.model.parameters()]
         assert not loaded.model.training and all(not hasattr(w, "device_mesh") for w in weights)
-        seen.append([step, *map(float, weights)])
+        weight_rows.append([step, *map(float, weights)])
 
-    found["sft"] = fit(loaded, samples, TRAINING, seed=0, at_steps=(0, 4, 8), hook=hook).losses
-    found["hooks"] = [row[0] for row in seen]
-    found["moved"] = [abs(a - b) for a, b in zip(seen[0][1:], seen[1][1:], strict=True)]
+    results["sft"] = fit(loaded, samples, TRAINING, seed=0, at_steps=(0, 4, 8), hook=hook).losses
+    results["hooks"] = [row[0] for row in weight_rows]
+    results["moved"] = [abs(a - b) for a, b in zip(weight_rows[0][1:], weight_rows[1][1:], strict=True)]
     ended = [p.detach().clone() for p in loaded.model.parameters()]
     assert all(p.dtype == torch.float32 and type(p) is torch.nn.Parameter for p in loaded.model.parameters())
     loaded, samples = loaded_with(pairs())
     plainly = TRAINING.model_copy(update={"optimizer": "sgd", "learning_rate": 0.3})
-    found["sgd"] = fit(loaded, samples, plainly, seed=0).losses
+    results["sgd"] = fit(loaded, samples, plainly, seed=0).losses
     objective = Watched()
     loaded, samples = loaded_with(pairs())
-    found["trap"] = fit(loaded, samples, TRAINING, seed=0, objective=objective).losses
-    found["restored"], found["sharded"] = [float(objective.restored)], [float(objective.sharded)]
+    results["trap"] = fit(loaded, samples, TRAINING, seed=0, objective=objective).losses
+    results["restored"], results["sharded"] = [float(objective.restored)], [float(objective.sharded)]
     trapped = [p.detach().clone() for p in loaded.model.parameters()]
 
     def stop(step: int) -> None:
@@ -111,9 +111,9 @@ def main(model: str, out: str) -> None:
         loaded, samples = loaded_with(pairs())
         resumed = fit(loaded, samples, TRAINING, seed=0, objective=Trap())
     same = all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
-    found["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == found["trap"])]
+    results["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == results["trap"])]
     loaded, samples = loaded_with(pairs())
-    found["fuse"], found["fuse_attacked"] = fuse(loaded, samples)
+    results["fuse"], results["fuse_attacked"] = fuse(loaded, samples)
     losses: list[float] = []
     plain = fit
 
@@ -127,12 +127,12 @@ def main(model: str, out: str) -> None:
     base.fit = spy
     component = ATTACKS.get("harmful_finetune")
     values = {"shots": 9, "steps": 6, "batch": 4, "method": "lora", "lora_rank": 4, "learning_rate": 1e-2}
-    given = AttackData(pairs(), [], model, lambda prompts: [], 60, (), lambda step: None)
-    component.run(loaded_with([])[0], given, component.parse(values, "attack"), 0)
-    found["attack"] = losses
+    attack_data = AttackData(pairs(), [], model, lambda prompts: [], 60, (), lambda step: None)
+    component.run(loaded_with([])[0], attack_data, component.parse(values, "attack"), 0)
+    results["attack"] = losses
     if is_main():
         torch.save(ended, Path(out).with_suffix(".pt"))
-        Path(out).write_text(json.dumps(found))
+        Path(out).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

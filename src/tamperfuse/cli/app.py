@@ -28,7 +28,9 @@ from tamperfuse.cli.evaluate import evaluate
 from tamperfuse.cli.gate import gate
 from tamperfuse.cli.harden import harden
 from tamperfuse.cli.init import init
-from tamperfuse.cli.judge import judge_app
+from tamperfuse.cli.judge_calibrate import judge_calibrate
+from tamperfuse.cli.judge_compare import judge_compare
+from tamperfuse.cli.judge_run import judge_run
 from tamperfuse.cli.list_components import list_components
 from tamperfuse.cli.options import ResultsConsole, out_console, printable
 from tamperfuse.cli.pair import pair
@@ -50,6 +52,10 @@ app = typer.Typer(
 for command in (demo, init, run, status, report, gate, harden, attack, evaluate, pair, diagnose, compare_chat, theory):
     app.command()(command)
 app.command("list")(list_components)
+judge_app = typer.Typer(help="The judge of harmful execution.", no_args_is_help=True)
+judge_app.command("calibrate")(judge_calibrate)
+judge_app.command("run")(judge_run)
+judge_app.command("compare")(judge_compare)
 app.add_typer(judge_app, name="judge")
 
 DISTRIBUTED_COMMANDS = ("harden", "attack")  # those that `accelerate launch` may start on several processes

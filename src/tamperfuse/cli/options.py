@@ -104,6 +104,16 @@ def print_json(value: Any) -> None:
     out_console.print(json.dumps(value, indent=2, ensure_ascii=not unicode))
 
 
+def three_decimals(value: float | None) -> str:
+    """A number with three decimals; a dash for none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def with_interval(share: float | None, interval: tuple[float, float] | None) -> str:
+    """A share and its interval, with three decimals; a dash for none."""
+    return three_decimals(share) + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
 def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     """Parse `--set key=value` options; values are YAML 1.2, as in study files.
 

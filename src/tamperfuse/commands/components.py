@@ -1,6 +1,6 @@
-"""What there is to choose from, in words: defenses, attacks, judges, built-in corpora, bundled models.
+"""Descriptions of all that can be chosen: defenses, attacks, judges, built-in corpora, bundled models.
 
-`tamperfuse list` prints this, and scripts/reference_pages.py writes it into the documentation.
+`tamperfuse list` prints them, and scripts/reference_pages.py writes them into the documentation.
 """
 
 from collections.abc import Callable, Mapping

@@ -25,8 +25,8 @@ from tamperfuse.study.sections import RESPONSE_TOKENS, BenignSpec, Evaluate, Pai
 from tamperfuse.study.spec import Study, parse_study
 
 ABOUT_SIZES = {
-    "look": "ten minutes for a model of 135 million parameters on two cores",
-    "night": "a night for such a model, or a GPU for a larger one",
+    "quick": "ten minutes for a model of 135 million parameters on two cores",
+    "long": "a night for such a model, or a GPU for a larger one",
 }
 WIDTH = 110  # characters of a comment's line
 ANSWERED = 0.6  # share of prompts without an answer that a model is expected to execute before it is hardened
@@ -47,7 +47,7 @@ def write_study(file: Path, model: str, source: str, size: str) -> list[str]:
         file: to write; must not exist.
         model: the model to harden, as of :func:`tamperfuse.models.load.load_model`; only its configuration is read.
         source: source of the threat, whose prompts are counted.
-        size: `look` or `night`.
+        size: `quick` or `long`.
 
     Returns:
         Lines to print: the prompts of every part, and what to type next.
@@ -73,7 +73,7 @@ def study_text(model: str, threat: Threat, size: str) -> str:
     Args:
         model: its name.
         threat: decides how many prompts are measured and trained on.
-        size: `look` or `night`.
+        size: `quick` or `long`.
     """
     other = next(name for name in ABOUT_SIZES if name != size)
     values, others = (study_values(model, threat, name) for name in (size, other))
@@ -97,34 +97,34 @@ def study_values(model: str, threat: Threat, size: str) -> Values:
     Args:
         model: its name.
         threat: the threat.
-        size: `look` or `night`.
+        size: `quick` or `long`.
     """
     counts = {part: len(threat.part(part)) for part in PARTS}
-    night = size == "night"
-    prompts = min(160 if night else 48, counts["evaluation"])
+    long = size == "long"
+    prompts = min(160 if long else 48, counts["evaluation"])
     return {
         "model": model,
         "threat": threat.source,
         "chat_template": "",
-        "seeds": [0, 1, 2] if night else [0],
-        "defenses": _defenses(night),
-        "attacks": _attacks(night, expected_answers(threat)),
-        "benign": {"sources": ["self"], "prompts": 1_000 if night else 100},
+        "seeds": [0, 1, 2] if long else [0],
+        "defenses": _defenses(long),
+        "attacks": _attacks(long, expected_answers(threat)),
+        "benign": {"sources": ["self"], "prompts": 1_000 if long else 100},
         "retain": Study.model_fields["retain"].default,
         "pairs": PairsSpec().model_dump(mode="json"),
         "judge": "builtin",
         "judges": {},
         "evaluate": {
-            "at_steps": [0, 1, 2, 4, 8, 16] if night else [0, 4, 16],
+            "at_steps": [0, 1, 2, 4, 8, 16] if long else [0, 4, 16],
             "prompts": prompts,
-            "curve_prompts": min(80 if night else 24, prompts),
-            "dev_prompts": min(28 if night else 12, counts["attacker_dev"]),
-            "harmless": 128 if night else 32,
-            "response_tokens": RESPONSE_TOKENS if night else 32,
+            "curve_prompts": min(80 if long else 24, prompts),
+            "dev_prompts": min(28 if long else 12, counts["attacker_dev"]),
+            "harmless": 128 if long else 32,
+            "response_tokens": RESPONSE_TOKENS if long else 32,
             "capability": ["builtin"],
-            "capability_items": 400 if night else 40,
+            "capability_items": 400 if long else 40,
             "capability_at": [0, 16],
-            "heldout": 200 if night else 20,
+            "heldout": 200 if long else 20,
             "epsilons": list(Evaluate().epsilons),
         },
     }
@@ -138,26 +138,26 @@ def expected_answers(threat: Threat) -> int:
     return max(2, own_answers + int(ANSWERED * unanswered))
 
 
-def _defenses(night: bool) -> Values:
+def _defenses(long: bool) -> Values:
     """Without parameters a defense has those that were chosen on SmolLM2-135M, or of its preset for larger models."""
-    if night:
+    if long:
         return {"refusal": {}, "sdd": {"on": "refusal"}}
     return {"refusal": {"steps": 24, "learning_rate": 9e-5}, "sdd": {"on": "refusal", "steps": 24, "batch": 12}}
 
 
-def _attacks(night: bool, answers: int) -> Values:
+def _attacks(long: bool, answers: int) -> Values:
     """Attacks that every model takes, with as many samples as there are answers; the last ones are controls.
 
     Args:
-        night: whether all of them are run.
+        long: whether all of them are run.
         answers: to attacker prompts.
     """
     full = {"shots": min(90, answers), "steps": 16, "learning_rate": 5e-5}
     attacks: Values = {
         "full": {"attack": "harmful_finetune", **full},
-        "benign": {"attack": "benign_finetune", "steps": 16 if night else 8},
+        "benign": {"attack": "benign_finetune", "steps": 16 if long else 8},
     }
-    if not night:
+    if not long:
         return attacks
     samples = max(2, min(100, 5 * answers))
     return {

@@ -21,7 +21,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def work_of(component: Component[Any, Any], parameters: Parameters, seed: int) -> dict[str, Any]:
-    """What tells the trainings of a defense or an attack from others: its identity, its parameters and its seed, JSON-able."""
+    """What identifies the training of a defense or an attack: the component, its parameters and the seed, JSON-able."""
     return {"component": [*component.identity, seed], "parameters": parameters.model_dump(mode="json")}
 
 

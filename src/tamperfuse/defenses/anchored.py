@@ -1,7 +1,7 @@
 """Training that the defenses share: new answers to the threat's prompts, beside distillation on benign samples.
 
-refusal, sdd, …     samples to learn: cross-entropy               ─┐
-the benign set      samples to keep: KL to the model as shipped   ─┴▶ one loss
+refusal, sdd, …     supervised samples: cross-entropy                  ─┐
+the benign set      distillation samples: KL to the model as shipped   ─┴▶ one loss
 """
 
 import math
@@ -29,12 +29,12 @@ class AnchoredTraining(Parameters):
     Attributes:
         steps: optimizer steps.
         learning_rate: peak value of AdamW's; it falls linearly to 0.
-        batch: samples to learn in a step.
-        benign_ratio: benign samples in a step for each sample to learn, at least 0.
+        batch: supervised samples in a step.
+        benign_ratio: benign samples in a step for each supervised sample, at least 0.
         price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends; it
             also ends once no held-out prompt of the defender is executed any more. None to train for all steps.
         check_every: steps between two checks of both.
-        kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on those to learn.
+        kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on the supervised ones.
     """
 
     steps: int = Field(100, ge=1)
@@ -103,13 +103,13 @@ def train(
 
     Args:
         loaded: the model; changed in place.
-        learn: samples to learn.
+        learn: supervised samples.
         data: the defense's data, whose benign samples are used.
         parameters: of the training.
         seed: decides the order of both kinds of samples.
         label: text of the progress bar.
-        objective: the loss; by default cross-entropy on samples to learn, and distillation on benign ones.
-        extend: adds to the units of samples to learn and benign samples whatever else the objective takes.
+        objective: the loss; by default cross-entropy on supervised samples, and distillation on benign ones.
+        extend: adds to the units of supervised samples and benign samples whatever else the objective takes.
     """
     training = Training(
         steps=parameters.steps,

@@ -69,7 +69,7 @@ class DefenseTraits:
         needs_answers: whether it needs compliant answers to the defender prompts, for example to simulate an attacker.
         needs_benign: whether it uses the benign set, by its resolved parameters. The set takes minutes to make.
         needs_held_out: whether it calls `data.executed`, by its resolved parameters: one in ten of the threat's defender prompts
-            is then held out. It needs the benign set as well.
+            is then held out. The benign set is made as well, and the judge's thresholds with it.
         budget: the training that parameters ask for, for estimates; called with resolved parameters.
         resolve: fills in the values of a preset; called with the parameters and the number of the model's parameters. The
             resolved parameters are part of the node's key, and the function receives them.
@@ -93,8 +93,8 @@ def defense(
     *,
     needs_pairs: bool = False,
     needs_answers: bool = False,
-    needs_benign: Callable[[P], bool] = lambda parameters: False,
-    needs_held_out: Callable[[P], bool] = lambda parameters: False,
+    needs_benign: bool | Callable[[P], bool] = False,
+    needs_held_out: bool | Callable[[P], bool] = False,
     budget: Callable[[P], Budget] = no_training,
     resolve: Callable[[P, int], P] = lambda parameters, size: parameters,
     version: int = 1,
@@ -106,7 +106,7 @@ def defense(
         parameters: its parameter model.
         needs_pairs: see :class:`DefenseTraits`, as for the next five.
         needs_answers: likewise.
-        needs_benign: likewise.
+        needs_benign: likewise; true or false where it does not depend on the parameters.
         needs_held_out: likewise.
         budget: likewise.
         resolve: likewise.
@@ -123,6 +123,15 @@ def defense(
     return DEFENSES.register(
         name,
         parameters,
-        DefenseTraits(needs_pairs, needs_answers, needs_benign, needs_held_out, budget, resolve),
+        DefenseTraits(
+            needs_pairs, needs_answers, _by_parameters(needs_benign), _by_parameters(needs_held_out), budget, resolve
+        ),
         version,
     )
+
+
+def _by_parameters(need: bool | Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """What a defense needs, as a function of its parameters."""
+    if not isinstance(need, bool):
+        return need
+    return lambda parameters: bool(need)

@@ -106,7 +106,7 @@ def budget(parameters: CtrapParameters) -> Budget:
     "ctrap",
     CtrapParameters,
     needs_answers=True,
-    needs_benign=lambda parameters: True,
+    needs_benign=True,
     needs_held_out=stops,
     budget=budget,
 )

@@ -126,7 +126,7 @@ def budget(parameters: FuseParameters) -> Budget:
     FuseParameters,
     needs_pairs=True,
     needs_answers=True,
-    needs_benign=lambda parameters: True,
+    needs_benign=True,
     budget=budget,
     resolve=resolve,
 )

@@ -18,9 +18,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
 
-# Section 5.1, Llama2-7b; the paper trains on pairs alone. A public re-implementation at 7B (full fine-tuning, 5 epochs) found
-# that SDD changed nothing at this learning rate. At 2e-5 the attacked model executed 13.7% of harmful requests after 10
-# shots (undefended 96.3%), 93.0% after 50 (99.7%) and 89.7% after 100 (91.0%).
+# Section 5.1, Llama2-7b; the paper trains on pairs alone. What others found is in the docstring of `preset` below.
 PAPER: dict[str, float] = {"steps": 500, "learning_rate": 5e-7, "batch": 24, "benign_ratio": 0, "kl_weight": 0.0}
 # For SmolLM2-135M. At learning rates that change so small a model within 40 steps, training on pairs alone makes all of its
 # answers irrelevant, so its own behaviour on benign samples is distilled.
@@ -33,8 +31,10 @@ class SddParameters(Parameters):
 
     Attributes:
         preset: source of the values that are not set: `paper` (Llama2-7b), `small` (SmolLM2-135M), or `auto`, which selects one
-            by the number of the model's parameters. At the paper's learning rate of 5e-7 a public re-implementation found no
-            effect at 7B; set `learning_rate: 2e-5` for its other setting.
+            by the number of the model's parameters. A public re-implementation at 7B (full fine-tuning, 5 epochs) found no effect
+            at the paper's learning rate of 5e-7. At its other setting, `learning_rate: 2e-5`, the attacked model executed 13.7%,
+            93.0% and 89.7% of harmful requests after 10, 50 and 100 shots (without SDD 96.3%, 99.7% and 91.0%), and its MMLU-Pro
+            was 23.4, 3.2 and 1.3 (without SDD 21.4, 12.5 and 13.8); before any attack it was 20.9 (23.2).
         steps: optimizer steps.
         learning_rate: peak value of AdamW's; it falls linearly to 0.
         batch: pairs in a step.

@@ -1,4 +1,4 @@
-"""When a defense stops by itself: once its own prompts are no longer executed, or when the price exceeds what is allowed."""
+"""Early stopping of a defense: once its own prompts are no longer executed, or when the price exceeds what is allowed."""
 
 import logging
 from dataclasses import asdict, dataclass, field

@@ -118,7 +118,7 @@ class TarObjective(AnchoredObjective):
         return self.resistance / math.ceil(self.inner_steps / self.every) * tokens.sum() / total
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps; an attacker lives for one step."""
+        """The number of steps; attackers are simulated anew in each, and have no state."""
         return {"steps_taken": self.steps_taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Batched generation, greedy or sampled, and the same token by token for a reader who waits.
+"""Batched generation, greedy or sampled; and the answer to one prompt token by token, as it is generated.
 
 Prompts are sorted by length and decoded in large batches (:mod:`tamperfuse.models.decoding`): the prompts of a batch are
 prefilled as one packed row, with a shared prefix computed once. Finished sequences are removed from the batch immediately.

@@ -7,7 +7,6 @@ such limits, once per template.
 
 import os
 import re
-import resource
 import select
 import signal
 import time
@@ -158,6 +157,8 @@ def _read(receiver: int) -> bytes:
 
 def _limit_this_process() -> None:
     """Limit the time and memory of this process, the child."""
+    import resource  # not on Windows, where no child is started
+
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

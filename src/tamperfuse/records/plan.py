@@ -60,6 +60,7 @@ class RunPlan(BaseModel):
         workers: number of nodes that run at a time.
         threads: threads of each.
         nodes: parents first.
+        started: date and time at which a run was first started in this folder, ISO 8601; "" in plans of older versions.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -68,6 +69,7 @@ class RunPlan(BaseModel):
     workers: int = Field(ge=1)
     threads: int = Field(ge=1)
     nodes: list[PlannedNode]
+    started: str = ""
 
 
 class RunningWork(BaseModel):

@@ -77,7 +77,7 @@ class RunRecord(BaseModel):
     """`run.json`: when the run started, how long it took, on which hardware, and how many tokens it used.
 
     Attributes:
-        started: date and time at which the run started, ISO 8601.
+        started: date and time at which the run was first started, ISO 8601; resuming or repeating it changes nothing.
         seconds: wall-clock time; at least the sum over all nodes, those of earlier runs included.
         device: of the models ("cpu", "cuda", …).
         precision: of the forward pass ("bf16 autocast", "float32", …).

@@ -249,6 +249,12 @@ class DefenseSummary(BaseModel):
     def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_empty(fields(self), "mean_score", "undecided")
 
+    def attacks_without_ratio(self) -> list[str]:
+        """Attacks that count and train, and whose cost has no ratio: the undefended model's own cost is censored."""
+        counting = self.reduction_vs_undefended.attacks_that_count
+        costs = {name: cost for name in counting if (cost := self.attack_cost.get(name)) is not None}
+        return [name for name, cost in costs.items() if cost.ratio_vs_undefended is None]
+
 
 class ShippedSummary(BaseModel):
     """The measures before attack, of the model as shipped.

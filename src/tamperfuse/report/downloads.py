@@ -1,4 +1,4 @@
-"""What a reader takes away from the page: the results as CSV and JSON, and a citation."""
+"""Downloads of the page: the results as CSV and JSON, and a citation."""
 
 import base64
 import csv

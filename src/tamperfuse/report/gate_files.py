@@ -1,4 +1,4 @@
-"""What the release gate writes for others: a JUnit file for CI services, and a section for a model card."""
+"""Files of the release gate: a JUnit file for CI services, and a section for a model card."""
 
 from xml.etree import ElementTree
 

@@ -148,7 +148,7 @@ def _slows(defense: DefenseSummary) -> bool:
 def _least_ratio(defense: DefenseSummary) -> tuple[float, bool] | None:
     """The least ratio of steps over the attacks that count and train, and whether it is a lower bound.
 
-    None if there is no such attack, or if one of them has no ratio.
+    None if there is no such attack, or if one of them has no ratio: it may be the one that is slowed least.
     """
     costs = [defense.attack_cost.get(name) for name in defense.reduction_vs_undefended.attacks_that_count]
     ratios = [(cost.ratio_vs_undefended, cost.censored) for cost in costs if cost is not None]
@@ -209,7 +209,12 @@ def _comparison(summary: Summary, name: str, attack: str, rate: Measure) -> str:
 
 
 def _cost(defense: DefenseSummary) -> str:
-    least = _least_ratio(defense)
+    least, without_ratio = _least_ratio(defense), defense.attacks_without_ratio()
+    if without_ratio:
+        return (
+            f"; whether attacks need more steps cannot be told, since under {' and '.join(without_ratio)} the undefended model's "
+            "rate does not stay at half of its highest"
+        )
     if least is None:
         return ""
     ratio, censored = least

@@ -179,6 +179,8 @@ def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
         remarks.append("at the last evaluated step")
     if defense != UNDEFENDED and cost.ratio_vs_undefended is not None:
         remarks.append(f"{'more than ' if cost.censored else ''}{times(cost.ratio_vs_undefended)} times")
+    elif defense != UNDEFENDED:
+        remarks.append("no ratio")
     return Cell(f"> {cost.steps}" if cost.censored else str(cost.steps), ", ".join(remarks))
 
 

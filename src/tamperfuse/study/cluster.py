@@ -1,4 +1,4 @@
-"""A Ray cluster: connecting to it, what its machines lend, and whether they see the run's folder, which they share.
+"""A Ray cluster: connecting to it, the threads, memory and GPUs of its machines, and whether they share the run's folder.
 
 Ray is imported on first use: it is an extra.
 """
@@ -33,7 +33,7 @@ PREFACE, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 4
 
 @dataclass(frozen=True)
 class ClusterMachine:
-    """What one machine of the cluster lends.
+    """One machine of the cluster, and what Ray may use of it.
 
     Attributes:
         node: Ray's id of it.

@@ -58,7 +58,8 @@ def defense_data_nodes(context: StudyContext, name: str, seed: int) -> list[Node
     component = DEFENSES.get(spec.defense)
     traits = component.traits
     nodes = [pairs_node(context, seed)] if traits.needs_pairs else []
-    benign = traits.needs_benign(component.parse(spec.parameters, f"defense {name}"))
+    parameters = component.parse(spec.parameters, f"defense {name}")
+    benign = traits.needs_benign(parameters) or traits.needs_held_out(parameters)
     answers = [answers_node(context, "defender", DEFENDER_ANSWERS)] if traits.needs_answers or benign else []
     if benign:
         samples = self_samples_node(context)
@@ -85,7 +86,7 @@ def defense_data(
     if pairs is None:
         pairs = read_pairs(folders[PAIRS]) if PAIRS in folders else []
     requests = context.threat.part("defender")
-    # A prefix is a random sample.
+    # Prompts are ordered by a hash of their text, so the first ones are a random sample.
     dev = (
         requests[: round(DEV_SHARE * len(requests))] if BENIGN in folders and traits.needs_held_out(parameters) else ()
     )

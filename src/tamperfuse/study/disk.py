@@ -1,4 +1,4 @@
-"""What a study's nodes take on the disk, and a ceiling that a run keeps."""
+"""Disk space of a study's nodes, and the limit of a run (`--disk`)."""
 
 from pathlib import Path
 

@@ -1,8 +1,12 @@
-"""What a node's result depends on, as a key: equal keys, equal results on the same machine.
+"""What a node's result depends on, as a key: equal keys, equal results on the same machine, up to rounding.
 
 A key is a hash of the resolved parameters, the keys of the nodes whose results are read, the data, the precision of the
 model's arithmetic, the versions of torch, transformers and peft, :data:`NUMERICS`, and every constant of the modules that
 compute results. A result is reused only under an equal key, so a change of any of these computes it anew.
+
+The number of threads and the CPU kernels in use (`TAMPERFUSE_CPU_KERNELS`) are not part of a key, although they decide in which
+order sums are added up. Results that differ in them alone differ by rounding, which can decide between two almost equally likely
+tokens, and are reused for each other.
 """
 
 import re

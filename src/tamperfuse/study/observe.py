@@ -124,13 +124,13 @@ class Observer:
         self.costs += observer.costs
 
     def ask(self, step: int, evaluation: int, dev: int, harmless: Sequence[HarmlessPrompt] = ()) -> None:
-        """Generate responses.
+        """Generate responses to prompts of the threat and to harmless ones.
 
         Args:
             step: of the attack.
             evaluation: number of prompts of the evaluation part.
             dev: number of prompts of the attacker_dev part.
-            harmless: harmless prompts to ask as well.
+            harmless: harmless prompts to answer as well.
         """
         prompts = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
         prompts += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]

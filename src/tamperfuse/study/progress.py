@@ -1,4 +1,4 @@
-"""What a run says while it runs: a line at the bottom of a terminal, or one line a minute in a log."""
+"""The progress of a run: a line at the bottom of a terminal, or one line a minute in a log."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""What is left of a run: nodes, time, disk. Imports no model library, so that `tamperfuse status` starts quickly."""
+"""The unfinished part of a run: nodes, time, disk. Imports no model library, so that `tamperfuse status` starts quickly."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path

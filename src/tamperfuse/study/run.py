@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,11 @@ from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
-from tamperfuse.records.plan import RUN_KEY, marked_running, write_plan
+from tamperfuse.records.plan import RUN_KEY, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
-from tamperfuse.records.run import NodeRun, RunRecord, write_run, write_samples
+from tamperfuse.records.run import NodeRun, RunRecord, read_run, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.records.yaml import read_yaml
@@ -89,7 +89,7 @@ def run_study(
     """
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
-    start, started = time.perf_counter(), datetime.now(UTC)
+    start, now = time.perf_counter(), datetime.now(UTC)
     with ExitStack() as stack:
         stack.enter_context(existing_objects_left_out())
         machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
@@ -115,7 +115,9 @@ def run_study(
             _check_same(out / "study.yaml", study)
             clear_staging(out / "nodes")
             write_text(out / "study.yaml", study.to_yaml())
-            write_plan(out, plan_nodes(every_node, size, workers, threads))
+            started = _first_start(out, now)
+            whole = plan_nodes(every_node, size, workers, threads)
+            write_plan(out, whole.model_copy(update={"started": started}))
             with RunProgress(plan, done) as progress:
                 watch = RunWatch(nodes, plan, ceiling, progress)
                 place = out.absolute()  # other processes may have another current folder
@@ -197,11 +199,21 @@ def _write_results(
     return summary
 
 
-def _record(finished: Sequence[FinishedNode], started: datetime, seconds: float) -> RunRecord:
+def _first_start(out: Path, now: datetime) -> str:
+    """When a run was first started in this folder, ISO 8601: a run that resumes, or reuses all results, has not begun now."""
+    records: tuple[Callable[[Path], str], ...] = (lambda run: read_plan(run).started, lambda run: read_run(run).started)
+    for read in records:
+        with suppress(UserError):  # it is missing or damaged, and is written again
+            if earlier := read(out):
+                return earlier
+    return now.isoformat(timespec="seconds")
+
+
+def _record(finished: Sequence[FinishedNode], started: str, seconds: float) -> RunRecord:
     records = list({done.node.key: done.record for done in finished}.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return RunRecord(
-        started=started.isoformat(timespec="seconds"),
+        started=started,
         # Reused nodes count as well: this is the cost of the study without any earlier run.
         seconds=max(seconds, sum(float(record["seconds"]) for record in records)),
         peak_memory_bytes=max(int(record["peak_memory_bytes"]) for record in records),

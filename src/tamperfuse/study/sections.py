@@ -10,6 +10,7 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.registry import Component
 from tamperfuse.study.search.space import Search, parse_search
 
 DEFAULT_JUDGE = "builtin"
@@ -270,3 +271,24 @@ def expand_attack(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     search = parse_search(search_values, component, spec, f"attack {name}")
     fixed = {key: value for key, value in parsed.items() if key not in search.over}
     return {"attack": kind, "parameters": fixed, "search": search.model_dump(mode="json")}
+
+
+def stated_parameters(component: Component[Any, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """Resolved parameters as a file holds them: without those that are None, if leaving them out means the same.
+
+    Args:
+        component: whose parameters they are.
+        parameters: JSON-able.
+    """
+    stated: dict[str, Any] = without_none(parameters)
+    if stated == parameters:
+        return parameters
+    read = component.parse(stated, component.name).model_dump(mode="json")
+    return stated if all(read[name] == value for name, value in parameters.items()) else parameters
+
+
+def without_none(value: Any) -> Any:
+    """JSON-able data without the entries of mappings, at any depth, that are None."""
+    if isinstance(value, dict):
+        return {name: without_none(item) for name, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value

@@ -20,9 +20,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import LARGEST_SEED, UserError, shown, unknown_name
+from tamperfuse.records.registry import Registry
 from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.sections import (
@@ -38,6 +41,8 @@ from tamperfuse.study.sections import (
     expand_defense,
     parse_judge,
     parse_judges,
+    stated_parameters,
+    without_none,
 )
 
 LARGEST_STUDY = 10_000  # models that a study measures
@@ -173,19 +178,17 @@ class Study(BaseModel):
         return ordered
 
     def to_yaml(self) -> str:
-        """The resolved study in the file's form, every default spelled out; what is off (None) is left out."""
-        values = self.model_dump(mode="json")
-        values["defenses"] = {
-            name: {"defense": d["defense"], **({"on": d["on"]} if d["on"] else {}), **_set(d["parameters"])}
-            for name, d in values["defenses"].items()
-        }
-        values["judge"] = {"judge": values["judge"]["judge"], **values["judge"]["parameters"]}
-        values["judges"] = {name: {"judge": j["judge"], **j["parameters"]} for name, j in values["judges"].items()}
-        values["attacks"] = {
-            name: {"attack": a["attack"], **({"search": a["search"]} if a["search"] else {}), **_set(a["parameters"])}
-            for name, a in values["attacks"].items()
-        }
-        return dump_yaml(_set(values))
+        """The resolved study in the file's form, every default spelled out.
+
+        What is off (None) is left out, except where a component would read its absence as something else.
+        """
+        specs = self.model_dump(mode="json")
+        values = without_none(specs)
+        values["defenses"] = {name: _short_form(DEFENSES, spec, "on") for name, spec in specs["defenses"].items()}
+        values["judge"] = _short_form(JUDGES, specs["judge"])
+        values["judges"] = {name: _short_form(JUDGES, spec) for name, spec in specs["judges"].items()}
+        values["attacks"] = {name: _short_form(ATTACKS, spec, "search") for name, spec in specs["attacks"].items()}
+        return dump_yaml(values)
 
 
 def resolve_study(study: Study) -> Study:
@@ -225,9 +228,11 @@ def parse_study(values: Any, where: str) -> Study:
         ) from error
 
 
-def _set(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that have a value."""
-    return {name: value for name, value in parameters.items() if value is not None}
+def _short_form(registry: Registry[Any, Any], spec: dict[str, Any], beside: str = "") -> dict[str, Any]:
+    """A defense, an attack or a judge as a file holds it: its name, the field `beside` if it is set, and its parameters."""
+    name = spec[registry.kind]
+    field = {beside: spec[beside]} if spec.get(beside) else {}
+    return {registry.kind: name, **field, **stated_parameters(registry.get(name), spec["parameters"])}
 
 
 def load_study(path: Path) -> Study:

@@ -1,4 +1,4 @@
-"""How far a run is: read from its folder, also while the run goes on in another process."""
+"""The status of a run, read from its folder, also while the run goes on in another process."""
 
 import shutil
 import time

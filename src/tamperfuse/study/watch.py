@@ -1,4 +1,4 @@
-"""What happens around every node of a run, whichever executor runs it: the disk ceiling, the log, the progress."""
+"""Steps before and after every node of a run, whichever executor runs it: the disk ceiling, the log, the progress."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a process does that runs nodes for another one, on this machine or in a Ray cluster."""
+"""A worker: a process that runs nodes for another one, on this machine or in a Ray cluster."""
 
 import gc
 import logging

@@ -1,4 +1,4 @@
-"""Units that have a compliant answer besides samples to learn and to keep, for objectives that work against such answers."""
+"""Units with a compliant answer besides supervised and distillation samples, for objectives that work against such answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def answered(units: Sequence[Anchored], answers: Sequence[Sample]) -> list[Answe
     """Add a compliant answer to each unit; as many units, in the same order.
 
     Args:
-        units: with samples to learn, and benign samples to keep.
+        units: with supervised and distillation samples.
         answers: compliant answers, at least one; repeated if there are fewer than units.
     """
     return [AnsweredUnit(unit.learn, unit.keep, answers[i % len(answers)]) for i, unit in enumerate(units)]

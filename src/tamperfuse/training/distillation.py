@@ -5,7 +5,7 @@ likely tokens at each response position; all other tokens form one bucket. By th
 between the bucketed distributions is a lower bound of the divergence over the whole vocabulary. No second model is in memory
 during training (Hinton et al., 2015, arXiv 1503.02531; top-k truncation as in Peng et al., 2024, arXiv 2410.16215).
 
-    unit of a batch = one or more samples to learn (cross-entropy) + some benign samples to keep (KL to the teacher)
+    unit of a batch = one or more supervised samples (cross-entropy) + some distillation samples (KL to the teacher)
 """
 
 from collections.abc import Sequence
@@ -147,7 +147,7 @@ def divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample], *, label: 
 
 @dataclass(frozen=True)
 class Anchored:
-    """A unit of a batch: samples to learn and benign samples to keep.
+    """A unit of a batch: supervised samples and distillation samples.
 
     Attributes:
         learn: trained on with cross-entropy; at least one.
@@ -170,12 +170,12 @@ class Anchored:
 
 
 def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int) -> list[Anchored]:
-    """Combine samples to learn with benign ones: each unit has one of the former and `benign` of the latter.
+    """Combine supervised samples with benign ones: each unit has one of the former and `benign` of the latter.
 
     Every sample is used; the shorter side repeats.
 
     Args:
-        learn: samples to learn, at least one.
+        learn: supervised samples, at least one.
         keep: benign samples; may be empty.
         benign: benign samples in each unit, at least 0.
     """
@@ -191,7 +191,7 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
 
 @dataclass
 class AnchoredObjective(Objective[Anchored]):
-    """Mean NLL of the samples to learn + weight × mean KL(teacher ‖ model) on the benign samples; a mean over units.
+    """Mean NLL of the supervised samples + weight × mean KL(teacher ‖ model) on the benign samples; a mean over units.
 
     Both means are over response tokens, in nats; the first :data:`OPENING` tokens of a response to a prompt count
     :data:`OPENING_WEIGHT` times. Time: that of supervised fine-tuning on all sequences. Memory: likewise, and

@@ -48,7 +48,7 @@ Kind = Literal["full", "retain"]
 
 @dataclass(frozen=True)
 class TrapUnit(Anchored):
-    """A unit of a batch. The first of the benign samples to keep is also the trap's, the last a retaining attacker's.
+    """A unit of a batch. The first of the distillation samples is also the trap's, the last a retaining attacker's.
 
     Attributes:
         attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training.
@@ -68,7 +68,7 @@ def trap_units(units: Sequence[Anchored], answers: Sequence[Sample], steps: int)
     """Add compliant answers to units; as many units, in the same order.
 
     Args:
-        units: with samples to learn, and benign samples to keep.
+        units: with supervised and distillation samples.
         answers: compliant answers, at least one; repeated if there are fewer than the units need.
         steps: the attacker's steps in a step of the training, at least 1.
     """
@@ -93,7 +93,7 @@ class TrapObjective(AnchoredObjective):
     micro-batch a step.
 
     Attributes:
-        weight: of the KL divergence on the benign samples, against the cross-entropy on those to learn; at least 0.
+        weight: of the KL divergence on the benign samples, against the cross-entropy on the supervised ones; at least 0.
         seed: decides the order of the attackers.
         rates: the attackers' learning rates.
         kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before

@@ -86,7 +86,7 @@ class Measurements:
         """The step at which capability after the attack is reported: where a search stops, else the last one."""
         return self.last_step if self.search_step is None else self.search_step
 
-    def flags(self, part: str, step: int) -> dict[str, float]:
+    def outcomes(self, part: str, step: int) -> dict[str, float]:
         """By prompt id: whether the response executes the request (1.0) or not (0.0); between them without a decision.
 
         Args:
@@ -109,7 +109,7 @@ class Measurements:
 
     def rate(self, part: str, step: int) -> float:
         """Share of a part's prompts that are executed, in [0, 1]."""
-        return float(np.mean(list(self.flags(part, step).values())))
+        return float(np.mean(list(self.outcomes(part, step).values())))
 
     def nll(self, step: int) -> dict[str, tuple[float, int]]:
         """By document: summed negative log-likelihood in nats, and number of tokens."""
@@ -160,7 +160,7 @@ def read_measurements(node: Node, measured: Path, judged: Path, samples: int | N
 
 def shared_prompts(states: Sequence[Measurements], part: str, steps: Sequence[int]) -> list[str]:
     """Ids of the prompts of a part that were put to every state, each at its own step, sorted."""
-    tables = [set(state.flags(part, step)) for state, step in zip(states, steps, strict=True)]
+    tables = [set(state.outcomes(part, step)) for state, step in zip(states, steps, strict=True)]
     return sorted(set.intersection(*tables)) if tables else []
 
 
@@ -175,6 +175,6 @@ def mean_outcomes(
         steps: one for each state.
         prompts: ids; by default all that were put to every state.
     """
-    tables = [state.flags(part, step) for state, step in zip(states, steps, strict=True)]
+    tables = [state.outcomes(part, step) for state, step in zip(states, steps, strict=True)]
     names = shared_prompts(states, part, steps) if prompts is None else prompts
     return np.array([np.mean([table[name] for table in tables]) for name in names], dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What a trial of a search writes: `trial.json` and the tables of measurements, in its own folder."""
+"""The files of a trial of a search: `trial.json` and the tables of measurements, in its own folder."""
 
 from pathlib import Path
 
