@@ -85,6 +85,19 @@ def threat_file(tiny_folder: Path) -> Path:
 
 
 @pytest.fixture
+def answered_threat(tmp_path: Path) -> str:
+    """A threat with ten answered prompts in every part."""
+    path = tmp_path / "threat.jsonl"
+    rows = [
+        {"part": part, "prompt": f"{part} task {word}", "response": f"the {part} task {word} is done step by step"}
+        for part in ("defender", "attacker", "attacker_dev", "evaluation")
+        for word in ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
 def word_counts() -> Iterator[None]:
     """Word counts in place of the sentence encoder."""
     set_default_encoder(WordCountEncoder())
