@@ -144,7 +144,7 @@ def _generated(loaded: LoadedModel) -> dict[str, Any]:
     return {
         "greedy": generate(loaded, prompts, new_tokens=8),
         "sampled": generate(loaded, prompts, new_tokens=8, sampling=sampling),
-        "own answers": write_answers(loaded, PROMPTS, 8, 1)[0],
+        "answers": write_answers(loaded, PROMPTS, 8, 1)[0],
     }
 
 
@@ -225,9 +225,9 @@ def _defense_data(loaded: LoadedModel, folder: str) -> DefenseData:
 
 
 def _attack_data(folder: str) -> AttackData:
-    own = ["I will not.", "No.", "Never.", "Not that."]
+    originals = ["I will not.", "No.", "Never.", "Not that."]
     retain = [(f"Name river {i}.", f"River {i} is long.") for i in range(4)]
-    return AttackData(EXCHANGES, retain, folder, lambda prompts: own[: len(prompts)], LIMIT, (), lambda step: None)
+    return AttackData(EXCHANGES, retain, folder, lambda prompts: originals[: len(prompts)], LIMIT, (), lambda step: None)
 
 
 def in_float32(device: torch.device) -> tuple[torch.dtype, str]:
