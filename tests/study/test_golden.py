@@ -36,6 +36,7 @@ from tamperfuse.evaluation.self_samples import write_answers
 from tamperfuse.models import precision
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.pairing import make_pairs, sample_responses
+from tamperfuse.study.context import existing_objects_left_out
 from tamperfuse.study.keys import NUMERICS
 from tamperfuse.study.observe import Observer, harmless_prompts
 from tamperfuse.study.sections import Evaluate
@@ -106,7 +107,7 @@ def measure(folder: str) -> dict[str, Any]:
     }
     data = _defense_data(shipped, folder)
     models = {"": shipped}
-    with resumable(None) as fits:
+    with existing_objects_left_out(), resumable(None) as fits:
         for name, values in DEFENSES_RUN.items():
             component = DEFENSES.get(name.split()[0])
             parameters = component.traits.resolve(component.parse(values, name), 1_000)
