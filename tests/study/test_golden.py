@@ -141,11 +141,11 @@ def _losses(fits: TrainingBlock, start: int) -> list[float]:
 
 def _generated(loaded: LoadedModel) -> dict[str, Any]:
     prompts = [loaded.chat.prompt(prompt) for prompt in PROMPTS]
-    sampling = Sampling(temperature=0.8, top_p=0.9, seed=1)
+    sampling = Sampling(temperature=0.8, top_p=0.9, seed=2)
     return {
         "greedy": generate(loaded, prompts, new_tokens=8),
         "sampled": generate(loaded, prompts, new_tokens=8, sampling=sampling),
-        "answers": write_answers(loaded, PROMPTS, 8, 1)[0],
+        "answers": write_answers(loaded, PROMPTS, 8, 2)[0],
     }
 
 
@@ -247,7 +247,7 @@ def differences(golden: Any, measured: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(golden, measured, strict=True))
         return [line for i, (a, b) in pairs for line in differences(a, b, f"{path}/{i}")]
     same = (
-        golden == measured if isinstance(golden, int | str) else measured == pytest.approx(golden, rel=2e-4, abs=1e-5)
+        golden == measured if isinstance(golden, int | str) else measured == pytest.approx(golden, rel=2e-4, abs=1e-4)
     )
     return [] if same else [f"{path}: {golden}, now {measured}"]
 
