@@ -26,9 +26,11 @@ PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from stand_ins import WordCountEncoder, quick_capability
-from tamperfuse.study import judging, observe
+from tamperfuse.models.encoder import set_default_encoder
+from tamperfuse.study import observe
 from tamperfuse.training import checkpoints
-judging.SentenceEncoder, observe.measure_capability = WordCountEncoder, quick_capability
+set_default_encoder(WordCountEncoder())
+observe.measure_capability = quick_capability
 checkpoints.INTERVAL = 0.0
 from tamperfuse.cli.app import main
 main(sys.argv[2:])

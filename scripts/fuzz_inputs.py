@@ -38,6 +38,7 @@ from made_up_run import write_folder  # noqa: E402
 
 from stand_ins import WordCountEncoder  # noqa: E402
 from tamperfuse.cli.app import app, main  # noqa: E402
+from tamperfuse.models.encoder import set_default_encoder  # noqa: E402
 from tamperfuse.records.errors import UserError  # noqa: E402
 from tamperfuse.records.yaml import dump_yaml  # noqa: E402
 
@@ -210,10 +211,8 @@ def without_models() -> Iterator[None]:
     with ExitStack() as stack:
         for module in ("harden", "attack", "evaluate", "diagnose", "calibrate", "measurement", "compare_chat"):
             stack.enter_context(patch(f"tamperfuse.commands.{module}.load_model", no_model))
-        for module in ("attack", "evaluate", "calibrate"):
-            stack.enter_context(patch(f"tamperfuse.commands.{module}.load_encoder", lambda: encoder))
-        stack.enter_context(patch("tamperfuse.study.context.load_encoder", lambda: encoder))
-        stack.enter_context(patch("tamperfuse.study.context.check_encoder", lambda: None))
+        set_default_encoder(encoder)
+        stack.callback(set_default_encoder, None)
         stack.enter_context(patch("tamperfuse.study.context.model_fingerprint", lambda *_: "0" * 16))
         for module in ("spec", "run"):
             stack.enter_context(patch(f"tamperfuse.study.{module}.parameter_count", lambda name: 1_000))

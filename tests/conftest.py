@@ -10,8 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stand_ins import WordCountEncoder, make_tokenizer, quick_capability
+from tamperfuse.models.encoder import set_default_encoder
 from tamperfuse.models.load import LoadedModel, load_model
-from tamperfuse.study import judging, observe
+from tamperfuse.study import observe
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
 
@@ -84,9 +85,29 @@ def threat_file(tiny_folder: Path) -> Path:
 
 
 @pytest.fixture
-def quick_judging(monkeypatch: pytest.MonkeyPatch) -> None:
+def answered_threat(tmp_path: Path) -> str:
+    """A threat with ten answered prompts in every part."""
+    path = tmp_path / "threat.jsonl"
+    rows = [
+        {"part": part, "prompt": f"{part} task {word}", "response": f"the {part} task {word} is done step by step"}
+        for part in ("defender", "attacker", "attacker_dev", "evaluation")
+        for word in ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def word_counts() -> Iterator[None]:
+    """Word counts in place of the sentence encoder."""
+    set_default_encoder(WordCountEncoder())
+    yield
+    set_default_encoder(None)
+
+
+@pytest.fixture
+def quick_judging(word_counts: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No sentence encoder, no lm-eval, few resamples."""
-    monkeypatch.setattr(judging, "SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr("tamperfuse.study.results.intervals.DRAWS", 20)
     monkeypatch.setattr(observe, "measure_capability", quick_capability)
 

@@ -18,10 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.errors import UserError
-from tamperfuse.study import judging, observe
+from tamperfuse.study import observe
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.run import study_nodes
@@ -169,16 +170,15 @@ def quick_capability(loaded: LoadedModel, tasks: object, limit: object) -> tuple
     return [observe.ItemRow(0, "t", i, f"g{i % 3}", i / 12 < 0.6 + 0.3 * bias, 0.25) for i in range(12)], 10
 
 
-def quick_study_nodes(study: Study, out: Path) -> list[Node]:
-    """The nodes of a study in a worker, with the replacements that the fixture `quick_judging` makes in the tests' process."""
-    judging.SentenceEncoder = WordCountEncoder  # type: ignore[misc, assignment]
+def quick_study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
+    """The nodes of a study in a worker, which measures capability as the fixture `quick_judging` does in the tests' process."""
     observe.measure_capability = quick_capability  # type: ignore[assignment]
-    return study_nodes(study, out)
+    return study_nodes(study, out, encoder)
 
 
-def failing_study_nodes(study: Study, out: Path) -> list[Node]:
+def failing_study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
     """As :func:`quick_study_nodes`; the first attack raises a UserError."""
-    nodes = quick_study_nodes(study, out)
+    nodes = quick_study_nodes(study, out, encoder)
     first = next(i for i, node in enumerate(nodes) if node.kind == "attack")
 
     def fail(folder: Path) -> Outcome:
@@ -187,7 +187,7 @@ def failing_study_nodes(study: Study, out: Path) -> list[Node]:
     return [replace(node, run=fail) if i == first else node for i, node in enumerate(nodes)]
 
 
-def dying_study_nodes(study: Study, out: Path) -> list[Node]:
+def dying_study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
     """As :func:`quick_study_nodes`; the first training of three steps kills its process after the first one, once."""
     checkpoints.INTERVAL = 0.0
     plain = Loop.checkpoint
@@ -200,4 +200,4 @@ def dying_study_nodes(study: Study, out: Path) -> list[Node]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     Loop.checkpoint = checkpoint  # type: ignore[method-assign]
-    return quick_study_nodes(study, out)
+    return quick_study_nodes(study, out, encoder)

@@ -2,18 +2,22 @@
 
 A block runs unless an HTML comment right before it says otherwise, with a reason:
 
-    <!-- test: parse (needs the Hub) -->     the program, its options, modules and files exist; nothing is run
-    <!-- test: skip (installs packages) -->  nothing is checked
+    <!-- test: parse (needs the Hub) -->       the program, its options, modules, files and packages exist; nothing is run
+    <!-- test: skip (tested elsewhere) -->     nothing is checked
 
 The tiny model takes the place of the bundled one, a small threat that of the built-in ones, and steps and shots are few.
 `tamperfuse run` and `demo` print their plan only. Two commands are parsed only: `tamperfuse theory` without --counts, whose page
 takes half a minute and has a test of its own, and `tamperfuse compare-chat`, which does not end by itself. Blocks of one page
-share a folder, so that a block can use what an earlier one wrote.
+share a folder, so that a block can use what an earlier one wrote; a YAML block after "save … as NAME:" is written to that file.
+Runs that a page names (`runs/demo`, …) are copies of a small finished one.
 """
 
 import importlib.util
+import json
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +33,11 @@ from tamperfuse.cli.app import app, main
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.judges import JUDGES
+from tamperfuse.models.bundled import ENCODERS, MODELS
+from tamperfuse.records.files import read_json
 from tamperfuse.records.yaml import parse_yaml
 from tamperfuse.study.spec import parse_study
+from tamperfuse.study.tables import Response, read_rows
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = ROOT / "examples" / "plugin" / "README.md"
@@ -38,6 +45,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PLUGIN, *sorted((ROOT / "
 FENCE = re.compile(
     r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
+SAVED = re.compile(r"[Ss]ave this one as ([\w.-]+):\n\n\Z")
+RUNS = ("demo", "mine", "one", "two")  # of which pages read results
 LANGUAGES = {"python", "sh", "yaml", "text", "toml", "json"}
 FEW = {"steps": 1, "shots": 2, "batch": 2}
 FEW_CALLS = {**FEW, "prompts": 4}  # in Python, where the number of prompts is an argument
@@ -54,6 +63,7 @@ class Block:
     language: str
     code: str
     mode: str  # run, parse or skip
+    file: str  # to which the page says that the block is saved; "" for none
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -62,7 +72,14 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(page, text[: m.start("code")].count("\n") + 1, m["language"], m["code"], m["mode"] or "run")
+        Block(
+            page=page,
+            line=text[: m.start("code")].count("\n") + 1,
+            language=m["language"],
+            code=m["code"],
+            mode=m["mode"] or "run",
+            file=saved[1] if (saved := SAVED.search(text, 0, m.start())) else "",
+        )
         for m in FENCE.finditer(text)
     ]
 
@@ -77,8 +94,8 @@ def command_lines(code: str) -> Iterator[list[str]]:
 class Small:
     """Runs blocks in a folder, everything small."""
 
-    def __init__(self, folder: Path, model: Path, threat: Path, benign: Path) -> None:
-        self.folder, self.model, self.threat, self.benign = folder, model, threat, benign
+    def __init__(self, folder: Path, model: Path, threat: Path, answered: str, benign: Path) -> None:
+        self.folder, self.model, self.threat, self.answered, self.benign = folder, model, threat, answered, benign
 
     def text(self, code: str) -> str:
         code = code.replace("smollm2-135m", str(self.model))
@@ -110,6 +127,8 @@ class Small:
             few = [f"{name}={value}" for name, value in FEW.items() if name in fields.parameters.model_fields]
             named = ["--benign", str(self.benign)] if command == "harden" and "--benign" not in arguments else []
             return [*arguments, *named, *(word for setting in few for word in ("--set", setting))]
+        if arguments[:2] == ["judge", "calibrate"]:  # of an option that is given twice the last value counts
+            return [*arguments, "--threat", self.answered, "--reference", str(self.model)]
         if command == "diagnose":
             return [*arguments, "--items", "0", "--set", "steps=1", "--set", "shots=2"]
         return arguments
@@ -131,12 +150,35 @@ def check(words: list[str]) -> None:
         assert importlib.util.find_spec(arguments[1]), words
     elif program in ("python", "pytest", "source"):
         assert arguments[0] == ".venv/bin/activate" or (ROOT / arguments[0].partition("::")[0]).exists(), words
+        if program == "python":
+            text = (ROOT / arguments[0]).read_text(encoding="utf-8")
+            assert all(f'"{word}"' in text for word in arguments[1:] if word.startswith("--")), words
+    elif program == "pip":
+        check_packages(arguments)
+    elif program == "docker":
+        assert (ROOT / "Dockerfile").exists()
+        if arguments[0] == "run":
+            parse(arguments[arguments.index("tamperfuse") + 1 :])
+    elif program == "transformers":
+        assert importlib.util.find_spec(program)
+    elif program == "export":
+        assert all("=" in word for word in arguments), words
     elif program == "pre-commit":
         assert (ROOT / ".pre-commit-config.yaml").exists()
     elif program == "accelerate":
         parse(arguments[arguments.index("tamperfuse") + 1 :])
     else:
         raise AssertionError(f"{program} is not known here: mark the block with <!-- test: skip (reason) -->")
+
+
+def check_packages(arguments: list[str]) -> None:
+    """What `pip install` names is pinned as the package itself says, and its extras exist."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    commands = " ".join(bundled.install for bundled in (*MODELS.values(), *ENCODERS.values()))
+    for word in arguments[1:]:
+        assert "==" not in word or word in commands, word
+        if named := re.fullmatch(r"(?:tamperfuse|\.)\[(\w+)\]", word):
+            assert named[1] in extras, word
 
 
 def parse(arguments: list[str]) -> None:
@@ -158,6 +200,7 @@ def small(
     tmp_path: Path,
     tiny_folder: Path,
     threat_file: Path,
+    answered_threat: str,
     benign_file: Path,
     quick_judging: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -166,16 +209,36 @@ def small(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     (tmp_path / "runs").mkdir()
-    if any("runs/demo" in block.code for block in blocks(page)):
-        (tmp_path / "runs" / "demo").symlink_to(request.getfixturevalue("finished_run"))
-    if any("prompts.txt" in block.code for block in blocks(page)):
+    code = "".join(block.code for block in blocks(page))
+    for name in RUNS:
+        if re.search(rf"\bruns/{name}\b", code):
+            shutil.copytree(request.getfixturevalue("finished_run"), tmp_path / "runs" / name)
+    if " hardened " in code and "--out hardened" not in code:
+        (tmp_path / "hardened").symlink_to(checkpoint(request.getfixturevalue("finished_run"), "sdd"))
+    if "labels.jsonl" in code:
+        write_labels(request.getfixturevalue("finished_run"), tmp_path / "labels.jsonl")
+    if "prompts.txt" in code:
         prompts = [
             row["prompt"] for row in builtin_rows("cooking")[144:178]
         ]  # too few to check whether answers make sense
         (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     for registry in (DEFENSES, ATTACKS, JUDGES):  # a recipe registers components
         monkeypatch.setattr(registry, "components", dict(registry.components))
-    return Small(tmp_path, tiny_folder, threat_file, benign_file)
+    return Small(tmp_path, tiny_folder, threat_file, answered_threat, benign_file)
+
+
+def checkpoint(run: Path, defense: str) -> Path:
+    """The hardened model of a run."""
+    records = {read_json(path)["what"]: path.parent for path in run.glob("nodes/*/node.json")}
+    return records[f"{defense}, seed 0"] / "checkpoint"
+
+
+def write_labels(run: Path, path: Path) -> None:
+    """Labels of the run's responses to requests: every second one executes its request."""
+    responses = [row for file in sorted(run.glob("nodes/*/responses.parquet")) for row in read_rows(file, Response)]
+    answers = sorted({(row.prompt, row.response) for row in responses if row.part == "evaluation"})
+    rows = [{"prompt": prompt, "response": text, "label": i % 2 == 0} for i, (prompt, text) in enumerate(answers)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
@@ -202,6 +265,8 @@ def run_block(block: Block, small: Small, namespace: dict[str, Any]) -> None:
             check(words) if block.mode == "parse" else small.shell(words)
     elif block.language == "yaml":
         check_yaml(block.code)
+        if block.file:
+            (small.folder / block.file).write_text(block.code, encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

@@ -28,6 +28,7 @@ from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.chat_template import read_template
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import (
     ORIGIN_ADVICE,
     LoadedModel,
@@ -45,7 +46,7 @@ from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.summary import Measure, Summary, read_summary
 from tamperfuse.study import run as study_run
-from tamperfuse.study.judging import compliant_answers, load_encoder
+from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, parse_judge
 from tamperfuse.study.spec import load_study, parse_study
@@ -104,7 +105,7 @@ def pair(
         pairs.pairs[0].prompt, pairs.pairs[0].response
     """
     return make_pairs(
-        _examples(prompts, "prompt"), _examples(responses, "response"), load_encoder(), threshold=threshold, seed=seed
+        _examples(prompts, "prompt"), _examples(responses, "response"), default_encoder(), threshold=threshold, seed=seed
     )
 
 
@@ -223,7 +224,7 @@ def attack(
     """
     component = ATTACKS.get(attack)
     values = component.parse(parameters, f"attack {attack}")
-    encoder = load_encoder()
+    encoder = default_encoder()
     requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
     loaded = _copy(model)
@@ -304,7 +305,7 @@ def evaluate(
         measured = tamperfuse.evaluate(hardened, threat="builtin:cooking", prompts=40)
         print(f"{measured.harmful_execution.value:.1%}")
     """
-    encoder = load_encoder()
+    encoder = default_encoder()
     requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     sizes = {"prompts": prompts, "harmless": harmless, "capability_items": capability_items}
     settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})

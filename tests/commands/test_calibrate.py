@@ -21,19 +21,6 @@ from tamperfuse.study.sections import parse_judge
 pytestmark = pytest.mark.usefixtures("quick_judging")
 
 
-@pytest.fixture
-def answered_threat(tmp_path: Path) -> str:
-    """A threat with ten answered prompts in every part."""
-    path = tmp_path / "threat.jsonl"
-    rows = [
-        {"part": part, "prompt": f"{part} task {word}", "response": f"the {part} task {word} is done step by step"}
-        for part in ("defender", "attacker", "attacker_dev", "evaluation")
-        for word in ["ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"]
-    ]
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return str(path)
-
-
 def test_the_table_has_a_row_for_every_kind_and_thresholds_by_name(answered_threat: str, tiny_folder: Path) -> None:
     calibration = calibrate_judge(answered_threat, str(tiny_folder), 9)
     rows = calibration.rows

@@ -9,6 +9,7 @@ import pytest
 from tamperfuse.cli.app import main
 from tamperfuse.commands.evaluate import evaluate_model
 from tamperfuse.models.bundled import Bundled
+from tamperfuse.models.encoder import set_default_encoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.study import judging
 from tamperfuse.study.observe import Observer
@@ -90,6 +91,7 @@ def test_what_is_missing_is_reported_before_the_work(
     monkeypatch.setattr(Observer, "ask", work)
     with pytest.raises(UserError, match="not a model directory"):
         evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference="./nowhere")
+    set_default_encoder(None)
     absent = Bundled(module="no_such_module", inside="x", install="pip install the-encoder", about="encoder")
     monkeypatch.setitem(judging.ENCODERS, judging.DEFAULT_ENCODER, absent)
     with pytest.raises(UserError, match="pip install the-encoder"):

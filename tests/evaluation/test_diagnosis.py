@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from stand_ins import WordCountEncoder
 from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
 from tamperfuse.commands.diagnose import diagnose_models
 from tamperfuse.corpora.threats import ThreatPrompt
@@ -104,6 +103,7 @@ def test_overlap_is_one_for_the_same_update_none_for_unrelated_ones() -> None:
     assert subspace_overlap(basis[:, :3], basis[:, 3:6]) == 0 and subspace_overlap(basis[:, :3], basis[:, :3]) == 1
 
 
+@pytest.mark.usefixtures("word_counts")
 def test_models_are_diagnosed_side_by_side(
     tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +112,6 @@ def test_models_are_diagnosed_side_by_side(
         [ThreatPrompt(f"{i}", f"attacker request {i}", response=f"an answer {i}") for i in range(8)], 0
     )
     monkeypatch.setattr("tamperfuse.commands.diagnose.compliant_answers", lambda *_: answered)
-    monkeypatch.setattr("tamperfuse.study.judging.SentenceEncoder", WordCountEncoder)
     harmless = tmp_path / "harmless.jsonl"
     rows = [{"prompt": f"attacker request number {i} about subject {i * 7}", "response": "Yes."} for i in range(6)]
     rows += [{"prompt": f"Name {i} colours of autumn leaves", "response": "Red."} for i in range(3)]

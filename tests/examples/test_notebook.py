@@ -18,10 +18,11 @@ import sys
 sys.path[:0] = {paths}
 
 from stand_ins import WordCountEncoder, quick_capability
-from tamperfuse.study import judging, observe
+from tamperfuse.models.encoder import set_default_encoder
+from tamperfuse.study import observe
 from tamperfuse.study.results import intervals
 
-judging.SentenceEncoder = WordCountEncoder
+set_default_encoder(WordCountEncoder())
 observe.measure_capability = quick_capability
 intervals.DRAWS = 20
 {parameters}

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from importlib.util import find_spec
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from pairing_stand_ins import hash_projection, prose
-from tamperfuse.models.encoder import SentenceEncoder
+from stand_ins import WordCountEncoder
+from tamperfuse.models.encoder import SentenceEncoder, default_encoder, set_default_encoder
 from tamperfuse.pairing.cache import BATCH
 from tamperfuse.pairing.encoding import CachedEncoder, ProcessPoolCompute, encode_batch, open_encoder
 from tamperfuse.records.errors import UserError
@@ -135,3 +137,16 @@ def test_an_encoder_that_cannot_be_used_is_a_sentence(content: str, tmp_path: Pa
         (folder / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"The sentence encoder|of the sentence encoder is pickled"):
         SentenceEncoder(str(folder)).encode(["a"])
+
+
+def test_the_default_encoder_can_be_replaced(word_counts: None) -> None:
+    assert isinstance(default_encoder(), WordCountEncoder)
+    set_default_encoder(None)
+    assert default_encoder().name == MODEL
+
+
+def test_workers_receive_an_encoder_without_its_weights() -> None:
+    encoder = SentenceEncoder("some/encoder", batch_size=3)
+    encoder.__dict__["_model"] = object()  # as if it had been loaded
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert vars(copy) == {name: value for name, value in vars(encoder).items() if name != "_model"}

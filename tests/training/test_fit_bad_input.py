@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from stand_ins import WordCountEncoder
 from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
 from tamperfuse.cli.app import main
 from tamperfuse.models.load import LoadedModel
@@ -37,6 +36,7 @@ def test_invalid_numbers(command: list[str], setting: str, tmp_path: Path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("word_counts")
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -56,7 +56,6 @@ def test_values_that_do_not_fit_the_model_or_the_threat(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tamperfuse.study.judging.SentenceEncoder", WordCountEncoder)
     monkeypatch.setattr("tamperfuse.study.observe.Observer.ask", lambda *_: None)
     chosen = [word for setting in ("shots=2", *settings) for word in ("--set", setting)]
     where = ["--threat", str(threat_file), "--out", str(tmp_path / "out")]

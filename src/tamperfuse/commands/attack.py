@@ -21,10 +21,11 @@ from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.conversion import absolute_name
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import load_model, model_fingerprint, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
-from tamperfuse.study.judging import check_encoder, compliant_answers, load_encoder
+from tamperfuse.study.judging import check_encoder, compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, JudgeSpec
 
@@ -70,14 +71,14 @@ def attack_model(
     """
     component = ATTACKS.get(attack)
     parameters = component.parse(settings, f"attack {attack}")
-    template, encoder = read_template(chat_template), load_encoder()
+    template, encoder = read_template(chat_template), default_encoder()
     prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
     evaluate = full_evaluation(prompts)
     harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)
     steps = budget.steps or 1
     check_fresh(out)
-    check_encoder()
+    check_encoder(encoder)
     work = work_of(component, parameters, seed)
     with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
         loaded = load_model(model, chat_template=template)

@@ -13,9 +13,10 @@ from tamperfuse.evaluation.calibrate import CalibrationRow, table
 from tamperfuse.evaluation.judges import JUDGES, Answer, Verdict
 from tamperfuse.evaluation.judges.failures import is_failure
 from tamperfuse.models.chat_template import read_template
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.judging import Judging, compliant_answers, load_encoder
+from tamperfuse.study.judging import Judging, compliant_answers
 from tamperfuse.study.sections import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec, parse_judge
 
 FEWEST_ANSWERS = 8
@@ -71,7 +72,7 @@ def calibrate_judge(
     Raises:
         UserError: bad input, or a reference that complies with fewer than 8 prompts of a part.
     """
-    template, encoder = read_template(chat_template), load_encoder()
+    template, encoder = read_template(chat_template), default_encoder()
     load = cache(partial(load_model, reference, chat_template=template))
     prompts, spec = load_threat(threat, encoder), judge or parse_judge(DEFAULT_JUDGE)
     answered = all(p.response for part in ANSWERED for p in prompts.part(part))

@@ -20,12 +20,12 @@ from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
 from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.models.chat_template import read_template
-from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.encoder import TextEncoder, default_encoder
 from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.records.registry import Component
-from tamperfuse.study.judging import compliant_answers, load_encoder
+from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import heldout_documents
 from tamperfuse.study.sections import RESPONSE_TOKENS
 
@@ -72,7 +72,7 @@ def diagnose_models(
     names = [Path(model).name for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"Two models are called {max(names, key=names.count)!r}: give their folders different names.")
-    template, encoder = read_template(chat_template), load_encoder()
+    template, encoder = read_template(chat_template), default_encoder()
     loaded_threat = load_threat(threat, encoder)
     for model in models:
         loaded_threat = within_window(loaded_threat, model, RESPONSE_TOKENS, template)

@@ -15,9 +15,10 @@ from tamperfuse.commands.measurement import (
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.models.chat_template import read_template
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import LoadedModel, load_model, reference_name, resolve_model
 from tamperfuse.records.files import check_fresh, output_folder, write_json
-from tamperfuse.study.judging import Judging, check_encoder, load_encoder
+from tamperfuse.study.judging import Judging, check_encoder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, JudgeSpec
 from tamperfuse.study.tables import VerdictRow
@@ -50,11 +51,11 @@ def evaluate_model(
     Raises:
         UserError: bad input; nothing is written then.
     """
-    template, encoder = read_template(chat_template), load_encoder()
+    template, encoder = read_template(chat_template), default_encoder()
     prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
     evaluate = full_evaluation(prompts)
     check_fresh(out)
-    check_encoder()
+    check_encoder(encoder)
     with output_folder(out) as staging:
         loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)

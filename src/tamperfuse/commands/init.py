@@ -14,13 +14,13 @@ from tamperfuse.corpora.threats import PARTS, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.calibrate import is_compliant
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, quoted, unknown_name
 from tamperfuse.records.field_docs import FieldDoc, field_docs
 from tamperfuse.records.files import write_text
 from tamperfuse.records.registry import Registry
 from tamperfuse.records.yaml import flow_yaml, parse_yaml
-from tamperfuse.study.judging import load_encoder
 from tamperfuse.study.sections import RESPONSE_TOKENS, BenignSpec, Evaluate, PairsSpec
 from tamperfuse.study.spec import Study, parse_study
 
@@ -60,7 +60,7 @@ def write_study(file: Path, model: str, source: str, size: str) -> list[str]:
     if size not in ABOUT_SIZES:
         raise unknown_name("size of a study", size, ABOUT_SIZES)
     parameter_count(model)  # a wrong name is reported now
-    threat = within_window(load_threat(source, load_encoder()), model, RESPONSE_TOKENS)
+    threat = within_window(load_threat(source, default_encoder()), model, RESPONSE_TOKENS)
     text = study_text(model, threat, size)
     parse_study(parse_yaml(text), str(file))
     write_text(file, text)

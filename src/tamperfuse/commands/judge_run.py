@@ -11,6 +11,7 @@ from tamperfuse.corpora.threats import Part, Threat, ThreatPrompt
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.evaluation.judges.failures import FAILURES
 from tamperfuse.evaluation.judges.local_model import free_judge_model
+from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, locked, write_text
@@ -20,7 +21,7 @@ from tamperfuse.records.run import NodeRun, read_run, write_run
 from tamperfuse.records.summary import Summary, read_summary, write_summary
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.further_judges import RESPONSES, SCORES, judge_nodes, response_folders, verdict_node
-from tamperfuse.study.judging import Judging, load_encoder
+from tamperfuse.study.judging import Judging
 from tamperfuse.study.node import FinishedNode, Node, execute
 from tamperfuse.study.observe import HarmlessPrompt
 from tamperfuse.study.recorded import RecordedRun, read_recorded
@@ -135,7 +136,7 @@ def _without_model(study: Study, name: str, responses: Sequence[Response]) -> Ju
     }
     harmless = {r.id: HarmlessPrompt(r.id, r.prompt, r.part) for r in responses if r.part in HARMLESS_PARTS}
     threat, tokens = Threat(study.threat, parts), study.evaluate.response_tokens
-    return Judging(study.judges[name], threat, list(harmless.values()), tokens, load_encoder(), _no_reference, name)
+    return Judging(study.judges[name], threat, list(harmless.values()), tokens, default_encoder(), _no_reference, name)
 
 
 def _no_reference() -> LoadedModel:

@@ -6,7 +6,7 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.overlap import near
 from tamperfuse.corpora.sources import BUILTIN, read_source
 from tamperfuse.corpora.threats import Threat
-from tamperfuse.models.encoder import SentenceEncoder, TextEncoder
+from tamperfuse.models.encoder import TextEncoder, default_encoder
 from tamperfuse.records.errors import UserError
 
 log = logging.getLogger("tamperfuse")
@@ -25,7 +25,7 @@ def read_outside_threat(
         source: as of :func:`read_source`.
         threat: the threat; its prompts of every part are compared.
         option: name of the option that the source was given by (`benign`, `retain`), for the error message.
-        encoder: finds paraphrases; the bundled sentence encoder if None.
+        encoder: finds paraphrases; the default one if None.
         answered: whether rows without a response are left out.
 
     Returns:
@@ -38,7 +38,7 @@ def read_outside_threat(
     outside = [example for example in rows if not threat.subject or example.category != threat.subject]
     disjoint = source.startswith(BUILTIN) and threat.source.startswith(BUILTIN) and source != threat.source
     if outside and not disjoint:
-        overlapping = near([example.prompt for example in outside], threat.prompts, encoder or SentenceEncoder())
+        overlapping = near([example.prompt for example in outside], threat.prompts, encoder or default_encoder())
         outside = [example for index, example in enumerate(outside) if index not in overlapping]
     if len(outside) < len(rows):
         left_out = len(rows) - len(outside)

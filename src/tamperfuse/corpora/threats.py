@@ -18,7 +18,7 @@ from tamperfuse.corpora.examples import Part as Part
 from tamperfuse.corpora.overlap import distinct
 from tamperfuse.corpora.schemas import is_missing, text
 from tamperfuse.corpora.sources import BUILTIN, clean_text, raw_rows, read_source
-from tamperfuse.models.encoder import SentenceEncoder, TextEncoder
+from tamperfuse.models.encoder import TextEncoder, default_encoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.reading import local_path, path_exists
@@ -90,7 +90,7 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
         source: `builtin:NAME`; a source of any format whose rows have `part` (defender, attacker, attacker_dev or evaluation),
             `prompt`, and optionally `id`, `kind` and `response`; or any other source of prompts that :func:`read_source` reads,
             which is then split into parts.
-        encoder: finds near-duplicates when a source is split; the bundled sentence encoder if None.
+        encoder: finds near-duplicates when a source is split; the default one if None.
 
     Raises:
         UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
@@ -100,7 +100,7 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
         return _in_parts(source, ((source, number, row) for number, row in rows))
     if _names_parts(source):
         return _in_parts(source, raw_rows(source))
-    return _split(source, read_source(source), encoder or SentenceEncoder())
+    return _split(source, read_source(source), encoder or default_encoder())
 
 
 def _names_parts(source: str) -> bool:

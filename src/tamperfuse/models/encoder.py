@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,32 @@ class SentenceEncoder:
         # Normalised in float32: the length of a bfloat16 vector is off by up to 0.4%.
         length = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12).astype(np.float32)
         return np.asarray(vectors / length, dtype=np.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the weights: another process that receives the encoder loads them itself."""
+        return {name: value for name, value in vars(self).items() if name != "_model"}
+
+
+_default: TextEncoder | None = None  # see `set_default_encoder`
+
+
+def default_encoder() -> TextEncoder:
+    """The encoder of judges, harmless prompts, threats and pairs where no other is passed: MiniLM, unless it was replaced."""
+    return SentenceEncoder() if _default is None else _default
+
+
+def set_default_encoder(encoder: TextEncoder | None) -> None:
+    """Replace the default encoder of this process, and of the workers of studies that it starts.
+
+    Thresholds of judges are calibrated with the encoder in use. Those of pairs and of near-duplicates were chosen for MiniLM;
+    how they suit another encoder was not measured.
+
+    Args:
+        encoder: its name is part of the keys of results, so encoders with one name must return the same vectors. Workers
+            receive a pickled copy. None for MiniLM.
+    """
+    global _default
+    _default = encoder
 
 
 class MemoizedEncoder:

@@ -18,12 +18,12 @@ from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.chat_template import read_template
-from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.encoder import TextEncoder, default_encoder
 from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts
-from tamperfuse.study.judging import Judging, check_encoder, load_encoder
+from tamperfuse.study.judging import Judging, check_encoder
 from tamperfuse.study.observe import HarmlessPrompt, Observer, harmless_prompts
 from tamperfuse.study.sections import DEFAULT_JUDGE, JudgeSpec, parse_judge
 from tamperfuse.study.spec import Study, resolve_study
@@ -56,21 +56,24 @@ class StudyContext:
     _reference: LoadedModel | None = field(default=None, init=False)
 
     @classmethod
-    def open(cls, study: Study, run: Path, chat_template: str = "") -> "StudyContext":
+    def open(
+        cls, study: Study, run: Path, chat_template: str = "", encoder: TextEncoder | None = None
+    ) -> "StudyContext":
         """Load the study's data and find its model.
 
         Args:
             study: the study.
             run: the run's folder.
             chat_template: text of a chat template, if the study names no file.
+            encoder: the sentence encoder; the default one if None.
 
         Raises:
             UserError: a source, the model or the sentence encoder cannot be loaded.
         """
         study = resolve_study(study)
         template = read_template(Path(study.chat_template)) if study.chat_template else chat_template
-        check_encoder()  # a missing encoder is reported before the first node runs
-        encoder = load_encoder()
+        encoder = encoder or default_encoder()
+        check_encoder(encoder)  # a missing encoder is reported before the first node runs
         tokens = study.evaluate.response_tokens
         threat = within_window(load_threat(study.threat, encoder), study.model, tokens, template)
         needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}

@@ -19,7 +19,7 @@ from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict
 from tamperfuse.evaluation.judges.base import JudgeTraits
 from tamperfuse.evaluation.judges.failures import is_failure
 from tamperfuse.models.bundled import ENCODERS
-from tamperfuse.models.encoder import DEFAULT_ENCODER, SentenceEncoder, TextEncoder
+from tamperfuse.models.encoder import DEFAULT_ENCODER, TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
@@ -35,18 +35,14 @@ COHERENT, COHERENCE_ANSWERS = 0.8, 16  # not decided from fewer answers
 THRESHOLDS = "thresholds.json"
 
 
-def check_encoder() -> None:
-    """Check that the sentence encoder is installed, without loading it.
+def check_encoder(encoder: TextEncoder) -> None:
+    """Check, if the encoder is the bundled one, that it is installed, without loading it.
 
     Raises:
         UserError: it is not.
     """
-    ENCODERS[DEFAULT_ENCODER].path()
-
-
-def load_encoder() -> TextEncoder:
-    """The sentence encoder of judges, harmless prompts and pairs."""
-    return SentenceEncoder()
+    if encoder.name == DEFAULT_ENCODER:
+        ENCODERS[DEFAULT_ENCODER].path()
 
 
 def write_thresholds(folder: Path, thresholds: Mapping[str, float]) -> None:

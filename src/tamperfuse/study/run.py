@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, shown
@@ -121,7 +122,8 @@ def run_study(
             with RunProgress(plan, done) as progress:
                 watch = RunWatch(nodes, plan, ceiling, progress)
                 place = out.absolute()  # other processes may have another current folder
-                settings = WorkerSettings(partial(study_nodes, study, place), place, report_to, threads)
+                source = partial(study_nodes, study, place, context.encoder)
+                settings = WorkerSettings(source, place, report_to, threads)
                 if executor == "ray":
                     cluster.check_shared(place, machines, threads)
                 finished = _run_nodes(nodes, executor, out, settings, workers, size, watch)
@@ -161,9 +163,9 @@ def _run_nodes(
     return [run_here(out, node, watch, settings.report_to) for node in nodes]
 
 
-def study_nodes(study: Study, out: Path) -> list[Node]:
+def study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
     """All nodes of a study, built in another process."""
-    return build_nodes(StudyContext.open(study, out))
+    return build_nodes(StudyContext.open(study, out, encoder=encoder))
 
 
 def run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str] = ()) -> FinishedNode:
