@@ -183,6 +183,7 @@ const fire = (element, kind) => element.dispatchEvent(new Event(kind, {bubbles: 
 const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 (async () => {
   out.overflow = document.documentElement.scrollWidth - innerWidth;
+  out.dark = matchMedia("(prefers-color-scheme: dark)").matches;
   out.all = by("answer-count").textContent;
   by("filter-defense").value = "SDD"; fire(by("filter-defense"), "change");
   out.sdd = by("answer-count").textContent;
@@ -221,10 +222,10 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int) -> None:
-    out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width))
-    assert "error" not in out and out["overflow"] == 0
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width, dark=dark))
+    assert "error" not in out and out["overflow"] == 0 and out["dark"] is dark
     assert [out[key] for key in ("all", "sdd", "refused", "searched")] == [f"{n} of 26 answers" for n in (26, 14, 6, 1)]
     assert len(out["cards"]) == 2 and "rules: not executed: refuses, off its prompt" in out["cards"][0]
     assert "similarity to its prompt 0.1 (at least 0.3): failed" in out["cards"][0]
