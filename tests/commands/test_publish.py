@@ -1,4 +1,4 @@
-"""`tamperfuse publish`: the hardened model of a run, in the dtype of the model before hardening, with a card of what was measured."""
+"""`tamperfuse publish`: the hardened model of a run, in the dtype of the model before hardening, with a card of its measures."""
 
 import json
 import shutil

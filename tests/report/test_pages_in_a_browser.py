@@ -1,7 +1,7 @@
 """Every page in Chromium, at phone and desktop width, in light and dark: it fits, and keyboards and screen readers can use it.
 
 The checks are a part of those of axe-core: language, title, headings, names of fields, images and regions, tables, what scrolls
-or can be reached by keys, contrast. The page of `compare-chat` is opened without its server; another test opens it with its server.
+or can be reached by keys, contrast. The page of `compare-chat` is opened without its server, with which another test opens it.
 """
 
 import json

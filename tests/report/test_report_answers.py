@@ -215,7 +215,8 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
     const tooltip = document.querySelector(".vg-tooltip.visible");
     const words = tooltip ? tooltip.textContent : "";
     // Where points cover each other, the tooltip of the upper one has the other model as well.
-    if (!["executed", "undefended ", "SDD "].every((part) => words.includes(part))) out.silent.push(mark.getAttribute("aria-label"));
+    const complete = ["executed", "undefended ", "SDD "].every((part) => words.includes(part));
+    if (!complete) out.silent.push(mark.getAttribute("aria-label"));
   }
   const cell = document.querySelector(".heat a[href='#curve-full-100']");
   cell.focus();

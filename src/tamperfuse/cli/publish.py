@@ -17,12 +17,13 @@ def publish(
         Path | None, typer.Option(help="A release policy, whose checks go into the card.", metavar="FILE")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Which of the study's models; by default its first seed.")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Which of the study's models; by default its first seed."),
     ] = None,
 ) -> None:
     """Write the hardened model of a finished run as a folder to publish, with a card that holds what the run measured.
 
-    The card (README.md) has the price, the attacks, what holds and what does not, and the checks of a policy. Nothing is uploaded.
+    The card (README.md) has the price, the attacks, what holds and what does not, the checks of a policy. Nothing is uploaded.
 
     Example: `tamperfuse publish runs/demo --defense sdd --policy studies/policy.yaml --out release`
     """

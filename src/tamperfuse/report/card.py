@@ -52,13 +52,15 @@ def _about(summary: Summary) -> str:
 def _price(summary: Summary, names: Sequence[str]) -> str:
     """Measures before any attack, of the model as shipped and of each model."""
     shipped, models = summary.as_shipped, [summary.defenses[name] for name in names]
+    near = [m.benign_answer_rate_near for m in models]
+    likelihood = [m.benign_nll.before_attack for m in models]
     rows: list[tuple[str, Kind, Measure | None, list[Measure]]] = [
         ("capability", "rate", shipped.capability, [m.capability.before_attack for m in models]),
         ("its drop vs as shipped", "difference", None, [m.capability.drop_vs_shipped for m in models]),
         ("harmless prompts answered", "rate", shipped.benign_answer_rate, [m.benign_answer_rate for m in models]),
-        ("of those near the threat", "rate", shipped.benign_answer_rate_near, [m.benign_answer_rate_near for m in models]),
+        ("of those near the threat", "rate", shipped.benign_answer_rate_near, near),
         ("drop of answers vs as shipped", "difference", None, [m.benign_answer_drop_vs_shipped for m in models]),
-        ("NLL of harmless text, nats a token", "nats", shipped.benign_nll, [m.benign_nll.before_attack for m in models]),
+        ("NLL of harmless text, nats a token", "nats", shipped.benign_nll, likelihood),
         ("its rise vs as shipped", "nats difference", None, [m.benign_nll.rise_vs_shipped for m in models]),
         ("KL from the model as shipped, nats a token", "nats", None, [m.benign_kl for m in models]),
     ]

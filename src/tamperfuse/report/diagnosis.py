@@ -104,9 +104,7 @@ def answer(diagnosis: Diagnosis) -> str:
     if not math.isfinite(original) or not math.isfinite(benign):
         return f"{diagnosis.name}: not measurable, a loss is not finite."
     word = "neither" if original <= 0 and benign <= 0 else "both" if original > 0 and benign > 0 else "one of them"
-    return (
-        f"{diagnosis.name}: {word}. Original answers {_change(original)}, benign text {_change(benign)}, in nats per token."
-    )
+    return f"{diagnosis.name}: {word}. Original answers {_change(original)}, benign text {_change(benign)}, in nats per token."
 
 
 def _change(loss: float) -> str:
