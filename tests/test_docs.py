@@ -166,8 +166,9 @@ def small(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     (tmp_path / "runs").mkdir()
-    if any("runs/demo" in block.code for block in blocks(page)):
-        (tmp_path / "runs" / "demo").symlink_to(request.getfixturevalue("finished_run"))
+    for name in ("demo", "mine"):
+        if any(f"runs/{name}" in block.code for block in blocks(page)):
+            (tmp_path / "runs" / name).symlink_to(request.getfixturevalue("finished_run"))
     if any("prompts.txt" in block.code for block in blocks(page)):
         prompts = [
             row["prompt"] for row in builtin_rows("cooking")[144:178]
