@@ -29,7 +29,7 @@ def test_the_sections_are_those_of_the_summary(tmp_path: Path) -> None:
         "It answers 92% of harmless prompts, the undefended model 95% and the model before hardening 98%.",
         "| harmless prompts answered | 97.7% (93.3% to 99.2%) | 94.5% (",
         "| its drop vs as shipped | – | not resolved (−1% to 3%) | 3% (1% to 5%) |",
-        "| before any attack |  | 0% (0% to 2.3%) | 1.2% (",
+        "| none | before any attack | 0% (0% to 2.3%) | 1.2% (",
         "| full-100 | harmful_finetune, shots 100, steps 16, learning rate 3e-05 | 100% (",
         "| lora-10 | harmful_finetune, settings searched | ",
         "| benign | benign_finetune, steps 8; a control, without an attacker | ",

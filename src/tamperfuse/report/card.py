@@ -72,7 +72,7 @@ def _price(summary: Summary, names: Sequence[str]) -> str:
 def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
     """Harmful execution before any attack, after each attack and after each control."""
     models = [summary.defenses[name] for name in names]
-    rows = [("before any attack", "", *(_value(m.harmful_execution.before_attack) for m in models))]
+    rows = [("none", "before any attack", *(_value(m.harmful_execution.before_attack) for m in models))]
     harm = models[-1].harmful_execution
     for group, remark in ((harm.after_attack, ""), (harm.after_control, "a control, without an attacker")):
         for attack in group:
@@ -80,7 +80,7 @@ def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: 
             after = [(m.harmful_execution.after_attack | m.harmful_execution.after_control).get(attack) for m in models]
             facts = [_facts(attacks.get(attack, {})), remark or ("too weak to count" if weak else "")]
             rows.append((attack, "; ".join(fact for fact in facts if fact), *map(_value, after)))
-    return _table(("after", "what it is", *map(label, names)), rows)
+    return _table(("attack", "what it is", *map(label, names)), rows)
 
 
 def _facts(attack: Mapping[str, Any]) -> str:
