@@ -92,6 +92,8 @@ function check(page, view, width) {
   unique("two regions of one name", all("[role=region], nav"), label);
   unique("an id that is used twice", [...page.querySelectorAll("[id]:not(svg *)")], (element) => element.id);
   require("a heading of a table without scope or text", all("th"), (head) => head.scope && head.textContent.trim());
+  const cells = width < 640 ? [] : all("td, th");  // on a phone the cells of the audit stand below each other
+  require("a cell outside its column", cells, (cell) => view.getComputedStyle(cell).display === "table-cell");
   require("scrolls, but not by keys", all("body *"), (element) => {
     const style = view.getComputedStyle(element), scrolls = (value) => value === "auto" || value === "scroll";
     const moves = (scrolls(style.overflowX) && element.scrollWidth > element.clientWidth) ||
