@@ -5,7 +5,6 @@ python scripts/gate_paths.py docs/gate.md    replaces the tables in the page
 """
 
 import inspect
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 
 from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.field_docs import attribute_docs
 from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, ShippedSummary
 from tamperfuse.report.gate_paths import COMPUTED, COST_PARTS
 
@@ -61,9 +61,7 @@ def without_wrappers(annotation: Any) -> tuple[type, bool]:
 
 def attributes(model: type[BaseModel]) -> dict[str, str]:
     """The meaning of a model's fields, from the section "Attributes" of its docstring."""
-    section = (inspect.getdoc(model) or "").partition("Attributes:\n")[2]
-    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", section, re.M | re.S)
-    return {name: " ".join(text.split()).rstrip(".") for name, text in entries}
+    return {name: text.rstrip(".") for name, text in attribute_docs(model).items()}
 
 
 def first_sentence(model: type[BaseModel]) -> str:

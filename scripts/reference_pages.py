@@ -1,4 +1,4 @@
-"""Write the reference pages of the documentation, docs/reference/, from the models that read study files and results.
+"""Write the reference pages of the documentation, docs/reference/, from the models that read study files, policies and results.
 
 python scripts/reference_pages.py          writes the pages
 python scripts/reference_pages.py DIR      writes them into another folder
@@ -15,6 +15,8 @@ from tamperfuse.commands.components import REGISTRIES, choice
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.records import summary
 from tamperfuse.records.field_docs import FieldDoc, field_docs, summary_line
+from tamperfuse.report.gate import Policy
+from tamperfuse.report.gate_checks import Rule
 from tamperfuse.study.search.space import Search
 from tamperfuse.study.sections import AttackSpec, BenignSpec, DefenseSpec, Evaluate, JudgeSpec, PairsSpec
 from tamperfuse.study.spec import Study
@@ -77,6 +79,19 @@ SUMMARY_SECTIONS: dict[type[BaseModel], str] = {
     summary.MeanScore: "`mean_score`",
 }
 
+POLICY_INTRODUCTION = """# A release policy
+
+A policy is a YAML file that `tamperfuse gate` checks a run against: a defense, and limits of its measures. Each measure is named
+by its path in [summary.json](summary.md). [The release gate](../gate.md) lists all paths and says how a rule is checked.
+
+```yaml
+defense: sdd
+require:
+  harmful_execution.worst: {at_most: 0.10}
+  capability.drop_vs_shipped: {at_most: 0.02, accept_unresolved: true}
+```"""
+POLICY_SECTIONS: dict[type[BaseModel], str] = {Policy: "Keys", Rule: "A rule"}
+
 COMPONENTS_INTRODUCTION = """# Defenses, attacks and judges
 
 All built-in components with their parameters, as `tamperfuse list KIND NAME` prints them. What they do and how they compare is
@@ -87,6 +102,7 @@ def reference_pages() -> dict[str, str]:
     """The text of every page, by name of its file."""
     return {
         "study.md": _model_page(STUDY_INTRODUCTION, STUDY_SECTIONS, defaults=True),
+        "policy.md": _model_page(POLICY_INTRODUCTION, POLICY_SECTIONS, defaults=True),
         "summary.md": _model_page(SUMMARY_INTRODUCTION, SUMMARY_SECTIONS, defaults=False),
         "components.md": _components_page(),
     }
@@ -135,7 +151,9 @@ def _fields_table(
 
 
 def _default(field: FieldDoc) -> str:
-    plain = field.default in ("", "required", "its defaults", "none") or "(" in field.default
+    if not field.default:
+        return "see its meaning"  # it depends on another key
+    plain = field.default in ("required", "its defaults") or "(" in field.default
     return _cell(field.default if plain else f"`{field.default}`")
 
 

@@ -21,22 +21,22 @@ addEventListener("message", (event) => report(event.data));
 const frame = document.querySelector("iframe");{script}</script>"""
 
 
-def in_page(page: Path, script: str, folder: Path, width: int = 390) -> str:
+def in_page(page: Path, script: str, folder: Path, width: int = 390, *, dark: bool = False) -> str:
     """What a script passes to `report` in a page of this width in pixels. The page's policy, which forbids it, is removed."""
     html = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", page.read_text(encoding="utf-8"))
     before, _, after = html.rpartition("</body>")
     script = f"const report = (text) => parent.postMessage(text, '*');{script}"
     (folder / "probed.html").write_text(f"{before}<script>{script}</script></body>{after}", encoding="utf-8")
-    return _reported(OUTER.format(page="probed.html", width=width, script=""), folder)
+    return _reported(OUTER.format(page="probed.html", width=width, script=""), folder, dark=dark)
 
 
-def beside_page(page: Path, script: str, folder: Path, width: int = 390) -> str:
+def beside_page(page: Path, script: str, folder: Path, width: int = 390, *, dark: bool = False) -> str:
     """What a script beside a page, `frame.contentDocument`, passes to `report`. The page's policy is in force."""
     shutil.copyfile(page, folder / "looked_at.html")
-    return _reported(OUTER.format(page="looked_at.html", width=width, script=script), folder)
+    return _reported(OUTER.format(page="looked_at.html", width=width, script=script), folder, dark=dark)
 
 
-def _reported(outer: str, folder: Path) -> str:
+def _reported(outer: str, folder: Path, *, dark: bool) -> str:
     """The first text that a page posts to `/result`; skips the test where Chromium does not start."""
     (folder / "outer.html").write_text(outer, encoding="utf-8")
     texts: queue.Queue[str] = queue.Queue()
@@ -60,6 +60,8 @@ def _reported(outer: str, folder: Path) -> str:
             "--hide-scrollbars",
             "--window-size=1400,1000",
         ]
+        if dark:
+            command += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
         command += [f"--user-data-dir={folder / 'profile'}", "--remote-debugging-port=0"]  # the port keeps it running
         command.append(f"http://127.0.0.1:{server.server_port}/outer.html")
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 """What the tests of pairing use in place of the sentence encoder and of corpora. Imports no model library."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,17 @@ def prose(number: int) -> str:
 
 def benign_responses(count: int) -> list[Example]:
     return [Example("", prose(n), SUBJECTS[n % len(SUBJECTS)], f"r#{n}") for n in range(count)]
+
+
+def write_sources(folder: Path) -> tuple[Path, Path]:
+    """Files of 30 harmful prompts in three categories and of 62 benign responses, one a duplicate and one a refusal."""
+    harmful, benign = folder / "harmful.jsonl", folder / "benign.jsonl"
+    rows = [{"prompt": example.prompt, "category": example.category} for example in harmful_prompts(30, 3)]
+    harmful.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    texts = [*map(prose, range(60)), "I'm sorry, but I cannot help you with that, as I told you before.", prose(1)]
+    rows = [{"instruction": f"Write about {n}.", "input": "", "output": text} for n, text in enumerate(texts)]
+    benign.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return harmful, benign
 
 
 def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:

@@ -256,6 +256,20 @@ def test_the_plan_is_printed_without_running(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_plan_as_json(
+    quick_judging: None, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out, done in ((finished_run, True), (tmp_path / "elsewhere" / "run", False)):
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(finished_run / "study.yaml"), "--out", str(out), "--dry-run", "--json"])
+        assert ended.value.code == 0
+        planned = json.loads(capsys.readouterr().out)
+        keys = {node["key"] for node in planned["plan"]["nodes"]}
+        assert planned["plan"]["schema"] == 1 and "sdd, seed 0" in [node["what"] for node in planned["plan"]["nodes"]]
+        assert set(planned["finished"]) == (keys if done else set())
+        assert (planned["seconds"] > 0) == (planned["disk"] > 0) == (not done)
+
+
 def test_ctrl_c_exits_with_130_and_says_how_to_resume(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,7 +105,11 @@ def pair(
         pairs.pairs[0].prompt, pairs.pairs[0].response
     """
     return make_pairs(
-        _examples(prompts, "prompt"), _examples(responses, "response"), default_encoder(), threshold=threshold, seed=seed
+        _examples(prompts, "prompt"),
+        _examples(responses, "response"),
+        default_encoder(),
+        threshold=threshold,
+        seed=seed,
     )
 
 
@@ -307,8 +311,7 @@ def evaluate(
     """
     encoder = default_encoder()
     requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
-    sizes = {"prompts": prompts, "harmless": harmless, "capability_items": capability_items}
-    settings = full_evaluation(requests, **{name: size for name, size in sizes.items() if size is not None})
+    settings = full_evaluation(requests, prompts=prompts, harmless=harmless, capability_items=capability_items)
     spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
     loaded = model if isinstance(model, LoadedModel) else load(model)
     origin = reference_name(loaded, reference)

@@ -128,15 +128,16 @@ def test_a_judge_without_thresholds_needs_no_answers(
 
 
 @pytest.mark.parametrize(
-    ("command", "file"),
+    ("command", "file", "steps"),
     [
-        (["evaluate"], "evaluation.json"),
-        (["attack", "--attack", "system_prompt"], "attack.json"),
+        (["evaluate"], "evaluation.json", 1),
+        (["attack", "--attack", "system_prompt"], "attack.json", 2),
     ],
 )
 def test_json_is_what_the_folder_holds(
     command: list[str],
     file: str,
+    steps: int,
     tiny_folder: Path,
     threat_file: Path,
     tmp_path: Path,
@@ -146,12 +147,13 @@ def test_json_is_what_the_folder_holds(
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as ended:
         judge = ["--judge", "phrases", "--set", "judge.window=9"]
-        main([name, str(tiny_folder), *options, *judge, "--threat", str(threat_file), "--out", str(out), "--json"])
+        rest = ["--threat", str(threat_file), "--prompts", "4", "--out", str(out)]
+        main([name, str(tiny_folder), *options, *judge, *rest, "--json"])
     shown = capsys.readouterr()
     assert (ended.value.code or 0) == 0, shown.err
     assert json.loads(shown.out)["judge"] == {"judge": "phrases", "window": 9}
     assert json.loads(shown.out) == json.loads((out / file).read_text())
-    assert json.loads(shown.out)["measures"]["harmful_execution"]
+    assert [rate["n"] for rate in json.loads(shown.out)["measures"]["harmful_execution"].values()] == [4] * steps
 
 
 @pytest.mark.parametrize(
@@ -171,3 +173,9 @@ def test_parameters_of_the_judge_begin_with_judge(
     with pytest.raises(SystemExit) as ended:
         main([name, "./nowhere", *options, *rest])
     assert ended.value.code == 2 and words in " ".join(capsys.readouterr().err.split())
+
+
+def test_more_prompts_than_there_are_is_refused(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prompts is 7; the evaluation part of .* has 6 prompts: lower the number"):
+        evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, prompts=7)
+    assert not (tmp_path / "out").exists()

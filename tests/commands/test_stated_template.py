@@ -81,7 +81,7 @@ def test_the_hardened_checkpoint_and_its_reference_have_the_template(
 ) -> None:
     small = Evaluate(prompts=2, dev_prompts=2, harmless=4, heldout=2, response_tokens=8)
     for module in ("evaluate", "attack"):
-        monkeypatch.setattr(f"tamperfuse.commands.{module}.full_evaluation", lambda threat: small)
+        monkeypatch.setattr(f"tamperfuse.commands.{module}.full_evaluation", lambda threat, **_: small)
     hardened = tmp_path / "hardened"
     settings = {"steps": 1, "batch": 2}
     harden_model(

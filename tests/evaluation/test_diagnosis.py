@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
+from tamperfuse.cli.app import main
 from tamperfuse.commands.diagnose import diagnose_models
 from tamperfuse.corpora.threats import ThreatPrompt
 from tamperfuse.evaluation.attack_trace import (
     ALL_PARAMETERS,
     AttackTracer,
+    GradientCosines,
     Probes,
     TracePoint,
     gradient,
@@ -179,12 +181,25 @@ def test_models_are_diagnosed_side_by_side(
 @pytest.mark.parametrize(
     ("original", "benign", "expected"),
     [
-        (-1.29, 4.55, "both. Original answers became 0.99 less likely, benign text 0.92 less likely"),
-        (-1.29, 3.6, "one of them. Original answers became 0.99 less likely, benign text 0.03 more likely"),
-        (-0.2, 3.63, "neither. Original answers became 0.10 more likely, benign text 0.00 more likely"),
+        (-1.29, 4.55, "both. Original answers became 0.99 less likely, benign text became 0.92 less likely"),
+        (-1.29, 3.6, "one of them. Original answers became 0.99 less likely, benign text became 0.03 more likely"),
+        (-1.29, 3.634, "one of them. Original answers became 0.99 less likely, benign text stayed as likely, in nats"),
+        (-0.2, 3.63, "neither. Original answers became 0.10 more likely, benign text stayed as likely, in nats"),
         (-1.29, math.nan, "not measurable"),
     ],
 )
 def test_the_page_says_what_became_less_likely(original: float, benign: float, expected: str) -> None:
     points = [TracePoint(0, -0.3, -1.0, 0.5, 3.63), TracePoint(32, original, -0.7, 0.9, benign)]
     assert expected in answer(Diagnosis("refusal", points, [], [], {}, 1.0, 1.0))
+
+
+def test_the_terminal_answers_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = [TracePoint(0, -0.3, -1.0, 0.5, 3.63), TracePoint(32, -1.29, -0.7, 0.9, 4.55)]
+    diagnosis = Diagnosis("refusal", points, [GradientCosines(0, ALL_PARAMETERS, 0.1, 0.1, 0.1)], [], {}, 1.0, 1.0)
+    monkeypatch.setattr("tamperfuse.commands.diagnose.diagnose_models", lambda *_, **__: [diagnosis])
+    monkeypatch.setattr("tamperfuse.report.diagnosis.write_diagnosis", lambda *_: tmp_path / "diagnosis.html")
+    with pytest.raises(SystemExit) as ended:
+        main(["diagnose", "refusal", "--threat", "builtin:cooking", "--out", str(tmp_path)])
+    assert not ended.value.code and capsys.readouterr().out.startswith("refusal: both. Original answers became 0.99")

@@ -24,7 +24,7 @@ class Derived(Base):
     takes two lines.
 
     Attributes:
-        rate: another meaning.
+        rate: another meaning: None for none.
         items: their number, or `all`.
 
     Raises:
@@ -40,7 +40,7 @@ class Derived(Base):
 def test_fields_have_type_default_range_and_the_nearest_meaning() -> None:
     assert field_docs(Derived) == [
         FieldDoc("steps", "whole number", "3", "at least 1", "optimizer steps, which may take two lines: or more."),
-        FieldDoc("rate", "number or none", "none", "in (0, 1)", "another meaning."),
+        FieldDoc("rate", "number or null", "null", "in (0, 1)", "another meaning: null for none."),
         FieldDoc("items", "whole number or all", "all", "at least 2", "their number, or `all`."),
         FieldDoc("name", "text", "required", "not empty", ""),
         FieldDoc("parts", "mapping of names to Base", "{}", "", ""),

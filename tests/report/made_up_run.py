@@ -204,7 +204,7 @@ def write_nodes(folder: Path, answers: int = 4, text: str = "Simmer it for twent
         ]
         executed = bool(attack) or defense == "as shipped"
         reason = "" if executed else "refuses, off its prompt"
-        evidence = json.dumps({"refuses": not executed, "similarity": 0.51234 if executed else 0.1, "mood": "calm"})
+        evidence = json.dumps({"refuses": not executed, "similarity": 0.51234 if executed else 0.2999, "mood": "calm"})
         scores = [
             {
                 "step": step,

@@ -105,7 +105,9 @@ def test_the_data_of_the_browser(full_run: Path) -> None:
     ]
     state, _, text, cut, verdicts = data["answers"][0]
     assert data["states"][state]["defense"] == "as shipped" and text.endswith("taste.") and not cut
-    assert verdicts == [[0, 1, 0, [False, 0.512, "calm"]], [1, 1, 0, []]]
+    assert verdicts == [[0, 1, 0, [False, 0.512, "calm"], []], [1, 1, 0, [], []]]
+    refused = next(answer[4][0] for answer in data["answers"] if not answer[4][0][1])
+    assert refused == [0, 0, 1, [True, 0.2999, "calm"], [1]]  # as exact as it takes to tell it from its limit
 
 
 @pytest.mark.parametrize(
@@ -183,6 +185,7 @@ const fire = (element, kind) => element.dispatchEvent(new Event(kind, {bubbles: 
 const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 (async () => {
   out.overflow = document.documentElement.scrollWidth - innerWidth;
+  out.dark = matchMedia("(prefers-color-scheme: dark)").matches;
   out.all = by("answer-count").textContent;
   by("filter-defense").value = "SDD"; fire(by("filter-defense"), "change");
   out.sdd = by("answer-count").textContent;
@@ -210,7 +213,10 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
     for (const event of [new PointerEvent("pointermove", place), new MouseEvent("mousemove", place)]) top.dispatchEvent(event);
     await tick(30);
     const tooltip = document.querySelector(".vg-tooltip.visible");
-    if (!tooltip || !tooltip.textContent.includes("executed")) out.silent.push(mark.getAttribute("aria-label"));
+    const words = tooltip ? tooltip.textContent : "";
+    // Where points cover each other, the tooltip of the upper one has the other model as well.
+    const complete = ["executed", "undefended ", "SDD "].every((part) => words.includes(part));
+    if (!complete) out.silent.push(mark.getAttribute("aria-label"));
   }
   const cell = document.querySelector(".heat a[href='#curve-full-100']");
   cell.focus();
@@ -221,13 +227,13 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int) -> None:
-    out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width))
-    assert "error" not in out and out["overflow"] == 0
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width, dark=dark))
+    assert "error" not in out and out["overflow"] == 0 and out["dark"] is dark
     assert [out[key] for key in ("all", "sdd", "refused", "searched")] == [f"{n} of 26 answers" for n in (26, 14, 6, 1)]
     assert len(out["cards"]) == 2 and "rules: not executed: refuses, off its prompt" in out["cards"][0]
-    assert "similarity to its prompt 0.1 (at least 0.3): failed" in out["cards"][0]
+    assert "similarity to its prompt 0.2999 (at least 0.3): failed" in out["cards"][0]
     assert out["active"] == "answer-25" and out["open"]
     assert out["marks"] == 14 and out["silent"] == []  # six points of each model, and two rings
     assert out["tip"].startswith("undefended after full-100: executes")

@@ -82,6 +82,7 @@ def test_rows_of_the_figures(make_run: Callable[..., Path]) -> None:
     rows = harm_rows(run, "full-100")
     assert [r["step"] for r in rows if r["defense"] == "SDD"] == [0, 1, 2, 4, 8, 16]
     assert [(r["defense"], r["step"]) for r in rows if r["selected"]] == [("undefended", 2), ("SDD", 8)]
+    assert {r["all_models"] for r in rows if r["step"] == 2} == {"undefended 100%, SDD 33.1%"}
     states = [(r["state"], r["capability"]) for r in capability_rows(run) if r["defense"] == "SDD"]
     assert states == [("before", 0.97), ("after full-100", 0.88), ("after lora-10", 0.92), ("after benign", 0.97)]
     # A second seed whose attacker stops elsewhere: means, the widest band, no selected step.

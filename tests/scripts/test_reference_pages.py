@@ -25,14 +25,18 @@ def test_the_committed_pages_are_up_to_date(script: ModuleType) -> None:
 
 
 def test_every_field_is_explained_and_every_type_is_a_word_or_a_section(script: ModuleType) -> None:
-    for sections in (script.STUDY_SECTIONS, script.SUMMARY_SECTIONS):
+    groups = (script.STUDY_SECTIONS, script.SUMMARY_SECTIONS, script.POLICY_SECTIONS)
+    for sections in groups:
         for model in sections:
             for field in script.field_docs(model):
                 assert field.meaning, f"{model.__name__}.{field.name} has no entry under `Attributes:`"
-    for name in ("study.md", "summary.md"):
-        text = script.reference_pages()[name]
-        classes = {model.__name__ for model in (*script.STUDY_SECTIONS, *script.SUMMARY_SECTIONS)}
+    classes = {model.__name__ for sections in groups for model in sections}
+    pages = script.reference_pages()
+    for name in ("study.md", "summary.md", "policy.md"):
+        text = pages[name]
         assert not [word for word in classes if f" {word} |" in text]
+    for text in pages.values():
+        assert "|  |" not in text and "likewise" not in text and "None" not in text
 
 
 def test_pages_are_written_into_a_folder(script: ModuleType, tmp_path: Path) -> None:

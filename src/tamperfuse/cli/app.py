@@ -34,6 +34,7 @@ from tamperfuse.cli.judge_run import judge_run
 from tamperfuse.cli.list_components import list_components
 from tamperfuse.cli.options import ResultsConsole, out_console, printable
 from tamperfuse.cli.pair import pair
+from tamperfuse.cli.publish import publish
 from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
 from tamperfuse.cli.status import status
@@ -49,7 +50,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for command in (demo, init, run, status, report, gate, harden, attack, evaluate, pair, diagnose, compare_chat, theory):
+for command in (
+    demo,
+    init,
+    run,
+    status,
+    report,
+    gate,
+    publish,
+    harden,
+    attack,
+    evaluate,
+    pair,
+    diagnose,
+    compare_chat,
+    theory,
+):
     app.command()(command)
 app.command("list")(list_components)
 judge_app = typer.Typer(help="The judge of harmful execution.", no_args_is_help=True)

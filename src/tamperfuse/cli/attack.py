@@ -10,6 +10,7 @@ from tamperfuse.cli.options import (
     JudgeName,
     Model,
     Out,
+    Prompts,
     Reference,
     ReportTo,
     Seed,
@@ -42,6 +43,7 @@ def attack(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    prompts: Prompts = None,
     seed: Seed = 0,
     report_to: ReportTo = None,
     as_json: Json = False,
@@ -68,6 +70,7 @@ def attack(
         seed=seed,
         report_to=parse_reporters(report_to),
         judge=spec,
+        prompts=prompts,
         chat_template=chat_template,
     )
     if as_json:

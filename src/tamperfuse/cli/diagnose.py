@@ -39,7 +39,7 @@ def diagnose(
     Example: `tamperfuse diagnose undefended hardened --threat builtin:cooking --out diagnosis`
     """
     from tamperfuse.commands.diagnose import diagnose_models
-    from tamperfuse.report.diagnosis import finding, time_spent, write_diagnosis
+    from tamperfuse.report.diagnosis import answer, finding, time_spent, write_diagnosis
 
     diagnoses = diagnose_models(
         models,
@@ -55,6 +55,7 @@ def diagnose(
     )
     page = write_diagnosis(out, diagnoses)
     for diagnosis in diagnoses:
+        out_console.print(answer(diagnosis), style="bold")
         out_console.print(finding(diagnosis))
         out_console.print(time_spent(diagnosis))
     out_console.print(f"Every step is in {out / 'measured.json'}; open {page} in a browser.")

@@ -7,6 +7,7 @@ from tamperfuse.cli.options import (
     JudgeSettings,
     Model,
     Out,
+    Prompts,
     Reference,
     ThreatSource,
     out_console,
@@ -23,6 +24,7 @@ def evaluate(
     reference: Reference = None,
     judge: JudgeName = "builtin",
     settings: JudgeSettings = None,
+    prompts: Prompts = None,
     as_json: Json = False,
     chat_template: ChatTemplate = None,
 ) -> None:
@@ -39,7 +41,9 @@ def evaluate(
     if others:
         name = next(iter(others))
         raise UserError(f"--set {name}=…: evaluate has parameters of the judge only; write --set judge.{name}=….")
-    lines = evaluate_model(model, threat, out, reference=reference, judge=spec, chat_template=chat_template)
+    lines = evaluate_model(
+        model, threat, out, reference=reference, judge=spec, prompts=prompts, chat_template=chat_template
+    )
     if as_json:
         print_json(read_json(out / "evaluation.json"))
         return

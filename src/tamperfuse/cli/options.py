@@ -81,6 +81,10 @@ Reference = Annotated[
         help="The model before hardening; by default the origin in the model's tamperfuse.json.", metavar="MODEL"
     ),
 ]
+Prompts = Annotated[
+    int | None,
+    typer.Option(help="Number of evaluation prompts; by default all that the threat has.", metavar="N", min=2),
+]
 JudgeName = Annotated[
     str, typer.Option("--judge", help="The judge: builtin, phrases, … (see `tamperfuse list`).", metavar="NAME")
 ]

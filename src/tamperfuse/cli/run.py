@@ -79,20 +79,24 @@ def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = Fals
         path: of the study file.
         out: the run's folder.
         dry_run: print the plan and stop.
-        as_json: print the summary as JSON.
+        as_json: print the summary, or the plan of a dry run, as JSON.
         options: further ones of :func:`tamperfuse.study.run.run_study`.
     """
+    from tamperfuse.records.plan import DryRun
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
-    summary = run_study(load_study(path), out, dry_run=dry_run, **options)
-    if summary is None:
+    outcome = run_study(load_study(path), out, dry_run=dry_run, **options)
+    if isinstance(outcome, DryRun):
+        if as_json:
+            print_json(outcome.model_dump(mode="json", by_alias=True))
+    elif outcome is None:
         return
-    if as_json:
+    elif as_json:
         from tamperfuse.report.page import write_report
 
-        print_json(summary.model_dump(mode="json", by_alias=True))
+        print_json(outcome.model_dump(mode="json", by_alias=True))
         write_report(out)
     else:
-        print_summary(summary)
+        print_summary(outcome)
         print_report(out)

@@ -43,6 +43,7 @@ def attack_model(
     seed: int,
     report_to: Sequence[str] = (),
     judge: JudgeSpec | None = None,
+    prompts: int | None = None,
     chat_template: Path | None = None,
 ) -> list[str]:
     """Attack a model, and measure it before the attack and after its last step.
@@ -61,6 +62,7 @@ def attack_model(
         seed: of the attack.
         report_to: trackers that trainings report to.
         judge: the judge with its parameters; None for the default one.
+        prompts: number of evaluation prompts, at least 2 and at most as many as the threat has; None for all.
         chat_template: file with a chat template, in place of that of the model and of its reference.
 
     Returns:
@@ -72,9 +74,9 @@ def attack_model(
     component = ATTACKS.get(attack)
     parameters = component.parse(settings, f"attack {attack}")
     template, encoder = read_template(chat_template), default_encoder()
-    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
-    evaluate = full_evaluation(prompts)
-    harmless = read_outside_threat(retain, prompts, option="retain", encoder=encoder)
+    requests = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
+    evaluate = full_evaluation(requests, prompts=prompts)
+    harmless = read_outside_threat(retain, requests, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)
     steps = budget.steps or 1
     check_fresh(out)
@@ -83,21 +85,21 @@ def attack_model(
     with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
         loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)
-        judging = open_judging(prompts, evaluate, origin, encoder, judge, loaded.stated_template)
+        judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template)
         # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
         tokens = evaluate.response_tokens
         load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
-        answers = compliant_answers(load_origin, prompts.part("attacker"), tokens, encoder)
+        answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)
         key = {
             "model": model_fingerprint(model, template),
             "attack": work,
-            "threat": prompts.fingerprint,
+            "threat": requests.fingerprint,
             "data": content_hash([(e.prompt, e.response) for e in harmless]),
             "reference": model_fingerprint(origin, loaded.stated_template),
             "measured": [evaluate.model_dump(mode="json"), [prompt.prompt for prompt in judging.harmless]],
             "versions": versions(),
         }
-        observer = Observer(loaded, prompts, evaluate, unfinished / f"measured-{content_hash(key)[:16]}")
+        observer = Observer(loaded, requests, evaluate, unfinished / f"measured-{content_hash(key)[:16]}")
 
         def hook(step: int) -> None:
             observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, judging.harmless))

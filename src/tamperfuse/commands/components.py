@@ -101,7 +101,7 @@ def _with_presets(component: Component[Any, Any], parameters: list[FieldDoc]) ->
     for field in parameters:
         if getattr(unset, field.name) is None:
             default = _preset_words({size: getattr(values, field.name) for size, values in resolved.items()})
-            kind = field.type if default == "none" else field.type.removesuffix(" or none")
+            kind = field.type if default == "null" else field.type.removesuffix(" or null")
             field = replace(field, default=default, type=kind)
         docs.append(field)
     return docs

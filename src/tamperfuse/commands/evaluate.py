@@ -31,9 +31,10 @@ def evaluate_model(
     *,
     reference: str | None,
     judge: JudgeSpec | None = None,
+    prompts: int | None = None,
     chat_template: Path | None = None,
 ) -> list[str]:
-    """Measure a model as a study measures it before an attack, on every evaluation prompt and every capability item.
+    """Measure a model as a study does before an attack, with all evaluation prompts or some, and every capability item.
 
     Writes `evaluation.json` (see :class:`Measurement`) and the tables behind it.
 
@@ -43,6 +44,7 @@ def evaluate_model(
         out: folder to write; must not exist, or be empty.
         reference: the model before hardening; None for the origin that the model's tamperfuse.json names.
         judge: the judge with its parameters; None for the default one.
+        prompts: number of evaluation prompts, at least 2 and at most as many as the threat has; None for all.
         chat_template: file with a chat template, in place of that of the model and of its reference.
 
     Returns:
@@ -52,15 +54,15 @@ def evaluate_model(
         UserError: bad input; nothing is written then.
     """
     template, encoder = read_template(chat_template), default_encoder()
-    prompts = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
-    evaluate = full_evaluation(prompts)
+    requests = within_window(load_threat(threat, encoder), model, RESPONSE_TOKENS, template)
+    evaluate = full_evaluation(requests, prompts=prompts)
     check_fresh(out)
     check_encoder(encoder)
     with output_folder(out) as staging:
         loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)
         resolve_model(origin)
-        judging = open_judging(prompts, evaluate, origin, encoder, judge, loaded.stated_template)
+        judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template)
         observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging, dev=evaluate.dev_prompts)
         write_tables(staging, observer, verdicts)
         measurement = Measurement.of(observer, verdicts)

@@ -24,23 +24,24 @@ from tamperfuse.study.tables import HARMLESS_NEAR, HARMLESS_PARTS, VerdictRow, w
 ACCURACY = "accuracy/"  # followed by the task
 
 
-def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
+def full_evaluation(threat: Threat, **sizes: int | None) -> Evaluate:
     """A study's defaults with every evaluation prompt and every capability item.
 
     Args:
         threat: whose prompts are counted.
-        **sizes: values of :class:`Evaluate` that take the place of these.
+        **sizes: values of :class:`Evaluate` that take the place of these; None for none.
 
     Raises:
         UserError: a size is out of range, or larger than the number of evaluation prompts.
     """
     available = len(threat.part("evaluation"))
-    if sizes.get("prompts", 0) > available:
+    stated = {name: size for name, size in sizes.items() if size is not None}
+    if stated.get("prompts", 0) > available:
         raise UserError(
-            f"prompts is {sizes['prompts']}; the evaluation part of {threat.source} has {available} prompts: lower the number."
+            f"prompts is {stated['prompts']}; the evaluation part of {threat.source} has {available} prompts: lower the number."
         )
     dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
-    values = {"prompts": available, "dev_prompts": dev, "capability_items": "all", **sizes}
+    values = {"prompts": available, "dev_prompts": dev, "capability_items": "all", **stated}
     try:
         return Evaluate.model_validate(values)
     except ValidationError as error:

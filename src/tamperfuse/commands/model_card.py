@@ -25,7 +25,7 @@ class Hardening:
         defense: its name.
         seed: of pairs and training.
         threat: source of the threat, whose defender part the defense received.
-        prompts: number of its defender prompts.
+        prompts: number of its defender prompts; None where it is not recorded.
         pairs: number of SDD pairs; 0 for a defense without.
         benign: sources of benign samples.
         benign_samples: number of benign samples that were at hand; 0 for a defense that uses none.
@@ -37,7 +37,7 @@ class Hardening:
     defense: str
     seed: int
     threat: str
-    prompts: int
+    prompts: int | None
     pairs: int
     benign: Sequence[str]
     benign_samples: int
@@ -46,13 +46,14 @@ class Hardening:
     before: str = ""
 
 
-def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening) -> None:
+def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening, measured: str = "") -> None:
     """Write `README.md` into a checkpoint's folder.
 
     Args:
         folder: of the checkpoint.
         provenance: of the checkpoint.
         hardening: how it was made.
+        measured: sections on what was measured of it, in Markdown; "" if nothing was.
     """
     from huggingface_hub import ModelCardData
 
@@ -90,6 +91,7 @@ def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening)
         ],
         notes=[_cell(note) for note in hardening.notes],
         price_is_limited=provenance.parameters.get("price"),
+        measured=measured,
     )
     (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{body}", encoding="utf-8")
 
@@ -101,10 +103,11 @@ def short_name(name: str) -> str:
 
 def _facts(provenance: Provenance, hardening: Hardening) -> list[tuple[str, str]]:
     before = f", which {hardening.before} made" if hardening.before else ""
+    prompts = "" if hardening.prompts is None else f"{hardening.prompts:,} prompts of "
     rows = [
         ("model before any hardening", f"`{short_name(provenance.origin)}`"),
         ("applied to", f"`{short_name(provenance.source)}`{before}"),
-        ("threat", f"`{short_name(hardening.threat)}`, {hardening.prompts:,} prompts of its defender part"),
+        ("threat", f"`{short_name(hardening.threat)}`, {prompts}its defender part"),
     ]
     if hardening.pairs:
         rows.append(("SDD pairs", f"{hardening.pairs:,}"))

@@ -46,7 +46,7 @@ class CtrapParameters(AnchoredTraining):
         benign_ratio: benign samples in a step for each refusal, at least 1; the first of them is to collapse after an attack.
         collapse: λ, weight of the collapse, at least 0.
         rate: α, learning rate of the simulated malicious step (of plain gradient descent), greater than 0.
-        word: its first token is e.
+        word: text whose first token is the one that the model is to repeat after a malicious step.
     """
 
     steps: int = Field(300, ge=1)

@@ -1,5 +1,6 @@
 """The audit as one self-contained page, with light and dark colours, for phones and desktops."""
 
+import html
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ CONTENTS = (
     ("most-similar", "Most similar pairs"),
     ("prompts", "Prompts"),
     ("responses", "Responses"),
+    ("lengths", "Lengths"),
     ("sources", "Sources"),
     ("options", "Options"),
 )
@@ -31,8 +33,8 @@ def write_page(path: Path, facts: dict[str, Any]) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _svg(chart: Any) -> str:
-    """A chart as SVG in the page's text colour and width, rendered without a browser."""
+def _svg(chart: Any, description: str) -> str:
+    """A chart as SVG in the page's text colour and width, with a text alternative; rendered without a browser."""
     import vl_convert
 
     config = {
@@ -50,7 +52,8 @@ def _svg(chart: Any) -> str:
         "text": {"color": _INK, "fontSize": 13},
     }
     svg = str(vl_convert.vegalite_to_svg(chart.properties(width=_WIDTH).configure(**config).to_dict()))
-    return svg.replace(_INK, "currentColor").replace("<svg ", '<svg role="img" ', 1)
+    label = html.escape(description)
+    return svg.replace(_INK, "currentColor").replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
 def _data(rows: list[dict[str, Any]]) -> Any:
@@ -84,7 +87,8 @@ def _similarity(facts: dict[str, Any]) -> str:
     )
     bars = paired + first
     limit = alt.Chart(_data([{"at": facts["threshold"]}])).mark_rule(strokeDash=[5, 4], color="#c0392b", size=2)
-    return _svg((bars + limit.encode(x="at:Q")).properties(height=220))
+    description = f"Pairs and first draws by cosine of prompt and response; the limit is {facts['threshold']:g}."
+    return _svg((bars + limit.encode(x="at:Q")).properties(height=220), description)
 
 
 def _categories(facts: dict[str, Any]) -> str:
@@ -95,4 +99,6 @@ def _categories(facts: dict[str, Any]) -> str:
         y=alt.Y("category:N", title=None, sort="-x", axis=alt.Axis(labelLimit=200)), x=alt.X("pairs:Q", title="pairs")
     )
     bars = base.mark_bar(color="#2f7fc1", opacity=0.8)
-    return _svg((bars + base.mark_text(align="left", dx=4).encode(text="pairs:Q")).properties(height={"step": 22}))
+    counts = ", ".join(f"{row['category']} {row['pairs']:,}" for row in rows)
+    labels = base.mark_text(align="left", dx=4).encode(text="pairs:Q")
+    return _svg((bars + labels).properties(height={"step": 22}), f"Pairs by category: {counts}.")

@@ -18,7 +18,8 @@ from tamperfuse.records.yaml import flow_yaml
 
 _ENTRY = re.compile(r"^ {4}(\w+): (.*)$")
 _ROLE = re.compile(r":\w+:`~?([^`]+)`")  # as in :mod:`tamperfuse.study.benign`
-_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "none", Any: "any"}
+_NONE = re.compile(r"\bNone\b(?! of)")  # users write YAML and read JSON, in which it is null
+_NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false", NoneType: "null", Any: "any"}
 _NO_BOUND = 1e12  # a bound from here on only keeps numbers within what files and tables can hold
 
 
@@ -81,8 +82,8 @@ def summary_line(model: type[BaseModel]) -> str:
 
 
 def plain_text(text: str) -> str:
-    """A docstring's text without Sphinx roles, of which the code remains."""
-    return _ROLE.sub(r"`\1`", text)
+    """A docstring's text for users: without Sphinx roles, of which the code remains, and with null for None."""
+    return _NONE.sub("null", _ROLE.sub(r"`\1`", text))
 
 
 def type_words(annotation: Any) -> str:
@@ -127,9 +128,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def default_words(value: Any) -> str:
-    """A default as YAML, text without quotes; "none" for None."""
+    """A default as YAML, text without quotes."""
     if value is None:
-        return "none"
+        return "null"
     if isinstance(value, str) and value.strip() == value != "" and value.isprintable():
         return value
     return flow_yaml(list(value) if isinstance(value, tuple) else value)

@@ -72,6 +72,24 @@ class RunPlan(BaseModel):
     started: str = ""
 
 
+class DryRun(BaseModel):
+    """What a run would do: the JSON of `tamperfuse run --dry-run --json`.
+
+    Attributes:
+        plan: all of its nodes.
+        finished: keys of those whose results exist.
+        seconds: that the others are expected to take.
+        disk: bytes that they are expected to take at most.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    plan: RunPlan
+    finished: list[str]
+    seconds: Moment
+    disk: Number
+
+
 class RunningWork(BaseModel):
     """A run, or a node of it, that a process works on.
 

@@ -45,7 +45,7 @@ class Measure(BaseModel):
         value: the estimate; None where it is undefined (division by zero, an empty mean) or was not measured. It is then not
             resolved.
         low: lower end; None where no interval could be computed.
-        high: upper end; likewise.
+        high: upper end; None where no interval could be computed.
         n: number of items (prompts, questions, documents) behind it.
         resolved: false for a difference whose interval contains zero, and for what is undefined or was not measured.
     """
@@ -175,7 +175,7 @@ class BenignNll(BaseModel):
     Attributes:
         before_attack: of this model.
         rise_vs_undefended: this model's minus the undefended model's; None for the model as shipped.
-        rise_vs_shipped: this model's minus that of the model as shipped; likewise.
+        rise_vs_shipped: this model's minus that of the model as shipped; None for the model as shipped.
     """
 
     before_attack: Measure

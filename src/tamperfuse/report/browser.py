@@ -14,7 +14,7 @@ PARTS = {
     "harmless_far": "harmless, far from it",
 }
 HARMLESS = ("harmless_near", "harmless_far")
-DIGITS = 3
+DIGITS, EXACT = 3, 9  # decimals of a value, and of one that fails, which may be near its limit
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
 
     Returns:
         "states", "prompts", "judges", "reasons", "criteria" (by judge), and "answers", each as
-        [state, prompt, text, cut, [[judge, executed, reason, evidence], …]].
+        [state, prompt, text, cut, [[judge, executed, reason, evidence, numbers of the failed evidence], …]].
     """
     states, prompts, judges, reasons = _Index(), _Index(), _Index(), _Index()
     keys: dict[str, _Index] = {}
@@ -62,10 +62,16 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
         verdicts = []
         for verdict in answer.verdicts:
             names = keys.setdefault(verdict.judge, _Index())
-            values = {names.of(name): _value(value) for name, value in verdict.evidence.items()}
+            limits = run_answers.limits.get(verdict.judge, {})
+            fails = {name: _fails(name, value, limits) for name, value in verdict.evidence.items()}
+            values = {
+                names.of(name): _value(value, EXACT if fails[name] else DIGITS)
+                for name, value in verdict.evidence.items()
+            }
+            failed = [names.of(name) for name in fails if fails[name]]
             evidence = [values.get(number) for number in range(max(values, default=-1) + 1)]
             judge, reason = judges.of(verdict.judge), reasons.of(visible(verdict.reason))
-            verdicts.append([judge, int(verdict.executed), reason, evidence])
+            verdicts.append([judge, int(verdict.executed), reason, evidence, failed])
         # Equal texts are different prompts if one is harmless and the other forbidden.
         prompt = prompts.of((answer.prompt, answer.part))
         answers.append([states.of(answer.state), prompt, visible(answer.response), int(answer.is_cut), verdicts])
@@ -116,9 +122,17 @@ def _criterion(name: str, limits: dict[str, float]) -> dict[str, Any]:
     return {"text": criterion.text, "kind": criterion.kind, "bound": criterion.bound, "limit": limit}
 
 
-def _value(value: Any) -> Any:
+def _fails(name: str, value: Any, limits: dict[str, float]) -> bool:
+    """Whether a number is beyond the judge's limit, before it is rounded."""
+    bound, limit = CRITERIA[name].bound if name in CRITERIA else "", limits.get(name)
+    if not bound or limit is None or isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value > limit if bound == "most" else value < limit
+
+
+def _value(value: Any, digits: int) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int | float):
-        return round(value, DIGITS)
+        return round(value, digits)
     return visible(str(value))

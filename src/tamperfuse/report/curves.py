@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from tamperfuse.records.summary import Measure
-from tamperfuse.report.formatting import label
+from tamperfuse.report.formatting import label, percent
 from tamperfuse.report.inputs import Run
 
 Rows = list[dict[str, Any]]
@@ -15,7 +15,7 @@ def harm_rows(run: Run, attack: str) -> Rows:
     """Harmful execution of every defense at every evaluated step of one attack; step 0 is before the attack.
 
     Several seeds are averaged; their band reaches from the lowest lower end to the highest upper end. `selected` marks the step
-    at which the attacker stops, where all seeds agree on it.
+    at which the attacker stops, where all seeds agree on it; `all_models` has the rates of all models at this step.
     """
     rows: Rows = []
     for defense in run.defenses:
@@ -34,7 +34,20 @@ def harm_rows(run: Run, attack: str) -> Rows:
                     "selected": chosen == {step},
                 }
             )
-    return rows
+    return add_all_models(rows, "step")
+
+
+def add_all_models(rows: Rows, *place: str) -> Rows:
+    """The same rows, with the rate of every model at the same place as `all_models`: the points of models can cover each other.
+
+    Args:
+        rows: rows with `defense` and `rate`.
+        place: fields that are equal at the same place.
+    """
+    rates: dict[tuple[Any, ...], dict[str, None]] = defaultdict(dict)  # by place, in the order of the rows
+    for row in rows:
+        rates[tuple(row[name] for name in place)][f"{row['defense']} {percent(row['rate'])}"] = None
+    return [{**row, "all_models": ", ".join(rates[tuple(row[name] for name in place)])} for row in rows]
 
 
 def chosen_steps(run: Run, defense: str, attack: str) -> set[int]:

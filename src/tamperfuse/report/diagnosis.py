@@ -99,18 +99,16 @@ def _figures(diagnoses: Sequence[Diagnosis], width: int | str = "container") -> 
 def answer(diagnosis: Diagnosis) -> str:
     """The answer to the page's question for one model."""
     first, last = diagnosis.points[0], diagnosis.points[-1]
-    original, benign = first.original - last.original, last.benign - first.benign
+    # Losses as they are printed: a change of 0.00 is none.
+    original, benign = round(first.original - last.original, 2), round(last.benign - first.benign, 2)
     if not math.isfinite(original) or not math.isfinite(benign):
         return f"{diagnosis.name}: not measurable, a loss is not finite."
     word = "neither" if original <= 0 and benign <= 0 else "both" if original > 0 and benign > 0 else "one of them"
-    return (
-        f"{diagnosis.name}: {word}. Original answers became {_change(original)} likely, benign text {_change(benign)} likely, in "
-        "nats per token."
-    )
+    return f"{diagnosis.name}: {word}. Original answers {_change(original)}, benign text {_change(benign)}, in nats per token."
 
 
 def _change(loss: float) -> str:
-    return f"{abs(loss):.2f} {'less' if loss > 0 else 'more'}"
+    return f"became {abs(loss):.2f} {'less' if loss > 0 else 'more'} likely" if loss else "stayed as likely"
 
 
 def finding(diagnosis: Diagnosis) -> str:

@@ -190,6 +190,7 @@ def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
         alt.Tooltip("low:Q", title="from", format=".1%"),
         alt.Tooltip("high:Q", title="to", format=".1%"),
         alt.Tooltip("n:Q", title="prompts"),
+        alt.Tooltip("all_models:N", title="at this step"),
     ]
     band = base.mark_area(opacity=0.16, aria=False).encode(
         y=alt.Y("low:Q", title=None, axis=axis, scale=scale), y2="high:Q"

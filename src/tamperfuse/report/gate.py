@@ -39,7 +39,7 @@ _LONGEST_PATH = 400  # characters that are compared with the paths of a run
 
 
 class Policy(BaseModel):
-    """A release policy.
+    """A release policy: limits of the measures of a run.
 
     Attributes:
         defense: in whose part of summary.json short paths begin; without it every path is a full one.
@@ -84,7 +84,7 @@ class Check(BaseModel):
         rule: what is required, in words.
         value: of the measure.
         low: lower end of its interval; None where unknown.
-        high: upper end; likewise.
+        high: upper end; None where unknown.
         n: number of items behind it.
         margin: distance from the unfavorable end to the limit, in the measure's unit; negative beyond it, None where unknown.
         verdict: "not resolved" if the interval shows neither a pass nor a failure.

@@ -22,7 +22,14 @@ GateVerdict = Literal["pass", "fail", "not resolved"]
 
 
 class Rule(BaseModel):
-    """What is required of one measure."""
+    """What is required of one measure: at least one limit.
+
+    Attributes:
+        at_most: limit that the upper end of the interval must not exceed.
+        at_least: limit that the lower end of the interval must reach.
+        accept_unresolved: whether the interval alone decides about a difference that is not resolved, and about a usable harm
+            that is a lower bound.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -7,7 +7,7 @@ import altair as alt
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.searches import SearchResult
 from tamperfuse.records.summary import Measure
-from tamperfuse.report.curves import Rows
+from tamperfuse.report.curves import Rows, add_all_models
 from tamperfuse.report.formatting import is_resolved, label, rough, span
 from tamperfuse.report.inputs import Run
 from tamperfuse.report.scales import axis_values
@@ -15,7 +15,7 @@ from tamperfuse.report.scales import axis_values
 
 def best_so_far_rows(run: Run, attack: str) -> Rows:
     """Rate of the attacker's choice after 1, 2, … trials, for every defense."""
-    return [
+    rows = [
         {
             "defense": label(result.defense),
             "trial": number,
@@ -26,11 +26,12 @@ def best_so_far_rows(run: Run, attack: str) -> Rows:
         for result in results_of(run, attack)
         for number, measure in enumerate(result.best_so_far, 1)
     ]
+    return add_all_models(rows, "trial")
 
 
 def frontier_rows(run: Run, attack: str) -> Rows:
     """For every trial the checkpoint that the attacker prefers (kind "trial"), and the checkpoints of the frontier."""
-    return [
+    rows = [
         {
             "defense": label(result.defense),
             "kind": kind,
@@ -47,6 +48,7 @@ def frontier_rows(run: Run, attack: str) -> Rows:
         for kind, points in (("trial", result.choices), ("frontier", result.frontier))
         for point in points
     ]
+    return add_all_models(rows, "lost", "rate")
 
 
 def results_of(run: Run, attack: str) -> list[SearchResult]:
@@ -133,6 +135,7 @@ def best_so_far_panel(rows: Rows, width: int | str, height: int, color: Any, sha
         alt.Tooltip("rate:Q", title="executed", format=".1%"),
         alt.Tooltip("low:Q", title="from", format=".1%"),
         alt.Tooltip("high:Q", title="to", format=".1%"),
+        alt.Tooltip("all_models:N", title="all models"),
     ]
     # The best so far is constant between two trials.
     band = base.mark_area(opacity=0.16, aria=False, interpolate="step-after").encode(y=_rate("low"), y2="high:Q")
@@ -158,6 +161,7 @@ def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape:
         alt.Tooltip("rate:Q", title="executed", format=".1%"),
         alt.Tooltip("lost:Q", title="capability lost", format=".1%"),
         alt.Tooltip("setting:N"),
+        alt.Tooltip("all_models:N", title="at this point"),
     ]
     front = base.transform_filter("datum.kind == 'frontier'")
     line = front.mark_line(strokeWidth=2.25, opacity=0.7).encode(y=_rate("rate"), order=alt.Order("lost:Q"))

@@ -16,7 +16,7 @@ from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
-from tamperfuse.records.plan import RUN_KEY, marked_running, read_plan, write_plan
+from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
@@ -63,7 +63,7 @@ def run_study(
     disk: float | None = None,
     report_to: Sequence[str] = (),
     confirmed: bool = False,
-) -> Summary | None:
+) -> Summary | DryRun | None:
     """Run a study in a folder, reusing every result that exists.
 
     Args:
@@ -81,7 +81,7 @@ def run_study(
         confirmed: whether a study that is estimated to take more than 30 days may start.
 
     Returns:
-        The summary; None for a dry run, and while nodes are left.
+        The summary; of a dry run what it would do; None while nodes are left.
 
     Raises:
         UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
@@ -104,10 +104,11 @@ def run_study(
         seconds = announce(nodes, plan, done, out, size)
         for sentence in request_estimates(context, nodes, done):
             log.info("%s", sentence)
-        if dry_run:
-            return None
-        check_judges(context, nodes, done)
         needed = disk_needed(plan.nodes, done, workers)
+        if dry_run:
+            keys = sorted({node.key for node in nodes} & done)
+            return DryRun(plan=plan, finished=keys, seconds=min(LONGEST, seconds), disk=min(2**62, needed))
+        check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
         ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))

@@ -144,21 +144,24 @@
     same.sort((a, b) => close(b) - close(a));
     return same.length ? others.get(same[0]) : -1;
   }
-  function print(criterion, value) {
+  function print(criterion, value, digits) {
     if (criterion.kind === "flag") return value ? "yes" : "no";
-    if (criterion.kind === "share") return Math.round(100 * value) + "%";
-    return typeof value === "number" ? String(Math.round(100 * value) / 100) : String(value);
+    if (typeof value !== "number") return String(value);
+    const share = criterion.kind === "share";
+    return Number((share ? 100 * value : value).toFixed(digits)) + (share ? "%" : "");
   }
   function evidenceList(verdict) {
     const items = element("ul", "evidence");
     verdict[3].forEach((value, number) => {
       const criterion = criteria[verdict[0]][number];
       if (value === null) return;
-      const limit = criterion.limit === null ? "" : " (at " + criterion.bound + " " + print(criterion, criterion.limit) + ")";
-      const failed = criterion.limit !== null && typeof value === "number" &&
-        (criterion.bound === "most" ? value > criterion.limit : value < criterion.limit);
+      const failed = verdict[4].includes(number);
+      let digits = criterion.kind === "share" ? 0 : 2;
+      // What fails must not look equal to its limit.
+      while (failed && digits < 9 && print(criterion, value, digits) === print(criterion, criterion.limit, digits)) digits++;
+      const limit = criterion.limit === null ? "" : " (at " + criterion.bound + " " + print(criterion, criterion.limit, digits) + ")";
       const [before, after] = criterion.text.split("{}");
-      items.append(element("li", failed ? "failed" : "", before + print(criterion, value) + after + limit + (failed ? ": failed" : "")));
+      items.append(element("li", failed ? "failed" : "", before + print(criterion, value, digits) + after + limit + (failed ? ": failed" : "")));
     });
     return items;
   }

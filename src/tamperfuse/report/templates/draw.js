@@ -17,9 +17,11 @@ function draw(name) {
       layout: {bottom: {direction: "vertical", anchor: "start"}}},
   };
   const element = document.getElementById("plot-" + name);
+  // Controls, such as a slider, stand beside the plot: the plot is one image, in which nothing can be focused.
+  const controls = document.getElementById("bind-" + name);
   // ast: expressions are interpreted instead of compiled, since the content security policy forbids eval.
   vegaEmbed(element, specs[name], {mode: "vega-lite", actions: false, renderer: "svg", ast: true, config: config,
-    tooltip: {theme: dark.matches ? "dark" : "light"}});
+    tooltip: {theme: dark.matches ? "dark" : "light"}, bind: controls ? "#" + controls.id : undefined});
 }
 function drawOnce(name) {
   if (drawn.has(name)) return;

@@ -1,0 +1,113 @@
+"""Write the hardened model of a run as a folder to publish, with what the run measured: what `tamperfuse publish` does."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tamperfuse.commands.model_card import Hardening, short_name, write_model_card
+from tamperfuse.models.load import load_model, origin_of, write_checkpoint
+from tamperfuse.models.stored_dtype import stored_dtype
+from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.files import check_fresh, output_folder, read_json
+from tamperfuse.records.provenance import Provenance, read_provenance
+from tamperfuse.records.run import read_run
+from tamperfuse.records.summary import read_summary
+from tamperfuse.report.card import card_sections
+from tamperfuse.report.gate import GateResult, check_gate
+from tamperfuse.study.data_nodes import BENIGN, PAIRS
+from tamperfuse.study.node import damage_of
+from tamperfuse.study.remaining import NODE
+from tamperfuse.study.spec import Study, load_study
+
+
+def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, policy: Path | None) -> GateResult | None:
+    """Copy a run's hardened model, in the dtype of the model before hardening, with a card that holds what the run measured.
+
+    Args:
+        run: folder of a finished run.
+        defense: as the study names it.
+        out: folder to write; must not exist, or be empty.
+        seed: of the hardened model; None for the first one of the study. Measures are those over all seeds.
+        policy: a release policy, whose checks become a section of the card; None for none.
+
+    Returns:
+        The checks of the policy.
+
+    Raises:
+        UserError: the run has no such model, or a file of it is missing or damaged; the policy cannot be used, or is about
+            another defense; the model before hardening does not exist any more. Nothing is written then.
+    """
+    check_fresh(out)
+    summary, study = read_summary(run), load_study(run / "study.yaml")
+    if defense not in summary.defenses or defense not in study.defenses:
+        raise unknown_name("defense of this run", defense, summary.defenses)
+    seed = study.seeds[0] if seed is None else seed
+    gate = check_gate(run, policy) if policy else None
+    if gate and gate.defense not in (None, defense):
+        raise UserError(f"{policy} is a policy for {gate.defense}, not for {defense}: name another policy or defense.")
+    node = _hardened(run, defense, seed)
+    checkpoint = node / "checkpoint"
+    provenance = read_provenance(checkpoint)
+    if provenance is None:
+        raise UserError(f"{checkpoint} holds no tamperfuse.json: run the study again.")
+    dtype = stored_dtype(origin_of(str(checkpoint)))
+    public = {"model": short_name(summary.model), "threat": short_name(summary.threat)}  # no local folders in the card
+    attacks = {
+        name: {"attack": spec.attack, **spec.parameters, **({"search": True} if spec.search else {})}
+        for name, spec in study.attacks.items()
+    }
+    checks = gate.model_copy(update=public) if gate else None
+    measured = card_sections(summary.model_copy(update=public), attacks, defense, checks)
+    with output_folder(out) as staging:
+        loaded = load_model(str(checkpoint))
+        loaded.model.to(dtype)
+        write_checkpoint(loaded, staging, provenance)
+        write_model_card(staging, provenance, _hardening(node, study, defense, seed, provenance, dtype), measured)
+    return gate
+
+
+def _hardened(run: Path, defense: str, seed: int) -> Path:
+    """The folder of the node that hardened the model.
+
+    Raises:
+        UserError: the run has none for that seed, or its files are missing or damaged.
+    """
+    label = f"{defense}, seed {seed}"
+    key = next((node.key for node in read_run(run).nodes if node.what == label), None)
+    if key is None:
+        raise UserError(f"{run} has no model {label}: choose another --seed.")
+    folder = run / "nodes" / key
+    if not (folder / NODE).exists():
+        raise UserError(f"{run} holds results without the model {label}: name the folder in which the study ran.")
+    damage = damage_of(folder)
+    if damage:
+        raise UserError(f"{damage}: run the study again, which repairs it.")
+    return folder
+
+
+def _hardening(
+    folder: Path, study: Study, defense: str, seed: int, provenance: Provenance, dtype: torch.dtype
+) -> Hardening:
+    """How the model was hardened, from the records of its node and of the nodes that this one read."""
+    spec = study.defenses[defense]
+    record = read_json(folder / NODE)
+    facts: dict[str, dict[str, Any]] = {}
+    for parent in record["parents"]:
+        path = folder.parent / parent / NODE
+        if path.exists():
+            node = read_json(path)
+            facts[node["kind"]] = node["facts"]
+    rounded = "" if dtype == torch.float32 else ", rounded from the float32 weights that were measured"
+    return Hardening(
+        defense=spec.defense,
+        seed=seed,
+        threat=provenance.threat,
+        prompts=None,
+        pairs=facts.get(PAIRS, {}).get("pairs", 0),
+        benign=study.benign.sources,
+        benign_samples=facts.get(BENIGN, {}).get("samples", 0),
+        dtype=f"{str(dtype).removeprefix('torch.')}{rounded}",
+        notes=record["notes"],
+        before="the same study" if spec.on else "",
+    )
