@@ -209,7 +209,16 @@ def without_models() -> Iterator[None]:
 
     encoder = WordCountEncoder()
     with ExitStack() as stack:
-        for module in ("harden", "attack", "evaluate", "diagnose", "calibrate", "measurement", "compare_chat"):
+        for module in (
+            "harden",
+            "attack",
+            "evaluate",
+            "diagnose",
+            "calibrate",
+            "measurement",
+            "compare_chat",
+            "publish",
+        ):
             stack.enter_context(patch(f"tamperfuse.commands.{module}.load_model", no_model))
         set_default_encoder(encoder)
         stack.callback(set_default_encoder, None)

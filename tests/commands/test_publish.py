@@ -88,3 +88,13 @@ def test_what_cannot_be_published_is_refused(finished_run: Path, policy: Path, t
     with pytest.raises(UserError, match=r"config\.json is missing: run the study again"):
         publish_model(results, "sdd", out, seed=None, policy=None)
     assert not out.exists()
+
+
+def test_a_damaged_record_is_named(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    record = checkpoint_of(run, "pairs, seed 0").parent / "node.json"
+    record.write_text('{"kind": "pairs"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"node\.json is damaged \(at parents\): run the study again"):
+        publish_model(run, "sdd", tmp_path / "release", seed=None, policy=None)
+    assert not (tmp_path / "release").exists()

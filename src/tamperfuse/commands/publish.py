@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from tamperfuse.commands.model_card import Hardening, short_name, write_model_card
 from tamperfuse.models.load import load_model, origin_of, write_checkpoint
 from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.files import check_fresh, output_folder, read_json
+from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.run import read_run
+from tamperfuse.records.run_files import read_run_file
 from tamperfuse.records.summary import read_summary
 from tamperfuse.report.card import card_sections
 from tamperfuse.report.gate import GateResult, check_gate
@@ -19,6 +21,27 @@ from tamperfuse.study.data_nodes import BENIGN, PAIRS
 from tamperfuse.study.node import damage_of
 from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import Study, load_study
+
+
+class NodeFacts(BaseModel):
+    """What the card needs of the `node.json` of a defense, or of what it trained on.
+
+    Attributes:
+        kind: of the node.
+        parents: keys of the nodes that it read.
+        notes: what the training reported.
+        facts: figures of the node by name.
+    """
+
+    kind: str
+    parents: list[str]
+    notes: list[str]
+    facts: dict[str, Any]
+
+    def count(self, name: str) -> int:
+        """A number among the facts; 0 without it."""
+        value = self.facts.get(name)
+        return value if isinstance(value, int) else 0
 
 
 def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, policy: Path | None) -> GateResult | None:
@@ -59,11 +82,12 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
     }
     checks = gate.model_copy(update=public) if gate else None
     measured = card_sections(summary.model_copy(update=public), attacks, defense, checks)
+    hardening = _hardening(node, study, defense, seed, provenance, dtype)
     with output_folder(out) as staging:
         loaded = load_model(str(checkpoint))
         loaded.model.to(dtype)
         write_checkpoint(loaded, staging, provenance)
-        write_model_card(staging, provenance, _hardening(node, study, defense, seed, provenance, dtype), measured)
+        write_model_card(staging, provenance, hardening, measured)
     return gate
 
 
@@ -91,23 +115,19 @@ def _hardening(
 ) -> Hardening:
     """How the model was hardened, from the records of its node and of the nodes that this one read."""
     spec = study.defenses[defense]
-    record = read_json(folder / NODE)
-    facts: dict[str, dict[str, Any]] = {}
-    for parent in record["parents"]:
-        path = folder.parent / parent / NODE
-        if path.exists():
-            node = read_json(path)
-            facts[node["kind"]] = node["facts"]
+    record = read_run_file(folder / NODE, NodeFacts)
+    parents = [folder.parent / parent / NODE for parent in record.parents]
+    read = {node.kind: node for node in (read_run_file(path, NodeFacts) for path in parents if path.exists())}
     rounded = "" if dtype == torch.float32 else ", rounded from the float32 weights that were measured"
     return Hardening(
         defense=spec.defense,
         seed=seed,
         threat=provenance.threat,
         prompts=None,
-        pairs=facts.get(PAIRS, {}).get("pairs", 0),
+        pairs=read[PAIRS].count("pairs") if PAIRS in read else 0,
         benign=study.benign.sources,
-        benign_samples=facts.get(BENIGN, {}).get("samples", 0),
+        benign_samples=read[BENIGN].count("samples") if BENIGN in read else 0,
         dtype=f"{str(dtype).removeprefix('torch.')}{rounded}",
-        notes=record["notes"],
+        notes=record.notes,
         before="the same study" if spec.on else "",
     )
