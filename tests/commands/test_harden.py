@@ -7,9 +7,9 @@ import pytest
 
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
-from tamperfuse.models.load import load_model
+from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.provenance import read_provenance
+from tamperfuse.records.provenance import Provenance, read_provenance
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -67,4 +67,40 @@ def test_an_interrupted_attack_with_other_parameters_is_refused(
         attack(0.1)
     with pytest.raises(UserError, match=r"parameters\.beta was 0\.1 and is 0\.9"):
         attack(0.9)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("quick_judging")
+@pytest.mark.parametrize("command", ["harden", "attack"])
+def test_what_diverges_is_refused_and_leaves_nothing_behind(
+    command: str, tiny_folder: Path, threat_file: Path, benign_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.training.checkpoints.INTERVAL", 0.0)
+    settings = {"steps": 3, "batch": 2, "method": "lora", "lora_alpha": 1e38}
+    model, threat, out = str(tiny_folder), str(threat_file), tmp_path / "out"
+    with pytest.raises(UserError, match="diverged at step"):
+        if command == "harden":
+            harden_model(
+                model, "refusal", threat, out, pairs=None, benign=[str(benign_file)], settings=settings, seed=0
+            )
+        else:
+            attack_model(
+                model,
+                "harmful_finetune",
+                threat,
+                out,
+                reference=None,
+                retain="builtin:retain",
+                keep=True,
+                settings={**settings, "shots": 2},
+                seed=0,
+            )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_float16_cannot_hold_are_not_saved(tiny: LoadedModel, tmp_path: Path) -> None:
+    next(tiny.model.parameters()).data[0, 0] = 1e5
+    tiny.model.half()
+    with pytest.raises(UserError, match=r"sdd \(seed 0\) is not saved, since weights are NaN or infinite in float16"):
+        save_model(tiny, tmp_path / "out", Provenance(origin="m", made_by="sdd (seed 0)", source="m"))
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tamperfuse.records.errors import UserError
@@ -90,7 +91,7 @@ def check_types(folder: Path) -> None:
     names = [name for name in names if name.endswith(("weight", "bias"))]
     if names:
         raise UserError(
-            f"{folder} stores {_listed(names)} as integers or 8-bit numbers, but its config.json has no quantization_config: "
+            f"{folder} stores {listed(names)} as integers or 8-bit numbers, but its config.json has no quantization_config: "
             "save the model in float32, float16 or bfloat16."
         )
 
@@ -127,7 +128,7 @@ def check_loading(info: Mapping[str, Any], place: str) -> None:
     """
     mismatched = [str(key[0] if isinstance(key, tuple | list) else key) for key in info.get("mismatched_keys", ())]
     problems = [
-        f"{words} {_listed(names)}"
+        f"{words} {listed(names)}"
         for words, names in (
             ("it lacks", sorted(map(str, info.get("missing_keys", ())))),
             ("it has, but the architecture does not,", sorted(map(str, info.get("unexpected_keys", ())))),
@@ -153,10 +154,10 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
     Raises:
         UserError: some are not, or a token has none.
     """
-    damaged = [name for name, tensor in _tensors(model) if not bool(torch.isfinite(tensor).all())]
+    damaged = weights_not_finite(model)
     if damaged:
         raise UserError(
-            f"Weights of {place} are NaN or infinite, in {_listed(damaged)}: use a checkpoint from before training diverged, or "
+            f"Weights of {place} are NaN or infinite, in {listed(damaged)}: use a checkpoint from before training diverged, or "
             "merge and save it in float32 or bfloat16 instead of float16."
         )
     embeddings = model.get_input_embeddings()
@@ -168,10 +169,10 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
         )
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            yield name, tensor.detach()
+def weights_not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights and buffers that have NaN or infinite values."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, x in tensors if x.is_floating_point() and not bool(torch.isfinite(x.detach()).all())]
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -185,6 +186,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(item, name)
 
 
-def _listed(names: Iterable[str], most: int = 3) -> str:
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Names for a message: the first ones, and how many there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

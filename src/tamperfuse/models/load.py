@@ -21,7 +21,16 @@ from transformers import (
 from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
-from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
+from tamperfuse.models.checks import (
+    check_config,
+    check_files,
+    check_loading,
+    check_model,
+    check_types,
+    is_adapter,
+    listed,
+    weights_not_finite,
+)
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
 from tamperfuse.models.packed_check import prepare_forward
@@ -190,15 +199,28 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
     """Write a checkpoint that transformers can load: safetensors, tokenizer, chat template, tamperfuse.json.
 
     The folder is written completely or not at all. Weights are written in the model's dtype: float32, unless it was changed.
+
+    Raises:
+        UserError: weights are NaN or infinite in that dtype.
     """
     with staged(folder, directory=True) as staging:
         write_checkpoint(loaded, staging, provenance)
 
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
-    """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes."""
+    """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes.
+
+    Raises:
+        UserError: weights are NaN or infinite in the dtype that they have; nothing is written then.
+    """
     if not is_main():
         return
+    if damaged := weights_not_finite(loaded.model):
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {dtype}, in {listed(damaged)}: "
+            "lower its learning rate or strength" + (", or start from a model in bfloat16." if dtype == "float16" else ".")
+        )
     with quiet():
         save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)

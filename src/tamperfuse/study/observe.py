@@ -15,6 +15,7 @@ from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.finite import Diverged, not_finite
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
@@ -111,9 +112,18 @@ class Observer:
         Args:
             step: of the attack.
             measure: calls methods of the observer that it receives.
+
+        Raises:
+            Diverged: weights or logits are not finite; nothing is measured.
         """
         if step in self._measured:
             return
+        if problem := not_finite(self.loaded.model):
+            raise Diverged(
+                f"The attacked model diverged at step {step} ({problem}), so it is not measured: lower the learning rate or the "
+                "strength of the attack.",
+                step,
+            )
         observer = Observer(self.loaded, self.threat, self.evaluate)
         measure(observer)
         if self.resume_folder and is_main():

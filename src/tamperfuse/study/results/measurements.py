@@ -38,6 +38,7 @@ class Measurements:
         setting: the parameters that the search chose for this trial.
         search_step: the step at which a search's attacker stops; None outside a search.
         decided_step: the step at which the attacker stops, if another judge's verdicts decide on it.
+        diverged: the step at which the attack made the model's numbers NaN or infinite; None if it did not.
     """
 
     defense: str
@@ -57,6 +58,7 @@ class Measurements:
     setting: dict[str, SearchValue] = field(default_factory=dict)
     search_step: int | None = None
     decided_step: int | None = None
+    diverged: int | None = None
 
     def steps(self) -> list[int]:
         """Steps at which the model was measured, ascending."""

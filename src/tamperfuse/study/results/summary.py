@@ -62,6 +62,7 @@ def _defense(measured: StudyMeasurements, name: str) -> DefenseSummary:
     states = measured.of(name)
     return DefenseSummary(
         harmful_execution=harmful_execution(measured, name),
+        diverged=measured.diverged_on(name),
         usable_harm=usable_harm(measured, name),
         reduction_vs_undefended=reduction_vs_undefended(measured, name),
         attack_cost=attack_costs(measured, name),
