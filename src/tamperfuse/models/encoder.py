@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tamperfuse.models.bundled import DEFAULT_ENCODER as DEFAULT_ENCODER
 from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.records.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class SentenceEncoder:
         source = str(ENCODERS[self.name].path()) if self.name in ENCODERS else self.name
         if Path(source).exists():
             _check_folder(Path(source))
+        elif "/" in source:
+            check_hub_id(source, "sentence encoder")
         try:
             return SentenceTransformer(
                 source,

@@ -33,6 +33,7 @@ from tamperfuse.models.checks import (
 )
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
+from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, unknown_name
@@ -279,15 +280,15 @@ def _existing_origin(name: str, origin: str, advice: str) -> str:
 
 
 def resolve_model(name: str) -> Path | None:
-    """The directory with a model's weights, after converting a GGUF if necessary; None for a Hub id.
+    """The directory with a model's weights, after converting a GGUF if necessary; None for a Hub id, which is printed.
 
     Raises:
-        UserError: no model of that name exists.
+        UserError: no model of that name exists, or it is a path that does not exist (:mod:`tamperfuse.models.hub_ids`).
     """
     if name in MODELS:
         return convert_gguf(MODELS[name].path(), name)
     path = Path(name)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"{name} does not exist: check the path of the .gguf file.")
         return convert_gguf(path, name)
@@ -298,6 +299,7 @@ def resolve_model(name: str) -> Path | None:
         raise UserError(f"{name} is not a model directory or a .gguf file: name one, or a Hub id.")
     if "/" not in name:
         raise unknown_name("model", name, MODELS)
+    check_hub_id(name)
     return None
 
 
@@ -342,8 +344,8 @@ def _load_error(name: str, folder: Path | None, error: Exception) -> str:
         return f"The model {name!r} does not fit into memory ({reason}): use a smaller model or a larger machine."
     if folder is None:
         return (
-            f"The model {name!r} cannot be loaded from the Hub ({reason}): check the id, the network and, for a gated "
-            "model, your login; a model with pickled weights only is refused."
+            f"There is no folder {name} here, and no model of that name can be loaded from the Hub ({reason}): check the path, or "
+            "the id, the network and, for a gated model, your login; a model with pickled weights only is refused."
         )
     return f"The model in {folder} cannot be loaded ({reason}): save it again with save_pretrained."
 
