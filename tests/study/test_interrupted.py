@@ -199,6 +199,6 @@ def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
         assert len(list((run / "unfinished").glob("*/fit-0.json"))) == 1
     with monkeypatch.context() as patch:
         patch.setattr(Observer, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", "table")))
-        ends_with(2, "the disk is full: free some space and run again")
+        ends_with(2, "is full: free some space and run again")
     run_study(study, run)
     assert results(run) == results(finished_run)

@@ -17,7 +17,9 @@ from tamperfuse.models.text_tokens import TextTokens
 from tamperfuse.models.turn_format import TurnFormat
 from tamperfuse.records.errors import UserError
 
-__all__ = ["Chat", "Message", "Sample"]
+__all__ = ["PLAIN_REQUEST", "Chat", "Message", "Sample"]
+
+PLAIN_REQUEST = "{prompt}"  # the user's message without anything around it
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Chat:
     format: TurnFormat
     system: str = ""
     prefill: str = ""
-    request: str = "{prompt}"
+    request: str = PLAIN_REQUEST
 
     def __post_init__(self) -> None:
         if self.system and not self._renders_system():

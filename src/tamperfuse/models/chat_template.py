@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.reading import read_text
+from tamperfuse.records.reading import local_path, read_text
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -54,7 +54,7 @@ def read_template(path: Path | None) -> str:
     """
     if path is None:
         return ""
-    text = read_text(path.expanduser(), LARGEST_TEMPLATE)
+    text = read_text(local_path(str(path)), LARGEST_TEMPLATE)
     if "messages" not in text or not any(opening in text for opening in ("{{", "{%")):
         raise UserError(
             f"{path} is not a chat template: it must be a Jinja template that renders `messages`, as chat_template.jinja of an "

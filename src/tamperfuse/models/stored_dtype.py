@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tamperfuse.models.adapter import base_of
 from tamperfuse.models.checks import is_adapter
-from tamperfuse.models.load import read_config, resolve_model
+from tamperfuse.models.load import errors_explained, read_config, resolve_model
 
 _HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -22,7 +22,7 @@ def stored_dtype(name: str) -> torch.dtype:
             Hub id, what its configuration says.
 
     Raises:
-        UserError: no model of that name exists, or its configuration cannot be read.
+        UserError: no model of that name exists, or its configuration or weights cannot be read.
     """
     folder = resolve_model(name)
     if folder is None:
@@ -32,7 +32,8 @@ def stored_dtype(name: str) -> torch.dtype:
         return dtype if dtype is not None and dtype in _HALF.values() and not is_quantized else torch.float32
     if is_adapter(folder):
         return stored_dtype(base_of(folder))
-    sizes = _sizes(folder)
+    with errors_explained(name, folder):
+        sizes = _sizes(folder)
     return _HALF.get(max(sizes, key=lambda kind: sizes[kind]), torch.float32) if sizes else torch.float32
 
 

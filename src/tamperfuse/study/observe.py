@@ -11,6 +11,7 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.overlap import NEAR_COSINE
 from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import PARTS, Threat
+from tamperfuse.corpora.window import check_lengthened
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
@@ -219,6 +220,7 @@ class Observer:
 
     def _answers(self, prompts: Sequence[str], tokens: int, label: str) -> list[str]:
         chat = self.loaded.chat
+        check_lengthened(self.loaded, prompts, tokens)
         answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=label)
         self.costs.generated += sum(map(len, answers))
         return [chat.text(answer) for answer in answers]
