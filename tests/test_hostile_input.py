@@ -349,3 +349,18 @@ def test_a_damaged_summary_opens_no_gate(
     (tmp_path / "summary.json").write_text(json.dumps(content))
     code, shown = answer(["gate", str(tmp_path), "--policy", str(run_folder / "policy.yaml")], capsys)
     assert code == 2 and "summary.json is damaged (at" in shown
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it where a library in Rust panics; it is no `Exception`."""
+
+
+def test_a_panic_of_a_library_in_rust_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def panic(folder: Path) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tamperfuse.report.page.write_report", panic)
+    code, shown = answer(["report", "runs/x"], capsys)
+    assert code == 2 and "PanicException: index out of bounds" in shown and "Traceback" not in shown

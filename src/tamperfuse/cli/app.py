@@ -38,7 +38,7 @@ from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
 from tamperfuse.cli.status import status
 from tamperfuse.cli.theory import theory
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, is_panic
 from tamperfuse.records.process import is_main, world_size
 from tamperfuse.records.progress import show_progress
 
@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if exit_.code == 130:  # typer turns Ctrl-C into this
             _print_interrupted(errors)
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         _let_main_process_exit_first(error)
         if debug:
             errors.print("".join(traceback.format_exception(error)))
@@ -118,7 +120,7 @@ def _expand_home(word: str) -> str:
     return os.path.expanduser(word)
 
 
-def _let_main_process_exit_first(error: Exception) -> None:
+def _let_main_process_exit_first(error: BaseException) -> None:
     """Every process meets the same error, and the launcher stops all of them once one exits: the main one has to print it."""
     try:
         waits = isinstance(error, UserError) and not is_main()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from tamperfuse.models.checks import (
     check_files,
     check_loading,
     check_model,
+    check_parameters,
     check_types,
     is_adapter,
     listed,
@@ -36,7 +36,7 @@ from tamperfuse.models.device import own_device
 from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import UserError, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
@@ -152,6 +152,8 @@ def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreT
     check_config(config, place)
     if folder and getattr(config, "quantization_config", None) is None:
         check_types(folder)
+        if not trust_remote_code:
+            check_parameters(config, folder)
     model, info = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
@@ -333,11 +335,13 @@ def errors_explained(name: str, folder: Path | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, SafetensorError) as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UserError(_load_error(name, folder, error)) from error
 
 
-def _load_error(name: str, folder: Path | None, error: Exception) -> str:
+def _load_error(name: str, folder: Path | None, error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     reason = re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:300].rstrip(". ")
     if isinstance(error, MemoryError) or re.search(r"(can't|cannot) allocate memory|out of memory", str(error), re.I):
