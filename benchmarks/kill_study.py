@@ -6,8 +6,8 @@
 The model is the tiny one of the tests, with random weights; as in the tests, the sentence encoder and the capability tasks are
 replaced by quick ones. Each run is `tamperfuse run` in a process of its own, whose trainings write a checkpoint after every step.
 The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time after i fifteenths (with --quick,
-thirds) of them have results. "ours" is the total time of all runs of the killed study, "rival" that of the uninterrupted one; most of the difference is the
-start of Python. The last line is JSON.
+thirds) of them have results. "ours" is the time of all runs of the killed study, "rival" that of the uninterrupted one; most of
+the difference is the start of Python. The last line is JSON.
 """
 
 import argparse

@@ -161,7 +161,7 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(
 def test_a_home_folder_that_is_unknown_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAMPERFUSE_CACHE", "~no-such-user/x")
     for use in (cache_folder, lambda: read_template(Path("~no-such-user/x"))):
-        with pytest.raises(UserError, match="The home directory in .~no-such-user/x. is unknown"):
+        with pytest.raises(UserError, match=r"The home directory in '~no-such-user/x' is unknown"):
             use()
 
 

@@ -7,9 +7,12 @@ import pytest
 
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
+from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
+from tamperfuse.defenses.base import defense
 from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance, read_provenance
+from tamperfuse.training.fit import Training, fit
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -70,31 +73,32 @@ def test_an_interrupted_attack_with_other_parameters_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("quick_judging")
+@pytest.fixture
+def ruin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defense that trains as its parameters say, named `ruin`."""
+
+    def train(loaded: LoadedModel, data: DefenseData, parameters: Training, seed: int) -> DefenseResult:
+        samples = [loaded.chat.sample(prompt, "an answer", 8) for prompt in data.prompts]
+        return DefenseResult(tokens_trained=fit(loaded, samples, parameters, seed=seed).tokens)
+
+    monkeypatch.setattr(DEFENSES, "components", dict(DEFENSES.components))
+    defense("ruin", Training)(train)
+
+
+@pytest.mark.usefixtures("quick_judging", "ruin")
 @pytest.mark.parametrize("command", ["harden", "attack"])
 def test_what_diverges_is_refused_and_leaves_nothing_behind(
-    command: str, tiny_folder: Path, threat_file: Path, benign_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tamperfuse.training.checkpoints.INTERVAL", 0.0)
-    settings = {"steps": 3, "batch": 2, "method": "lora", "lora_alpha": 1e38}
+    settings = {"steps": 3, "batch": 2, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
     model, threat, out = str(tiny_folder), str(threat_file), tmp_path / "out"
     with pytest.raises(UserError, match="diverged at step"):
         if command == "harden":
-            harden_model(
-                model, "refusal", threat, out, pairs=None, benign=[str(benign_file)], settings=settings, seed=0
-            )
+            harden_model(model, "ruin", threat, out, pairs=None, benign=["self"], settings=settings, seed=0)
         else:
-            attack_model(
-                model,
-                "harmful_finetune",
-                threat,
-                out,
-                reference=None,
-                retain="builtin:retain",
-                keep=True,
-                settings={**settings, "shots": 2},
-                seed=0,
-            )
+            options = {"reference": None, "retain": "builtin:retain", "keep": True, "seed": 0}
+            attack_model(model, "harmful_finetune", threat, out, settings=settings | {"shots": 2}, **options)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -85,7 +85,9 @@ def _end_of_turn() -> int:
     return chat("{# not checked before #}" + TEMPLATE).end
 
 
-def test_a_template_that_loops_for_some_texts_only_is_stopped_when_it_meets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_loops_for_some_texts_only_is_stopped_when_it_meets_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     body = "{% if 'peas' in messages[0].content %}" + LOOP.replace("BODY", "") + "{% endif %}"
     usable = chat(body + TEMPLATE)
     assert usable.prompt("beans")

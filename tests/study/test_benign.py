@@ -126,6 +126,8 @@ def test_benign_prompts_longer_than_the_window_are_left_out_and_counted(
     rows, generated = benign.answer_prompts(tiny, prompts, 8)
     assert {row.prompt for row in rows} <= {"a short question", "another question"} and generated > 0
     assert "1 of 3 benign prompts are left out: with an answer of 8 tokens they are longer than" in caplog.text
-    longer = replace(threat, parts={**threat.parts, "defender": (*threat.parts["defender"], ThreatPrompt("x", "peas " * 600))})
+    longer = replace(
+        threat, parts={**threat.parts, "defender": (*threat.parts["defender"], ThreatPrompt("x", "peas " * 600))}
+    )
     benign.near_prompts(tiny, longer, 30)
     assert "prompts near the threat are left out" in caplog.text

@@ -177,7 +177,7 @@ def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of the command itself, and with real signals: in a defense's training, in an attack's, and when an attack's node is written."""
+    """Of the command itself, by real signals: in a training of a defense, in one of an attack, and when an attack is written."""
     (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
     run = tmp_path / "apart" / "run"
     terminates = signal.getsignal(signal.SIGTERM)

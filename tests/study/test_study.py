@@ -206,16 +206,22 @@ def test_the_time_of_a_node_is_counted_by_kind_of_work(tmp_path: Path, monkeypat
 
 
 def test_an_attack_that_diverges_is_said_and_counts_for_nothing(
-    study: Study, tiny_folder: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    study: Study,
+    tiny_folder: Path,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In a folder beside the finished run, whose other nodes are reused."""
     monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     full = study.attacks["full"]
-    settings = {**full.parameters, "method": "lora", "lora_alpha": 1e38}
+    settings = {**full.parameters, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
     attacks = {**study.attacks, "ruin": full.model_copy(update={"parameters": settings})}
     folder = tiny_folder.parent / "diverging-run"
     run_study(study.model_copy(update={"attacks": attacks}), folder)
-    assert "sdd under ruin, seed 0 says nothing about the defense" in caplog.text and "diverged at step 1" in caplog.text
+    assert (
+        "sdd under ruin, seed 0 says nothing about the defense" in caplog.text and "diverged at step 1" in caplog.text
+    )
     summary, plain = read_summary(folder), read_summary(finished_run)
     for name, defense in summary.defenses.items():
         assert defense.diverged == ["ruin"]

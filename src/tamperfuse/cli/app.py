@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _sigterm_like_ctrl_c() -> Iterator[None]:
     """Within the block SIGTERM, which schedulers and `docker stop` send, interrupts as Ctrl-C does.
 
-    Not where `accelerate launch` started several processes: it ends the others with SIGTERM once one has failed, and they may wait
-    for that one where no Python code runs.
+    Not where `accelerate launch` started several processes: it ends the others with SIGTERM once one has failed, and they may
+    wait for that one where no Python code runs.
     """
     if world_size() > 1 or threading.current_thread() is not threading.main_thread():
         yield

@@ -28,7 +28,7 @@ def work_of(component: Component[Any, Any], parameters: Parameters, seed: int) -
 
 @contextmanager
 def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any]) -> Iterator[Path]:
-    """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block ends without an exception or diverges.
+    """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block succeeds or a training diverges.
 
     Args:
         out: the folder of results, beside which it lies; inside it where it is a mount point or the current directory.

@@ -81,7 +81,7 @@ def check_lengthened(loaded: LoadedModel, prompts: Sequence[str], response_token
     usual = len(plain.prompt(longest))
     if length + response_tokens > loaded.window >= usual + response_tokens:
         raise UserError(
-            f"The attack adds {length - usual} tokens to a prompt of {usual}, which with a response of {response_tokens} exceeds the "
-            f"context window of {loaded.name}, {loaded.window} tokens: leave this attack out, or the longest prompts of the threat, "
-            "or lower `response_tokens` under `evaluate` in a study; what has finished is reused."
+            f"The attack adds {length - usual} tokens to a prompt of {usual}, which with a response of {response_tokens} exceeds "
+            f"the context window of {loaded.name}, {loaded.window} tokens: leave this attack out, or the longest prompts of the "
+            "threat, or lower `response_tokens` under `evaluate` in a study; what has finished is reused."
         )

@@ -54,8 +54,8 @@ def generate(
     longest = max(map(len, prompts), default=0)
     if longest + new_tokens > loaded.window:
         raise UserError(
-            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: shorten "
-            "the prompt, or lower `response_tokens` under `evaluate` in a study."
+            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: "
+            "shorten the prompt, or lower `response_tokens` under `evaluate` in a study."
         )
     if use_vllm(loaded, len(prompts) * new_tokens):
         return vllm_generate(loaded, prompts, new_tokens, sampling)

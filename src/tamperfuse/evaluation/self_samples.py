@@ -125,7 +125,8 @@ def _fitting(loaded: LoadedModel, rendered: Sequence[Sequence[int]], tokens: int
     fitting = [i for i, prompt in enumerate(rendered) if len(prompt) + tokens <= loaded.window]
     if len(fitting) < len(rendered):
         log.warning(
-            "%d of %d %s are left out: with an answer of %d tokens they are longer than the context window of %s, which is %d tokens.",
+            "%d of %d %s are left out: with an answer of %d tokens they are longer than the context window of %s, which is %d "
+            "tokens.",
             *(len(rendered) - len(fitting), len(rendered), what, tokens, loaded.name, loaded.window),
         )
     return fitting

@@ -108,8 +108,8 @@ def check_config(config: PretrainedConfig, place: str) -> None:
     """Check the numbers of a configuration.
 
     Raises:
-        UserError: a size is not a positive integer (or a list of them, one for each layer) or absurdly large, or a number is NaN or
-            infinite.
+        UserError: a size is not a positive integer (or a list of them, one for each layer) or absurdly large, or a number is NaN
+            or infinite.
     """
     text = config.get_text_config()
     for name, largest in _SIZES.items():
@@ -124,9 +124,8 @@ def check_config(config: PretrainedConfig, place: str) -> None:
     for name in _EXPERTS:
         experts = getattr(text, name, None)
         if isinstance(experts, int) and experts * _largest(getattr(text, "num_hidden_layers", None)) > _MOST_EXPERTS:
-            raise UserError(
-                f"The config.json of {place} has {name} = {shown(experts)}: give at most {_MOST_EXPERTS:,} in all layers together."
-            )
+            limit = f"{_MOST_EXPERTS:,} in all layers together"
+            raise UserError(f"The config.json of {place} has {name} = {shown(experts)}: give at most {limit}.")
     for name, number in _numbers(config.to_dict()):
         # The limits of Mamba 2's time steps, from 0 to infinity, are the one place where infinity is a value.
         if not math.isfinite(number) and not (number == math.inf and name.endswith("time_step_limit")):
@@ -152,8 +151,8 @@ def check_parameters(config: PretrainedConfig, folder: Path) -> None:
         described = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     if described > 2 * stored + _SLACK:
         raise UserError(
-            f"The config.json of {folder} describes a model of {described:,} parameters, but its files hold {stored:,}: correct its "
-            "sizes, or download the checkpoint again."
+            f"The config.json of {folder} describes a model of {described:,} parameters, but its files hold {stored:,}: correct "
+            "its sizes, or download the checkpoint again."
         )
 
 

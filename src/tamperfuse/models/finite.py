@@ -35,8 +35,8 @@ def diverged(label: str, step: int, problem: str) -> Diverged:
         problem: what is not finite, in words.
     """
     return Diverged(
-        f"{label}: the training diverged at step {step} ({problem}): lower `learning_rate` or, for adapters, `lora_alpha`, or clip "
-        "gradients with `clip`.",
+        f"{label}: the training diverged at step {step} ({problem}): lower `learning_rate` or, for adapters, `lora_alpha`, or "
+        "clip gradients with `clip`.",
         step,
     )
 

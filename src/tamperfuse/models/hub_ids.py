@@ -1,7 +1,7 @@
 """Ids of models on the Hub, told apart from mistyped paths.
 
-Both can be `a/b`. With the network, a path that is taken for an id may name a stranger's repository, whose weights would be used in
-place of the user's own. So what looks like a path is refused, and what is asked of the Hub is printed.
+Both can be `a/b`. With the network, a path that is taken for an id may name a stranger's repository, whose weights would be used
+in place of the user's own. So what looks like a path is refused, and what is asked of the Hub is printed.
 """
 
 import logging
@@ -18,8 +18,8 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 _FILES = {".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json"}
 #: First folders of many paths. Of these names the Hub itself uses some, so that no owner can have them.
 _FOLDERS = {
-    *("models", "model", "checkpoints", "checkpoint", "runs", "run", "output", "outputs", "out", "results", "data", "datasets"),
-    *("weights", "experiments", "hardened", "home", "mnt", "tmp", "src"),
+    *("models", "model", "checkpoints", "checkpoint", "runs", "run", "output", "outputs", "out", "results", "data"),
+    *("datasets", "weights", "experiments", "hardened", "home", "mnt", "tmp", "src"),
 }
 
 
@@ -40,8 +40,8 @@ def check_hub_id(name: str, kind: str = "model") -> None:
     if os.path.isdir(owner) or owner.lower() in _FOLDERS:
         reason = f"there is a folder {owner}" if os.path.isdir(owner) else f"{owner} is a usual name of a folder"
         raise UserError(
-            f"There is no {kind} at {shown(name)}, seen from {os.getcwd()}, and the Hub is not asked for it, since {reason}: correct "
-            f"the path, or download the Hub's {kind} and name its folder."
+            f"There is no {kind} at {shown(name)}, seen from {os.getcwd()}, and the Hub is not asked for it, since {reason}: "
+            f"correct the path, or download the Hub's {kind} and name its folder."
         )
     _print_once(name, kind)
 

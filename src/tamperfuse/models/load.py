@@ -221,8 +221,9 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
     if damaged := weights_not_finite(loaded.model):
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         raise UserError(
-            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {dtype}, in {listed(damaged)}: "
-            "lower its learning rate or strength" + (", or start from a model in bfloat16." if dtype == "float16" else ".")
+            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {dtype}, in "
+            f"{listed(damaged)}: lower its learning rate or strength"
+            + (", or start from a model in bfloat16." if dtype == "float16" else ".")
         )
     with quiet():
         save_weights(loaded.model, folder, "5GB")
@@ -348,8 +349,8 @@ def _load_error(name: str, folder: Path | None, error: BaseException) -> str:
         return f"The model {name!r} does not fit into memory ({reason}): use a smaller model or a larger machine."
     if folder is None:
         return (
-            f"There is no folder {name} here, and no model of that name can be loaded from the Hub ({reason}): check the path, or "
-            "the id, the network and, for a gated model, your login; a model with pickled weights only is refused."
+            f"There is no folder {name} here, and no model of that name can be loaded from the Hub ({reason}): check the path, "
+            "or the id, the network and, for a gated model, your login; a model with pickled weights only is refused."
         )
     return f"The model in {folder} cannot be loaded ({reason}): save it again with save_pretrained."
 

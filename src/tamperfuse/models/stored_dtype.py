@@ -30,4 +30,3 @@ def stored_dtype(name: str) -> torch.dtype:
     with errors_explained(name, folder):
         values = stored_values(folder)
     return _HALF.get(max(values, key=lambda kind: values[kind]), torch.float32) if values else torch.float32
-

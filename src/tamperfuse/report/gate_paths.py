@@ -126,7 +126,8 @@ def _undefined(n: int) -> Measure:
 def _invalid(defense: DefenseSummary, path: str) -> str:
     """Why a measure says nothing about the defense; "" if it does."""
     if diverged := _diverged(defense, path):
-        return f"{'attacks' if len(diverged) > 1 else 'the attack'} {', '.join(diverged)} diverged: lower the learning rate there and run the study again"
+        names = f"attacks {', '.join(diverged)}" if len(diverged) > 1 else f"the attack {diverged[0]}"
+        return f"{names} diverged: lower the learning rate there and run the study again"
     reduction = defense.reduction_vs_undefended
     needs = any(path == prefix or path.startswith(f"{prefix}.") for prefix in _NEED_ATTACKS)
     if needs and not reduction.attacks_that_count:

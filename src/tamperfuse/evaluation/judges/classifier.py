@@ -11,7 +11,14 @@ from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
 from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.local_model import JudgeModel, ModelName, ResponseTemplate, batches, filled, load_judge_model
+from tamperfuse.evaluation.judges.local_model import (
+    JudgeModel,
+    ModelName,
+    ResponseTemplate,
+    batches,
+    filled,
+    load_judge_model,
+)
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters

@@ -17,8 +17,8 @@ from tamperfuse.study.tables import DIVERGED, VerdictRow, read_rows
 class StudyMeasurements:
     """All model states of a study.
 
-    An attack that diverged against a defense, with any seed, says nothing about it: a model of NaN executes no request and loses all
-    capability, but nobody publishes it, and the attacker repeats the attack with a lower learning rate. It is in no state.
+    An attack that diverged against a defense, with any seed, says nothing about it: a model of NaN executes no request and loses
+    all capability, but the attacker repeats the attack with a lower learning rate. It is in no state.
 
     Attributes:
         study: the study.
