@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from tamperfuse.corpora.threats import PARTS, Threat
-from tamperfuse.models.chat import PLAIN_REQUEST, Chat
+from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import (
     LoadedModel,
     context_window,
@@ -74,7 +73,7 @@ def check_lengthened(loaded: LoadedModel, prompts: Sequence[str], response_token
     Raises:
         UserError: one does not, but would without the additions.
     """
-    plain = replace(loaded.chat, system="", request=PLAIN_REQUEST, prefill="")
+    plain = Chat(loaded.chat.tokenizer, loaded.chat.format)
     if plain == loaded.chat or not prompts:
         return
     length, longest = max((len(loaded.chat.prompt(prompt)), prompt) for prompt in prompts)

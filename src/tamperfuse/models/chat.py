@@ -17,9 +17,7 @@ from tamperfuse.models.text_tokens import TextTokens
 from tamperfuse.models.turn_format import TurnFormat
 from tamperfuse.records.errors import UserError
 
-__all__ = ["PLAIN_REQUEST", "Chat", "Message", "Sample"]
-
-PLAIN_REQUEST = "{prompt}"  # the user's message without anything around it
+__all__ = ["Chat", "Message", "Sample"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Chat:
     format: TurnFormat
     system: str = ""
     prefill: str = ""
-    request: str = PLAIN_REQUEST
+    request: str = "{prompt}"
 
     def __post_init__(self) -> None:
         if self.system and not self._renders_system():
