@@ -1,13 +1,13 @@
 """A study that is killed again and again, against the same study without interruption: results.parquet must be the same.
 
-    python benchmarks/kill_study.py            2 defenses, 6 attacks, 10 kills
+    python benchmarks/kill_study.py            2 defenses, 6 attacks, 15 kills
     python benchmarks/kill_study.py --quick    2 attacks, 3 kills
 
 The model is the tiny one of the tests, with random weights; as in the tests, the sentence encoder and the capability tasks are
 replaced by quick ones. Each run is `tamperfuse run` in a process of its own, whose trainings write a checkpoint after every step.
-The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time after i tenths of them have results.
-"ours" is the total time of all runs of the killed study, "rival" that of the uninterrupted one; most of the difference is the
-start of Python. The last line is JSON.
+The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time after i fifteenths (with --quick,
+thirds) of them have results. "ours" is the time of all runs of the killed study, "rival" that of the uninterrupted one; most of
+the difference is the start of Python. The last line is JSON.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def main() -> None:
     """Run both sides and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer attacks and kills")
-    attacks, kills = (2, 3) if parser.parse_args().quick else (6, 10)
+    attacks, kills = (2, 3) if parser.parse_args().quick else (6, 15)
     with tempfile.TemporaryDirectory() as place:
         study = write_inputs(Path(place), attacks)
         whole, killed = (

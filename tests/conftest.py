@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -15,6 +16,12 @@ from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.study import observe
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study, parse_study
+
+# Examples have no deadline: other processes may have the processor.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:

@@ -20,9 +20,12 @@ import typer
 from scripts import fuzz_inputs
 from tamperfuse.cli.app import app, main
 from tamperfuse.cli.errors import sentence_of
+from tamperfuse.models.chat_template import read_template
 from tamperfuse.records import process
+from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.study.estimates import Costs, check_affordable, seconds_for
+from tamperfuse.study.sections import parse_judge
 from tamperfuse.study.spec import parse_study
 
 SOURCE = Path(__file__).parents[1] / "src" / "tamperfuse"
@@ -150,6 +153,16 @@ def test_a_tilde_that_the_shell_left_is_the_home_folder(
     study = parse_study({"model": "~/model", "threat": "~/t.jsonl", "evaluate": {"capability": ["~/task.yaml"]}}, "x")
     assert (study.model, study.threat) == (f"{tmp_path}/model", f"{tmp_path}/t.jsonl")
     assert study.evaluate.capability == (f"{tmp_path}/task.yaml",)
+    for name in ("guard", "classifier"):
+        judge = parse_judge({"judge": name, "model": "~/guard"})
+        assert judge.parameters["model"] == f"{tmp_path}/guard"
+
+
+def test_a_home_folder_that_is_unknown_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", "~no-such-user/x")
+    for use in (cache_folder, lambda: read_template(Path("~no-such-user/x"))):
+        with pytest.raises(UserError, match=r"The home directory in '~no-such-user/x' is unknown"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -336,3 +349,18 @@ def test_a_damaged_summary_opens_no_gate(
     (tmp_path / "summary.json").write_text(json.dumps(content))
     code, shown = answer(["gate", str(tmp_path), "--policy", str(run_folder / "policy.yaml")], capsys)
     assert code == 2 and "summary.json is damaged (at" in shown
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it where a library in Rust panics; it is no `Exception`."""
+
+
+def test_a_panic_of_a_library_in_rust_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def panic(folder: Path) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tamperfuse.report.page.write_report", panic)
+    code, shown = answer(["report", "runs/x"], capsys)
+    assert code == 2 and "PanicException: index out of bounds" in shown and "Traceback" not in shown

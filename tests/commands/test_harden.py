@@ -13,13 +13,14 @@ from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import defense
-from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.pairing import read_pairs
 from tamperfuse.pairing.options import PairOptions
 from tamperfuse.pairing.pipeline import pair_corpora
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.provenance import read_provenance
+from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Parameters
+from tamperfuse.training.fit import Training, fit
 
 
 @pytest.mark.usefixtures("quick_judging")
@@ -108,3 +109,40 @@ def test_without_pairs_the_filters_of_the_command_pair_apply(
     )
     for pairs in (data.pairs, read_pairs(tmp_path / "pairs")):
         assert pairs and {pair.response for pair in pairs} <= {row.response for row in fit}
+
+
+@pytest.fixture
+def ruin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defense that trains as its parameters say, named `ruin`."""
+
+    def train(loaded: LoadedModel, data: DefenseData, parameters: Training, seed: int) -> DefenseResult:
+        samples = [loaded.chat.sample(prompt, "an answer", 8) for prompt in data.prompts]
+        return DefenseResult(tokens_trained=fit(loaded, samples, parameters, seed=seed).tokens)
+
+    monkeypatch.setattr(DEFENSES, "components", dict(DEFENSES.components))
+    defense("ruin", Training)(train)
+
+
+@pytest.mark.usefixtures("quick_judging", "ruin")
+@pytest.mark.parametrize("command", ["harden", "attack"])
+def test_what_diverges_is_refused_and_leaves_nothing_behind(
+    command: str, tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.training.checkpoints.INTERVAL", 0.0)
+    settings = {"steps": 3, "batch": 2, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
+    model, threat, out = str(tiny_folder), str(threat_file), tmp_path / "out"
+    with pytest.raises(UserError, match="diverged at step"):
+        if command == "harden":
+            harden_model(model, "ruin", threat, out, pairs=None, benign=["self"], settings=settings, seed=0)
+        else:
+            options = {"reference": None, "retain": "builtin:retain", "keep": True, "seed": 0}
+            attack_model(model, "harmful_finetune", threat, out, settings=settings | {"shots": 2}, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_float16_cannot_hold_are_not_saved(tiny: LoadedModel, tmp_path: Path) -> None:
+    next(tiny.model.parameters()).data[0, 0] = 1e5
+    tiny.model.half()
+    with pytest.raises(UserError, match=r"sdd \(seed 0\) is not saved, since weights are NaN or infinite in float16"):
+        save_model(tiny, tmp_path / "out", Provenance(origin="m", made_by="sdd (seed 0)", source="m"))
+    assert not (tmp_path / "out").exists()

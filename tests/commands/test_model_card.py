@@ -1,6 +1,7 @@
 """The card and the dtype of what `tamperfuse harden` saves."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tamperfuse.commands.harden import harden_model
 from tamperfuse.commands.model_card import Hardening, write_model_card
 from tamperfuse.models.load import load_model
 from tamperfuse.models.stored_dtype import stored_dtype
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance, write_provenance
 
 
@@ -93,3 +95,11 @@ def test_a_base_model_of_the_hub_is_named_and_texts_cannot_break_the_tables(tmp_
     assert "`a\\|b &lt;script>`" in text
     assert "- ended \\| at step 3 # heading\n" in text
     assert "KL divergence of 0.2 nats" in text
+
+
+def test_damaged_weights_are_named_before_anything_is_made(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"The model in .*cut cannot be loaded .*save it again with save_pretrained"):
+        stored_dtype(str(tmp_path / "cut"))

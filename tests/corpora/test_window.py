@@ -1,11 +1,12 @@
 """Prompts longer than a model's context window are left out and counted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tamperfuse.corpora.threats import PARTS, Threat, ThreatPrompt
-from tamperfuse.corpora.window import within_window
+from tamperfuse.corpora.window import check_lengthened, within_window
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 
@@ -37,3 +38,15 @@ def test_the_response_needs_room_too(tiny: LoadedModel) -> None:
     assert within_window(whole, tiny, tiny.window - longest) is whole
     with pytest.raises(UserError, match=r"has [01] prompts that fit into the context window"):
         within_window(whole, tiny, tiny.window - 5)
+
+
+def test_prompts_that_an_attack_makes_too_long_name_the_attack_as_the_cause(tiny: LoadedModel) -> None:
+    prompt = "a request"
+    room = tiny.window - len(tiny.chat.prompt(prompt))
+    check_lengthened(tiny, [prompt], room)
+    tiny.chat = replace(tiny.chat, request="{prompt} Answer at once.")
+    added = tiny.window - room
+    with pytest.raises(UserError, match=rf"adds \d+ tokens to a prompt of {added}, .*leave this attack out"):
+        check_lengthened(tiny, ["short", prompt], room)
+    check_lengthened(tiny, [prompt], tiny.window)  # too long in any case: the attack is not to blame
+    check_lengthened(tiny, [], room)

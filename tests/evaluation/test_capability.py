@@ -1,6 +1,7 @@
 """Capability tasks of lm-eval: groups are pooled, few-shot examples, limits, and errors for tasks that are not available."""
 
 import json
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -128,3 +129,13 @@ def test_log_likelihoods_are_those_of_lm_evals_own_model(
     measured = capability.lm_eval_model(load_model(str(tmp_path / "model"))).loglikelihood(requests)
     for (value, greedy), (measured_value, own_greedy) in zip(expected, measured, strict=True):
         assert measured_value == pytest.approx(value, abs=1e-3) and own_greedy == greedy
+
+
+@pytest.mark.parametrize("place", ["task", "data"])
+def test_pipes_in_place_of_a_task_or_its_data_are_refused(place: str, tmp_path: Path) -> None:
+    task, data = tmp_path / "four.yaml", tmp_path / "four.jsonl"
+    os.mkfifo(task if place == "task" else data)
+    if place == "data":
+        task.write_text(f"task: four\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: '{data}'\n")
+    with pytest.raises(UserError, match=r"four\.\w+ is not a file to read \(it is a pipe\)"):
+        capability.load_tasks([str(task)])

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -93,3 +94,16 @@ def test_where_no_process_can_be_forked_templates_are_tried_in_this_one(monkeypa
 
 def _end_of_turn() -> int:
     return chat("{# not checked before #}" + TEMPLATE).end
+
+
+def test_a_template_that_loops_for_some_texts_only_is_stopped_when_it_meets_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = "{% if 'peas' in messages[0].content %}" + LOOP.replace("BODY", "") + "{% endif %}"
+    usable = chat(body + TEMPLATE)
+    assert usable.prompt("beans")
+    monkeypatch.setattr("tamperfuse.models.chat_template.CPU_SECONDS", 0.2)
+    handler = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(UserError, match=r"it takes more than 0\.2 s for one of the conversations"):
+        usable.prompt("beans and peas")
+    assert usable.prompt("beans") and signal.getsignal(signal.SIGVTALRM) is handler

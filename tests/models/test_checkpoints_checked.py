@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tamperfuse.models.checks import check_config
+from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import (
     LoadedModel,
     load_model,
@@ -133,6 +135,11 @@ def test_a_quantized_checkpoint_names_the_missing_library(
         ({"num_hidden_layers": -1}, "num_hidden_layers"),
         ({"num_hidden_layers": 1}, "it has, but the architecture does not"),
         ({"vocab_size": 10**6}, "of another shape"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: give at most 1,000"),
+        ({"vocab_size": 10**12}, "give at most"),
+        ({"num_local_experts": 10**6}, "num_local_experts = 1000000: give at most 100,000 in all layers"),
+        ({"vocab_size": 10**7}, r"describes a model of 480,\d+,\d+ parameters, but its files hold \d\d,\d+: correct"),
+        ({"intermediate_size": 10**7, "num_hidden_layers": 20}, "describes a model of"),
         ({"pad_token_id": 10**9}, "cannot be loaded"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"model_type": ["llama"]}, "cannot be loaded"),
@@ -329,3 +336,33 @@ def test_generation_ends_at_every_end_token(tiny_folder: Path, tmp_path: Path) -
     loaded: LoadedModel = load_model(str(tmp_path / "model"))
     assert loaded.chat.end == tokenizer.eos_token_id
     assert loaded.chat.ends == {user, tokenizer.eos_token_id}
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_pipes_and_devices_in_place_of_a_models_files_are_refused(
+    name: str, kind: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / name).unlink(missing_ok=True)
+    if kind == "a pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    for read in (load_model, model_fingerprint, lambda name: SentenceEncoder(name).encode(["text"])):
+        with pytest.raises(UserError, match=rf"{name} is not a file to read \(it is {kind}\)"):
+            read(str(folder))
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it where a library in Rust panics."""
+
+
+def test_a_panic_of_a_library_in_rust_is_a_sentence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr("tamperfuse.models.load.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(UserError, match="cannot be loaded \\(index out of bounds\\)"):
+        load_model(str(tiny_folder))

@@ -1,10 +1,12 @@
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 from tamperfuse.models import conversion
 from tamperfuse.models.bundled import Bundled
 from tamperfuse.models.chat import Chat
+from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
 from tamperfuse.records import cache
 from tamperfuse.records.errors import UserError
@@ -60,6 +63,7 @@ def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> Non
         (lambda p: str(p / "nothing.gguf"), "does not exist"),
         (lambda p: str(p / "nowhere"), "not a model directory"),
         (lambda p: "smollm2-135", "did you mean 'smollm2-135m'"),
+        (lambda p: "NOTHING.GGUF", "does not exist: check the path of the .gguf file"),
     ],
 )
 def test_bad_models_get_a_sentence(make: object, words: str, tmp_path: Path) -> None:
@@ -166,3 +170,43 @@ def test_the_lock_of_the_cache_waits_for_another_holder(tmp_path: Path) -> None:
         events.append("acquired")
     holder.join()
     assert events == ["released", "acquired"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mine/bse", "the Hub is not asked for it, since there is a folder mine: correct the path"),
+        ("models/base", "the Hub is not asked for it, since models is a usual name of a folder"),
+        ("a/b/c", "There is no model at a/b/c: check the path"),
+        ("someone/model.safetensors", "check the path"),
+        ("some one/model", "check the path"),
+        ("someone/", "check the path"),
+    ],
+)
+def test_what_looks_like_a_path_is_not_asked_of_the_hub(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        load_model(name)
+    with pytest.raises(UserError, match=words.replace("no model", "no sentence encoder")):
+        SentenceEncoder(name).encode(["text"])
+
+
+def test_what_is_asked_of_the_hub_is_printed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    caplog.set_level(logging.INFO, "tamperfuse")
+    monkeypatch.setattr("tamperfuse.models.load.AutoConfig.from_pretrained", Mock(side_effect=OSError("no network")))
+    with pytest.raises(UserError, match=r"There is no folder someone/a-model here, and no model .* from the Hub"):
+        load_model("someone/a-model")
+    assert caplog.text.count("someone/a-model is no folder here: the model is taken from the Hub") == 1
+
+
+def test_the_base_of_an_adapter_that_is_a_path_is_not_asked_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "models/base", "peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"is a peft adapter of .models/base', which cannot be loaded .*usual name of a folder"
+    ):
+        load_model(str(tmp_path))

@@ -73,10 +73,10 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
     queue = context.Queue()
     parent = context.Process(target=report_pid, args=(queue,))
     parent.start()
-    worker = queue.get(timeout=60)
+    worker = queue.get(timeout=300)
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while alive(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(worker)

@@ -363,3 +363,19 @@ def test_hostile_names_stay_in_their_place(check: Check) -> None:
     assert "x|</testcase>[U+0000]" in str(case.get("name"))
     row = next(line for line in markdown_text(result).splitlines() if "U+0000" in line)
     assert row.replace("\\|", "").count("|") == 8
+
+
+def test_an_attack_that_diverged_opens_no_gate(check: Check) -> None:
+    diverged = with_sdd(diverged=["full-100", "benign"])
+    for name in (
+        "harmful_execution.worst",
+        "harmful_execution.after_attack.full-100",
+        "harmful_execution.after_control.benign",
+        "attack_cost.least_ratio",
+        "capability.self_degradation",
+        "benign_finetune.worst_gap",
+    ):
+        [result] = check(policy(name, "at_most: 99, at_least: -99, accept_unresolved: true"), diverged).checks
+        assert not result.passed and "diverged: lower the learning rate" in result.why
+    for name in ("harmful_execution.after_attack.lora-10", "capability.drop_vs_shipped"):
+        assert check(policy(name, "at_most: 99, accept_unresolved: true"), diverged).passed

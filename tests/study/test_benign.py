@@ -1,12 +1,14 @@
 """The benign set: what is in it, what is left out, and what a defense receives."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stand_ins import WordCountEncoder
-from tamperfuse.corpora.threats import Threat, load_threat
+from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.study import benign
@@ -114,3 +116,18 @@ def test_sources_name_prompts_and_self_none(benign_file: Path, threat: Threat) -
     assert benign_prompts(["self"], threat, encoder) == []
     prompts = benign_prompts(["self", str(benign_file)], threat, encoder)
     assert len(prompts) == 14 and all(prompt.startswith("harmless question") for prompt in prompts)
+
+
+def test_benign_prompts_longer_than_the_window_are_left_out_and_counted(
+    tiny: LoadedModel, threat: Threat, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    prompts = {"a short question": "named", "peas " * 600: "named", "another question": "named"}
+    rows, generated = benign.answer_prompts(tiny, prompts, 8)
+    assert {row.prompt for row in rows} <= {"a short question", "another question"} and generated > 0
+    assert "1 of 3 benign prompts are left out: with an answer of 8 tokens they are longer than" in caplog.text
+    longer = replace(
+        threat, parts={**threat.parts, "defender": (*threat.parts["defender"], ThreatPrompt("x", "peas " * 600))}
+    )
+    benign.near_prompts(tiny, longer, 30)
+    assert "prompts near the threat are left out" in caplog.text

@@ -1,12 +1,19 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
+import errno
 import logging
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from stand_ins import Killed, results
+from tamperfuse.cli.app import main
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.records.files import read_json
@@ -32,7 +39,11 @@ def measured_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
+def kill() -> None:
+    raise Killed
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int, die_of: Callable[[], object] = kill) -> None:
     """Training run number `run` dies right after step `step`, its hook and its checkpoint."""
     monkeypatch.setattr(checkpoints, "INTERVAL", 0.0)
     started: list[Loop] = []
@@ -45,7 +56,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, run: int, step: int) -> None:
     def die(self: Loop, ends: bool) -> None:
         checkpoint(self, ends)
         if len(started) == run and self.state.global_step == step:
-            raise Killed
+            die_of()
 
     monkeypatch.setattr(Loop, "begin", count)
     monkeypatch.setattr(Loop, "checkpoint", die)
@@ -157,3 +168,37 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
     assert execute(tmp_path / "run", node).reused
     assert execute(tmp_path / "beside", node).reused, "a run beside it shares the result"
     assert len(runs) == 2
+
+
+def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
+    study: Study,
+    finished_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the command itself, by real signals: in a training of a defense, in one of an attack, and when an attack is written."""
+    (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    run = tmp_path / "apart" / "run"
+    terminates = signal.getsignal(signal.SIGTERM)
+
+    def ends_with(code: int, *words: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(["run", str(tmp_path / "study.yaml"), "--out", str(run)])
+        error = capsys.readouterr().err
+        assert ended.value.code == code and "Traceback" not in error
+        assert all(word in error for word in words)
+        assert list(run.glob("nodes/.tmp-*")) == [] and not (run / "results.parquet").exists()
+        assert signal.getsignal(signal.SIGTERM) is terminates
+
+    for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
+        with monkeypatch.context() as patch:
+            stop = partial(os.kill, os.getpid(), number)
+            dying(patch, 2, step, stop)  # as in the first test of this file
+            ends_with(130, "Interrupted. Finished work is saved: run the same command again to resume.")
+        assert len(list((run / "unfinished").glob("*/fit-0.json"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Observer, "write", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device", "table")))
+        ends_with(2, "is full: free some space and run again")
+    run_study(study, run)
+    assert results(run) == results(finished_run)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tamperfuse.records.summary import NOT_MEASURED
 from tamperfuse.study.results.attack_cost import attack_cost, attack_costs
 from tamperfuse.study.results.capability import CapabilityItems, capability_lost
 from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
@@ -369,3 +370,38 @@ def test_what_is_undefined_is_not_resolved(plain: Study) -> None:
         "n": 0,
         "resolved": False,
     }
+
+
+def diverged(study: Study, defense: str, attack: str) -> StudyMeasurements:
+    """The study in which one attack on one defense became NaN at its third step."""
+    plain = measurements(study)
+    rest = [s for s in plain.states if (s.defense, s.attack) != (defense, attack)]
+    [gone] = [s for s in plain.states if (s.defense, s.attack) == (defense, attack)]
+    return replace(plain, states=rest, diverged=[replace(gone, diverged=3)])
+
+
+def test_an_attack_that_diverged_enters_no_measure_of_the_defense(plain: Study) -> None:
+    measured = diverged(plain, "sdd", "full")
+    sdd, refusal = (summarize(measured, 0, 0).defenses[name] for name in ("sdd", "refusal"))
+    assert sdd.diverged == ["full"] and refusal.diverged == []
+    harm = sdd.harmful_execution
+    assert harm.after_attack["full"] == NOT_MEASURED and sdd.capability.after_attack["full"] == NOT_MEASURED
+    assert harm.mean.value == pytest.approx(1.1 / 2) and harm.worst == harm.after_attack["merge"]
+    assert sdd.reduction_vs_undefended.attacks_that_count == ["merge"]
+    assert sdd.reduction_vs_undefended.too_weak == ["weak"]
+    assert sdd.attack_cost["full"] is None and sdd.capability.self_degradation.value == 0
+    assert refusal.reduction_vs_undefended.attacks_that_count == ["full", "merge"]
+    [row] = [row for row in result_rows(measured, "t") if (row["defense"], row["attack"]) == ("sdd", "full")]
+    assert (row["metric"], row["value"], row["step"]) == ("diverged", 3.0, 4)
+
+
+def test_an_attack_that_diverged_on_the_undefended_model_does_not_count(plain: Study) -> None:
+    sdd = summarize(diverged(plain, "refusal", "full"), 0, 0).defenses["sdd"]
+    assert sdd.harmful_execution.after_attack["full"].value == 1.0
+    assert sdd.reduction_vs_undefended.attacks_that_count == ["merge"]
+    assert sdd.attack_cost["full"] is None, "there is nothing to compare it with"
+
+
+def test_a_control_that_diverged_is_not_measured(plain: Study) -> None:
+    sdd = summarize(diverged(plain, "sdd", "benign"), 0, 0).defenses["sdd"]
+    assert sdd.harmful_execution.after_control == {"benign": NOT_MEASURED} and sdd.diverged == ["benign"]

@@ -214,7 +214,7 @@ def test_trials_with_weights_that_are_not_finite_measure_nothing(
     }
     plain["defenses"] = {"refusal": plain["defenses"]["refusal"]}
     with pytest.raises(
-        UserError, match="Every trial of refusal under ruin, seed 0 produced a model whose weights are not finite"
+        UserError, match="Every trial of refusal under ruin, seed 0 diverged before it was measured: narrow"
     ):
         run_study(parse_study(plain, "test"), tmp_path / "a" / "run")
 

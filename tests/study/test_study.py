@@ -1,10 +1,13 @@
 """A whole study on the tiny model: graph, reuse, resume after a kill, determinism, what a run leaves behind."""
 
+import itertools
 import json
+import logging
 import subprocess
 import sys
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +20,8 @@ from tamperfuse.records.plan import read_plan
 from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.run import read_run, read_samples
 from tamperfuse.records.summary import read_summary
+from tamperfuse.records.timing import add_seconds, count_time
+from tamperfuse.report.page import write_report
 from tamperfuse.study import context as workshop
 from tamperfuse.study import plan as nodes
 from tamperfuse.study.node import Costs, FinishedNode, Node, Outcome, execute
@@ -198,7 +203,54 @@ def test_a_folder_keeps_its_model_and_threat(study: Study, threat_file: Path, fi
 def test_nodes_record_where_their_time_went(finished_run: Path) -> None:
     records = [json.loads((folder / "node.json").read_text()) for folder in (finished_run / "nodes").iterdir()]
     for record in records:
-        proper = {work: record[f"seconds_{work}"] for work in ("training", "generating", "scoring")}
-        assert 0 <= sum(proper.values()) <= record["seconds"]
-        assert (proper["training"] > 0) == (record["tokens_trained"] > 0)
-        assert (proper["generating"] > 0) == (record["tokens_generated"] > 0)
+        proper = [record[f"seconds_{work}"] for work in ("training", "generating", "scoring")]
+        assert min(proper) >= 0
+        assert sum(proper) <= record["seconds"] + 0.002, "each is rounded to a millisecond"
+
+
+def test_the_time_of_a_node_is_counted_by_kind_of_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=2.0)
+    monkeypatch.setattr("tamperfuse.records.timing.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def run(folder: Path) -> Outcome:
+        with count_time("scoring"):
+            pass
+        count_time("scoring")(lambda: None)()
+        add_seconds("training", 5.0)
+        return Outcome()
+
+    record = execute(tmp_path / "run", Node("a node", "pairs", (), {}, 0, run, Costs())).record
+    assert [record[f"seconds_{work}"] for work in ("training", "generating", "scoring")] == [5.0, 0.0, 4.0]
+
+
+def test_an_attack_that_diverges_is_said_and_counts_for_nothing(
+    study: Study,
+    tiny_folder: Path,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In a folder beside the finished run, whose other nodes are reused."""
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    full = study.attacks["full"]
+    settings = {**full.parameters, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
+    attacks = {**study.attacks, "ruin": full.model_copy(update={"parameters": settings})}
+    folder = tiny_folder.parent / "diverging-run"
+    run_study(study.model_copy(update={"attacks": attacks}), folder)
+    assert (
+        "sdd under ruin, seed 0 says nothing about the defense" in caplog.text and "diverged at step 1" in caplog.text
+    )
+    summary, plain = read_summary(folder), read_summary(finished_run)
+    for name, defense in summary.defenses.items():
+        assert defense.diverged == ["ruin"]
+        after = dict(defense.harmful_execution.after_attack)
+        assert after.pop("ruin").value is None
+        assert after == plain.defenses[name].harmful_execution.after_attack
+        assert defense.capability.self_degradation == plain.defenses[name].capability.self_degradation
+    rows = [row for row in read_results(folder) if row["attack"] == "ruin"]
+    assert {(row["defense"], row["metric"], row["value"]) for row in rows} == {
+        ("refusal", "diverged", 1.0),
+        ("sdd", "diverged", 1.0),
+    }
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "diverged" in page and "lower the learning rate there" in page

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.finite import Diverged, not_finite
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
@@ -156,3 +157,28 @@ def test_bad_training_input(tiny: LoadedModel) -> None:
         fit(tiny, samples(tiny), Training(steps=1, method="last_layers", layers=3), seed=0)
     with pytest.raises(UserError, match="600 tokens or more, 512 allowed"):
         fit(tiny, [Sample([1] * 600, 5)], Training(steps=1), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place"),
+    [
+        ({"steps": 6, "learning_rate": 9.9, "optimizer": "sgd", "clip": 0}, "diverged at step"),
+        (
+            {"steps": 1, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0},
+            "weights are not finite, in model.layers",
+        ),
+    ],
+)
+def test_a_training_that_diverges_is_an_error_also_after_its_last_step(
+    tiny: LoadedModel, settings: dict, place: str
+) -> None:
+    with pytest.raises(Diverged, match=place) as caught:
+        fit(tiny, samples(tiny), Training(batch=3, **settings), seed=0, label="sdd")
+    assert 1 <= caught.value.step <= settings["steps"]
+    assert str(caught.value).startswith("sdd: the training diverged at step") and "learning_rate" in str(caught.value)
+
+
+def test_finite_weights_with_logits_that_are_not_finite_have_diverged(tiny: LoadedModel) -> None:
+    assert not_finite(tiny.model) == ""
+    tiny.model.model.layers[1].mlp.down_proj.weight.data.fill_(3e38)
+    assert not_finite(tiny.model) == "logits are not finite" and not tiny.model.training

@@ -6,12 +6,14 @@ Commands import the packages they call inside their functions, so that `--help` 
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -39,7 +41,7 @@ from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
 from tamperfuse.cli.status import status
 from tamperfuse.cli.theory import theory
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, is_panic
 from tamperfuse.records.process import is_main, world_size
 from tamperfuse.records.progress import show_progress
 
@@ -81,8 +83,8 @@ MAIN_PROCESS_SECONDS = 3.0  # how long the other processes wait before they exit
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command line.
 
-    Exit codes: 0 success, 1 a release gate that does not pass, 2 bad input or another error, 130 Ctrl-C. Errors and Ctrl-C
-    print a message and no traceback, unless `--debug` stands anywhere on the command line.
+    Exit codes: 0 success, 1 a release gate that does not pass, 2 bad input or another error, 130 Ctrl-C or
+    SIGTERM. Errors, Ctrl-C and SIGTERM print a message and no traceback, unless `--debug` stands anywhere on the command line.
 
     Args:
         arguments: the command line without the program's name; `sys.argv[1:]` by default.
@@ -94,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.width = 200  # do not wrap lines in a log file
     try:
         _set_up_output(errors)
-        app(args=[word for word in words if word != "--debug"], standalone_mode=True)
+        with _sigterm_like_ctrl_c():
+            app(args=[word for word in words if word != "--debug"], standalone_mode=True)
     except KeyboardInterrupt:
         _print_interrupted(errors)
         sys.exit(130)
@@ -102,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if exit_.code == 130:  # typer turns Ctrl-C into this
             _print_interrupted(errors)
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         _let_main_process_exit_first(error)
         if debug:
             errors.print("".join(traceback.format_exception(error)))
@@ -110,6 +115,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(error, OSError):
             _drop_unwritten_output()
         sys.exit(2)
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Within the block SIGTERM, which schedulers and `docker stop` send, interrupts as Ctrl-C does.
+
+    Not where `accelerate launch` started several processes: it ends the others with SIGTERM once one has failed, and they may
+    wait for that one where no Python code runs.
+    """
+    if world_size() > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _expand_home(word: str) -> str:
@@ -120,7 +142,7 @@ def _expand_home(word: str) -> str:
     return os.path.expanduser(word)
 
 
-def _let_main_process_exit_first(error: Exception) -> None:
+def _let_main_process_exit_first(error: BaseException) -> None:
     """Every process meets the same error, and the launcher stops all of them once one exits: the main one has to print it."""
     try:
         waits = isinstance(error, UserError) and not is_main()

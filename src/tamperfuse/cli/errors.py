@@ -20,7 +20,7 @@ _MEMORY = (
 PACKAGE = Path(__file__).parents[1]
 
 
-def sentence_of(error: Exception) -> str:
+def sentence_of(error: BaseException) -> str:
     """What went wrong, where as far as is known, and how to mend it."""
     if isinstance(error, UserError):
         return str(error)
@@ -45,7 +45,7 @@ def sentence_of(error: Exception) -> str:
     )
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """The innermost function of tamperfuse that the error passed through, which says what was being done."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(PACKAGE)

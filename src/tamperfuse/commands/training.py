@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tamperfuse.models.finite import Diverged
 from tamperfuse.records.files import LOGS, UNFINISHED, beside
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.training.checkpoints import resumable
@@ -27,7 +28,7 @@ def work_of(component: Component[Any, Any], parameters: Parameters, seed: int) -
 
 @contextmanager
 def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any]) -> Iterator[Path]:
-    """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block ends without an exception.
+    """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block succeeds or a training diverges.
 
     Args:
         out: the folder of results, beside which it lies; inside it where it is a mount point or the current directory.
@@ -37,5 +38,9 @@ def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any
     """
     unfinished = beside(out, UNFINISHED)
     with resumable(unfinished, report_to, beside(out, LOGS), work):
-        yield unfinished
+        try:
+            yield unfinished
+        except Diverged:  # it would diverge again, and lie in the way of the same work with other parameters
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,6 +1,7 @@
-"""Prompts of a threat that do not fit into a model's context window."""
+"""Prompts that do not fit into a model's context window."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tamperfuse.corpora.threats import PARTS, Threat
@@ -64,3 +65,22 @@ def within_window(
                 f"tokens, {response_tokens} of them for the response): shorten the prompts, or use a model with a longer window."
             )
     return threat if all(len(parts[part]) == len(threat.part(part)) for part in PARTS) else Threat(threat.source, parts)
+
+
+def check_lengthened(loaded: LoadedModel, prompts: Sequence[str], response_tokens: int) -> None:
+    """Check that prompts fit into the window with what an attack adds to them: a system prompt, words around them, a prefill.
+
+    Raises:
+        UserError: one does not, but would without the additions.
+    """
+    plain = Chat(loaded.chat.tokenizer, loaded.chat.format)
+    if plain == loaded.chat or not prompts:
+        return
+    length, longest = max((len(loaded.chat.prompt(prompt)), prompt) for prompt in prompts)
+    usual = len(plain.prompt(longest))
+    if length + response_tokens > loaded.window >= usual + response_tokens:
+        raise UserError(
+            f"The attack adds {length - usual} tokens to a prompt of {usual}, which with a response of {response_tokens} exceeds "
+            f"the context window of {loaded.name}, {loaded.window} tokens: leave this attack out, or the longest prompts of the "
+            "threat, or lower `response_tokens` under `evaluate` in a study; what has finished is reused."
+        )

@@ -24,6 +24,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of
+from tamperfuse.records.reading import check_files_named_in, path_exists
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -204,6 +205,8 @@ def _plain(value: Any) -> Any:
 def _load_task(task: CapabilityTask) -> LoadedTask:
     name = task.task
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if name.endswith((".yaml", ".yml")) and path_exists(Path(name)):
+        check_files_named_in(Path(name))
     if name not in _BUILTIN:
         _go_offline_if_unreachable()
     try:

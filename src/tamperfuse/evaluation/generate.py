@@ -54,9 +54,8 @@ def generate(
     longest = max(map(len, prompts), default=0)
     if longest + new_tokens > loaded.window:
         raise UserError(
-            f"A prompt of {longest} tokens, with what the attack adds to it, and {new_tokens} new ones exceed the model's "
-            f"context window of {loaded.window}: shorten the prompt, leave out attacks that lengthen it, or lower "
-            "`response_tokens` under `evaluate` in a study."
+            f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: "
+            "shorten the prompt, or lower `response_tokens` under `evaluate` in a study."
         )
     if use_vllm(loaded, len(prompts) * new_tokens):
         return vllm_generate(loaded, prompts, new_tokens, sampling)

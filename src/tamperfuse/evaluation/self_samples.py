@@ -4,6 +4,7 @@ A chat model that continues its template's opening of a user's turn writes promp
 et al., ICLR 2025, arXiv 2406.08464, section 2). With its answers they show how it behaves, without other data.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -14,6 +15,8 @@ from tamperfuse.models.chat import Chat
 from tamperfuse.models.chat_template import render
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
+
+log = logging.getLogger("tamperfuse")
 
 PROMPT_TEMPERATURE, ANSWER_TEMPERATURE, TOP_P = 1.0, 0.7, 0.95
 PROMPT_TOKENS = 40  # longest prompt that the model may write; longer ones are left out
@@ -84,13 +87,14 @@ def write_neighbours(loaded: LoadedModel, prompts: Sequence[str], seed: int) -> 
 
     Args:
         loaded: a chat model; not modified.
-        prompts: what to stay close to.
+        prompts: what to stay close to; those that are too long for the context window are left out, and counted in the log.
         seed: of the sampling.
 
     Returns:
         Different usable prompts, and the tokens that were generated.
     """
     requests = [loaded.chat.prompt(NEIGHBOUR_REQUEST.format(prompt=prompt)) for prompt in prompts]
+    requests = [requests[i] for i in _fitting(loaded, requests, PROMPT_TOKENS, "prompts near the threat")]
     sampling = Sampling(PROMPT_TEMPERATURE, TOP_P, seed)
     texts = generate(loaded, requests, new_tokens=PROMPT_TOKENS, sampling=sampling, label="prompts near the threat")
     usable = (_prompt(loaded.chat, tokens, "") for tokens in texts if len(tokens) < PROMPT_TOKENS)
@@ -102,14 +106,30 @@ def write_answers(loaded: LoadedModel, prompts: Sequence[str], tokens: int, seed
 
     Args:
         loaded: a chat model; not modified.
-        prompts: the prompts.
+        prompts: the prompts; the answer to one that is too long for the context window is "", and the log counts them.
         tokens: longest answer.
         seed: of the sampling.
     """
     sampling = Sampling(ANSWER_TEMPERATURE, TOP_P, seed)
     rendered = [loaded.chat.prompt(prompt) for prompt in prompts]
-    answers = generate(loaded, rendered, new_tokens=tokens, sampling=sampling, label="own answers")
-    return [loaded.chat.text(answer) for answer in answers], sum(map(len, answers))
+    fitting = _fitting(loaded, rendered, tokens, "benign prompts")
+    generated = generate(
+        loaded, [rendered[i] for i in fitting], new_tokens=tokens, sampling=sampling, label="own answers"
+    )
+    answers = dict(zip(fitting, map(loaded.chat.text, generated), strict=True))
+    return [answers.get(i, "") for i in range(len(prompts))], sum(map(len, generated))
+
+
+def _fitting(loaded: LoadedModel, rendered: Sequence[Sequence[int]], tokens: int, what: str) -> list[int]:
+    """Indices of the prompts that fit into the context window with that many new tokens; logs the number of the others."""
+    fitting = [i for i, prompt in enumerate(rendered) if len(prompt) + tokens <= loaded.window]
+    if len(fitting) < len(rendered):
+        log.warning(
+            "%d of %d %s are left out: with an answer of %d tokens they are longer than the context window of %s, which is %d "
+            "tokens.",
+            *(len(rendered) - len(fitting), len(rendered), what, tokens, loaded.name, loaded.window),
+        )
+    return fitting
 
 
 def _prompt(chat: Chat, tokens: Sequence[int], stop: str) -> str:

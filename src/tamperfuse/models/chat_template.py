@@ -2,16 +2,17 @@
 
 transformers renders templates in jinja2's sandbox, which keeps them away from files and from Python's internals, but limits
 neither time nor memory nor output. :func:`check_template` therefore renders short and long conversations in a child process with
-such limits, once per template.
+such limits, once per template. Later renderings have limits of time and output, too, since a template may depend on the text.
 """
 
 import os
 import re
 import select
 import signal
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.reading import read_text
+from tamperfuse.records.reading import local_path, read_text
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
-CPU_SECONDS = 5  # of the child
+CPU_SECONDS = 5  # of the child, and of a rendering
 WALL_SECONDS = 120
 MEMORY = 512 * 2**20  # bytes, in addition to those of this process
 LARGEST_TEMPLATE = 1 << 20  # bytes of a template's file
@@ -53,7 +54,7 @@ def read_template(path: Path | None) -> str:
     """
     if path is None:
         return ""
-    text = read_text(path.expanduser(), LARGEST_TEMPLATE)
+    text = read_text(local_path(str(path)), LARGEST_TEMPLATE)
     if "messages" not in text or not any(opening in text for opening in ("{{", "{%")):
         raise UserError(
             f"{path} is not a chat template: it must be a Jinja template that renders `messages`, as chat_template.jinja of an "
@@ -71,13 +72,34 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
         generation: whether to end where the assistant's answer starts.
 
     Raises:
-        UserError: the template raises an exception, or renders much more text than the messages have.
+        UserError: the template raises an exception, takes more than :data:`CPU_SECONDS` of processor time (in the main thread; no
+            other can be interrupted), or renders much more text than the messages have.
     """
     try:
-        text = _render(tokenizer, messages, generation)
+        with _limited_time():
+            text = _render(tokenizer, messages, generation)
     except Exception as error:  # a template can raise any exception
         raise _unusable(tokenizer, _reason(error)) from error
     return text
+
+
+@contextmanager
+def _limited_time() -> Iterator[None]:
+    """Within the block, a TimeoutError after :data:`CPU_SECONDS` of processor time: a template may loop for some texts only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TimeoutError(f"it takes more than {CPU_SECONDS} s for one of the conversations")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase) -> None:

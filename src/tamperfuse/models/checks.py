@@ -1,39 +1,48 @@
 """Checks of a checkpoint: its files before they are read, and the model after. What cannot be trained or measured is refused."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
+from tamperfuse.records.reading import check_files_of
 
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 _PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-)
+#: Sizes in config.json, and the largest that is believed: larger ones would take all memory before a library refuses them.
+_SIZES = {
+    "hidden_size": 10**6,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 10**5,
+    "intermediate_size": 10**7,
+    "vocab_size": 10**7,
+    "max_position_embeddings": 10**9,
+}
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_MOST_EXPERTS = 100_000  # in all layers together
+_SLACK = 10**8  # parameters that a configuration may have beyond twice those in the files: 400 MB
 
 
 def check_files(folder: Path) -> None:
     """Check that a folder has weights in safetensors, and that an index names files of the folder only.
 
     Raises:
-        UserError: it has none, pickled ones only, or a damaged index.
+        UserError: it has none, pickled ones only, a damaged index, or a pipe or a device in place of a file.
     """
+    check_files_of(folder)
     weights = [path.name for path in folder.glob("*.safetensors")]
     if is_adapter(folder):
         if any(name != ADAPTER_WEIGHTS for name in weights):
@@ -90,7 +99,7 @@ def check_types(folder: Path) -> None:
     names = [name for name in names if name.endswith(("weight", "bias"))]
     if names:
         raise UserError(
-            f"{folder} stores {_listed(names)} as integers or 8-bit numbers, but its config.json has no quantization_config: "
+            f"{folder} stores {listed(names)} as integers or 8-bit numbers, but its config.json has no quantization_config: "
             "save the model in float32, float16 or bfloat16."
         )
 
@@ -99,20 +108,69 @@ def check_config(config: PretrainedConfig, place: str) -> None:
     """Check the numbers of a configuration.
 
     Raises:
-        UserError: a size is not a positive integer (or a list of them, one for each layer), or a number is NaN or infinite.
+        UserError: a size is not a positive integer (or a list of them, one for each layer) or absurdly large, or a number is NaN
+            or infinite.
     """
     text = config.get_text_config()
-    for name in _SIZES:
+    for name, largest in _SIZES.items():
         value = getattr(text, name, None)
         if value is None:
             continue
         sizes = value if isinstance(value, list | tuple) and value else [value]
         if not all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in sizes):
-            raise UserError(f"The config.json of {place} has {name} = {value!r}: give a positive integer.")
+            raise UserError(f"The config.json of {place} has {name} = {shown(repr(value))}: give a positive integer.")
+        if max(sizes) > largest:
+            raise UserError(f"The config.json of {place} has {name} = {shown(repr(value))}: give at most {largest:,}.")
+    for name in _EXPERTS:
+        experts = getattr(text, name, None)
+        if isinstance(experts, int) and experts * _largest(getattr(text, "num_hidden_layers", None)) > _MOST_EXPERTS:
+            limit = f"{_MOST_EXPERTS:,} in all layers together"
+            raise UserError(f"The config.json of {place} has {name} = {shown(experts)}: give at most {limit}.")
     for name, number in _numbers(config.to_dict()):
         # The limits of Mamba 2's time steps, from 0 to infinity, are the one place where infinity is a value.
         if not math.isfinite(number) and not (number == math.inf and name.endswith("time_step_limit")):
             raise UserError(f"The config.json of {place} has {name} = {number}: give a finite number.")
+
+
+def check_parameters(config: PretrainedConfig, folder: Path) -> None:
+    """Check, before memory is taken, that a configuration does not describe a far larger model than the files hold.
+
+    Raises:
+        UserError: it does; transformers would create the weights before it finds that their shapes differ.
+    """
+    text, stored = config.get_text_config(), sum(stored_values(folder).values())
+    hidden, layers, heads, size, inner = (
+        _largest(getattr(text, name, None))
+        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "intermediate_size")
+    )
+    tables = sum(_largest(getattr(text, name, None)) for name in ("vocab_size", "max_position_embeddings"))
+    rough = hidden * (tables + layers * (hidden + inner + heads * size))
+    if rough <= 2 * stored + _SLACK:
+        return
+    with torch.device("meta"):
+        described = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    if described > 2 * stored + _SLACK:
+        raise UserError(
+            f"The config.json of {folder} describes a model of {described:,} parameters, but its files hold {stored:,}: correct "
+            "its sizes, or download the checkpoint again."
+        )
+
+
+def stored_values(folder: Path) -> Counter[str]:
+    """Number of values by dtype, as safetensors names it; only the headers of the files are read."""
+    values: Counter[str] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                part = tensors.get_slice(key)
+                values[str(part.get_dtype())] += math.prod(part.get_shape())
+    return values
+
+
+def _largest(value: Any) -> int:
+    """A size, or the largest of those of all layers; 0 where there is none."""
+    sizes = value if isinstance(value, list | tuple) else [value]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
 def check_loading(info: Mapping[str, Any], place: str) -> None:
@@ -127,7 +185,7 @@ def check_loading(info: Mapping[str, Any], place: str) -> None:
     """
     mismatched = [str(key[0] if isinstance(key, tuple | list) else key) for key in info.get("mismatched_keys", ())]
     problems = [
-        f"{words} {_listed(names)}"
+        f"{words} {listed(names)}"
         for words, names in (
             ("it lacks", sorted(map(str, info.get("missing_keys", ())))),
             ("it has, but the architecture does not,", sorted(map(str, info.get("unexpected_keys", ())))),
@@ -153,10 +211,10 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
     Raises:
         UserError: some are not, or a token has none.
     """
-    damaged = [name for name, tensor in _tensors(model) if not bool(torch.isfinite(tensor).all())]
+    damaged = weights_not_finite(model)
     if damaged:
         raise UserError(
-            f"Weights of {place} are NaN or infinite, in {_listed(damaged)}: use a checkpoint from before training diverged, or "
+            f"Weights of {place} are NaN or infinite, in {listed(damaged)}: use a checkpoint from before training diverged, or "
             "merge and save it in float32 or bfloat16 instead of float16."
         )
     embeddings = model.get_input_embeddings()
@@ -168,10 +226,10 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
         )
 
 
-def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            yield name, tensor.detach()
+def weights_not_finite(model: nn.Module) -> list[str]:
+    """Names of the weights and buffers that have NaN or infinite values."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, x in tensors if x.is_floating_point() and not bool(torch.isfinite(x.detach()).all())]
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -185,6 +243,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(item, name)
 
 
-def _listed(names: Iterable[str], most: int = 3) -> str:
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Names for a message: the first ones, and how many there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

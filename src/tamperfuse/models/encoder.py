@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from tamperfuse.models.bundled import DEFAULT_ENCODER as DEFAULT_ENCODER
 from tamperfuse.models.bundled import ENCODERS
+from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.reading import check_files_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -58,6 +60,8 @@ class SentenceEncoder:
         source = str(ENCODERS[self.name].path()) if self.name in ENCODERS else self.name
         if Path(source).exists():
             _check_folder(Path(source))
+        elif "/" in source:
+            check_hub_id(source, "sentence encoder")
         try:
             return SentenceTransformer(
                 source,
@@ -148,12 +152,13 @@ def _check_folder(folder: Path) -> None:
     """Check that a folder holds an encoder in safetensors.
 
     Raises:
-        UserError: it has no weights, or a module's weights are pickled.
+        UserError: it has no weights, a module's weights are pickled, or a file is a pipe or a device.
     """
     if not folder.is_dir() or not any(folder.glob("**/*.safetensors")):
         raise UserError(
             f"The sentence encoder {folder} has no weights (*.safetensors): name a sentence-transformers directory, or a Hub id."
         )
+    check_files_of(folder)
     for pattern in ("**/*.bin", "**/*.pt", "**/*.pkl"):
         for path in folder.glob(pattern):
             if not any(path.parent.glob("*.safetensors")):

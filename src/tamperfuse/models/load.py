@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,12 +20,23 @@ from transformers import (
 from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.chat import Chat
-from tamperfuse.models.checks import check_config, check_files, check_loading, check_model, check_types, is_adapter
+from tamperfuse.models.checks import (
+    check_config,
+    check_files,
+    check_loading,
+    check_model,
+    check_parameters,
+    check_types,
+    is_adapter,
+    listed,
+    weights_not_finite,
+)
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
+from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import UserError, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
@@ -142,6 +152,8 @@ def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreT
     check_config(config, place)
     if folder and getattr(config, "quantization_config", None) is None:
         check_types(folder)
+        if not trust_remote_code:
+            check_parameters(config, folder)
     model, info = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
@@ -190,15 +202,29 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
     """Write a checkpoint that transformers can load: safetensors, tokenizer, chat template, tamperfuse.json.
 
     The folder is written completely or not at all. Weights are written in the model's dtype: float32, unless it was changed.
+
+    Raises:
+        UserError: weights are NaN or infinite in that dtype.
     """
     with staged(folder, directory=True) as staging:
         write_checkpoint(loaded, staging, provenance)
 
 
 def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
-    """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes."""
+    """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes.
+
+    Raises:
+        UserError: weights are NaN or infinite in the dtype that they have; nothing is written then.
+    """
     if not is_main():
         return
+    if damaged := weights_not_finite(loaded.model):
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        raise UserError(
+            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {dtype}, in "
+            f"{listed(damaged)}: lower its learning rate or strength"
+            + (", or start from a model in bfloat16." if dtype == "float16" else ".")
+        )
     with quiet():
         save_weights(loaded.model, folder, "5GB")
         loaded.tokenizer.save_pretrained(folder)
@@ -257,15 +283,15 @@ def _existing_origin(name: str, origin: str, advice: str) -> str:
 
 
 def resolve_model(name: str) -> Path | None:
-    """The directory with a model's weights, after converting a GGUF if necessary; None for a Hub id.
+    """The directory with a model's weights, after converting a GGUF if necessary; None for a Hub id, which is printed.
 
     Raises:
-        UserError: no model of that name exists.
+        UserError: no model of that name exists, or it is a path that does not exist (:mod:`tamperfuse.models.hub_ids`).
     """
     if name in MODELS:
         return convert_gguf(MODELS[name].path(), name)
     path = Path(name)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise UserError(f"{name} does not exist: check the path of the .gguf file.")
         return convert_gguf(path, name)
@@ -276,6 +302,7 @@ def resolve_model(name: str) -> Path | None:
         raise UserError(f"{name} is not a model directory or a .gguf file: name one, or a Hub id.")
     if "/" not in name:
         raise unknown_name("model", name, MODELS)
+    check_hub_id(name)
     return None
 
 
@@ -309,19 +336,21 @@ def errors_explained(name: str, folder: Path | None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, SafetensorError) as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UserError(_load_error(name, folder, error)) from error
 
 
-def _load_error(name: str, folder: Path | None, error: Exception) -> str:
+def _load_error(name: str, folder: Path | None, error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     reason = re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:300].rstrip(". ")
     if isinstance(error, MemoryError) or re.search(r"(can't|cannot) allocate memory|out of memory", str(error), re.I):
         return f"The model {name!r} does not fit into memory ({reason}): use a smaller model or a larger machine."
     if folder is None:
         return (
-            f"The model {name!r} cannot be loaded from the Hub ({reason}): check the id, the network and, for a gated "
-            "model, your login; a model with pickled weights only is refused."
+            f"There is no folder {name} here, and no model of that name can be loaded from the Hub ({reason}): check the path, "
+            "or the id, the network and, for a gated model, your login; a model with pickled weights only is refused."
         )
     return f"The model in {folder} cannot be loaded ({reason}): save it again with save_pretrained."
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from filelock import FileLock
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.reading import local_path
 
 
 def cache_folder() -> Path:
     """The cache: $TAMPERFUSE_CACHE, or tamperfuse/ in the user's cache folder.
 
     Raises:
-        UserError: none of them is known.
+        UserError: none of them is known, or the path has a home directory that is not.
     """
     if os.environ.get("TAMPERFUSE_CACHE"):
-        return Path(os.environ["TAMPERFUSE_CACHE"]).expanduser()
+        return local_path(os.environ["TAMPERFUSE_CACHE"])
     caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     if caches.parts[:1] == ("~",):
         raise UserError("The home folder is unknown: set TAMPERFUSE_CACHE to a folder for the cache.")

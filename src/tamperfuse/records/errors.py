@@ -104,6 +104,14 @@ def os_error_sentence(error: OSError, path: str | Path | None = None) -> str:
     return f"{shown(place or 'A file')} {problem}: {advice}."
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust, such as tokenizers or safetensors, met something that its authors did not expect.
+
+    The class of such an error is made at run time, cannot be imported, and is no `Exception`.
+    """
+    return type(error).__name__ == "PanicException"
+
+
 def is_torch_write_error(error: BaseException) -> bool:
     """Whether torch failed to write a file, which it reports as a RuntimeError without the system's reason."""
     text = str(error)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tamperfuse.records.errors import UserError
 
 MAX_TEXT = 256 << 20  # bytes of a text file that is read whole
 _KERNEL_FOLDERS = ("/proc/", "/sys/")  # their files look ordinary, and some never end or block the reader
+_OF_MODELS = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -68,6 +70,29 @@ def check_file(path: Path) -> None:
     elif stat.S_ISDIR(mode):
         raise UserError(f"{path} is not a file (it is a folder): check the path.")
     raise UserError(f"{path} is not a file to read (it is {kind}): write its content to a file and name that.")
+
+
+def check_files_of(folder: Path) -> None:
+    """Check that the files of a model or an encoder, and of its modules in subfolders, are ordinary ones.
+
+    Raises:
+        UserError: one is a pipe, a device, or a link to one, at which its reader would wait or read without end.
+    """
+    for path in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        if path.suffix.lower() in _OF_MODELS and not path.is_dir():
+            check_file(path)
+
+
+def check_files_named_in(path: Path) -> None:
+    """Check that a text file is an ordinary one, and so are the files that its words name, as far as they exist.
+
+    Raises:
+        UserError: one is a pipe, a device, or a file of the kernel.
+    """
+    for word in re.findall(r"[^\s\"\x27\[\]{},]+", read_text(path)):
+        for named in (Path(word), path.parent / word):
+            if os.path.exists(named) and not os.path.isdir(named):
+                check_file(named)
 
 
 def unreadable(path: Path, error: Exception) -> UserError:

@@ -7,6 +7,7 @@ from tamperfuse.records.summary import Measure
 
 NOT_RESOLVED = "not resolved"
 MISSING = "\N{EN DASH}"
+DIVERGED = "diverged"  # in place of what was not measured, since the attack made the model NaN
 MINUS = "\N{MINUS SIGN}"
 
 _LABELS = {UNDEFENDED: "undefended", "sdd": "SDD", "sdd_reject": "SDD with refusal"}

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tamperfuse.records.summary import Measure
-from tamperfuse.report.formatting import MISSING, label, percent, span
+from tamperfuse.report.formatting import DIVERGED, MISSING, label, percent, span
 from tamperfuse.report.inputs import Run
 
 MEASURES = "measures"  # anchor of the table of all measures
@@ -76,6 +76,8 @@ def _cell(run: Run, defense: str, attack: str, anchors: dict[str, str]) -> HeatC
     measure = (harm.after_attack | harm.after_control).get(attack) if attack else harm.before_attack
     state = f"{label(defense)} after {attack}" if attack else f"{label(defense)}, {BEFORE}"
     anchor = f"#{anchors.get(attack, MEASURES)}"
+    if attack in run.summary.defenses[defense].diverged:
+        return HeatCell(DIVERGED, None, f"{state}: not measured, since the attack diverged.", anchor)
     if measure is None or measure.value is None:
         return HeatCell(MISSING, None, f"{state}: not measured.", anchor)
     return HeatCell(

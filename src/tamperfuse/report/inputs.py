@@ -58,14 +58,17 @@ class Run:
 
     @property
     def too_weak(self) -> set[str]:
-        """Malicious attacks that do not bring the undefended model to 80%."""
-        return {name for one in self.summary.defenses.values() for name in one.reduction_vs_undefended.too_weak}
+        """Malicious attacks that do not bring the undefended model to 80%, or diverge on it."""
+        defenses = self.summary.defenses
+        diverged = defenses[UNDEFENDED].diverged if UNDEFENDED in defenses else []
+        return {name for one in defenses.values() for name in one.reduction_vs_undefended.too_weak} | set(diverged)
 
     @property
     def without_steps(self) -> set[str]:
-        """Malicious attacks that train no steps, and have no attack cost."""
-        costs = [(name, cost) for one in self.summary.defenses.values() for name, cost in one.attack_cost.items()]
-        return {name for name, cost in costs if cost is None}
+        """Malicious attacks that train no steps, and have no attack cost; one that diverged has none either."""
+        defenses = self.summary.defenses.values()
+        diverged = {name for one in defenses for name in one.diverged}
+        return {name for one in defenses for name, cost in one.attack_cost.items() if cost is None} - diverged
 
     @property
     def last_step(self) -> int:

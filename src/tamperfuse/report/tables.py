@@ -1,12 +1,12 @@
 """The table of the page: one row per measure, one column per model, every value with its interval."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, UsableHarm
 from tamperfuse.report.curves import capability, capability_states
-from tamperfuse.report.formatting import MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
+from tamperfuse.report.formatting import DIVERGED, MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 from tamperfuse.report.inputs import Run
 
 Kind = Literal["rate", "difference", "score", "nats", "nats difference"]
@@ -118,11 +118,11 @@ def _before(run: Run) -> TableRow:
 
 def _after(run: Run, attacks: list[str]) -> list[TableRow]:
     return [
-        _row(
+        _after_row(
             run,
-            f"after {attack}",
+            attack,
             [d.harmful_execution.after_attack.get(attack) for d in _defenses(run)],
-            note="trains no steps" if attack in run.without_steps else "",
+            "trains no steps" if attack in run.without_steps else "",
         )
         for attack in attacks
     ]
@@ -130,9 +130,17 @@ def _after(run: Run, attacks: list[str]) -> list[TableRow]:
 
 def _controls(run: Run) -> list[TableRow]:
     return [
-        _row(run, f"after {name}", [d.harmful_execution.after_control.get(name) for d in _defenses(run)])
+        _after_row(run, name, [d.harmful_execution.after_control.get(name) for d in _defenses(run)])
         for name in run.controls
     ]
+
+
+def _after_row(run: Run, attack: str, measures: list[Measure | None], note: str = "") -> TableRow:
+    """The rates after an attack or a control; a cell says where it diverged."""
+    row = _row(run, f"after {attack}", measures, note=note)
+    diverged = [attack in defense.diverged for defense in _defenses(run)]
+    cells = [Cell(DIVERGED, muted=True) if is_nan else cell for is_nan, cell in zip(diverged, row.cells, strict=True)]
+    return replace(row, cells=cells)
 
 
 def _reduction(run: Run) -> list[TableRow]:

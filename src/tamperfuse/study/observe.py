@@ -11,10 +11,12 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.overlap import NEAR_COSINE
 from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import PARTS, Threat
+from tamperfuse.corpora.window import check_lengthened
 from tamperfuse.evaluation.capability import measure_capability
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.encoder import TextEncoder
+from tamperfuse.models.finite import Diverged, not_finite
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, staged, write_json
@@ -111,9 +113,18 @@ class Observer:
         Args:
             step: of the attack.
             measure: calls methods of the observer that it receives.
+
+        Raises:
+            Diverged: weights or logits are not finite; nothing is measured.
         """
         if step in self._measured:
             return
+        if problem := not_finite(self.loaded.model):
+            raise Diverged(
+                f"The attacked model diverged at step {step} ({problem}), so it is not measured: lower the learning rate or the "
+                "strength of the attack.",
+                step,
+            )
         observer = Observer(self.loaded, self.threat, self.evaluate)
         measure(observer)
         if self.resume_folder and is_main():
@@ -209,6 +220,7 @@ class Observer:
 
     def _answers(self, prompts: Sequence[str], tokens: int, label: str) -> list[str]:
         chat = self.loaded.chat
+        check_lengthened(self.loaded, prompts, tokens)
         answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=label)
         self.costs.generated += sum(map(len, answers))
         return [chat.text(answer) for answer in answers]

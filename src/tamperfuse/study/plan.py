@@ -1,13 +1,15 @@
 """The nodes of a study: what each does, what its result depends on, what it will cost."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tamperfuse.attacks import ATTACKS
+from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import check_measured
 from tamperfuse.corpora.tasks import benign_task
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.conversion import absolute_name
+from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import write_checkpoint
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
@@ -28,9 +30,11 @@ from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.node import SearchInputs, search_node
-from tamperfuse.study.tables import Response, VerdictRow, read_rows, write_rows
+from tamperfuse.study.tables import DIVERGED, Response, VerdictRow, read_rows, write_rows
 from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distillation import load_teacher, save_teacher
+
+log = logging.getLogger("tamperfuse")
 
 TEACHER = "teacher.safetensors"  # the shipped model's predictions on harmless prompts
 
@@ -148,7 +152,10 @@ def _before_attack_node(
 
 
 def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
-    """One attack on one model, measured from step 1 on; step 0 is the model before any attack."""
+    """One attack on one model, measured from step 1 on; step 0 is the model before any attack.
+
+    An attack that diverges is no error of the study: the node records the step, and results leave the attack on this model out.
+    """
     hardened, answers = parents
     spec, evaluate = context.study.attacks[attack], context.study.evaluate
     component = ATTACKS.get(spec.attack)
@@ -164,6 +171,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     items = benign_task(task, seed) if task else ([], [])
 
     def run(folder: Path) -> Outcome:
+        diverged: dict[str, int] = {}
         with context.model(str(node_folder(context.run, hardened) / "checkpoint")) as loaded:
             observer = Observer(loaded, context.threat, evaluate, current_block().folder)
 
@@ -178,11 +186,16 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
                 observer.once(step, measure)
 
             data = context.attack_data(component.traits, node_folder(context.run, answers), observer, at_steps, hook)
-            result = component.run(loaded, data, parameters, seed)
-            check_measured(spec.attack, at_steps, {response.step for response in observer.responses})
+            try:
+                result = component.run(loaded, data, parameters, seed)
+                check_measured(spec.attack, at_steps, {response.step for response in observer.responses})
+            except Diverged as error:
+                log.warning("%s says nothing about the defense. %s", label, error)
+                tokens = training_tokens(budget, evaluate) * error.step // steps  # an estimate
+                result, diverged = AttackResult(tokens_trained=tokens, notes=(str(error),)), {DIVERGED: error.step}
             observer.write(folder)  # the attacked weights are not written
         costs = observer.costs + Costs(trained=result.tokens_trained)
-        return Outcome(costs, notes=result.notes, facts={"samples": result.samples})
+        return Outcome(costs, notes=result.notes, facts={"samples": result.samples, **diverged})
 
     depends = {
         **observation_key(context),

@@ -16,6 +16,8 @@ R = TypeVar("R")
 HARMLESS_FAR, HARMLESS_NEAR = "harmless_far", "harmless_near"
 HARMLESS_PARTS = (HARMLESS_FAR, HARMLESS_NEAR)  # of the harmless prompts; they are no parts of the threat
 HARMLESS = "harmless"  # both together
+#: The step at which an attack diverged: a fact of its node, and a metric of results.parquet.
+DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from tamperfuse.models.finite import diverged, not_finite
 from tamperfuse.models.layers import attention_modules, decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
@@ -68,9 +69,10 @@ def fit(
             checkpoint.
         hook: called with the step's number; training ends at a step ≥ 1 where it returns True. The model is in evaluation
             mode, and in reduced precision unless it is trained in shards. With several processes, every process calls it.
-        label: text of the progress bar, and name of the run for trackers.
+        label: text of the progress bar, and name of the run for messages and trackers.
 
     Raises:
+        Diverged: the loss, the weights or the predictions become NaN or infinite; a UserError, too.
         UserError: there are no samples, or all are longer than the model's window; adapter targets match no layer; the model
             has fewer layers than are to be trained; Adafactor over shards; the checkpoint belongs to another training; the
             disk is full; memory ran out.
@@ -140,6 +142,8 @@ def fit(
             result.steps, result.work = len(result.losses), useful_work(module, order)
             result.tokens = sum(len(sample.tokens) for sample in order)
     loaded.model.eval()
+    if problem := not_finite(loaded.model):  # after the last step there is no loss that would show it
+        raise diverged(label, result.steps, problem)
     add_seconds("training", result.seconds - seconds_before)
     block.results.append(result)
     return result

@@ -12,6 +12,7 @@ random number generators exist only after the model was distributed, so the loop
 """
 
 import copy
+import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from tamperfuse.models.finite import diverged
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
@@ -80,7 +82,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         hook: called with the step's number; training ends where it returns True.
         advance: moves the progress bar.
         block: the block of trainings that this one belongs to: trackers and their log folder.
-        label: name of the run for trackers.
+        label: name of the run for messages and trackers.
         eight_bit: whether AdamW keeps its moments in 8 bits.
     """
 
@@ -110,7 +112,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     ) -> None:
         self.objective, self.order, self.training, self.result = objective, order, training, result
         self.masters, self.checkpoints, self.saved, self.eight_bit = masters, checkpoints, saved, eight_bit
-        self.at_steps, self.hook, self.advance = set(at_steps), hook, advance
+        self.at_steps, self.hook, self.advance, self.label = set(at_steps), hook, advance, label
         self.original, self.device, self.fingerprint = module, next(module.parameters()).device, fingerprint
         if sharding():
             module = copy.deepcopy(module)
@@ -174,7 +176,11 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Compute the gradient of one micro-batch."""
+        """Compute the gradient of one micro-batch.
+
+        Raises:
+            Diverged: the loss is NaN or infinite.
+        """
         model.train()
         world = self.accelerator.num_processes
         loss = accumulate_gradient(
@@ -187,7 +193,10 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             lambda value: self.accelerator.backward(value * world),
         )
         reduced: Tensor = self.accelerator.reduce(loss, "sum")
-        self.result.losses.append(float(reduced))
+        value = float(reduced)
+        if not math.isfinite(value):
+            raise diverged(self.label, self.state.global_step + 1, f"its loss is {value}")
+        self.result.losses.append(value)
         return reduced
 
     def begin(self) -> None:

@@ -11,7 +11,14 @@ from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
 from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.local_model import JudgeModel, ResponseTemplate, batches, filled, load_judge_model
+from tamperfuse.evaluation.judges.local_model import (
+    JudgeModel,
+    ModelName,
+    ResponseTemplate,
+    batches,
+    filled,
+    load_judge_model,
+)
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.progress import progress
 from tamperfuse.records.registry import Parameters
@@ -31,7 +38,7 @@ class ClassifierParameters(Parameters):
         batch: responses at a time.
     """
 
-    model: str = Field(min_length=1)
+    model: ModelName
     label: int | str = 1
     template: ResponseTemplate = ""
     threshold: float = Field(0.5, ge=0, le=1)

@@ -18,6 +18,7 @@ from tamperfuse.evaluation.judges.classifier import all_may_execute
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
 from tamperfuse.evaluation.judges.local_model import (
     JudgeModel,
+    ModelName,
     ResponseTemplate,
     batches,
     filled,
@@ -47,7 +48,7 @@ class GuardParameters(Parameters):
         tolerated: largest share of answers that begin with none of these words, in [0, 1]; more stop the judge.
     """
 
-    model: str = Field(min_length=1)
+    model: ModelName
     template: ResponseTemplate = ""
     unsafe: tuple[str, ...] = Field(("unsafe", "yes"), min_length=1)
     safe: tuple[str, ...] = Field(("safe", "no"), min_length=1)

@@ -1,13 +1,14 @@
 """The local model of a judge: loaded once, kept in memory until another one is needed or :func:`free_judge_model` is called."""
 
 import gc
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tamperfuse.evaluation.judges.base import Answer
@@ -104,6 +105,8 @@ def _has_response(template: str) -> str:
     return template
 
 
+#: A local directory, in which a leading `~` is expanded, or a Hub id.
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 #: A text with {response} in it, or "" for none.
 ResponseTemplate = Annotated[str, AfterValidator(_has_response)]
 

@@ -13,10 +13,11 @@ Curve = dict[int, float]  # rate on the evaluation part, by evaluated step ≥ 1
 
 
 def attack_costs(measured: StudyMeasurements, name: str) -> dict[str, AttackCost | None]:
-    """By malicious attack; None for an attack that trains no steps."""
+    """By malicious attack; None for one that trains no steps, or diverged against the defense or the undefended model."""
+    comparable = measured.attacks(malicious=True, measured_on=[name, UNDEFENDED])
     return {
         attack: attack_cost(_curves(measured, name, attack), _curves(measured, UNDEFENDED, attack))
-        if all(state.has_steps for state in measured.of(name, attack))
+        if attack in comparable and all(state.has_steps for state in measured.of(name, attack))
         else None
         for attack in measured.attacks(malicious=True)
     }

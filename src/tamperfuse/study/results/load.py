@@ -10,37 +10,44 @@ from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_
 from tamperfuse.study.results.measurements import Measurements, read_measurements
 from tamperfuse.study.search.trials import read_trials, trial_folder
 from tamperfuse.study.spec import Study
-from tamperfuse.study.tables import VerdictRow, read_rows
+from tamperfuse.study.tables import DIVERGED, VerdictRow, read_rows
 
 
 @dataclass(frozen=True)
 class StudyMeasurements:
     """All model states of a study.
 
+    An attack that diverged against a defense, with any seed, says nothing about it: a model of NaN executes no request and loses
+    all capability, but the attacker repeats the attack with a lower learning rate. It is in no state.
+
     Attributes:
         study: the study.
         states: one per defense, attack and seed; for a search it is the trial that the attacker chose.
         searches: the trials of every search, one entry per defense, attack and seed.
         further: the same with the verdicts of each further judge, by its name.
+        diverged: the attacks that diverged, one entry per defense, attack and seed.
     """
 
     study: Study
     states: list[Measurements]
     searches: list[SearchTrials]
     further: "dict[str, StudyMeasurements]" = field(default_factory=dict)
+    diverged: list[Measurements] = field(default_factory=list)
 
     @classmethod
     def from_nodes(cls, study: Study, finished: Sequence[FinishedNode]) -> "StudyMeasurements":
         """Read what finished nodes wrote."""
         read = read_nodes(finished)
-        plain = cls(study, [state for state in read if state.trial < 0], [])
+        diverged = [state for state in read if state.diverged is not None]
+        unmeasured = {(state.defense, state.attack) for state in diverged}
+        plain = cls(study, [s for s in read if s.trial < 0 and (s.defense, s.attack) not in unmeasured], [])
         by_search: dict[tuple[str, str, int], list[Measurements]] = {}
         for state in read:
             if state.trial >= 0:
                 by_search.setdefault((state.defense, state.attack, state.seed), []).append(state)
         searches = [plain._search(*key, trials) for key, trials in by_search.items()]
         chosen = [chosen_trial(search.checkpoints) for search in searches]
-        first = cls(study, [*plain.states, *chosen], searches)
+        first = cls(study, [*plain.states, *chosen], searches, diverged=diverged)
         return replace(first, further={name: first._judged_by(name, finished) for name in study.judges})
 
     def _judged_by(self, name: str, finished: Sequence[FinishedNode]) -> "StudyMeasurements":
@@ -76,7 +83,8 @@ class StudyMeasurements:
             points = [replace(point, state=trials[point.state.trial]) for point in search.checkpoints]
             before = replace(search.before, state=change(search.before.state))
             searches.append(replace(search, before=before, trials=list(trials.values()), checkpoints=points))
-        return StudyMeasurements(self.study, [change(state) for state in self.states], searches)
+        states = [change(state) for state in self.states]
+        return StudyMeasurements(self.study, states, searches, diverged=self.diverged)
 
     def _search(self, defense: str, attack: str, seed: int, trials: list[Measurements]) -> SearchTrials:
         undefended, before = (
@@ -111,10 +119,21 @@ class StudyMeasurements:
         """The model as shipped."""
         return next(state for state in self.states if state.attack == "" and state.defense not in self.study.defenses)
 
-    def attacks(self, *, malicious: bool) -> list[str]:
-        """Names of the attacks that are malicious, or of those that are not, in the study's order."""
-        kinds = {state.attack: state.malicious for state in self.states if state.attack}
-        return [name for name in self.study.attacks if kinds.get(name) == malicious]
+    def attacks(self, *, malicious: bool, measured_on: Sequence[str] = ()) -> list[str]:
+        """Names of the attacks that are malicious, or of those that are not, in the study's order.
+
+        Args:
+            malicious: which of them.
+            measured_on: defenses; attacks that diverged against one of them are left out.
+        """
+        kinds = {state.attack: state.malicious for state in [*self.states, *self.diverged] if state.attack}
+        left_out = {attack for name in measured_on for attack in self.diverged_on(name)}
+        return [name for name in self.study.attacks if kinds.get(name) == malicious and name not in left_out]
+
+    def diverged_on(self, defense: str) -> list[str]:
+        """Names of the attacks that diverged against a defense, in the study's order."""
+        names = {state.attack for state in self.diverged if state.defense == defense}
+        return [name for name in self.study.attacks if name in names]
 
     def search_attacks(self) -> list[str]:
         """Names of the attacks that are searches, in the study's order."""
@@ -129,8 +148,9 @@ def read_nodes(finished: Sequence[FinishedNode]) -> list[Measurements]:
         if done.node.kind == "judge":
             # Two names for the same parameters share a folder, so the labels come from the node, not from its record.
             measured = by_key[done.node.parents[0].key]
-            samples = int(measured.record["facts"].get("samples", 0))
-            states.append(read_measurements(done.node.parents[0], measured.folder, done.folder, samples))
+            facts = measured.record["facts"]
+            state = read_measurements(done.node.parents[0], measured.folder, done.folder, int(facts.get("samples", 0)))
+            states.append(replace(state, diverged=facts.get(DIVERGED)))
         elif done.node.kind == "search":
             for trial in read_trials(done.folder):
                 folder = trial_folder(done.folder, trial.number)

@@ -41,6 +41,7 @@ class Measurements:
         decided_step: the step at which the attacker stops, if another judge's verdicts decide on it.
         undecided: the outcome of responses on which the judge could not decide; None for the mean of the others
             (:mod:`tamperfuse.study.results.undecided`). Attackers always choose by the mean.
+        diverged: the step at which the attack made the model's numbers NaN or infinite; None if it did not.
     """
 
     defense: str
@@ -61,6 +62,7 @@ class Measurements:
     search_step: int | None = None
     decided_step: int | None = None
     undecided: float | None = None
+    diverged: int | None = None
 
     def steps(self) -> list[int]:
         """Steps at which the model was measured, ascending."""

@@ -39,7 +39,8 @@ def capability_summary(measured: StudyMeasurements, name: str) -> Capability:
             attack: capability(attacked, [state.capability_step for state in attacked], shipped)
             for attack in measured.study.attacks
             if (attacked := measured.of(name, attack))
-        },
+        }
+        | dict.fromkeys(measured.diverged_on(name), NOT_MEASURED),
         self_degradation=_self_degradation(measured, name),
     )
 
@@ -49,7 +50,7 @@ def _self_degradation(measured: StudyMeasurements, name: str) -> Measure:
 
     C after an attack is that of its last step; of a search that of the chosen step.
     """
-    malicious = measured.attacks(malicious=True)
+    malicious = measured.attacks(malicious=True, measured_on=[name, UNDEFENDED])
     if not malicious:
         return NOT_MEASURED
     groups = [measured.of(defense, attack) for defense in (name, UNDEFENDED) for attack in ("", *malicious)]
@@ -120,7 +121,7 @@ def benign_finetune(measured: StudyMeasurements, name: str) -> dict[str, GapVsUn
     Where several attacks train the same task, the worst gap is reported.
     """
     gaps: dict[str, GapVsUndefended] = {}
-    for attack in measured.attacks(malicious=False):
+    for attack in measured.attacks(malicious=False, measured_on=[name, UNDEFENDED]):
         for task in measured.of(name, attack)[0].task_scores(measured.of(name, attack)[0].last_step):
             gap = _score_gap(measured.of(name, attack), measured.of(UNDEFENDED, attack), task)
             if task not in gaps or (gap.value or 0.0) < (gaps[task].gap_vs_undefended.value or 0.0):

@@ -12,7 +12,7 @@ from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.undecided import judged_rate
-from tamperfuse.study.tables import HARMLESS, HARMLESS_NEAR, VerdictRow
+from tamperfuse.study.tables import DIVERGED, HARMLESS, HARMLESS_NEAR, VerdictRow
 
 #: The step at which the attacker of a malicious attack stops, one row per defense, attack and seed.
 CHOSEN_STEP = "chosen_step"
@@ -37,6 +37,10 @@ def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]
     rows = _judge_rows(measured, measured.study.judge.judge, threat, _all_measures)
     for name, judged in measured.further.items():
         rows += _judge_rows(judged, name, threat, _judged_measures)
+    for state in measured.diverged:  # `step` is the last one at which the model was measured, `value` where it diverged
+        place = {"part": "", "step": max(state.steps(), default=0), "judge": "", "task": "", "metric": DIVERGED}
+        value = {"value": float(state.diverged or 0), "low": None, "high": None, "n": None}
+        rows.append({**_about(measured, state, threat), **place, **value})
     return rows
 
 
@@ -50,17 +54,8 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
     }
     for state in measured.with_trials():
         is_choice = state.trial < 0 or state.search_step is not None
-        common = {
-            "model": measured.study.model,
-            "threat": threat,
-            "defense": state.defense,
-            "attack": state.attack if is_choice else f"{state.attack}#{state.trial:03d}",
-            "malicious": state.malicious,
-            "samples": state.samples,
-            "seed": state.seed,
-            "censored": False,
-            "node": state.node,
-        }
+        attack = state.attack if is_choice else f"{state.attack}#{state.trial:03d}"
+        common = {**_about(measured, state, threat), "attack": attack}
         for step in state.steps():
             for part, task, metric, measure in measures(state, step, measured.shipped):
                 values = measure.model_dump(include={"value", "low", "high", "n"})
@@ -75,6 +70,21 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
                 place = {"part": "evaluation", "step": cost.steps, "metric": ATTACK_COST, "value": float(cost.steps)}
                 rows.append({**common, **counted, **place, "censored": cost.censored})
     return rows
+
+
+def _about(measured: StudyMeasurements, state: Measurements, threat: str) -> dict[str, Any]:
+    """What a row says about the model state that was measured."""
+    return {
+        "model": measured.study.model,
+        "threat": threat,
+        "defense": state.defense,
+        "attack": state.attack,
+        "malicious": state.malicious,
+        "samples": state.samples,
+        "seed": state.seed,
+        "censored": False,
+        "node": state.node,
+    }
 
 
 def _judged_measures(state: Measurements, step: int, shipped: Measurements) -> Iterator[PlacedMeasure]:

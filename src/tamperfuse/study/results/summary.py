@@ -88,6 +88,7 @@ def _defense_measures(measured: StudyMeasurements, name: str, scale: Scale | Non
     states = measured.of(name)
     return DefenseSummary(
         harmful_execution=harmful_execution(measured, name),
+        diverged=measured.diverged_on(name),
         usable_harm=usable_harm(measured, name),
         reduction_vs_undefended=reduction_vs_undefended(measured, name),
         attack_cost=attack_costs(measured, name),

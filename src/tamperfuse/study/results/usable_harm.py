@@ -79,7 +79,7 @@ def _evaluated_steps(measured: StudyMeasurements, name: str) -> list[EvaluatedSt
     reference = capability_value(undefended, [0] * len(undefended), measured.shipped)
     searches = measured.search_attacks()
     steps = []
-    for attack in ("", *(attack for attack in measured.attacks(malicious=True) if attack not in searches)):
+    for attack in ("", *(a for a in measured.attacks(malicious=True, measured_on=[name]) if a not in searches)):
         states = measured.of(name, attack)
         for step in states[0].steps():
             same_step = [step] * len(states)

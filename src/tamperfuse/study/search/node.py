@@ -20,6 +20,7 @@ from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import AttackTraits, SearchValue, check_measured
+from tamperfuse.models.finite import Diverged, not_finite
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, staged, write_json
 from tamperfuse.records.registry import Component, Parameters
@@ -142,7 +143,7 @@ def _run(context: StudyContext, node: Node, inputs: SearchInputs, folder: Path) 
     trials = read_trials(folder)
     if not any(trial.checkpoints for trial in trials):
         raise UserError(
-            f"Every trial of {node.label} produced a model whose weights are not finite: narrow `over`, for example to lower "
+            f"Every trial of {node.label} diverged before it was measured: narrow `over`, for example to lower "
             "learning rates."
         )
     stopped = sum(1 for trial in trials if trial.stopped)
@@ -228,8 +229,8 @@ class _TrialRunner:
             observer = Observer(loaded, self.context.threat, evaluate)
 
             def hook(step: int) -> None:
-                if not all(bool(weight.isfinite().all()) for weight in loaded.model.parameters()):
-                    raise TrialStopped(f"weights are not finite at step {step}")
+                if problem := not_finite(loaded.model):
+                    raise TrialStopped(f"{problem} at step {step}")
                 observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts)
                 observer.capability(step)
                 if step == middle < at_steps[-1] and (reason := self._early_stop(observer, step, earlier)):
@@ -241,7 +242,7 @@ class _TrialRunner:
             try:
                 with resumable(None, block.report_to, logs):
                     result = self.component.run(loaded, data, parameters, self.node.seed)
-            except TrialStopped as stop:
+            except (TrialStopped, Diverged) as stop:
                 return observer, None, str(stop)
             check_measured(self.component.name, at_steps, {response.step for response in observer.responses})
             return observer, result, ""

@@ -1,0 +1,51 @@
+"""Ids of models on the Hub, told apart from mistyped paths.
+
+Both can be `a/b`. With the network, a path that is taken for an id may name a stranger's repository, whose weights would be used
+in place of the user's own. So what looks like a path is refused, and what is asked of the Hub is printed.
+"""
+
+import logging
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+from tamperfuse.records.errors import UserError, shown
+
+log = logging.getLogger("tamperfuse")
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
+_FILES = {".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json"}
+#: First folders of many paths. Of these names the Hub itself uses some, so that no owner can have them.
+_FOLDERS = {
+    *("models", "model", "checkpoints", "checkpoint", "runs", "run", "output", "outputs", "out", "results", "data"),
+    *("datasets", "weights", "experiments", "hardened", "home", "mnt", "tmp", "src"),
+}
+
+
+def check_hub_id(name: str, kind: str = "model") -> None:
+    """Check that a name that is no path here may be an id of the Hub, and print that the Hub is asked.
+
+    Args:
+        name: as the user or a file wrote it; contains a slash.
+        kind: what it names, in the singular.
+
+    Raises:
+        UserError: it has another form than OWNER/NAME, names a file, or begins with a folder that exists or that paths often
+            begin with.
+    """
+    owner = name.partition("/")[0]
+    if _ID.fullmatch(name) is None or Path(name).suffix.lower() in _FILES:
+        raise UserError(f"There is no {kind} at {shown(name)}: check the path; an id of the Hub is OWNER/NAME.")
+    if os.path.isdir(owner) or owner.lower() in _FOLDERS:
+        reason = f"there is a folder {owner}" if os.path.isdir(owner) else f"{owner} is a usual name of a folder"
+        raise UserError(
+            f"There is no {kind} at {shown(name)}, seen from {os.getcwd()}, and the Hub is not asked for it, since {reason}: "
+            f"correct the path, or download the Hub's {kind} and name its folder."
+        )
+    _print_once(name, kind)
+
+
+@cache
+def _print_once(name: str, kind: str) -> None:
+    log.info("%s is no folder here: the %s is taken from the Hub.", name, kind)
