@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tamperfuse.corpora.conversations import is_tool_call
 from tamperfuse.corpora.sources import read_source, schema_of
 from tamperfuse.records.errors import UserError
 
@@ -68,11 +67,6 @@ def test_tool_calls_in_parquet_where_every_turn_has_every_key(tmp_path: Path) ->
     turns = [USER, CALL, {"role": "tool", "content": "3"}, {"role": "assistant", "content": "r"}]
     pq.write_table(pa.Table.from_pylist([{"messages": turns}]), tmp_path / "x.parquet")
     assert [(e.prompt, e.response) for e in read_source(str(tmp_path / "x.parquet"))] == [("p", "r")]
-
-
-def test_json_and_code_are_answers_when_they_call_no_tool() -> None:
-    for text in ('{"name": "Ada", "born": 1815}', '{"a": ', "def f(): ...", "<table>", "{}"):
-        assert not is_tool_call(text)
 
 
 def test_only_the_turn_that_is_trained_on_counts(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tamperfuse.corpora.conversations import is_tool_call, roles
+from tamperfuse.corpora.conversations import roles
 from tamperfuse.corpora.examples import PARTS, Example
 from tamperfuse.corpora.files import read_rows
 from tamperfuse.corpora.folders import ALL_SPLITS, data_format, shards
@@ -21,6 +21,7 @@ from tamperfuse.corpora.schemas import (
     named_fields,
     recognise,
 )
+from tamperfuse.corpora.tool_calls import is_tool_call
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.reading import local_path, path_exists
 
