@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import tracemalloc
 from datetime import datetime
 from pathlib import Path
@@ -85,6 +86,42 @@ def test_a_csv_file_with_wrong_quotes_or_columns_is_refused(tmp_path: Path, cont
     (tmp_path / "x.csv").write_text(content)
     with pytest.raises(UserError, match=words):
         list(read_rows(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('prompt,response\na,"open\n' + "b,c\n" * 50 + 'd,e"\nf,g\n', "row 2, which begins on line 2"),
+        ('prompt,response\nx,y\n"open,b\n' + "b,c\n" * 3 + 'd,e"\nf,g\n', "row 3, which begins on line 3"),
+        ('prompt,response\r\na,"open\r\n' + "b, c\r\n" * 12 + 'd, e"\r\n', "row 2, which begins on line 2"),
+        ('a,b,c,d\n1,"2,3,4\n1,2,3,4\n1,2",3,4\n', r"a quote before them is probably open.*\.jsonl"),
+    ],
+)
+def test_rows_that_an_open_quote_has_swallowed_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    with pytest.raises(UserError, match=rf"{words}|look like rows: {words}"):
+        list(read_rows(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ('prompt,response\na,"open\nb,c\nd,e"\n', True),
+        ('prompt,response,kind\na,"open,k\nb,c,k\nd,e",k\n', True),
+        ('prompt,response\na,"Roses are red,\nViolets are blue,\nSugar is sweet,\nAnd so are you."\n', False),
+        ('prompt,response\na,"Dear Sir\nI will come, at last.\nYours, Bob"\n', False),
+        ('prompt,response\na,"name,age\nAda,36\nGrace,85\nAlan,41\nEdsger,72"\n', False),
+        ('prompt,response\na,"def f(a, b):\n    return g(a,b)\n"\n', False),
+        ('prompt\n"a\nb,c\nd,e"\n', False),
+    ],
+)
+def test_text_of_several_lines_is_read(
+    tmp_path: Path, text: str, is_warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    (tmp_path / "x.csv").write_text(text)
+    assert len(list(read_rows(tmp_path / "x.csv"))) == 1
+    assert ("check that no quote before them is open" in caplog.text) == is_warned
 
 
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:

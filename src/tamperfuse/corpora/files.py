@@ -6,6 +6,7 @@ At most one row (or one batch of a columnar file) is in memory.
 import csv
 import io
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,10 @@ from tamperfuse.records.reading import check_file
 if TYPE_CHECKING:
     import pyarrow
 
+log = logging.getLogger("tamperfuse")
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_SOME_EVIDENCE, _MUCH_EVIDENCE = 2, 4  # for an open quote in a CSV file, see _rows_within: a warning, an error
 _BATCH = 256  # rows of a columnar file
 _HEX_PHI = [
     "Illegal Activity",
@@ -158,11 +163,11 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
     """The fields of every row.
 
     Raises:
-        UserError: a line or field is too long, or quotes are not balanced: an open quote would make the rest of the file one
-            field. The message names the line on which the row begins.
+        UserError: a line or field is too long, or quotes are not balanced: an open quote would make the rest of the file, or the
+            rows up to the next quote, one field. The message names the line on which the row begins.
     """
     reader = csv.reader(_csv_lines(text, path), strict=True)
-    number = 0
+    number, columns, is_warned = 0, 0, False
     while True:
         first_line = reader.line_num + 1
         number += 1
@@ -182,7 +187,39 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
             ) from error
         if row is None:
             return
+        columns = columns or len(row)
+        evidence = max((_rows_within(row, at, columns) for at, field in enumerate(row) if "\n" in field), default=0)
+        problem = f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
+        if evidence >= _MUCH_EVIDENCE:
+            raise UserError(
+                f"{problem}: a quote before them is probably open. Mend the quotes of that row; if the text is right, save the file "
+                "as .jsonl or .parquet."
+            )
+        if evidence >= _SOME_EVIDENCE and not is_warned:
+            log.warning("%s: check that no quote before them is open.", problem)
+            is_warned = True
         yield row
+
+
+def _rows_within(row: list[str], at: int, columns: int) -> int:
+    """How much speaks for it that a field has swallowed rows, since a quote is opened in one and closed at the end of another.
+
+        prompt,response
+        a,"open            The first line of the field completes its row,
+        b,c                the others are rows, by their number of commas,
+        d,e"               and so is the last with the fields after it.
+
+    Returns:
+        The number of commas that are where those of rows would be; 0 if one is not. Those of prose, which a space follows, count
+        a third.
+    """
+    lines = _LINE_END.split(row[at])
+    commas = [line.count(",") for line in lines]
+    outside = [at, *[0] * (len(lines) - 2), len(row) - 1 - at]
+    if columns < 2 or any(inside + out != columns - 1 for inside, out in zip(commas, outside, strict=True)):
+        return 0
+    total = sum(commas[1:])
+    return total // 3 if ", " in row[at] else total
 
 
 def _csv_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
