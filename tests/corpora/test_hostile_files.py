@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tamperfuse.corpora import files, streams
+from tamperfuse.corpora import columnar, files, streams
 from tamperfuse.corpora.files import read_rows
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.records.errors import UserError
@@ -57,6 +57,64 @@ def test_an_archive_that_expands_without_end_is_refused(
         _zst(path, b"\n" * (8 << 20))
     with pytest.raises(UserError, match=r"expands to more than .*Decompress it"):
         list(read_rows(path))
+
+
+def _bomb(path: Path, shared: bool) -> None:
+    """256 rows of 64 KiB of zeros, in a few KiB: compressed, or as one value that all rows share."""
+    value = "0" * (1 << 16)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), [value]) if shared else pa.array([value] * 256)
+    table = pa.table({"prompt": column})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd", use_dictionary=shared)
+        return
+    options = pa.ipc.IpcWriteOptions(compression=None if shared else path.stem)
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema, options=options) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "zstd.arrow", "lz4.arrow"])
+def test_a_columnar_file_that_expands_without_end_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bomb(tmp_path / name, shared=False)
+    assert len(list(read_rows(tmp_path / name))) == 256, "as little as this is allowed"
+    assert (tmp_path / name).stat().st_size < 1 << 17
+    monkeypatch.setattr(streams, "RATIO_FROM", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_RATIO", 20)
+    with pytest.raises(UserError, match="expands to more than"):
+        next(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_a_value_that_all_rows_share_takes_little_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bomb(tmp_path / name, shared=True)
+    monkeypatch.setattr(columnar, "_BATCH_BYTES", 1 << 20)
+    tracemalloc.start()
+    assert sum(len(row["prompt"]) for _, row in read_rows(tmp_path / name)) == 256 << 16
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20, "all rows are 16 MiB"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_archives_of_several_frames_are_read_whole_and_cut_ones_are_refused(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f"p{n} {'x' * 40}"} for n in range(3000)]
+    path, content = tmp_path / f"x{suffix}", b""
+    for start in range(0, 3000, 1000):
+        text = "".join(json.dumps(row) + "\n" for row in rows[start : start + 1000]).encode()
+        if suffix.endswith(".gz"):
+            content += gzip.compress(text)
+        else:
+            _zst(path, text)
+            content += path.read_bytes()
+    path.write_bytes(content)
+    assert [row for _, row in read_rows(path)] == rows
+    for end in (len(content) - 1, len(content) - 9, len(content) // 2, 7):
+        path.write_bytes(content[:end])
+        with pytest.raises(UserError, match=r"cannot be read|is not valid JSON"):
+            list(read_rows(path))
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])

@@ -11,23 +11,19 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from tamperfuse.corpora.columnar import read_arrow, read_parquet
 from tamperfuse.corpora.folders import data_format
 from tamperfuse.corpora.streams import CHUNK as _CHUNK
-from tamperfuse.corpora.streams import MAX_ROW, lines, open_stream, too_long
+from tamperfuse.corpora.streams import MAX_ROW, check_column_names, lines, open_stream, too_long
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import json_problem, without_repeated_keys
-from tamperfuse.records.reading import check_file
-
-if TYPE_CHECKING:
-    import pyarrow
 
 log = logging.getLogger("tamperfuse")
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SOME_EVIDENCE, _MUCH_EVIDENCE = 2, 4  # for an open quote in a CSV file, see _rows_within: a warning, an error
-_BATCH = 256  # rows of a columnar file
 _HEX_PHI = [
     "Illegal Activity",
     "Child Abuse Content",
@@ -153,7 +149,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
             for number, row in _check_fields(rows, 1, path):
                 yield number, {"text": row[0], "file_category": category}
             return
-        _check_columns([name for name in header if name], path)
+        check_column_names([name for name in header if name], path)
         for number, row in _check_fields(rows, len(header), path):
             values = [None if value in ("NaN", "nan") else value for value in row]  # as pandas may write missing values
             yield number, dict(zip(header, values + [""] * (len(header) - len(row)), strict=True))
@@ -189,15 +185,16 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
             return
         columns = columns or len(row)
         evidence = max((_rows_within(row, at, columns) for at, field in enumerate(row) if "\n" in field), default=0)
-        problem = f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
-        if evidence >= _MUCH_EVIDENCE:
-            raise UserError(
-                f"{problem}: a quote before them is probably open. Mend the quotes of that row; if the text is right, save the file "
-                "as .jsonl or .parquet."
-            )
-        if evidence >= _SOME_EVIDENCE and not is_warned:
-            log.warning("%s: check that no quote before them is open.", problem)
-            is_warned = True
+        if evidence >= _SOME_EVIDENCE:
+            problem = f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
+            if evidence >= _MUCH_EVIDENCE:
+                raise UserError(
+                    f"{problem}: a quote before them is probably open. Mend the quotes of that row; if the text is "
+                    "right, save the file as .jsonl or .parquet."
+                )
+            if not is_warned:
+                log.warning("%s: check that no quote before them is open.", problem)
+                is_warned = True
         yield row
 
 
@@ -231,13 +228,6 @@ def _csv_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
         yield line
 
 
-def _check_columns(names: list[str], path: Path) -> None:
-    """Check that no two columns have the same name: one of them would be lost."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path} has two columns named {name!r}: rename or remove one of them.")
-
-
 def _check_fields(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The rows after the first with their numbers, without blank lines; a row with more fields than columns is an error."""
     for number, row in enumerate(rows, 2):
@@ -254,84 +244,6 @@ def _hex_phi_category(path: Path) -> str:
     match = re.match(r"category_(\d+)", path.name)
     number = int(match.group(1)) if match and len(match.group(1)) < 4 else 0
     return _HEX_PHI[number - 1] if 1 <= number <= len(_HEX_PHI) else ""
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    check_file(path)
-    try:
-        with pq.ParquetFile(path) as table:
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            if any(group.total_byte_size > MAX_ROW * max(1, group.num_rows) for group in groups):
-                raise too_long(path, "a row")
-            _check_columns(table.schema_arrow.names, path)
-            yield from _numbered(table.iter_batches(batch_size=_BATCH), path)
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): check the file."
-        ) from error
-
-
-def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
-    """Files of Arrow's stream format, which `datasets` saves, or of its file format."""
-    import pyarrow
-
-    check_file(path)
-    try:
-        with pyarrow.memory_map(str(path)) as stream:
-            try:
-                reader = pyarrow.ipc.open_stream(stream)
-                batches = iter(reader)
-            except pyarrow.ArrowInvalid:
-                stream.seek(0)
-                reader = pyarrow.ipc.open_file(stream)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            _check_columns(reader.schema.names, path)
-            slices = (batch.slice(at, _BATCH) for batch in _valid(batches) for at in range(0, batch.num_rows, _BATCH))
-            yield from _numbered(slices, path)
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): check the file."
-        ) from error
-
-
-def _valid(batches: "Iterable[pyarrow.RecordBatch]") -> "Iterator[pyarrow.RecordBatch]":
-    """Batches of an Arrow file with their content checked: a reader trusts the offsets in the file, damaged ones included."""
-    for batch in batches:
-        batch.validate(full=True)
-        yield batch
-
-
-def _numbered(batches: "Iterable[pyarrow.RecordBatch]", path: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of batches with their numbers.
-
-    Raises:
-        UserError: a column holds a value that Python cannot, such as a date after the year 9999 or in an unknown time zone.
-    """
-    number = 0
-    for batch in batches:
-        try:
-            rows = batch.to_pylist()
-        except (OverflowError, ValueError, LookupError) as error:  # an unknown time zone is a LookupError
-            raise UserError(
-                f"{path} has values that cannot be read in rows {number + 1} to {number + batch.num_rows} (column "
-                f"{_unreadable_column(batch)!r}: {error}): store that column as text, or leave it out."
-            ) from error
-        for row in rows:
-            number += 1
-            yield number, row
-
-
-def _unreadable_column(batch: "pyarrow.RecordBatch") -> str:
-    """The first column whose values cannot be converted."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            column.to_pylist()
-        except (OverflowError, ValueError, LookupError):
-            return str(name)
-    return ""
 
 
 def _mapping(row: Any, path: Path, number: int) -> Row:
@@ -356,4 +268,4 @@ def _txt(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, {"prompt": text}
 
 
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": _parquet, ".arrow": _arrow}
+_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": read_parquet, ".arrow": read_arrow}
