@@ -135,3 +135,13 @@ def test_parts_of_a_threat(tmp_path: Path) -> None:
         _read(tmp_path, *rows, part="evaluation")
     with pytest.raises(UserError, match=r"'Defender' as `part` in row 1.*rename the column"):
         _read(tmp_path, {"prompt": "a", "part": "Defender"}, part="defender")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_without_a_part_beside_rows_with_one_are_of_no_part(tmp_path: Path, order: int) -> None:
+    rows = [{"prompt": "a", "part": "defender"}, {"prompt": "b", "part": "evaluation"}, {"prompt": "c"}][::order]
+    words = rf"row {3 if order == 1 else 1} of .*rows.jsonl has none while row {1 if order == 1 else 2} of"
+    for part in ("defender", "evaluation"):
+        with pytest.raises(UserError, match=words):
+            _read(tmp_path, *rows, part=part)
+    assert len(_read(tmp_path, *rows)) == 3, "where no part is asked for, the column is any other"

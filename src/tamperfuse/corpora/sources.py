@@ -209,8 +209,22 @@ def _columns_of(rows: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _of_part(rows: Rows, part: str, where: str, reading: "_Reading") -> Rows:
-    """The rows of a part of a threat, or all rows without a column `part`."""
+    """The rows of a part of a threat; all rows of a source without a column `part`.
+
+    Raises:
+        UserError: a part is none of a threat, or some rows have one and others have not.
+    """
     for number, row in rows:
+        place = f"row {number} of {where}"
+        if "part" in row:
+            reading.with_part = reading.with_part or place
+        else:
+            reading.without_part = reading.without_part or place
+        if reading.with_part and reading.without_part:
+            raise UserError(
+                f"A threat needs a `part` in every row, and {reading.without_part} has none while {reading.with_part} has one: give "
+                f"each row one of {', '.join(PARTS)}, or remove the column."
+            )
         value = row.get("part", part)
         if value not in PARTS:
             raise UserError(
@@ -245,6 +259,8 @@ class _Reading:
 
     Attributes:
         other_parts: rows that were left out since they are of another part of a threat.
+        with_part: the first row that has the column `part`, for messages; "" if there is none so far.
+        without_part: the first row that has not.
     """
 
     def __init__(self, fields: Schema | None, mixed: bool) -> None:
@@ -258,6 +274,7 @@ class _Reading:
         self._schema: Schema | None = None
         self._roles: set[str] = set()
         self.other_parts = 0
+        self.with_part, self.without_part = "", ""
 
     def examples(self, rows: Rows, where: str, origin: str) -> Iterator[Example]:
         """The examples of the rows of one file.
