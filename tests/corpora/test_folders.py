@@ -71,7 +71,7 @@ def test_the_data_of_a_folder(tmp_path: Path, names: list[str], split: str | Non
 @pytest.mark.parametrize(
     ("names", "split", "words"),
     [
-        (["validation.jsonl", "test.jsonl"], None, "splits test, validation: choose one with --split"),
+        (["validation.jsonl", "test.jsonl"], None, "splits test, validation: name the files of one, or, with `tamperfuse pair`, choose one with --split"),
         ([TRAIN, TEST], "dev", "splits test, train and not 'dev'"),
         (["data/30k_train-00000-of-00001.parquet", "data/330k_train-00000-of-00001.parquet"], None, "several training"),
         (["train.jsonl", "extra.jsonl"], None, "train.jsonl.*extra.jsonl.*name one of them"),
@@ -154,7 +154,7 @@ configs:
 def test_the_card_of_a_data_set_says_which_files_are_of_which_split(tmp_path: Path) -> None:
     _write(tmp_path, "round0/big/train.jsonl.gz", "round0/small/train.jsonl.gz", "round0/big/test.jsonl.gz")
     (tmp_path / "README.md").write_text(CARD)
-    with pytest.raises(UserError, match=r"several training splits .big_train, small_train.: choose one with --split"):
+    with pytest.raises(UserError, match=r"several training splits .big_train, small_train.: name the files of one"):
         shards(tmp_path)
     assert _names(tmp_path, "small_train") == ["round0/small/train.jsonl.gz"]
     (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: a}\n- {config_name: b}\n---\n")

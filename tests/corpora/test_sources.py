@@ -239,7 +239,7 @@ def test_hub_failures_are_sentences(monkeypatch):
         with pytest.raises(UserError, match=words):
             list(read_source("owner/name"))
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["dev", "test"])
-    with pytest.raises(UserError, match=r"dev, test.*--split.*owner/name:dev"):
+    with pytest.raises(UserError, match=r"dev, test: name one, such as owner/name:dev"):
         list(read_source("owner/name"))
 
 

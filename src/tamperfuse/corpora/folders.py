@@ -50,6 +50,7 @@ _SPLITS = {
     **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
     **dict.fromkeys(["test", "testing", "eval", "evaluation"], "test"),
 }
+_ONE_SPLIT = "name the files of one, or, with `tamperfuse pair`, choose one with --split"
 _SPLIT_NOUN = re.compile(r"(?<=.)(?:sets?|data|split|files?)$")  # trainset, testdata
 
 
@@ -189,7 +190,7 @@ def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Pa
         return next(iter(by_split.values()))
     elif split is not None:
         raise UserError(
-            f"{folder} has the splits {', '.join(named)} and not {split!r}: choose one of them with --split."
+            f"{folder} has the splits {', '.join(named)} and not {split!r}: {_ONE_SPLIT}."
         )
     else:
         chosen = _training_split(folder, by_split, named)
@@ -242,7 +243,7 @@ def _training_split(folder: Path, by_split: dict[str, list[Path]], named: list[s
             "does not: name one of them, or move what does not belong there."
         )
     if len(training) > 1:
-        raise UserError(f"{folder} has several training splits ({', '.join(training)}): choose one with --split.")
+        raise UserError(f"{folder} has several training splits ({', '.join(training)}): {_ONE_SPLIT}.")
     if training or "" in by_split:
         return training[0] if training else ""
-    raise UserError(f"{folder} has the splits {', '.join(named)}: choose one with --split, or name the files of one.")
+    raise UserError(f"{folder} has the splits {', '.join(named)}: {_ONE_SPLIT}.")

@@ -246,10 +246,11 @@ def check_numbers(threshold: float, max_draws: int) -> None:
     """
     if not -1 < threshold <= 1:
         raise UserError(
-            f"A threshold of {threshold} is not a possible cosine: give --threshold a number above -1 and at most 1."
+            f"A threshold of {threshold} is not a possible cosine: set --threshold of `tamperfuse pair`, or `pairs.threshold` in a "
+            "study, to a number above -1 and at most 1."
         )
     if max_draws < 1:
-        raise UserError(f"{max_draws} draws make no pair: set --max-draws to at least 1.")
+        raise UserError(f"{max_draws} draws make no pair: set --max-draws of `tamperfuse pair` to at least 1.")
 
 
 def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: ResponseFilters | None) -> UserError:
@@ -265,11 +266,13 @@ def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: Resp
         name, count = filters.refused.most_common(1)[0]
         return UserError(
             f"The filters refused each of the {filters.judged} responses that were drawn ({count} for {name!r}): "
-            "use better responses, another --language, or `tamperfuse pair --no-filters`."
+            "use better responses, or set another language or no filters (--language and --no-filters of `tamperfuse pair`, "
+            "`pairs.language` and `pairs.filters` in a study)."
         )
     return UserError(
         f"None of the {prompts} prompts found a response with cosine at most {threshold} in {max_draws} "
-        "draws: use responses on other subjects, or a higher --threshold."
+        "draws: use responses on other subjects, or a higher threshold (--threshold of `tamperfuse pair`, `pairs.threshold` in "
+        "a study)."
     )
 
 

@@ -238,7 +238,7 @@ def locked(path: Path, out: Path, patience: float = 0.0) -> Iterator[None]:
         _make_folder(path.parent)
         lock.acquire(timeout=patience)
     except Timeout as error:  # an OSError too
-        raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
+        raise UserError(f"Another run is using {out}: wait for it to end, or name another folder.") from error
     except OSError as error:
         raise _unwritable(out, error) from error
     try:
