@@ -1,5 +1,6 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_attack_and_harden_go_on_as_well(
     assert read_json(tmp_path / "harden killed" / "tamperfuse.json")["made_by"] == "refusal (seed 0)"
 
 
-@pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record"])
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record", "field", "type"])
 def test_damaged_results_are_computed_again_and_the_message_names_the_file(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,12 +149,16 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
             table.unlink()
         case "record":
             (first.folder / "node.json").write_text("{")
+        case "field" | "type":
+            record = read_json(first.folder / "node.json")
+            record |= {"facts": 1} if damage == "type" else {"second": record.pop("seconds")}
+            (first.folder / "node.json").write_text(json.dumps(record))
     monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     again = execute(tmp_path / "run", node)
     assert not again.reused
     assert len(runs) == 2
     assert table.read_bytes() == b"0123456789"
-    assert ("node.json" if damage == "record" else "table.bin") in caplog.text
+    assert ("node.json" if damage in ("record", "field", "type") else "table.bin") in caplog.text
     assert execute(tmp_path / "run", node).reused
     assert execute(tmp_path / "beside", node).reused, "a run beside it shares the result"
     assert len(runs) == 2
