@@ -25,6 +25,17 @@ from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.study.estimates import Costs, check_affordable, seconds_for
 from tamperfuse.study.spec import parse_study
 
+EXAMPLES = {  # of each kind
+    "options": 40,
+    "studies": 15,
+    "policies": 40,
+    "runs": 20,
+    "threats": 40,
+    "pairs": 12,
+    "models": 10,
+    "adapters": 5,
+    "templates": 6,
+}
 SOURCE = Path(__file__).parents[1] / "src" / "tamperfuse"
 
 
@@ -33,7 +44,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fuzz_inputs.make_run(tmp_path_factory.mktemp("finished") / "run")
 
 
-@pytest.mark.parametrize("name", ["options", "studies", "policies", "runs", "threats"])
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Path) -> None:
     """The same examples in every run; `scripts/fuzz_inputs.py` tries others for as long as it is told to."""
     faults: list[str] = []
@@ -45,8 +56,6 @@ def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Pat
     fuzz_inputs.search(name, run_folder, EXAMPLES[name], note, random=False)
     assert not faults, "\n\n".join(faults[:5])
 
-
-EXAMPLES = {"options": 40, "studies": 15, "policies": 40, "runs": 20, "threats": 40}
 
 
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
