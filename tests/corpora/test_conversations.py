@@ -83,7 +83,7 @@ def test_a_named_column_may_hold_turns(tmp_path: Path) -> None:
     row = {"talk": [USER, {"role": "assistant", "content": "r"}], "list": ["a", "b"]}
     assert _read(tmp_path, row, prompt_field="talk", response_field="talk") == [("p", "r")]
     assert _read(tmp_path, row, prompt_field="list", response_field="talk") == [("a", "r")]
-    with pytest.raises(UserError, match=r"row 1: the field 'talk' holds a int where a turn is needed"):
+    with pytest.raises(UserError, match=r"Row 1 of .*the field .talk. holds a number where a turn is needed"):
         _read(tmp_path, {"talk": [3]}, prompt_field="talk")
 
 

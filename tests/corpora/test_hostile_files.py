@@ -113,7 +113,7 @@ def test_archives_of_several_frames_are_read_whole_and_cut_ones_are_refused(tmp_
     assert [row for _, row in read_rows(path)] == rows
     for end in (len(content) - 1, len(content) - 9, len(content) // 2, 7):
         path.write_bytes(content[:end])
-        with pytest.raises(UserError, match=r"cannot be read|is not valid JSON"):
+        with pytest.raises(UserError, match=r"cannot be decompressed|is not valid JSON"):
             list(read_rows(path))
 
 
@@ -205,8 +205,8 @@ def test_a_first_line_is_an_instruction_only_in_the_files_of_hex_phi(tmp_path: P
         (pa.array([2**62], pa.timestamp("us")), "column 'prompt'.*store that column as text"),
         (pa.array([0], pa.timestamp("us", tz="Foo/Bar")), "column 'prompt'"),
         (pa.array([datetime(2026, 1, 1)]), "holds a datetime, not text"),
-        (pa.array([float("inf")]), "holds a float, not text"),
-        (pa.array([b"\xff"], pa.binary()), "holds a bytes, not text"),
+        (pa.array([float("inf")]), "holds inf, not text"),
+        (pa.array([b"\xff"], pa.binary()), "holds bytes, not text"),
     ],
 )
 def test_parquet_values_that_are_no_text_are_sentences(tmp_path: Path, column: pa.Array, words: str) -> None:
@@ -228,7 +228,7 @@ def test_missing_values_of_every_kind_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"prompt": "a", "prompt": "b"}', '{"prompt": Infinity}', '{"prompt": 1e999}'])
 def test_json_that_would_lose_something_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
-    with pytest.raises(UserError, match=r"line 2|row 2"):
+    with pytest.raises(UserError, match="line 2|Row 2"):
         list(read_source(str(tmp_path / "x.jsonl")))
 
 
@@ -314,3 +314,13 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(
         list(read_source(str(path)))
     except UserError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [("null", "null"), ("true", "true"), ("3", "a number"), ('"x"', "text"), ("[1]", "a list"), ("1e999", "inf")],
+)
+def test_a_row_that_is_no_object_is_named_in_words(tmp_path: Path, row: str, kind: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{row}\n')
+    with pytest.raises(UserError, match=rf"^Row 2 of .*x.jsonl is {kind}, not a JSON object: write each row as one"):
+        list(read_rows(tmp_path / "x.jsonl"))

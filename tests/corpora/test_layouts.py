@@ -50,12 +50,12 @@ CHOSEN = {"prompt": "q", "chosen": "good", "rejected": "bad"}
         (
             [{"id": 1}, {"id": 2, "messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]}],
             "OpenAI messages",
-            "row 1: the field 'messages' is missing",
+            "Row 1 of .*'OpenAI messages' .the field 'messages' is missing",
         ),
         (
             [{"prompt": "p", "response": "r"}, {"instruction": "i", "output": "o"}],
             "Alpaca",
-            "row 1: the field 'instruction' is missing",
+            "Row 1 of .*'Alpaca' .the field 'instruction' is missing",
         ),
     ],
 )  # fmt: skip

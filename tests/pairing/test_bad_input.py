@@ -66,7 +66,7 @@ def run(arguments: str) -> int:
         ("--responses blank.jsonl", "has no text, --response-field"),
         ("--harmful empty.jsonl", "no prompt"),
         ("--responses empty.jsonl", "no responses to pair"),
-        ("--harmful half.jsonl", "row 2, 'prompt' is missing"),
+        ("--harmful half.jsonl", "Row 2, 'prompt' is missing"),
         ("--harmful cut.jsonl", "line 2"),
         ("--harmful latin.jsonl", "not UTF-8, line 1"),
         ("--harmful notes.odt", "convert it"),

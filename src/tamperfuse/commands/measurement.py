@@ -36,7 +36,8 @@ def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
     available = len(threat.part("evaluation"))
     if sizes.get("prompts", 0) > available:
         raise UserError(
-            f"prompts is {sizes['prompts']}; the evaluation part of {threat.source} has {available} prompts: lower the number."
+            f"{sizes['prompts']} prompts cannot be measured, since the evaluation part of {threat.source} has {available}: lower "
+            "`prompts`, or add prompts to that part."
         )
     dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
     values = {"prompts": available, "dev_prompts": dev, "capability_items": "all", **sizes}
@@ -44,7 +45,7 @@ def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
         return Evaluate.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}).") from error
+        raise UserError(f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}): correct it.") from error
 
 
 def open_judging(

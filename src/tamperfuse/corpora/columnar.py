@@ -51,7 +51,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _numbered(batches, path)
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): check the file."
+            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}): fetch or write it again."
         ) from error
 
 
@@ -114,7 +114,7 @@ def read_arrow(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _numbered((piece for batch in batches for piece in _pieces(batch)), path)
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): check the file."
+            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): fetch or write it again."
         ) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tamperfuse.corpora.tool_calls import has_call, has_result, is_tool_call
+from tamperfuse.records.errors import kind_of
 
 _ROLE_KEYS = ("role", "from", "speaker", "author")
 _TEXT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
@@ -91,14 +92,14 @@ def _turns(conversation: Any, field: str) -> Iterator[Turn]:
     if conversation is None or (isinstance(conversation, float) and math.isnan(conversation)):
         return
     if not isinstance(conversation, list):
-        raise ValueError(f"the field {field!r} holds a {type(conversation).__name__}, not turns")
+        raise ValueError(f"the field {field!r} holds {kind_of(conversation)}, not turns")
     for number, turn in enumerate(conversation):
         if isinstance(turn, str):
             yield Turn((_USER, _ASSISTANT)[number % 2], turn)
         elif isinstance(turn, dict):
             yield from _turns_of(turn, field)
         elif turn is not None:
-            raise ValueError(f"the field {field!r} holds a {type(turn).__name__} where a turn is needed")
+            raise ValueError(f"the field {field!r} holds {kind_of(turn)} where a turn is needed")
 
 
 def _turns_of(turn: dict[str, Any], field: str) -> Iterator[Turn]:
@@ -136,7 +137,7 @@ def _content(value: Any, field: str) -> str:
     if isinstance(value, list):
         texts = [part if isinstance(part, str) else part.get("text") for part in value if _is_text_part(part)]
         return "\n".join(str(text) for text in texts if text)
-    raise ValueError(f"a turn in the field {field!r} holds a {type(value).__name__}, not text")
+    raise ValueError(f"a turn in the field {field!r} holds {kind_of(value)}, not text")
 
 
 def _is_text_part(part: Any) -> bool:

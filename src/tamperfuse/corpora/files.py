@@ -17,8 +17,9 @@ from tamperfuse.corpora.columnar import read_arrow, read_parquet
 from tamperfuse.corpora.folders import data_format
 from tamperfuse.corpora.streams import CHUNK as _CHUNK
 from tamperfuse.corpora.streams import MAX_ROW, check_column_names, lines, open_stream, too_long
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, kind_of
 from tamperfuse.records.files import json_problem, without_repeated_keys
+from tamperfuse.records.reading import unreadable
 
 log = logging.getLogger("tamperfuse")
 
@@ -53,7 +54,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({_byte(error)}): save it as UTF-8.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): check the file.") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        raise UserError(
+            f"{path} cannot be decompressed ({error}): it is damaged, cut short or no {path.suffix} file; fetch or compress it again."
+        ) from error
 
 
 def _byte(error: UnicodeDecodeError) -> str:
@@ -249,7 +254,7 @@ def _hex_phi_category(path: Path) -> str:
 def _mapping(row: Any, path: Path, number: int) -> Row:
     if not isinstance(row, dict):
         raise UserError(
-            f"{path} has a {type(row).__name__} in row {number} where a JSON object is needed: write one object for each row."
+            f"Row {number} of {path} is {kind_of(row)}, not a JSON object: write each row as one, such as {{\"prompt\": \"…\"}}."
         )
     return row
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tamperfuse.corpora.conversations import exchange, is_turn, last_prompt
 from tamperfuse.corpora.examples import join_labels
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, kind_of
 
 Row = Mapping[str, Any]
 Fields = tuple[str, str, str]  # prompt, response, category
@@ -121,7 +121,7 @@ def text(row: Row, field: str | None) -> str:
         return ""
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    raise ValueError(f"the field {field!r} holds a {type(value).__name__}, not text")
+    raise ValueError(f"the field {field!r} holds {kind_of(value)}, not text")
 
 
 def _columns(

@@ -308,8 +308,8 @@ class _Reading:
                 # The row does not have the columns and types of the first row.
                 problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
                 raise UserError(
-                    f"{where} has a row that does not fit its layout (row {number}: {problem}): mend or remove that row, or "
-                    f"{NAME_COLUMNS}."
+                    f"Row {number} of {where} does not fit the layout of the source, {schema.name!r} ({problem}): mend or remove that row, "
+                    f"or {NAME_COLUMNS}."
                 ) from error
 
     def blank_error(self, src: str, count: int) -> UserError:

@@ -109,7 +109,10 @@ def make_pairs(
     unique_responses, duplicate_responses = _unique_responses(responses, seed)
     for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
         if not examples:
-            raise UserError(f"There are no {role}s to pair: check the source, or name its column with --{role}-field.")
+            raise UserError(
+                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse pair`, name "
+                f"the column with --{role}-field."
+            )
     response_filters = ResponseFilters(filters) if filters else None
     blocks = list(
         draw_pairs(
