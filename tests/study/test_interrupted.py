@@ -1,6 +1,5 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from stand_ins import Killed, results
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import read_json, write_json
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, execute
 from tamperfuse.study.observe import Observer
@@ -152,7 +151,7 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
         case "field" | "type":
             record = read_json(first.folder / "node.json")
             record |= {"facts": 1} if damage == "type" else {"second": record.pop("seconds")}
-            (first.folder / "node.json").write_text(json.dumps(record))
+            write_json(first.folder / "node.json", record)
     monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     again = execute(tmp_path / "run", node)
     assert not again.reused

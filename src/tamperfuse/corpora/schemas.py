@@ -315,7 +315,7 @@ SCHEMAS: tuple[Schema, ...] = (
     ),
     *(
         Schema("turns with roles", frozenset({field}), _conversation(field), _has_turns(field), field)
-        for field in ("conversations", "messages", "conversation", "dialogue", "dialog", "chat", "turns")
+        for field in ("conversations", "messages", "conversation", "contents", "dialogue", "dialog", "chat", "turns")
     ),
     Schema("prompt–completion", frozenset({"prompt", "completion"}), _completion),
     Schema("conversational prompts", frozenset({"prompt"}), _completion, _has_turns("prompt"), "prompt"),
