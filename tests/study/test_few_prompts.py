@@ -37,7 +37,7 @@ def _state(defense: str, attack: str, executes: bool, prompts: int) -> Measureme
     ]
     items = [ItemRow(step, "task", number, "", number > 0, 0.25) for number in range(5 * prompts)]
     documents = [] if attack else [DocumentRow(0, f"d{number}", 5.0, 5) for number in range(prompts)]
-    return Measurements(defense, attack, bool(attack), 0, 0, "", rows, items, documents, [], has_steps=True)
+    return Measurements(defense, attack, bool(attack), 0, 0, "", verdicts=rows, items=items, documents=documents)
 
 
 @pytest.mark.parametrize(("prompts", "passes"), [(4, False), (2000, True)])

@@ -22,6 +22,7 @@ _BATCH = 256  # rows
 _BATCH_BYTES = 512 << 20  # that a batch may decode to
 _SHARING = ("dictionary<", "run_end_encoded<", "_view")  # Arrow's types in which rows share values
 _COMPRESSED = (b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")  # how the frames of zstd and LZ4 begin
+_LARGEST_BUFFER = 1 << 50  # bytes that a compressed buffer may claim to have
 
 Row = dict[str, Any]
 
@@ -127,8 +128,8 @@ def _decompressed_bytes(path: Path) -> int:
         for magic in _COMPRESSED:
             at = content.find(magic)
             while at >= 0:
-                if at >= 8 and at % 8 == 0:
-                    total += max(0, int.from_bytes(content[at - 8 : at], "little", signed=True))
+                size = int.from_bytes(content[at - 8 : at], "little") if at >= 8 and at % 8 == 0 else 0
+                total += size if size < _LARGEST_BUFFER else 0  # other data may look like a frame by chance
                 at = content.find(magic, at + 1)
     return total
 
