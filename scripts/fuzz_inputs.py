@@ -31,6 +31,8 @@ from hypothesis import strategies as st
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("scripts", "tests", "tests/report")]
 
+from made_up_run import write_folder  # noqa: E402
+
 from fuzz_examples import (  # noqa: E402
     ANSWERS,
     CONVERSATIONS,
@@ -48,8 +50,6 @@ from fuzz_examples import (  # noqa: E402
     folder_damage,
     templates,
 )
-from made_up_run import write_folder  # noqa: E402
-
 from stand_ins import TEMPLATE, WordCountEncoder, make_tiny_model  # noqa: E402
 from tamperfuse.cli.app import app, main  # noqa: E402
 from tamperfuse.models.load import load_model  # noqa: E402
@@ -276,6 +276,7 @@ def _working_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
 
 def try_pair(example: tuple[tuple[str, bytes], tuple[str, bytes]], run: Path, folder: Path) -> list[Outcome]:
     arguments = ["pair", "--out", str(folder / "out")]

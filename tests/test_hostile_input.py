@@ -57,7 +57,6 @@ def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Pat
     assert not faults, "\n\n".join(faults[:5])
 
 
-
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -312,7 +311,9 @@ def test_options_that_messages_name_are_those_of_the_command_that_was_typed() ->
         if text.startswith("--") and " " not in text:  # the name of an option where it is declared
             continue
         module, text = place.partition(":")[0], text.replace("{run}", "tamperfuse run")
-        named = [name for name in re.findall(r"tamperfuse ([a-z-]+(?: [a-z]+)?)", text) if tuple(name.split()) in COMMANDS]
+        named = [
+            name for name in re.findall(r"tamperfuse ([a-z-]+(?: [a-z]+)?)", text) if tuple(name.split()) in COMMANDS
+        ]
         named += [name for name in re.findall(r"tamperfuse ([a-z-]+)", text) if (name,) in COMMANDS]
         stated = {option for command in named for option in options_of(command)}
         for option in OPTION.findall(text) if module != "corpora/data/make_grammar.py" else ():

@@ -18,7 +18,9 @@ def _read(tmp_path: Path, *rows: Any, **options: Any) -> list[tuple[str, str]]:
     return [(example.prompt, example.response) for example in read_source(str(path), **options)]
 
 
-@pytest.mark.parametrize("column", ["conversations", "messages", "conversation", "contents", "dialogue", "dialog", "chat", "turns"])
+@pytest.mark.parametrize(
+    "column", ["conversations", "messages", "conversation", "contents", "dialogue", "dialog", "chat", "turns"]
+)
 @pytest.mark.parametrize(
     "turns",
     [

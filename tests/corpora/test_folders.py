@@ -57,7 +57,7 @@ TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.par
         (["trainset.json", "testset.json"], None, ["trainset.json"]),
         (["trainData.csv", "TestData.csv"], None, ["trainData.csv"]),
         (["training_data.jsonl", "devset.jsonl", "evalfile.jsonl"], None, ["training_data.jsonl"]),
-        (["testimonials.jsonl", "developers.jsonl", "sets.jsonl"], None, ["developers.jsonl", "sets.jsonl", "testimonials.jsonl"]),
+        (["testimonials.jsonl", "develop.jsonl", "sets.jsonl"], None, ["develop.jsonl", "sets.jsonl", "testimonials.jsonl"]),
         (["state.json", "data-00000-of-00001.arrow", "cache-1f2e.arrow", "tmpa1.arrow"], None, ["data-00000-of-00001.arrow"]),
         (["cache-1.arrow", "cache-2.arrow"], None, ["cache-1.arrow", "cache-2.arrow"]),
         (["pairs.parquet", "pairs.json", "audit.json", "exports/openai/train.jsonl"], None, ["pairs.parquet"]),
@@ -71,7 +71,11 @@ def test_the_data_of_a_folder(tmp_path: Path, names: list[str], split: str | Non
 @pytest.mark.parametrize(
     ("names", "split", "words"),
     [
-        (["validation.jsonl", "test.jsonl"], None, "splits test, validation: name the files of one, or, with `tamperfuse pair`, choose one with --split"),
+        (
+            ["validation.jsonl", "test.jsonl"],
+            None,
+            "splits test, validation: name the files of one, or, with `tamperfuse pair`, choose one with --split",
+        ),
         ([TRAIN, TEST], "dev", "splits test, train and not 'dev'"),
         (["data/30k_train-00000-of-00001.parquet", "data/330k_train-00000-of-00001.parquet"], None, "several training"),
         (["train.jsonl", "extra.jsonl"], None, "train.jsonl.*extra.jsonl.*name one of them"),

@@ -62,7 +62,9 @@ def test_an_archive_that_expands_without_end_is_refused(
 def _bomb(path: Path, shared: bool) -> None:
     """256 rows of 64 KiB of zeros, in a few KiB: compressed, or as one value that all rows share."""
     value = "0" * (1 << 16)
-    column = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), [value]) if shared else pa.array([value] * 256)
+    column = (
+        pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), [value]) if shared else pa.array([value] * 256)
+    )
     table = pa.table({"prompt": column})
     if path.suffix == ".parquet":
         pq.write_table(table, path, compression="zstd", use_dictionary=shared)
@@ -228,7 +230,7 @@ def test_missing_values_of_every_kind_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"prompt": "a", "prompt": "b"}', '{"prompt": Infinity}', '{"prompt": 1e999}'])
 def test_json_that_would_lose_something_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
-    with pytest.raises(UserError, match="line 2|Row 2"):
+    with pytest.raises(UserError, match=r"line 2|Row 2"):
         list(read_source(str(tmp_path / "x.jsonl")))
 
 

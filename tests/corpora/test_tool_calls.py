@@ -132,7 +132,9 @@ def test_the_answer_is_the_text_after_the_tools_result(tmp_path: Path, turns: li
 def test_an_empty_list_of_calls_is_no_call(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     empty = [[], None, "[]", "null", {}]
-    path.write_text("".join(json.dumps({"messages": [USER, {**ANSWER, "tool_calls": calls}]}) + "\n" for calls in empty))
+    path.write_text(
+        "".join(json.dumps({"messages": [USER, {**ANSWER, "tool_calls": calls}]}) + "\n" for calls in empty)
+    )
     assert [example.response for example in read_source(str(path))] == ["r"] * len(empty)
 
 

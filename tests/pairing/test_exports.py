@@ -64,7 +64,9 @@ def test_every_export_is_read_back(sources, tmp_path, name, multi_turn):
     examples = list(read_source(str(folder)))
     pairs = read_pairs(tmp_path / "out")
     assert any(pair.history for pair in pairs) == bool(multi_turn)
-    assert [(example.prompt, example.response) for example in examples] == [(pair.prompt, pair.response) for pair in pairs]
+    assert [(example.prompt, example.response) for example in examples] == [
+        (pair.prompt, pair.response) for pair in pairs
+    ]
     if name in ("datasets", "the folder of pairs"):
         assert [example.category for example in examples] == [pair.category for pair in pairs]
 

@@ -50,7 +50,9 @@ def test_a_perfect_defense_passes_with_many_prompts_only(tmp_path: Path, prompts
     ]
     summary = summarize(StudyMeasurements(parse_study(STUDY, "test"), states, []), 1.0, 1)
     mean = summary.defenses["sdd"].harmful_execution.mean
-    assert mean.value == 0 and mean.high is not None and (mean.high > 0.4) != passes, "as wide as so many prompts deserve"
+    assert mean.value == 0 and mean.high is not None and (mean.high > 0.4) != passes, (
+        "as wide as so many prompts deserve"
+    )
     write_summary(tmp_path, summary)
     (tmp_path / "policy.yaml").write_text(POLICY)
     assert check_gate(tmp_path, tmp_path / "policy.yaml").passed == passes

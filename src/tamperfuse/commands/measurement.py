@@ -45,7 +45,9 @@ def full_evaluation(threat: Threat, **sizes: int) -> Evaluate:
         return Evaluate.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}): correct it.") from error
+        raise UserError(
+            f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}): correct it."
+        ) from error
 
 
 def open_judging(

@@ -21,7 +21,9 @@ _ROLES = {
         ["assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard", "claude"], _ASSISTANT
     ),
     **dict.fromkeys(["system", "developer"], _SYSTEM),
-    **dict.fromkeys(["tool", "tool_call", "tool_calls", "tool_response", "tool_result", "tool_results", "tool_output"], _TOOL),
+    **dict.fromkeys(
+        ["tool", "tool_call", "tool_calls", "tool_response", "tool_result", "tool_results", "tool_output"], _TOOL
+    ),
     **dict.fromkeys(["function", "function_call", "function_response", "function_result", "function_output"], _TOOL),
     **dict.fromkeys(["observation", "ipython", "environment"], _TOOL),
 }

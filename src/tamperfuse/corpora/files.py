@@ -57,7 +57,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise unreadable(path, error) from error
         raise UserError(
-            f"{path} cannot be decompressed ({error}): it is damaged, cut short or no {path.suffix} file; fetch or compress it again."
+            f"{path} cannot be decompressed ({error}): it is damaged, cut short or no {path.suffix} file; fetch or compress it "
+            "again."
         ) from error
 
 
@@ -191,7 +192,9 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
         columns = columns or len(row)
         evidence = max((_rows_within(row, at, columns) for at, field in enumerate(row) if "\n" in field), default=0)
         if evidence >= _SOME_EVIDENCE:
-            problem = f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
+            problem = (
+                f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
+            )
             if evidence >= _MUCH_EVIDENCE:
                 raise UserError(
                     f"{problem}: a quote before them is probably open. Mend the quotes of that row; if the text is "
@@ -254,7 +257,7 @@ def _hex_phi_category(path: Path) -> str:
 def _mapping(row: Any, path: Path, number: int) -> Row:
     if not isinstance(row, dict):
         raise UserError(
-            f"Row {number} of {path} is {kind_of(row)}, not a JSON object: write each row as one, such as {{\"prompt\": \"…\"}}."
+            f'Row {number} of {path} is {kind_of(row)}, not a JSON object: write each row as one, such as {{"prompt": "…"}}.'
         )
     return row
 
@@ -273,4 +276,11 @@ def _txt(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, {"prompt": text}
 
 
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": read_parquet, ".arrow": read_arrow}
+_READERS = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".txt": _txt,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}

@@ -88,9 +88,7 @@ def shards(path: Path, split: str | None = None) -> list[Path]:
     if all((path / name).is_file() for name in _PAIRS):
         return [path / _PAIRS[0]]
     files = sorted(
-        file
-        for file in _walk(path, set())
-        if data_format(file) not in (None, LINES) and not _is_about_data(file)
+        file for file in _walk(path, set()) if data_format(file) not in (None, LINES) and not _is_about_data(file)
     )
     if not files:
         raise _no_data(path)
@@ -119,8 +117,8 @@ def _snapshot(folder: Path) -> Path:
     chosen = [path for path in revisions if path.name == main] or revisions
     if len(chosen) > 1:
         raise UserError(
-            f"{folder} holds the revisions {', '.join(path.name for path in chosen)} of a data set: name the folder of one, such as "
-            f"{chosen[0]}."
+            f"{folder} holds the revisions {', '.join(path.name for path in chosen)} of a data set: name the folder of one, such "
+            f"as {chosen[0]}."
         )
     return chosen[0] if chosen else folder
 
@@ -189,9 +187,7 @@ def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Pa
     elif len(by_split) == 1:
         return next(iter(by_split.values()))
     elif split is not None:
-        raise UserError(
-            f"{folder} has the splits {', '.join(named)} and not {split!r}: {_ONE_SPLIT}."
-        )
+        raise UserError(f"{folder} has the splits {', '.join(named)} and not {split!r}: {_ONE_SPLIT}.")
     else:
         chosen = _training_split(folder, by_split, named)
     left_out = ", ".join(name for name in named if name != chosen)

@@ -222,8 +222,8 @@ def _of_part(rows: Rows, part: str, where: str, reading: "_Reading") -> Rows:
             reading.without_part = reading.without_part or place
         if reading.with_part and reading.without_part:
             raise UserError(
-                f"A threat needs a `part` in every row, and {reading.without_part} has none while {reading.with_part} has one: give "
-                f"each row one of {', '.join(PARTS)}, or remove the column."
+                f"A threat needs a `part` in every row, and {reading.without_part} has none while {reading.with_part} has one: "
+                f"give each row one of {', '.join(PARTS)}, or remove the column."
             )
         value = row.get("part", part)
         if value not in PARTS:
@@ -249,8 +249,8 @@ def _check_new_columns(schema: Schema, columns: dict[str, Any], row: dict[str, A
     if other is not None and other is not schema:
         raise UserError(
             f"{where} is the first with the columns {', '.join(map(repr, new))}, by which it is of the "
-            f"layout {other.name!r}, while the rows before are read as {schema.name!r}: give all rows the same columns, with null "
-            "where a value is missing, or make two files."
+            f"layout {other.name!r}, while the rows before are read as {schema.name!r}: give all rows the same columns, with "
+            "null where a value is missing, or make two files."
         )
 
 
@@ -308,8 +308,8 @@ class _Reading:
                 # The row does not have the columns and types of the first row.
                 problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
                 raise UserError(
-                    f"Row {number} of {where} does not fit the layout of the source, {schema.name!r} ({problem}): mend or remove that row, "
-                    f"or {NAME_COLUMNS}."
+                    f"Row {number} of {where} does not fit the layout of the source, {schema.name!r} ({problem}): mend or remove "
+                    f"that row, or {NAME_COLUMNS}."
                 ) from error
 
     def blank_error(self, src: str, count: int) -> UserError:

@@ -110,8 +110,8 @@ def make_pairs(
     for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
         if not examples:
             raise UserError(
-                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse pair`, name "
-                f"the column with --{role}-field."
+                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse pair`, "
+                f"name the column with --{role}-field."
             )
     response_filters = ResponseFilters(filters) if filters else None
     blocks = list(
@@ -249,8 +249,8 @@ def check_numbers(threshold: float, max_draws: int) -> None:
     """
     if not -1 < threshold <= 1:
         raise UserError(
-            f"A threshold of {threshold} is not a possible cosine: set --threshold of `tamperfuse pair`, or `pairs.threshold` in a "
-            "study, to a number above -1 and at most 1."
+            f"A threshold of {threshold} is not a possible cosine: set --threshold of `tamperfuse pair`, or `pairs.threshold` in "
+            "a study, to a number above -1 and at most 1."
         )
     if max_draws < 1:
         raise UserError(f"{max_draws} draws make no pair: set --max-draws of `tamperfuse pair` to at least 1.")
