@@ -59,7 +59,7 @@ STUDY = {
 def write_inputs(folder: Path, attacks: int) -> Path:
     """Write the model, a threat of built-in harmless prompts, and the study; returns the study file."""
     sys.path.insert(0, str(TESTS))
-    from conftest import make_tiny_model
+    from stand_ins import make_tiny_model
     from tamperfuse.corpora.builtin import builtin_rows
 
     parts = ("defender", "attacker", "attacker_dev", "evaluation")

@@ -2,15 +2,14 @@
 
     python scripts/fuzz_inputs.py --minutes 10
 
-Options, study files, policies, data and the files of a run are made by hypothesis: valid ones in which values are replaced,
-removed or repeated, and text in which characters are changed. Commands run in this process, without models: what loads or trains
-one is replaced. tests/test_hostile_input.py runs a few examples of each kind.
+Options, study files, policies, data sources, the files of a run, models, adapters and chat templates are made by hypothesis
+(scripts/fuzz_examples.py): valid ones in which values are replaced, removed or repeated, and files in which bytes are changed.
+Commands run in this process, without models: what loads or trains one is replaced, but for the kinds that are about models, which
+load a tiny one and stop. tests/test_hostile_input.py runs a few examples of each kind.
 """
 
 import argparse
-import copy
 import io
-import json
 import os
 import re
 import shutil
@@ -26,146 +25,41 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / folder) for folder in ("", "report")]
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("scripts", "tests", "tests/report")]
 
 from made_up_run import write_folder  # noqa: E402
 
-from stand_ins import WordCountEncoder  # noqa: E402
+from fuzz_examples import (  # noqa: E402
+    ANSWERS,
+    CONVERSATIONS,
+    POLICY,
+    RUN_FILES,
+    SEARCH,
+    STUDY,
+    THREAT,
+    WORDS,
+    as_json,
+    damage,
+    data_files,
+    encoded,
+    files_of,
+    folder_damage,
+    templates,
+)
+from stand_ins import TEMPLATE, WordCountEncoder, make_tiny_model  # noqa: E402
 from tamperfuse.cli.app import app, main  # noqa: E402
 from tamperfuse.models.encoder import set_default_encoder  # noqa: E402
+from tamperfuse.models.load import load_model  # noqa: E402
 from tamperfuse.records.errors import UserError  # noqa: E402
 from tamperfuse.records.yaml import dump_yaml  # noqa: E402
 
 SECONDS = 30  # of processor time that a command may take here
 WAITING_SECONDS = 300  # that it may take, whatever it does: another process may have the processor
 FALLBACK = "The command cannot go on"  # the sentence of an error that nothing foresaw
-
-SCALARS = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.sampled_from([0, -1, 1, 2**31, 2**32, 2**63, 10**30, -(10**18), 0.5, -0.0, 1e308, 1e-320]),
-    st.sampled_from([float("nan"), float("inf"), float("-inf")]),
-    st.integers(-3, 300),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from(
-        [
-            *(
-                "",
-                " ",
-                "~",
-                "~nobody/x",
-                ".",
-                "..",
-                "/",
-                "/dev/null",
-                "/dev/zero",
-                "/proc/self/mem",
-                "/proc/self/environ",
-            ),
-            *(
-                "[/x]",
-                "[bold]x",
-                "\x1b[31mred",
-                "\u202eabc",
-                "x" * 300,
-                "x/" * 3000,
-                "é",
-                "a b",
-                "a'b",
-                "$(id)",
-                "-1",
-                "--out",
-            ),
-            *(
-                "1e999",
-                "2026-13-45",
-                "nan",
-                "null",
-                "0x1f",
-                "builtin:",
-                "builtin:cooking",
-                "builtin:benign",
-                "refusal",
-                "sdd",
-            ),
-            *(
-                "harmful_finetune",
-                "benign_finetune",
-                "smollm2-135m",
-                "owner/name",
-                "owner/name:train",
-                "all",
-                "x.gguf",
-                "x.jsonl",
-            ),
-        ]
-    ),
-)
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-WORDS = SCALARS.map(lambda value: str(value).replace("\0", "0"))
-
-STUDY = {
-    "model": "smollm2-135m",
-    "threat": "builtin:cooking",
-    "seeds": [0],
-    "defenses": {"refusal": {"steps": 2}, "sdd": {"on": "refusal", "steps": 2}},
-    "attacks": {
-        "full": {"attack": "harmful_finetune", "shots": 2, "steps": 3},
-        "searched": {"attack": "harmful_finetune", "search": {"trials": 2, "over": {"learning_rate": [1e-5, 1e-3]}}},
-    },
-    "pairs": {"responses": "builtin:benign", "threshold": 0.25, "filters": True, "language": "en"},
-    "judge": {"judge": "builtin", "tolerated": 0.05},
-    "evaluate": {
-        "at_steps": [0, 1],
-        "prompts": 4,
-        "dev_prompts": 3,
-        "harmless": 4,
-        "capability": ["builtin"],
-        "epsilons": [0.1],
-    },
-}
-POLICY = {
-    "defense": "sdd",
-    "require": {
-        "harmful_execution.worst": {"at_most": 0.1},
-        "capability.drop_vs_shipped": {"at_most": 0.02, "accept_unresolved": True},
-    },
-}
-SEARCH = {
-    "searches": [
-        {
-            "defense": defense,
-            "attack": "searched",
-            "trials": 1,
-            "best_so_far": [{"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}],
-            "final_best_vs_undefended": {"value": 0.1, "low": -0.1, "high": 0.3, "n": 9, "resolved": False},
-            "best_so_far_vs_undefended": {"value": 0.1, "low": -0.1, "high": 0.3, "n": 9, "resolved": False},
-            "trials_to_half": 1,
-            "censored": False,
-            **{
-                name: [
-                    {
-                        **{"seed": 0, "trial": 0, "parameters": {"learning_rate": 1e-4}, "stopped": False, "step": 2},
-                        **{"attacker_dev": 0.5, "evaluation": {"value": 0.5, "n": 9}, "capability_lost": 0.1},
-                    }
-                ]
-                for name in ("choices", "frontier")
-            },
-        }
-        for defense in ("refusal", "sdd")
-    ]
-}
 
 
 class TimeIsOver(BaseException):
@@ -264,70 +158,7 @@ def call(arguments: list[str]) -> Outcome:
     return Outcome(arguments, code, out.buffer.getvalue().decode("utf-8", "replace"))
 
 
-# ---- inputs
-
-
-def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of everything inside a nested value."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        yield (*path, key)
-        yield from paths(item, (*path, key))
-
-
-@st.composite
-def changed(draw: st.DrawFn, value: Any) -> Any:
-    """A nested value with one to three of its parts replaced, removed, renamed or repeated."""
-    value = copy.deepcopy(value)
-    for _ in range(draw(st.integers(1, 3))):
-        everything = list(paths(value))
-        if not everything:
-            return draw(VALUES)
-        path = draw(st.sampled_from(everything))
-        parent = value
-        for key in path[:-1]:
-            parent = parent[key]
-        match draw(st.sampled_from(["replace", "replace", "remove", "rename", "whole"])):
-            case "replace":
-                parent[path[-1]] = draw(VALUES)
-            case "remove":
-                del parent[path[-1]]
-            case "rename" if isinstance(parent, dict):
-                parent[draw(st.text(max_size=6))] = parent.pop(path[-1])
-            case "whole" if draw(st.integers(0, 9)) == 0:
-                return draw(VALUES)
-    return value
-
-
-@st.composite
-def damaged_text(draw: st.DrawFn, text: str) -> bytes:
-    """A file's bytes with a piece cut out, repeated or replaced."""
-    content = text.encode("utf-8", "surrogatepass")
-    start = draw(st.integers(0, max(0, len(content) - 1)))
-    end = min(len(content), start + draw(st.integers(0, 40)))
-    piece = draw(
-        st.sampled_from(
-            [b"", b"\xff", b"\x00", b"[" * 3000, b"{", b'"', b"- &a [*a]", b"\n", b"\t", b"9" * 5000, b"!!python/x "]
-        )
-        | st.binary(max_size=6)
-    )
-    return content[:start] + piece + (content[start:] if draw(st.booleans()) else content[end:])
-
-
-def files_of(value: Any, dump: Callable[[Any], str]) -> st.SearchStrategy[bytes]:
-    """Contents of a file: a changed value, or a damaged text."""
-
-    def encode(changed_value: Any) -> bytes:
-        try:
-            return dump(changed_value).encode("utf-8", "surrogatepass")
-        except (ValueError, TypeError):  # what the format cannot express
-            return repr(changed_value).encode("utf-8", "surrogatepass")
-
-    return changed(value).map(encode) | damaged_text(dump(value))
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, indent=1)
+# ---- command lines
 
 
 @st.composite
@@ -378,55 +209,15 @@ USABLE = {
     "export": ["jsonl", "alpaca"],
     "report_to": ["tensorboard"],
 }
-RUN_FILES = ("summary.json", "run.json", "samples.json", "searches.json", "study.yaml", "results.parquet")
-
-
-@st.composite
-def run_damage(draw: st.DrawFn, run: Path) -> tuple[str, str, bytes]:
-    """A file of a run, and what becomes of it: a kind of damage, or new content."""
-    name = draw(st.sampled_from(RUN_FILES))
-    kind = draw(st.sampled_from(["content"] * 8 + ["folder", "loop", "absent", "empty"]))
-    if kind != "content":
-        return name, kind, b""
-    if name == "results.parquet":
-        table = pq.read_table(run / name)
-        column = draw(st.sampled_from(table.column_names))
-        values = [draw(SCALARS)] + [None] * (table.num_rows - 1)
-        match draw(st.sampled_from(["null", "drop", "text", "bytes"])):
-            case "null":
-                table = table.set_column(0, column, pa.array([None] * table.num_rows, table.schema.field(column).type))
-            case "drop":
-                table = table.drop_columns([column])
-            case "text":
-                text = pa.array([None if v is None else str(v).encode("utf-8", "replace").decode() for v in values])
-                table = table.set_column(table.column_names.index(column), column, text)
-            case _:
-                content = bytearray((run / name).read_bytes())
-                for _ in range(draw(st.integers(1, 5))):
-                    content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-                return name, "content", bytes(content)
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        return name, "content", sink.getvalue()
-    text = (run / name).read_text(encoding="utf-8")
-    if name == "study.yaml":
-        return name, "content", draw(damaged_text(text))
-    return name, "content", draw(files_of(json.loads(text), as_json))
-
-
-def damage(run: Path, name: str, kind: str, content: bytes) -> None:
-    """Apply :func:`run_damage` to a run."""
-    path = run / name
-    path.unlink()
-    if kind == "folder":
-        path.mkdir()
-    elif kind == "loop":
-        path.symlink_to(path)
-    elif kind in ("content", "empty"):
-        path.write_bytes(content)
 
 
 # ---- properties: each takes an example and a folder, and yields outcomes
+
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"),
+    "model.safetensors",
+)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def make_run(folder: Path) -> Path:
@@ -435,6 +226,16 @@ def make_run(folder: Path) -> Path:
     (folder / "searches.json").write_text(as_json(SEARCH), encoding="utf-8")
     (folder / "policy.yaml").write_text(dump_yaml(POLICY), encoding="utf-8")
     return folder
+
+
+def make_models(folder: Path) -> None:
+    """A tiny model, `model/`, and an adapter of it, `adapter/`."""
+    from peft import LoraConfig, get_peft_model
+
+    if (folder / "adapter").exists():
+        return
+    loaded = load_model(str(make_tiny_model(folder / "model")))
+    get_peft_model(loaded.model, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(folder / "adapter")
 
 
 def try_command_line(arguments: list[str], run: Path, folder: Path) -> list[Outcome]:
@@ -485,42 +286,56 @@ def _working_in(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def _threat_files() -> st.SearchStrategy[tuple[str, bytes]]:
-    parts = ("defender", "attacker", "attacker_dev", "evaluation")
-    rows = [
-        {
-            "id": f"{part}{i}",
-            "part": part,
-            "prompt": f"{part} asks {i} about {i * 7}",
-            "response": f"answer {i} of {part}",
-        }
-        for part in parts
-        for i in range(3)
-    ]
+def try_pair(example: tuple[tuple[str, bytes], tuple[str, bytes]], run: Path, folder: Path) -> list[Outcome]:
+    arguments = ["pair", "--out", str(folder / "out")]
+    for option, (suffix, content) in zip(("--harmful", "--responses"), example, strict=True):
+        path = folder / f"{option[2:]}{suffix}"
+        path.write_bytes(content)
+        arguments += [option, str(path)]
+    return [call(arguments)]
 
-    def lines(value: Any) -> str:
-        return "".join(json.dumps(row) + "\n" for row in value) if isinstance(value, list) else json.dumps(value)
 
-    def csv(value: Any) -> str:
-        return "id,part,prompt,response\n" + "".join(",".join(map(str, row.values())) + "\n" for row in value)
+def try_model(example: tuple[str, str, bytes], run: Path, folder: Path) -> list[Outcome]:
+    kind = "adapter" if example[0] in ADAPTER_FILES else "model"
+    shutil.copytree(run.parent / kind, folder / kind)
+    damage(folder / kind, *example)
+    return [_load(folder / kind, folder)]
 
-    return st.one_of(
-        files_of(rows, lines).map(lambda content: (".jsonl", content)),
-        files_of(rows, as_json).map(lambda content: (".json", content)),
-        damaged_text(csv(rows)).map(lambda content: (".csv", content)),
-        damaged_text(lines(rows)).map(lambda content: (".parquet", content)),
-        damaged_text(lines(rows)).map(lambda content: (".jsonl.gz", content)),
-    )
+
+def try_template(content: bytes, run: Path, folder: Path) -> list[Outcome]:
+    (folder / "template.jinja").write_bytes(content)
+    return [_load(run.parent / "model", folder, "--chat-template", str(folder / "template.jinja"))]
+
+
+def _load(model: Path, folder: Path, *options: str) -> Outcome:
+    """`evaluate` up to the point where the model is loaded."""
+
+    def load_and_stop(*arguments: Any, **keywords: Any) -> Any:
+        load_model(*arguments, **keywords)
+        raise UserError("The model is loaded: this is the end of the input's way.")
+
+    threat = folder / "threat.jsonl"
+    threat.write_bytes(encoded(".jsonl", THREAT))
+    with (
+        patch("tamperfuse.commands.evaluate.load_model", load_and_stop),
+        patch("tamperfuse.models.chat_template.CPU_SECONDS", 1),
+    ):
+        return call(["evaluate", str(model), "--threat", str(threat), "--out", str(folder / "out"), *options])
 
 
 def properties(run: Path) -> dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path, Path], list[Outcome]]]]:
-    """By name: what makes examples, and what tries one."""
+    """By name: what makes examples, and what tries one. Models are beside the run (:func:`make_models`)."""
+    prompts, answers = data_files(THREAT) | data_files(CONVERSATIONS), data_files(ANSWERS) | data_files(CONVERSATIONS)
     return {
         "options": (command_lines(), try_command_line),
         "studies": (files_of(STUDY, dump_yaml), try_study),
         "policies": (files_of(POLICY, dump_yaml), try_policy),
-        "runs": (run_damage(run), try_damage),
-        "threats": (_threat_files(), try_threat),
+        "runs": (folder_damage(run, RUN_FILES), try_damage),
+        "threats": (data_files(THREAT), try_threat),
+        "pairs": (st.tuples(prompts, answers), try_pair),
+        "models": (folder_damage(run.parent / "model", MODEL_FILES), try_model),
+        "adapters": (folder_damage(run.parent / "adapter", ADAPTER_FILES), try_model),
+        "templates": (templates(TEMPLATE), try_template),
     }
 
 
@@ -534,6 +349,8 @@ def search(name: str, run: Path, examples: int, report: Callable[[Any, Outcome],
         report: called with every example and outcome.
         random: whether the examples differ from one call to the next.
     """
+    if name in ("models", "adapters", "templates"):
+        make_models(run.parent)
     strategy, attempt = properties(run)[name]
 
     @settings(

@@ -8,9 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from stand_ins import WordCountEncoder, make_tokenizer, quick_capability
+from stand_ins import WordCountEncoder, make_tiny_model, quick_capability
 from tamperfuse.models.encoder import set_default_encoder
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.study import observe
@@ -39,28 +38,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-def make_tiny_model(folder: Path) -> Path:
-    """Save a tiny Llama with random weights and a tokenizer of its own."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.models.chat import Sample
@@ -55,6 +55,28 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+def make_tiny_model(folder: Path) -> Path:
+    """Save a tiny Llama with random weights and a tokenizer of its own."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @dataclass

@@ -134,7 +134,7 @@ def test_bad_input_is_refused(tiny_folder: Path, threat_file: Path) -> None:
         tamperfuse.harden(tiny_folder, "sdd", threat=threat_file, step=3)
     with pytest.raises(UserError, match="learning_rate"):
         tamperfuse.attack(tiny_folder, "harmful_finetune", threat=threat_file, learning_rate=-1)
-    with pytest.raises(UserError, match=r"prompts is 1000; the evaluation part of .* has 6 prompts"):
+    with pytest.raises(UserError, match=r"1000 prompts cannot be measured, since the evaluation part of .* has 6"):
         tamperfuse.evaluate(tiny_folder, threat=threat_file, prompts=1000)
     with pytest.raises(UserError, match="finished run"):
         tamperfuse.load_run(threat_file.parent)

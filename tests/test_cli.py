@@ -212,6 +212,8 @@ def test_output_under_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         (["--counts", "-1,20,2,21"], "cannot be negative"),
         (["--counts", "3,20.5,2,21"], "must be an integer"),
         (["--counts", "3,20,2"], "not 4 numbers"),
+        (["--counts", "3,20,2,2" + "1" * 5000], "--counts has a number of 5,001 digits"),
+        (["--counts", "3" * 5000], "not 4 numbers"),
         (["--counts", "3,20,2,21", "--overlap", "3,0"], "shared_invariant is 3"),
         (["--counts", "3,20,2,21", "--overlap", "0,21"], "shared_spurious is 21"),
         (["--counts", "3,20,2,21", "--p", "1.5"], "p is 1.5"),

@@ -28,6 +28,17 @@ from tamperfuse.study.estimates import Costs, check_affordable, seconds_for
 from tamperfuse.study.sections import parse_judge
 from tamperfuse.study.spec import parse_study
 
+EXAMPLES = {  # of each kind
+    "options": 40,
+    "studies": 15,
+    "policies": 40,
+    "runs": 20,
+    "threats": 40,
+    "pairs": 12,
+    "models": 10,
+    "adapters": 5,
+    "templates": 6,
+}
 SOURCE = Path(__file__).parents[1] / "src" / "tamperfuse"
 
 
@@ -36,7 +47,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fuzz_inputs.make_run(tmp_path_factory.mktemp("finished") / "run")
 
 
-@pytest.mark.parametrize("name", ["options", "studies", "policies", "runs", "threats"])
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Path) -> None:
     """The same examples in every run; `scripts/fuzz_inputs.py` tries others for as long as it is told to."""
     faults: list[str] = []
@@ -47,9 +58,6 @@ def test_structured_rubbish_is_answered_in_a_sentence(name: str, run_folder: Pat
 
     fuzz_inputs.search(name, run_folder, EXAMPLES[name], note, random=False)
     assert not faults, "\n\n".join(faults[:5])
-
-
-EXAMPLES = {"options": 40, "studies": 15, "policies": 40, "runs": 20, "threats": 40}
 
 
 def answer(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -257,24 +265,78 @@ def strings() -> Iterator[tuple[str, ast.AST, str]]:
             if id(node) in skipped:
                 continue
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield f"{path.name}:{node.lineno}", node, node.value
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node, node.value
             elif isinstance(node, ast.JoinedStr):
                 parts = [p.value if isinstance(p, ast.Constant) else f"{{{ast.unparse(p.value)}}}" for p in node.values]  # type: ignore[attr-defined]
-                yield f"{path.name}:{node.lineno}", node, "".join(map(str, parts))
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node, "".join(map(str, parts))
 
 
 COMMANDS = dict(fuzz_inputs._commands(typer.main.get_command(app)))
-OPTIONS = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
-OPTIONS |= {"--debug", "--version", "--help", "--no-filters", "--no-deps"}  # the last is pip's
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 COMMAND = re.compile(r"(?:`|: |with )tamperfuse ((?:[a-z]+)(?: [^`\n]*)?)")
 
 
-def test_options_that_messages_name_exist() -> None:
-    missing = [
-        (place, option) for place, _, text in strings() for option in OPTION.findall(text) if option not in OPTIONS
-    ]
-    assert not [entry for entry in missing if not entry[0].startswith("make_grammar")]
+# Which commands reach the messages of a module; of several entries that fit, the longest counts.
+READING = ("pair", "harden", "attack", "evaluate", "diagnose", "run", "judge calibrate")
+WRITING = ("pair", "harden", "attack", "evaluate", "diagnose", "run", "demo", "report", "theory")
+MEASURING = ("attack", "evaluate", "diagnose")
+REACHED_BY = {
+    "cli/compare_chat.py": ("compare-chat",),
+    "cli/judge.py": ("judge calibrate", "judge run", "judge compare"),
+    "cli/list_components.py": ("list",),
+    "cli/options.py": ("harden", "attack", "evaluate", "diagnose", "judge calibrate", "judge run"),
+    "cli": (),  # a file a command, of its name
+    "commands/calibrate.py": ("judge calibrate",),
+    "commands/chat_server.py": ("compare-chat",),
+    "commands/hub_upload.py": ("harden",),
+    "commands/judge_compare.py": ("judge compare",),
+    "commands/judge_run.py": ("judge run",),
+    "commands": (),
+    "attacks": ("attack", "run"),
+    "corpora": READING,
+    "models": (*READING[1:], "compare-chat"),
+    "models/load.py": MEASURING,
+    "pairing": ("pair",),
+    "pairing/filters.py": ("pair", "run"),
+    "pairing/pairs.py": ("pair", "run"),
+    "records/files.py": WRITING,
+    "study": ("run",),
+    "study/estimates.py": ("run", "demo"),
+    "training": ("harden", "attack", "run"),
+}
+GLOBAL = {"--debug", "--version", "--help", "--no-deps"}  # the last is pip's
+
+
+def options_of(command: str) -> set[str]:
+    parameters = COMMANDS[tuple(command.split())].params
+    return GLOBAL | {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def commands_reaching(module: str) -> tuple[str, ...]:
+    entry = max((entry for entry in REACHED_BY if module.startswith(entry)), key=len, default="")
+    return REACHED_BY.get(entry) or (Path(module).stem.replace("_", "-"),)
+
+
+def test_options_that_messages_name_are_those_of_the_command_that_was_typed() -> None:
+    """Or the message says of which command they are, or how a study says the same."""
+    missing = []
+    for place, _, text in strings():
+        if text.startswith("--") and " " not in text:  # the name of an option where it is declared
+            continue
+        module, text = place.partition(":")[0], text.replace("{run}", "tamperfuse run")
+        named = [
+            name for name in re.findall(r"tamperfuse ([a-z-]+(?: [a-z]+)?)", text) if tuple(name.split()) in COMMANDS
+        ]
+        named += [name for name in re.findall(r"tamperfuse ([a-z-]+)", text) if (name,) in COMMANDS]
+        stated = {option for command in named for option in options_of(command)}
+        for option in OPTION.findall(text) if module != "corpora/data/make_grammar.py" else ():
+            if option in stated | GLOBAL:
+                continue
+            for command in commands_reaching(module):
+                in_study = command == "run" and "in a study" in text
+                if option not in options_of(command) and not in_study:
+                    missing.append(f"{place}: {option} is none of `{command}`: {text}")
+    assert not missing, "\n".join(missing)
 
 
 def test_commands_that_messages_recommend_can_be_typed() -> None:

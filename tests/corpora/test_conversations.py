@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tamperfuse.corpora.conversations import is_tool_call
 from tamperfuse.corpora.sources import read_source, schema_of
 from tamperfuse.records.errors import UserError
 
@@ -19,7 +18,9 @@ def _read(tmp_path: Path, *rows: Any, **options: Any) -> list[tuple[str, str]]:
     return [(example.prompt, example.response) for example in read_source(str(path), **options)]
 
 
-@pytest.mark.parametrize("column", ["conversations", "messages", "conversation", "dialogue", "dialog", "chat", "turns"])
+@pytest.mark.parametrize(
+    "column", ["conversations", "messages", "conversation", "contents", "dialogue", "dialog", "chat", "turns"]
+)
 @pytest.mark.parametrize(
     "turns",
     [
@@ -70,11 +71,6 @@ def test_tool_calls_in_parquet_where_every_turn_has_every_key(tmp_path: Path) ->
     assert [(e.prompt, e.response) for e in read_source(str(tmp_path / "x.parquet"))] == [("p", "r")]
 
 
-def test_json_and_code_are_answers_when_they_call_no_tool() -> None:
-    for text in ('{"name": "Ada", "born": 1815}', '{"a": ', "def f(): ...", "<table>", "{}"):
-        assert not is_tool_call(text)
-
-
 def test_only_the_turn_that_is_trained_on_counts(tmp_path: Path) -> None:
     earlier = [{"role": "user", "content": "hi", "train": False}, {"role": "assistant", "content": "x", "train": False}]
     last = [{"role": "user", "content": "p", "train": False}, {"role": "assistant", "content": "r", "train": True}]
@@ -89,7 +85,7 @@ def test_a_named_column_may_hold_turns(tmp_path: Path) -> None:
     row = {"talk": [USER, {"role": "assistant", "content": "r"}], "list": ["a", "b"]}
     assert _read(tmp_path, row, prompt_field="talk", response_field="talk") == [("p", "r")]
     assert _read(tmp_path, row, prompt_field="list", response_field="talk") == [("a", "r")]
-    with pytest.raises(UserError, match=r"row 1: the field 'talk' holds a int where a turn is needed"):
+    with pytest.raises(UserError, match=r"Row 1 of .*the field .talk. holds a number where a turn is needed"):
         _read(tmp_path, {"talk": [3]}, prompt_field="talk")
 
 
@@ -141,3 +137,13 @@ def test_parts_of_a_threat(tmp_path: Path) -> None:
         _read(tmp_path, *rows, part="evaluation")
     with pytest.raises(UserError, match=r"'Defender' as `part` in row 1.*rename the column"):
         _read(tmp_path, {"prompt": "a", "part": "Defender"}, part="defender")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_without_a_part_beside_rows_with_one_are_of_no_part(tmp_path: Path, order: int) -> None:
+    rows = [{"prompt": "a", "part": "defender"}, {"prompt": "b", "part": "evaluation"}, {"prompt": "c"}][::order]
+    words = rf"row {3 if order == 1 else 1} of .*rows.jsonl has none while row {1 if order == 1 else 2} of"
+    for part in ("defender", "evaluation"):
+        with pytest.raises(UserError, match=words):
+            _read(tmp_path, *rows, part=part)
+    assert len(_read(tmp_path, *rows)) == 3, "where no part is asked for, the column is any other"

@@ -54,6 +54,12 @@ TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.par
          ["part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl"]),
         (["test.jsonl"], None, ["test.jsonl"]),
         (["latest.jsonl", "contest.jsonl"], None, ["contest.jsonl", "latest.jsonl"]),
+        (["trainset.json", "testset.json"], None, ["trainset.json"]),
+        (["trainData.csv", "TestData.csv"], None, ["trainData.csv"]),
+        (["training_data.jsonl", "devset.jsonl", "evalfile.jsonl"], None, ["training_data.jsonl"]),
+        (["testimonials.jsonl", "develop.jsonl", "sets.jsonl"], None, ["develop.jsonl", "sets.jsonl", "testimonials.jsonl"]),
+        (["state.json", "data-00000-of-00001.arrow", "cache-1f2e.arrow", "tmpa1.arrow"], None, ["data-00000-of-00001.arrow"]),
+        (["cache-1.arrow", "cache-2.arrow"], None, ["cache-1.arrow", "cache-2.arrow"]),
         (["pairs.parquet", "pairs.json", "audit.json", "exports/openai/train.jsonl"], None, ["pairs.parquet"]),
     ],
 )  # fmt: skip
@@ -65,7 +71,11 @@ def test_the_data_of_a_folder(tmp_path: Path, names: list[str], split: str | Non
 @pytest.mark.parametrize(
     ("names", "split", "words"),
     [
-        (["validation.jsonl", "test.jsonl"], None, "splits test, validation: choose one with --split"),
+        (
+            ["validation.jsonl", "test.jsonl"],
+            None,
+            "splits test, validation: name the files of one, or, with `tamperfuse pair`, choose one with --split",
+        ),
         ([TRAIN, TEST], "dev", "splits test, train and not 'dev'"),
         (["data/30k_train-00000-of-00001.parquet", "data/330k_train-00000-of-00001.parquet"], None, "several training"),
         (["train.jsonl", "extra.jsonl"], None, "train.jsonl.*extra.jsonl.*name one of them"),
@@ -148,7 +158,7 @@ configs:
 def test_the_card_of_a_data_set_says_which_files_are_of_which_split(tmp_path: Path) -> None:
     _write(tmp_path, "round0/big/train.jsonl.gz", "round0/small/train.jsonl.gz", "round0/big/test.jsonl.gz")
     (tmp_path / "README.md").write_text(CARD)
-    with pytest.raises(UserError, match=r"several training splits .big_train, small_train.: choose one with --split"):
+    with pytest.raises(UserError, match=r"several training splits .big_train, small_train.: name the files of one"):
         shards(tmp_path)
     assert _names(tmp_path, "small_train") == ["round0/small/train.jsonl.gz"]
     (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: a}\n- {config_name: b}\n---\n")
@@ -156,3 +166,18 @@ def test_the_card_of_a_data_set_says_which_files_are_of_which_split(tmp_path: Pa
         shards(tmp_path)
     (tmp_path / "README.md").write_text("---\nconfigs: [*x]\n---\n")
     assert len(_names(tmp_path)) == 2, "a card that cannot be read says nothing"
+
+
+def test_one_revision_of_a_data_set_in_the_cache_of_the_hub_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "datasets--owner--name"
+    for revision in ("1a", "2b"):
+        _write(folder, f"blobs/{revision}.jsonl", f"snapshots/{revision}/data/train.jsonl")
+    _write(folder, "refs/main")
+    (folder / "refs" / "main").write_text("2b")
+    assert _names(folder) == ["snapshots/2b/data/train.jsonl"]
+    assert [example.origin for example in read_source(str(folder))] == [
+        "datasets--owner--name/snapshots/2b/data/train.jsonl#1"
+    ]
+    (folder / "refs" / "main").unlink()
+    with pytest.raises(UserError, match=r"the revisions 1a, 2b of a data set: name the folder of one, such as .*1a"):
+        shards(folder)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import tracemalloc
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tamperfuse.corpora import files, streams
+from tamperfuse.corpora import columnar, files, streams
 from tamperfuse.corpora.files import read_rows
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.records.errors import UserError
@@ -58,6 +59,66 @@ def test_an_archive_that_expands_without_end_is_refused(
         list(read_rows(path))
 
 
+def _bomb(path: Path, shared: bool) -> None:
+    """256 rows of 64 KiB of zeros, in a few KiB: compressed, or as one value that all rows share."""
+    value = "0" * (1 << 16)
+    column = (
+        pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), [value]) if shared else pa.array([value] * 256)
+    )
+    table = pa.table({"prompt": column})
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd", use_dictionary=shared)
+        return
+    options = pa.ipc.IpcWriteOptions(compression=None if shared else path.stem)
+    with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(out, table.schema, options=options) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "zstd.arrow", "lz4.arrow"])
+def test_a_columnar_file_that_expands_without_end_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bomb(tmp_path / name, shared=False)
+    assert len(list(read_rows(tmp_path / name))) == 256, "as little as this is allowed"
+    assert (tmp_path / name).stat().st_size < 1 << 17
+    monkeypatch.setattr(streams, "RATIO_FROM", 1 << 20)
+    monkeypatch.setattr(streams, "MAX_RATIO", 20)
+    with pytest.raises(UserError, match="expands to more than"):
+        next(read_rows(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow"])
+def test_a_value_that_all_rows_share_takes_little_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _bomb(tmp_path / name, shared=True)
+    monkeypatch.setattr(columnar, "_BATCH_BYTES", 1 << 20)
+    tracemalloc.start()
+    assert sum(len(row["prompt"]) for _, row in read_rows(tmp_path / name)) == 256 << 16
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20, "all rows are 16 MiB"
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+def test_archives_of_several_frames_are_read_whole_and_cut_ones_are_refused(tmp_path: Path, suffix: str) -> None:
+    rows = [{"prompt": f"p{n} {'x' * 40}"} for n in range(3000)]
+    path, content = tmp_path / f"x{suffix}", b""
+    for start in range(0, 3000, 1000):
+        text = "".join(json.dumps(row) + "\n" for row in rows[start : start + 1000]).encode()
+        if suffix.endswith(".gz"):
+            content += gzip.compress(text)
+        else:
+            _zst(path, text)
+            content += path.read_bytes()
+    path.write_bytes(content)
+    assert [row for _, row in read_rows(path)] == rows
+    for end in (len(content) - 1, len(content) - 9, len(content) // 2, 7):
+        path.write_bytes(content[:end])
+        with pytest.raises(UserError, match=r"cannot be decompressed|is not valid JSON"):
+            list(read_rows(path))
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
 def test_a_row_that_is_too_long_is_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, streams):
@@ -87,6 +148,42 @@ def test_a_csv_file_with_wrong_quotes_or_columns_is_refused(tmp_path: Path, cont
         list(read_rows(tmp_path / "x.csv"))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('prompt,response\na,"open\n' + "b,c\n" * 50 + 'd,e"\nf,g\n', "row 2, which begins on line 2"),
+        ('prompt,response\nx,y\n"open,b\n' + "b,c\n" * 3 + 'd,e"\nf,g\n', "row 3, which begins on line 3"),
+        ('prompt,response\r\na,"open\r\n' + "b, c\r\n" * 12 + 'd, e"\r\n', "row 2, which begins on line 2"),
+        ('a,b,c,d\n1,"2,3,4\n1,2,3,4\n1,2",3,4\n', r"a quote before them is probably open.*\.jsonl"),
+    ],
+)
+def test_rows_that_an_open_quote_has_swallowed_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "x.csv").write_bytes(text.encode())
+    with pytest.raises(UserError, match=rf"{words}|look like rows: {words}"):
+        list(read_rows(tmp_path / "x.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ('prompt,response\na,"open\nb,c\nd,e"\n', True),
+        ('prompt,response,kind\na,"open,k\nb,c,k\nd,e",k\n', True),
+        ('prompt,response\na,"Roses are red,\nViolets are blue,\nSugar is sweet,\nAnd so are you."\n', False),
+        ('prompt,response\na,"Dear Sir\nI will come, at last.\nYours, Bob"\n', False),
+        ('prompt,response\na,"name,age\nAda,36\nGrace,85\nAlan,41\nEdsger,72"\n', False),
+        ('prompt,response\na,"def f(a, b):\n    return g(a,b)\n"\n', False),
+        ('prompt\n"a\nb,c\nd,e"\n', False),
+    ],
+)
+def test_text_of_several_lines_is_read(
+    tmp_path: Path, text: str, is_warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
+    (tmp_path / "x.csv").write_text(text)
+    assert len(list(read_rows(tmp_path / "x.csv"))) == 1
+    assert ("check that no quote before them is open" in caplog.text) == is_warned
+
+
 def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes(
         '\ufeffprompt,response\r\n"say ""hi"",\r\nplease",b\r\n"",nan\r\nc,NaN\r\n'.encode()
@@ -110,8 +207,8 @@ def test_a_first_line_is_an_instruction_only_in_the_files_of_hex_phi(tmp_path: P
         (pa.array([2**62], pa.timestamp("us")), "column 'prompt'.*store that column as text"),
         (pa.array([0], pa.timestamp("us", tz="Foo/Bar")), "column 'prompt'"),
         (pa.array([datetime(2026, 1, 1)]), "holds a datetime, not text"),
-        (pa.array([float("inf")]), "holds a float, not text"),
-        (pa.array([b"\xff"], pa.binary()), "holds a bytes, not text"),
+        (pa.array([float("inf")]), "holds inf, not text"),
+        (pa.array([b"\xff"], pa.binary()), "holds bytes, not text"),
     ],
 )
 def test_parquet_values_that_are_no_text_are_sentences(tmp_path: Path, column: pa.Array, words: str) -> None:
@@ -133,7 +230,7 @@ def test_missing_values_of_every_kind_are_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"prompt": "a", "prompt": "b"}', '{"prompt": Infinity}', '{"prompt": 1e999}'])
 def test_json_that_would_lose_something_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{line}\n')
-    with pytest.raises(UserError, match=r"line 2|row 2"):
+    with pytest.raises(UserError, match=r"line 2|Row 2"):
         list(read_source(str(tmp_path / "x.jsonl")))
 
 
@@ -219,3 +316,13 @@ def test_damaged_files_are_read_or_refused_in_a_sentence(
         list(read_source(str(path)))
     except UserError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [("null", "null"), ("true", "true"), ("3", "a number"), ('"x"', "text"), ("[1]", "a list"), ("1e999", "inf")],
+)
+def test_a_row_that_is_no_object_is_named_in_words(tmp_path: Path, row: str, kind: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{row}\n')
+    with pytest.raises(UserError, match=rf"^Row 2 of .*x.jsonl is {kind}, not a JSON object: write each row as one"):
+        list(read_rows(tmp_path / "x.jsonl"))

@@ -128,7 +128,7 @@ def test_named_fields_read_what_no_schema_knows(tmp_path):
         list(read_source(str(path)))
     (example,) = read_source(str(path), prompt_field="ask", response_field="say", category_field="sort")
     assert (example.prompt, example.response, example.category) == ("p", "r", "3")
-    with pytest.raises(UserError, match=r"row 1: the field 'asked' is missing"):
+    with pytest.raises(UserError, match=r"Row 1 of .* .the field 'asked' is missing"):
         list(read_source(str(path), prompt_field="asked"))
 
 
@@ -147,7 +147,7 @@ def test_conversations_without_turns_leave_the_layout_to_the_next_row(tmp_path):
     assert schema_of(str(path)) == "ShareGPT"
     assert [(e.prompt, e.response) for e in read_source(str(path))] == [("", ""), ("p", "r"), ("", "")]
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"conversations": ["p", "r"]}, talk)))
-    with pytest.raises(UserError, match=r"row 2.*not text"):
+    with pytest.raises(UserError, match=r"Row 2.*not text"):
         list(read_source(str(path)))
 
 
@@ -166,9 +166,13 @@ def test_local_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
     [
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": \n', "line 2"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": "\xff"}\n', "not UTF-8.*line 2"),
-        ("a.jsonl", b'{"prompt": "x"}\n[1]\n', "row 2"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"response": "x"}\n', "row 2: the field 'prompt' is missing"),
-        ("a.jsonl", b'{"prompt": "x"}\n{"prompt": ["x"]}\n', "row 2: the field 'prompt' holds a list"),
+        ("a.jsonl", b'{"prompt": "x"}\n[1]\n', "Row 2"),
+        ("a.jsonl", b'{"prompt": "x"}\n{"response": "x"}\n', "Row 2 of .*the field 'prompt' is missing"),
+        (
+            "a.jsonl",
+            b'{"prompt": "x"}\n{"prompt": ["x"]}\n',
+            "Row 2 of .*'prompt and response'.*the field 'prompt' holds a list",
+        ),
         ("a.json", b'[{"prompt": "x"}, {"prompt": ]', "row 2"),
         ("a.json", b'[{"prompt": "\xff"}]', "not UTF-8"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": ' + b"[" * 10_000, "line 2"),
@@ -177,11 +181,15 @@ def test_local_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path):
         ("a.json", b'[{"prompt": "x"}, {"prompt": "y"}', "after row 2: it was cut short"),
         ("a.csv", b"prompt,response\nx,y,z\n", "row 2"),
         ("category_3.csv", b"harmful request 1\nharmful request 2, please\n", "2 fields in row 2 but 1 column"),
-        ("a.parquet", b"PAR1 not really", "not a readable parquet"),
-        ("a.jsonl.gz", b"not gzip", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n', mtime=0)[:-9] + b"damage to it", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9, mtime=0)[:-12], "cannot be read"),
-        ("a.jsonl.zst", b"not zstd", "cannot be read"),
+        ("a.parquet", b"PAR1 not really", "not a readable Parquet"),
+        ("a.jsonl.gz", b"not gzip", "cannot be decompressed .*again"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"prompt": "x"}\n', mtime=0)[:-9] + b"damage to it",
+            "cannot be decompressed .*again",
+        ),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 9, mtime=0)[:-12], "cannot be decompressed .*again"),
+        ("a.jsonl.zst", b"not zstd", "cannot be decompressed"),
         ("a.odt", b"x", "convert it"),
         ("a.txt", b"a prompt\n\xff\n", "line 2"),
     ],
@@ -239,7 +247,7 @@ def test_hub_failures_are_sentences(monkeypatch):
         with pytest.raises(UserError, match=words):
             list(read_source("owner/name"))
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["dev", "test"])
-    with pytest.raises(UserError, match=r"dev, test.*--split.*owner/name:dev"):
+    with pytest.raises(UserError, match=r"dev, test: name one, such as owner/name:dev"):
         list(read_source("owner/name"))
 
 
@@ -251,10 +259,8 @@ def test_a_connection_that_fails_while_rows_are_read_is_a_sentence(monkeypatch):
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: rows())
-    read = read_source("owner/name:train")
-    assert next(read).prompt == "harmful request 1"
     with pytest.raises(UserError, match=r"reset by peer.*local path"):
-        next(read)
+        list(read_source("owner/name:train"))
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_parts_stay_in_every_format(tmp_path: Path, name: str) -> None:
         ({"part": "Defender", "prompt": "x"}, "not a row of a threat"),
         ({"prompt": "x"}, "not a row of a threat"),
         ({"part": "defender", "prompt": 3}, "not a row of a threat"),
-        ({"part": "defender", "prompt": "x", "response": {"a": 1}}, "holds a dict, not text"),
+        ({"part": "defender", "prompt": "x", "response": {"a": 1}}, "holds a mapping, not text"),
         ({"part": "defender", "prompt": "x", "id": "twice"}, "repeats the id 'twice'"),
     ],
 )

@@ -312,6 +312,14 @@ def test_a_soft_prompt_cannot_be_merged(tiny_folder: Path, tmp_path: Path) -> No
         load_model(str(tmp_path / "adapter"))
 
 
+def test_an_adapter_without_weights_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"lacks adapter_model\.safetensors, the weights of the peft adapter"):
+        load_model(str(folder))
+
+
 def test_a_pickled_adapter_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = adapter(tiny_folder, tmp_path / "adapter")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

@@ -8,6 +8,7 @@ import pytest
 from pairing_stand_ins import hash_projection, prose
 from tamperfuse.cli.app import main
 from tamperfuse.pairing import encoding, read_pairs
+from tamperfuse.pairing.pipeline import _check_out
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +66,7 @@ def run(arguments: str) -> int:
         ("--responses blank.jsonl", "has no text, --response-field"),
         ("--harmful empty.jsonl", "no prompt"),
         ("--responses empty.jsonl", "no responses to pair"),
-        ("--harmful half.jsonl", "row 2, 'prompt' is missing"),
+        ("--harmful half.jsonl", "Row 2, 'prompt' is missing"),
         ("--harmful cut.jsonl", "line 2"),
         ("--harmful latin.jsonl", "not UTF-8, line 1"),
         ("--harmful notes.odt", "convert it"),
@@ -76,11 +77,11 @@ def run(arguments: str) -> int:
         ("--harmful p.jsonl=-2", "not positive"),
         ("--harmful p.jsonl=nan", "not positive"),
         ("--responses r.jsonl=1 --responses builtin:benign", "every one a weight"),
-        ("--threshold -1", "--threshold, above -1"),
+        ("--threshold -1", "--threshold of `tamperfuse pair`, above -1"),
         ("--threshold 1.01", "--threshold, at most 1"),
         ("--threshold nan", "--threshold"),
         ("--threshold low", "--threshold"),
-        ("--threshold -0.9", "higher --threshold"),
+        ("--threshold -0.9", "higher threshold, --threshold of `tamperfuse pair`"),
         ("--max-draws 0", "--max-draws"),
         ("--workers 0", "--workers"),
         ("--language english", "'english', --language"),
@@ -93,9 +94,9 @@ def run(arguments: str) -> int:
         ("--tokenizer ./nowhere", "./nowhere"),
         ("--score-quality ./nowhere", "./nowhere"),
         ("--export axolot", "did you mean 'axolotl'"),
-        ("--out notes.txt", "holds no pairs, another --out"),
-        ("--out kept", "holds no pairs, another --out"),
-        ("--out .", "cannot name a new folder"),
+        ("--out notes.txt", "exists and is not empty, another --out"),
+        ("--out kept", "exists and is not empty, another --out"),
+        ("--out .", "exists and is not empty, another --out"),
         ("--out notes.txt/out", "cannot be written"),
     ],
 )
@@ -144,6 +145,27 @@ def test_named_columns_and_known_layouts_mix(place):
     assert {pair.category for pair in read_pairs(place / "out")} == {"", "a"}
     facts = json.loads((place / "out" / "audit.json").read_text())
     assert [s["layout"] for s in facts["sources"]] == ["prompt and response", "named columns", "prompt and response"]
+
+
+def test_folders_are_treated_as_by_every_command(place, capsys, monkeypatch):
+    p, r = place / "p.jsonl", place / "r.jsonl"
+    empty = place / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    for _ in range(2):  # into an empty current folder, and then over the pairs there
+        assert not run(f"--harmful {p} --responses {r} --out .")
+        assert len(read_pairs(empty)) == 8
+    (empty / "notes.txt").write_text("mine")
+    assert run(f"--harmful {p} --responses {r} --out .") == 2
+    assert "holds pairs and also notes.txt, which would be removed with them" in capsys.readouterr().err
+    assert (empty / "notes.txt").read_text() == "mine" and len(read_pairs(empty)) == 8
+    monkeypatch.chdir(place)
+    rows(place / "mount" / "lost+found" / "x", {})
+    rows(place / "mount" / ".tmp-mount-0123abcd" / "x", {})
+    (place / "mount" / ".lock").touch()
+    (place / "link").symlink_to("target")
+    for name in ("mount", "link", "empty/../new"):
+        _check_out(Path(name))
 
 
 def test_an_old_folder_of_pairs_is_replaced_and_a_neighbour_let_alone(place):

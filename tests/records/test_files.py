@@ -159,7 +159,7 @@ def test_two_processes_do_not_write_one_folder(exists: bool, tmp_path: Path) -> 
         out.mkdir()
     with (
         locked_output(out),
-        pytest.raises(UserError, match=r"Another run is using .*wait for it, or choose another --out"),
+        pytest.raises(UserError, match=r"Another run is using .*wait for it to end, or name another folder"),
     ):
         fill(out)
     fill(out)

@@ -76,6 +76,8 @@ def test_merge_keys_work() -> None:
         ("a: [1", "line 1"),
         ("a: !!python/object:os.system x", "python/object"),
         ("a: " + "9" * 5000, "5,000 characters"),
+        ("a: 0x" + "f" * 5000, "5,002 characters"),
+        ("a: 0o" + "7" * 9000, "9,002 characters"),
         ("[" * 1500, "more than 64 deep"),
         ("\n".join("  " * depth + "a:" for depth in range(70)), "more than 64 deep"),
         ("a: 1\nb: 2\na: 3", "line 3: the key 'a' occurs twice"),

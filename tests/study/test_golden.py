@@ -299,7 +299,7 @@ def test_every_defense_and_attack_has_golden_values() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from conftest import make_tiny_model
+    from stand_ins import make_tiny_model
 
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         make_tiny_model(Path(name))

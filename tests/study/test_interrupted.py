@@ -16,7 +16,7 @@ from stand_ins import Killed, results
 from tamperfuse.cli.app import main
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import read_json, write_json
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, execute
 from tamperfuse.study.observe import Observer
@@ -136,7 +136,7 @@ def test_attack_and_harden_go_on_as_well(
     assert read_json(tmp_path / "harden killed" / "tamperfuse.json")["made_by"] == "refusal (seed 0)"
 
 
-@pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record"])
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record", "field", "type"])
 def test_damaged_results_are_computed_again_and_the_message_names_the_file(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,12 +159,16 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
             table.unlink()
         case "record":
             (first.folder / "node.json").write_text("{")
+        case "field" | "type":
+            record = read_json(first.folder / "node.json")
+            record |= {"facts": 1} if damage == "type" else {"second": record.pop("seconds")}
+            write_json(first.folder / "node.json", record)
     monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     again = execute(tmp_path / "run", node)
     assert not again.reused
     assert len(runs) == 2
     assert table.read_bytes() == b"0123456789"
-    assert ("node.json" if damage == "record" else "table.bin") in caplog.text
+    assert ("node.json" if damage in ("record", "field", "type") else "table.bin") in caplog.text
     assert execute(tmp_path / "run", node).reused
     assert execute(tmp_path / "beside", node).reused, "a run beside it shares the result"
     assert len(runs) == 2

@@ -33,8 +33,8 @@ def merge(loaded: LoadedModel, data: AttackData, parameters: MergeParameters, se
         for name, weight in loaded.model.named_parameters():
             if name not in reference or reference[name].shape != weight.shape:
                 raise UserError(
-                    f"{loaded.name} and {data.reference} differ in {name}: merge needs the model that was hardened, as "
-                    "--reference."
+                    f"{loaded.name} and {data.reference} differ in {name}: merge needs the model that was hardened; "
+                    "name it with --reference of `tamperfuse attack`, or as `model` in a study."
                 )
             weight.lerp_(reference[name], parameters.weight)
     data.run_hook(1)

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from tamperfuse.cli.options import Out, out_console
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
+
+LARGEST_DIGITS = 100  # of a count; Python converts no more than 4,300
 
 
 def theory(
@@ -64,5 +66,8 @@ def _numbers(option: str, text: str, count: int) -> list[Any]:
     """Split comma-separated counts. Parts that are not integers stay strings; FeatureCounts names them in its error."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != count:
-        raise UserError(f"{option} {text!r} is not {count} numbers: separate them by commas.")
+        raise UserError(f"{option} {shown(repr(text))} is not {count} numbers: separate them by commas.")
+    longest = max(map(len, parts))
+    if longest > LARGEST_DIGITS:
+        raise UserError(f"{option} has a number of {longest:,} digits: give numbers of features, such as 3,20,2,21.")
     return [int(part) if part.removeprefix("-").isdecimal() else part for part in parts]

@@ -4,14 +4,16 @@ Of a conversation, the first exchange is read: the first turn of the user, and t
 call is no answer; the text that the assistant gives after the tool's result is.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from tamperfuse.corpora.tool_calls import has_call, has_result, is_tool_call
+from tamperfuse.records.errors import kind_of
+
 _ROLE_KEYS = ("role", "from", "speaker", "author")
-_TEXT_KEYS = ("content", "value", "text", "message", "utterance")
+_TEXT_KEYS = ("content", "value", "text", "message", "utterance", "parts")
 _USER, _ASSISTANT, _TOOL, _SYSTEM = "user", "assistant", "tool", "system"
 _ROLES = {
     **dict.fromkeys(["user", "human", "prompter"], _USER),
@@ -19,12 +21,12 @@ _ROLES = {
         ["assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "bing", "bard", "claude"], _ASSISTANT
     ),
     **dict.fromkeys(["system", "developer"], _SYSTEM),
-    **dict.fromkeys(["tool", "tool_call", "tool_calls", "tool_response", "tool_result", "tool_results"], _TOOL),
-    **dict.fromkeys(["function", "function_call", "function_response", "observation", "ipython"], _TOOL),
+    **dict.fromkeys(
+        ["tool", "tool_call", "tool_calls", "tool_response", "tool_result", "tool_results", "tool_output"], _TOOL
+    ),
+    **dict.fromkeys(["function", "function_call", "function_response", "function_result", "function_output"], _TOOL),
+    **dict.fromkeys(["observation", "ipython", "environment"], _TOOL),
 }
-_CALL = re.compile(
-    r"\s*(?:<\|?(?:tool_?calls?|function_?calls?)\b|<function=|\[TOOL_CALLS\]|<\|python_tag\|>)", re.IGNORECASE
-)
 
 
 class Turn(NamedTuple):
@@ -78,19 +80,6 @@ def roles(conversation: Any) -> list[str]:
     return sorted({str(turn[key]) for turn in turns if isinstance(turn, dict) for key in _ROLE_KEYS if key in turn})
 
 
-def is_tool_call(text: str) -> bool:
-    """Whether a text is a call of a tool: the markup of one, or a JSON object with a name and arguments."""
-    if _CALL.match(text):
-        return True
-    if not text.lstrip().startswith("{") or '"name"' not in text:
-        return False
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return "name" in call and not call.keys().isdisjoint({"arguments", "parameters"})
-
-
 def _answer(turns: list[Turn]) -> Turn:
     """The first text of the assistant before the next turn of the user."""
     for turn in turns:
@@ -105,30 +94,40 @@ def _turns(conversation: Any, field: str) -> Iterator[Turn]:
     if conversation is None or (isinstance(conversation, float) and math.isnan(conversation)):
         return
     if not isinstance(conversation, list):
-        raise ValueError(f"the field {field!r} holds a {type(conversation).__name__}, not turns")
+        raise ValueError(f"the field {field!r} holds {kind_of(conversation)}, not turns")
     for number, turn in enumerate(conversation):
         if isinstance(turn, str):
             yield Turn((_USER, _ASSISTANT)[number % 2], turn)
         elif isinstance(turn, dict):
             yield from _turns_of(turn, field)
         elif turn is not None:
-            raise ValueError(f"the field {field!r} holds a {type(turn).__name__} where a turn is needed")
+            raise ValueError(f"the field {field!r} holds {kind_of(turn)} where a turn is needed")
 
 
 def _turns_of(turn: dict[str, Any], field: str) -> Iterator[Turn]:
     """The turn of a mapping; two of one that holds the texts of the user and of the assistant."""
     role = next((turn[key] for key in _ROLE_KEYS if key in turn), None)
+    if role is None and (has_call([turn]) or has_result([turn])):
+        yield Turn(_TOOL, "")
+        return
     if role is None:
         sides = {_ROLES[key]: _content(turn[key], field) for key in turn if _ROLES.get(key) in (_USER, _ASSISTANT)}
         if len(sides) < 2:
             raise ValueError(f"a turn in the field {field!r} has no role (as `role` or `from`)")
         yield from (Turn(side, sides[side]) for side in (_USER, _ASSISTANT))
         return
-    name = _ROLES.get(str(role).strip().casefold(), "")
+    name = _ROLES.get(re.sub(r"[\s-]+", "_", str(role).strip().casefold()), "")
     content = next((turn[key] for key in _TEXT_KEYS if turn.get(key) is not None), None)
-    is_call = name == _ASSISTANT and (turn.get("tool_calls") or turn.get("function_call"))
+    calls = any(_is_set(turn.get(key)) for key in ("tool_calls", "function_call")) or has_call(content)
+    is_tool = (name == _ASSISTANT and calls) or has_result(content)
     is_learned = turn.get("train") is not False and turn.get("weight", 1) != 0
-    yield Turn(_TOOL if is_call else name, _content(content, field), is_learned)
+    yield Turn(_TOOL if is_tool else name, _content(content, field), is_learned)
+
+
+def _is_set(value: Any) -> bool:
+    """Whether a field holds something: no null, NaN or empty list, also as text."""
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return bool(value) and not is_nan and value not in ("[]", "{}", "null")
 
 
 def _content(value: Any, field: str) -> str:
@@ -140,11 +139,11 @@ def _content(value: Any, field: str) -> str:
     if isinstance(value, list):
         texts = [part if isinstance(part, str) else part.get("text") for part in value if _is_text_part(part)]
         return "\n".join(str(text) for text in texts if text)
-    raise ValueError(f"a turn in the field {field!r} holds a {type(value).__name__}, not text")
+    raise ValueError(f"a turn in the field {field!r} holds {kind_of(value)}, not text")
 
 
 def _is_text_part(part: Any) -> bool:
-    """Whether a part of a multimodal turn is text; images, sounds and tool calls are left out."""
-    return isinstance(part, str) or (
-        isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text", None)
-    )
+    """Whether a part of a multimodal turn is text; images, sounds, thoughts and tool calls are left out."""
+    if isinstance(part, dict):
+        return part.get("type", "text") in ("text", "input_text", "output_text", None) and not part.get("thought")
+    return isinstance(part, str)

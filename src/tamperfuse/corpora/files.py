@@ -6,23 +6,25 @@ At most one row (or one batch of a columnar file) is in memory.
 import csv
 import io
 import json
+import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from tamperfuse.corpora.columnar import read_arrow, read_parquet
 from tamperfuse.corpora.folders import data_format
 from tamperfuse.corpora.streams import CHUNK as _CHUNK
-from tamperfuse.corpora.streams import MAX_ROW, lines, open_stream, too_long
-from tamperfuse.records.errors import UserError
+from tamperfuse.corpora.streams import MAX_ROW, check_column_names, lines, open_stream, too_long
+from tamperfuse.records.errors import UserError, kind_of
 from tamperfuse.records.files import json_problem, without_repeated_keys
-from tamperfuse.records.reading import check_file
+from tamperfuse.records.reading import unreadable
 
-if TYPE_CHECKING:
-    import pyarrow
+log = logging.getLogger("tamperfuse")
 
-_BATCH = 256  # rows of a columnar file
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_SOME_EVIDENCE, _MUCH_EVIDENCE = 2, 4  # for an open quote in a CSV file, see _rows_within: a warning, an error
 _HEX_PHI = [
     "Illegal Activity",
     "Child Abuse Content",
@@ -52,7 +54,12 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({_byte(error)}): save it as UTF-8.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): check the file.") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreadable(path, error) from error
+        raise UserError(
+            f"{path} cannot be decompressed ({error}): it is damaged, cut short or no {path.suffix} file; fetch or compress it "
+            "again."
+        ) from error
 
 
 def _byte(error: UnicodeDecodeError) -> str:
@@ -148,7 +155,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
             for number, row in _check_fields(rows, 1, path):
                 yield number, {"text": row[0], "file_category": category}
             return
-        _check_columns([name for name in header if name], path)
+        check_column_names([name for name in header if name], path)
         for number, row in _check_fields(rows, len(header), path):
             values = [None if value in ("NaN", "nan") else value for value in row]  # as pandas may write missing values
             yield number, dict(zip(header, values + [""] * (len(header) - len(row)), strict=True))
@@ -158,11 +165,11 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
     """The fields of every row.
 
     Raises:
-        UserError: a line or field is too long, or quotes are not balanced: an open quote would make the rest of the file one
-            field. The message names the line on which the row begins.
+        UserError: a line or field is too long, or quotes are not balanced: an open quote would make the rest of the file, or the
+            rows up to the next quote, one field. The message names the line on which the row begins.
     """
     reader = csv.reader(_csv_lines(text, path), strict=True)
-    number = 0
+    number, columns, is_warned = 0, 0, False
     while True:
         first_line = reader.line_num + 1
         number += 1
@@ -182,7 +189,42 @@ def _csv_fields(text: io.TextIOWrapper, path: Path) -> Iterator[list[str]]:
             ) from error
         if row is None:
             return
+        columns = columns or len(row)
+        evidence = max((_rows_within(row, at, columns) for at, field in enumerate(row) if "\n" in field), default=0)
+        if evidence >= _SOME_EVIDENCE:
+            problem = (
+                f"{path} has a field in row {number}, which begins on line {first_line}, whose lines look like rows"
+            )
+            if evidence >= _MUCH_EVIDENCE:
+                raise UserError(
+                    f"{problem}: a quote before them is probably open. Mend the quotes of that row; if the text is "
+                    "right, save the file as .jsonl or .parquet."
+                )
+            if not is_warned:
+                log.warning("%s: check that no quote before them is open.", problem)
+                is_warned = True
         yield row
+
+
+def _rows_within(row: list[str], at: int, columns: int) -> int:
+    """How much speaks for it that a field has swallowed rows, since a quote is opened in one and closed at the end of another.
+
+        prompt,response
+        a,"open            The first line of the field completes its row,
+        b,c                the others are rows, by their number of commas,
+        d,e"               and so is the last with the fields after it.
+
+    Returns:
+        The number of commas that are where those of rows would be; 0 if one is not. Those of prose, which a space follows, count
+        a third.
+    """
+    lines = _LINE_END.split(row[at])
+    commas = [line.count(",") for line in lines]
+    outside = [at, *[0] * (len(lines) - 2), len(row) - 1 - at]
+    if columns < 2 or any(inside + out != columns - 1 for inside, out in zip(commas, outside, strict=True)):
+        return 0
+    total = sum(commas[1:])
+    return total // 3 if ", " in row[at] else total
 
 
 def _csv_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
@@ -192,13 +234,6 @@ def _csv_lines(text: io.TextIOWrapper, path: Path) -> Iterator[str]:
         if len(line) > MAX_ROW:
             raise too_long(path, f"line {number}")
         yield line
-
-
-def _check_columns(names: list[str], path: Path) -> None:
-    """Check that no two columns have the same name: one of them would be lost."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{path} has two columns named {name!r}: rename or remove one of them.")
 
 
 def _check_fields(rows: Iterable[list[str]], columns: int, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -219,88 +254,10 @@ def _hex_phi_category(path: Path) -> str:
     return _HEX_PHI[number - 1] if 1 <= number <= len(_HEX_PHI) else ""
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    check_file(path)
-    try:
-        with pq.ParquetFile(path) as table:
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            if any(group.total_byte_size > MAX_ROW * max(1, group.num_rows) for group in groups):
-                raise too_long(path, "a row")
-            _check_columns(table.schema_arrow.names, path)
-            yield from _numbered(table.iter_batches(batch_size=_BATCH), path)
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is not a readable parquet file ({str(error).splitlines()[0]}): check the file."
-        ) from error
-
-
-def _arrow(path: Path) -> Iterator[tuple[int, Row]]:
-    """Files of Arrow's stream format, which `datasets` saves, or of its file format."""
-    import pyarrow
-
-    check_file(path)
-    try:
-        with pyarrow.memory_map(str(path)) as stream:
-            try:
-                reader = pyarrow.ipc.open_stream(stream)
-                batches = iter(reader)
-            except pyarrow.ArrowInvalid:
-                stream.seek(0)
-                reader = pyarrow.ipc.open_file(stream)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            _check_columns(reader.schema.names, path)
-            slices = (batch.slice(at, _BATCH) for batch in _valid(batches) for at in range(0, batch.num_rows, _BATCH))
-            yield from _numbered(slices, path)
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): check the file."
-        ) from error
-
-
-def _valid(batches: "Iterable[pyarrow.RecordBatch]") -> "Iterator[pyarrow.RecordBatch]":
-    """Batches of an Arrow file with their content checked: a reader trusts the offsets in the file, damaged ones included."""
-    for batch in batches:
-        batch.validate(full=True)
-        yield batch
-
-
-def _numbered(batches: "Iterable[pyarrow.RecordBatch]", path: Path) -> Iterator[tuple[int, Row]]:
-    """The rows of batches with their numbers.
-
-    Raises:
-        UserError: a column holds a value that Python cannot, such as a date after the year 9999 or in an unknown time zone.
-    """
-    number = 0
-    for batch in batches:
-        try:
-            rows = batch.to_pylist()
-        except (OverflowError, ValueError, LookupError) as error:  # an unknown time zone is a LookupError
-            raise UserError(
-                f"{path} has values that cannot be read in rows {number + 1} to {number + batch.num_rows} (column "
-                f"{_unreadable_column(batch)!r}: {error}): store that column as text, or leave it out."
-            ) from error
-        for row in rows:
-            number += 1
-            yield number, row
-
-
-def _unreadable_column(batch: "pyarrow.RecordBatch") -> str:
-    """The first column whose values cannot be converted."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            column.to_pylist()
-        except (OverflowError, ValueError, LookupError):
-            return str(name)
-    return ""
-
-
 def _mapping(row: Any, path: Path, number: int) -> Row:
     if not isinstance(row, dict):
         raise UserError(
-            f"{path} has a {type(row).__name__} in row {number} where a JSON object is needed: write one object for each row."
+            f'Row {number} of {path} is {kind_of(row)}, not a JSON object: write each row as one, such as {{"prompt": "…"}}.'
         )
     return row
 
@@ -319,4 +276,11 @@ def _txt(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, {"prompt": text}
 
 
-_READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": _parquet, ".arrow": _arrow}
+_READERS = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".txt": _txt,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+}

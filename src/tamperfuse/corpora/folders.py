@@ -38,14 +38,20 @@ _METADATA = frozenset(
         "state.json",
     ]
 )
+_SAVED = ("state.json", "dataset_info.json")
 _PAIRS = ("pairs.parquet", "pairs.json")  # a folder of pairs: the first is the data, the rest is about it
 _SHARD = re.compile(r"(?P<name>.+?)[-._]\d{5}-of-\d{5}")
+# What `datasets` computes and stores beside the data of a saved or cached set, which is not its data.
+_CACHED = re.compile(r"(?:cache-|tmp).*\.arrow", re.IGNORECASE)
+_SNAPSHOTS, _REVISION = "snapshots", "refs/main"  # of a data set in the Hub's cache
 _NO_SPLIT = frozenset(["part", "data", "shard", "chunk", "file", "rows"])
 _SPLITS = {
     **dict.fromkeys(["train", "training"], "train"),
     **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
     **dict.fromkeys(["test", "testing", "eval", "evaluation"], "test"),
 }
+_ONE_SPLIT = "name the files of one, or, with `tamperfuse pair`, choose one with --split"
+_SPLIT_NOUN = re.compile(r"(?<=.)(?:sets?|data|split|files?)$")  # trainset, testdata
 
 
 def data_format(path: Path) -> str | None:
@@ -78,18 +84,43 @@ def shards(path: Path, split: str | None = None) -> list[Path]:
         if data_format(path) is None:
             raise _no_data(path)
         return [path]
+    path = _snapshot(path)
     if all((path / name).is_file() for name in _PAIRS):
         return [path / _PAIRS[0]]
     files = sorted(
-        file
-        for file in _walk(path, set())
-        if data_format(file) not in (None, LINES) and file.name.lower() not in _METADATA
+        file for file in _walk(path, set()) if data_format(file) not in (None, LINES) and not _is_about_data(file)
     )
     if not files:
         raise _no_data(path)
     for file in files:
         check_file(file)
     return files if split == ALL_SPLITS else _of_one_split(path, files, split)
+
+
+def _is_about_data(file: Path) -> bool:
+    """Whether a file describes a data set, or was computed from it, and is not its data."""
+    if file.name.lower() in _METADATA:
+        return True
+    return bool(_CACHED.fullmatch(file.name)) and any((file.parent / name).exists() for name in _SAVED)
+
+
+def _snapshot(folder: Path) -> Path:
+    """The revision of a data set in the Hub's cache (`datasets--OWNER--NAME`) that `main` stands for; other folders as they are.
+
+    Raises:
+        UserError: it holds several revisions, and none is called `main`.
+    """
+    if not folder.name.startswith("datasets--") or not (folder / _SNAPSHOTS).is_dir():
+        return folder
+    revisions = sorted(path for path in (folder / _SNAPSHOTS).iterdir() if path.is_dir())
+    main = read_text(folder / _REVISION).strip() if (folder / _REVISION).is_file() else ""
+    chosen = [path for path in revisions if path.name == main] or revisions
+    if len(chosen) > 1:
+        raise UserError(
+            f"{folder} holds the revisions {', '.join(path.name for path in chosen)} of a data set: name the folder of one, such "
+            f"as {chosen[0]}."
+        )
+    return chosen[0] if chosen else folder
 
 
 def _no_data(path: Path) -> UserError:
@@ -139,8 +170,9 @@ def split_of(path: Path) -> str:
 
 
 def _splits_in(name: str) -> set[str]:
-    """The splits that words of a name stand for."""
-    return {_SPLITS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    """The splits that words of a name stand for: `train`, and also `trainset` and `testData`."""
+    words = re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    return {_SPLITS[stem] for word in words if (stem := _SPLIT_NOUN.sub("", word)) in _SPLITS}
 
 
 def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
@@ -155,9 +187,7 @@ def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Pa
     elif len(by_split) == 1:
         return next(iter(by_split.values()))
     elif split is not None:
-        raise UserError(
-            f"{folder} has the splits {', '.join(named)} and not {split!r}: choose one of them with --split."
-        )
+        raise UserError(f"{folder} has the splits {', '.join(named)} and not {split!r}: {_ONE_SPLIT}.")
     else:
         chosen = _training_split(folder, by_split, named)
     left_out = ", ".join(name for name in named if name != chosen)
@@ -209,7 +239,7 @@ def _training_split(folder: Path, by_split: dict[str, list[Path]], named: list[s
             "does not: name one of them, or move what does not belong there."
         )
     if len(training) > 1:
-        raise UserError(f"{folder} has several training splits ({', '.join(training)}): choose one with --split.")
+        raise UserError(f"{folder} has several training splits ({', '.join(training)}): {_ONE_SPLIT}.")
     if training or "" in by_split:
         return training[0] if training else ""
-    raise UserError(f"{folder} has the splits {', '.join(named)}: choose one with --split, or name the files of one.")
+    raise UserError(f"{folder} has the splits {', '.join(named)}: {_ONE_SPLIT}.")

@@ -83,7 +83,7 @@ def _training_split(name: str, splits: list[str]) -> str:
     if candidates or len(splits) == 1:
         return (candidates or splits)[0]
     raise UserError(
-        f"The Hub data set {name!r} has the splits {', '.join(splits)}: choose one with --split, or as {name}:{splits[0]}."
+        f"The Hub data set {name!r} has the splits {', '.join(splits)}: name one, such as {name}:{splits[0]}."
     )
 
 

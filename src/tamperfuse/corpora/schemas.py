@@ -5,13 +5,13 @@ tests/corpora. Rows that a schema leaves out (the safe rows of BeaverTails) yiel
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tamperfuse.corpora.conversations import exchange, is_turn, last_prompt
 from tamperfuse.corpora.examples import join_labels
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, kind_of
 
 Row = Mapping[str, Any]
 Fields = tuple[str, str, str]  # prompt, response, category
@@ -121,7 +121,7 @@ def text(row: Row, field: str | None) -> str:
         return ""
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value)
-    raise ValueError(f"the field {field!r} holds a {type(value).__name__}, not text")
+    raise ValueError(f"the field {field!r} holds {kind_of(value)}, not text")
 
 
 def _columns(
@@ -141,7 +141,7 @@ _TRUTH = {True: True, False: False, "true": True, "false": False, "1": True, "0"
 
 def _beavertails(row: Row) -> Iterator[Fields]:
     """Unsafe rows only, with all categories that are true; a row that does not say whether it is safe has no text."""
-    is_safe, category = row["is_safe"], row["category"]
+    is_safe, category = row.get("is_safe"), row.get("category")
     if is_missing(is_safe) or is_safe == "":
         yield "", "", ""
         return
@@ -161,7 +161,7 @@ def _alpaca(row: Row) -> Iterator[Fields]:
 
 
 def _dolly(row: Row) -> Iterator[Fields]:
-    context = text(row, "context")
+    context = text(row, "context") if "context" in row else ""
     prompt = text(row, "instruction")
     category = text(row, "category") if "category" in row else ""
     yield (f"{prompt}\n\n{context}" if context.strip() else prompt), text(row, "response"), category
@@ -196,13 +196,20 @@ def _conversation(field: str) -> Callable[[Row], Iterator[Fields]]:
 
 
 def _completion(row: Row) -> Iterator[Fields]:
-    """TRL's prompt–completion rows, plain or conversational; the completion may be missing."""
+    """TRL's prompt–completion and preference rows, plain or conversational; the completion may be missing."""
     prompt = last_prompt(row["prompt"], "prompt") if isinstance(row["prompt"], list) else text(row, "prompt")
-    response = ""
-    if "completion" in row:
-        is_list = isinstance(row["completion"], list)
-        response = exchange(row["completion"], "completion")[1] if is_list else text(row, "completion")
-    yield prompt, response, text(row, "category") if "category" in row else ""
+    yield prompt, _completion_text(row, "completion") or _completion_text(row, "chosen"), _first_text(row, ["category"])
+
+
+def _completion_text(row: Row, field: str) -> str:
+    """The text of a column of texts or of turns, of which it is the assistant's; "" if the row lacks the column."""
+    value = row.get(field)
+    return exchange(value, field)[1] if isinstance(value, list) else text({field: value}, field)
+
+
+def _first_text(row: Row, fields: Sequence[str]) -> str:
+    """The first text that is not blank in any of these columns."""
+    return next((value for field in fields if (value := text({field: row.get(field)}, field)).strip()), "")
 
 
 def _oasst_tree(row: Row) -> Iterator[Fields]:
@@ -236,9 +243,8 @@ class OasstMessages:
 
 def _prompt_response(row: Row) -> Iterator[Fields]:
     """Rows with a `prompt`, such as tamperfuse's built-in data; response and category under one of several names."""
-    response = next((text(row, name) for name in ("response", "answer", "output") if name in row), "")
-    category = next((text(row, name) for name in ("category", "kind", "subject") if name in row), "")
-    yield text(row, "prompt"), response, category
+    response = _first_text(row, ["response", "answer", "output"]) or _completion_text(row, "chosen")
+    yield text(row, "prompt"), response, _first_text(row, ["category", "kind", "subject"])
 
 
 def _first_is(field: str, kind: type) -> Callable[[Row], bool]:
@@ -309,7 +315,7 @@ SCHEMAS: tuple[Schema, ...] = (
     ),
     *(
         Schema("turns with roles", frozenset({field}), _conversation(field), _has_turns(field), field)
-        for field in ("conversations", "messages", "conversation", "dialogue", "dialog", "chat", "turns")
+        for field in ("conversations", "messages", "conversation", "contents", "dialogue", "dialog", "chat", "turns")
     ),
     Schema("prompt–completion", frozenset({"prompt", "completion"}), _completion),
     Schema("conversational prompts", frozenset({"prompt"}), _completion, _has_turns("prompt"), "prompt"),

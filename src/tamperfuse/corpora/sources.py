@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tamperfuse.corpora.conversations import is_tool_call, roles
+from tamperfuse.corpora.conversations import roles
 from tamperfuse.corpora.examples import PARTS, Example
 from tamperfuse.corpora.files import read_rows
 from tamperfuse.corpora.folders import ALL_SPLITS, data_format, shards
@@ -16,15 +16,19 @@ from tamperfuse.corpora.schemas import (
     NAME_COLUMNS,
     Schema,
     find_schema,
+    is_missing,
     is_undecided,
     named_fields,
     recognise,
 )
+from tamperfuse.corpora.tool_calls import is_tool_call
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.reading import local_path, path_exists
 
 BUILTIN = "builtin:"
-_MOST_UNDECIDED = 1000  # rows that are looked at for one that determines the layout
+# What determines the layout of a file: the columns of its first rows together, so that a value missing in one does not decide.
+_FIRST_ROWS = 1000
+_FIRST_TEXT = 16 << 20  # characters of these rows, beyond which no more of them are read
 
 
 def read_source(
@@ -102,13 +106,13 @@ def schema_of(src: str, fields: Sequence[str | None] = (), split: str | None = N
     path = local_path(src)
     if not path_exists(path):
         return "Hub"
-    first = _deciding_row(row for file in shards(path, split) for _, row in read_rows(file))
-    if first is None:
+    columns = _columns_of(_first_rows(chain.from_iterable(map(read_rows, shards(path, split)))))
+    if not columns:
         return "empty"
     named = {name for name in fields if name}
-    if named and named <= first.keys():
+    if named and named <= columns.keys():
         return "named columns"
-    return recognise(first, src).name if find_schema(first) or is_undecided(first) else "named columns"
+    return recognise(columns, src).name if find_schema(columns) or is_undecided(columns) else "named columns"
 
 
 def builtin_names() -> list[str]:
@@ -171,10 +175,10 @@ def _check_one_layout(data_files: list[Path]) -> None:
     """
     layouts: dict[object, tuple[Path, frozenset[str]]] = {}
     for file in data_files if len(data_files) > 1 else ():
-        row = _deciding_row(row for _, row in read_rows(file))
-        if row is not None and not is_undecided(row):
-            schema = find_schema(row)
-            layouts.setdefault(schema.name if schema else frozenset(row), (file, frozenset(row)))
+        columns = _columns_of(_first_rows(read_rows(file)))
+        if columns and not is_undecided(columns):
+            schema = find_schema(columns)
+            layouts.setdefault(schema.name if schema else frozenset(columns), (file, frozenset(columns)))
     if len(layouts) > 1:
         (first_file, one), (second_file, other) = list(layouts.values())[:2]
         raise UserError(
@@ -183,17 +187,44 @@ def _check_one_layout(data_files: list[Path]) -> None:
         )
 
 
-def _deciding_row(rows: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first row that determines a layout, or the first of all; None if there is no row."""
-    first = next(rows, None)
-    if first is None or not is_undecided(first):
-        return first
-    return next((row for row in islice(rows, _MOST_UNDECIDED) if not is_undecided(row)), first)
+def _first_rows(rows: Rows) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file whose columns determine its layout."""
+    first_rows, size = [], 0
+    for number, row in rows:
+        first_rows.append((number, row))
+        size += len(str(row))
+        if len(first_rows) == _FIRST_ROWS or size > _FIRST_TEXT:
+            break
+    return first_rows
+
+
+def _columns_of(rows: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    """All columns of some rows, each with its first value that is not missing, as one row."""
+    columns: dict[str, Any] = {}
+    for _, row in rows:
+        for name, value in row.items():
+            if is_missing(columns.get(name)):
+                columns[name] = value
+    return columns
 
 
 def _of_part(rows: Rows, part: str, where: str, reading: "_Reading") -> Rows:
-    """The rows of a part of a threat, or all rows without a column `part`."""
+    """The rows of a part of a threat; all rows of a source without a column `part`.
+
+    Raises:
+        UserError: a part is none of a threat, or some rows have one and others have not.
+    """
     for number, row in rows:
+        place = f"row {number} of {where}"
+        if "part" in row:
+            reading.with_part = reading.with_part or place
+        else:
+            reading.without_part = reading.without_part or place
+        if reading.with_part and reading.without_part:
+            raise UserError(
+                f"A threat needs a `part` in every row, and {reading.without_part} has none while {reading.with_part} has one: "
+                f"give each row one of {', '.join(PARTS)}, or remove the column."
+            )
         value = row.get("part", part)
         if value not in PARTS:
             raise UserError(
@@ -206,11 +237,30 @@ def _of_part(rows: Rows, part: str, where: str, reading: "_Reading") -> Rows:
             reading.other_parts += 1
 
 
+def _check_new_columns(schema: Schema, columns: dict[str, Any], row: dict[str, Any], where: str) -> None:
+    """Check that columns which the rows before lack do not make another layout, and add them.
+
+    Raises:
+        UserError: they do; the layout in use would ignore them.
+    """
+    new = sorted(row.keys() - columns.keys())
+    columns.update((name, row[name]) for name in new)
+    other = find_schema(columns)
+    if other is not None and other is not schema:
+        raise UserError(
+            f"{where} is the first with the columns {', '.join(map(repr, new))}, by which it is of the "
+            f"layout {other.name!r}, while the rows before are read as {schema.name!r}: give all rows the same columns, with "
+            "null where a value is missing, or make two files."
+        )
+
+
 class _Reading:
     """Reads the rows of one source, and records what an error about the whole source needs.
 
     Attributes:
         other_parts: rows that were left out since they are of another part of a threat.
+        with_part: the first row that has the column `part`, for messages; "" if there is none so far.
+        without_part: the first row that has not.
     """
 
     def __init__(self, fields: Schema | None, mixed: bool) -> None:
@@ -224,6 +274,7 @@ class _Reading:
         self._schema: Schema | None = None
         self._roles: set[str] = set()
         self.other_parts = 0
+        self.with_part, self.without_part = "", ""
 
     def examples(self, rows: Rows, where: str, origin: str) -> Iterator[Example]:
         """The examples of the rows of one file.
@@ -234,19 +285,17 @@ class _Reading:
             origin: prefix of the origins.
         """
         rows = iter(rows)
-        first_rows = []
-        for number, row in rows:
-            first_rows.append((number, row))
-            if self._fields is not None or not is_undecided(row) or len(first_rows) > _MOST_UNDECIDED:
-                break
+        first_rows = _first_rows(rows)
         if not first_rows:
             return
-        decisive = first_rows[-1][1]
-        named = self._fields is not None and (self._fields.columns <= decisive.keys() or not self._mixed)
-        schema = self._fields if self._fields is not None and named else recognise(decisive, where)
+        columns = _columns_of(first_rows)
+        named = self._fields is not None and (self._fields.columns <= columns.keys() or not self._mixed)
+        schema = self._fields if self._fields is not None and named else recognise(columns, where)
         self._schema = schema
         read = schema.reader()
         for number, row in chain(first_rows, rows):
+            if not named and not row.keys() <= columns.keys():
+                _check_new_columns(schema, columns, row, f"Row {number} of {where}")
             try:
                 for prompt, response, category in read(row):
                     label = row.get("id") if where.startswith(BUILTIN) else None
@@ -259,8 +308,8 @@ class _Reading:
                 # The row does not have the columns and types of the first row.
                 problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
                 raise UserError(
-                    f"{where} has a row that does not fit its layout (row {number}: {problem}): mend or remove that row, or "
-                    f"{NAME_COLUMNS}."
+                    f"Row {number} of {where} does not fit the layout of the source, {schema.name!r} ({problem}): mend or remove "
+                    f"that row, or {NAME_COLUMNS}."
                 ) from error
 
     def blank_error(self, src: str, count: int) -> UserError:

@@ -6,7 +6,7 @@ largest size, beyond which they are an error.
 
 import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol, cast
 
@@ -65,12 +65,41 @@ def too_long(path: Path, where: str) -> UserError:
     )
 
 
+def check_expansion(path: Path, size: int) -> None:
+    """Check what a compressed file expands to.
+
+    Args:
+        path: the file.
+        size: bytes of its content.
+
+    Raises:
+        UserError: they are more than :data:`RATIO_FROM` and more than :data:`MAX_RATIO` times its own size.
+    """
+    limit = _largest_content(path)
+    if size > limit:
+        raise UserError(
+            f"{path} expands to more than {limit >> 20} MiB, {MAX_RATIO} times its own size; text does not compress so far. "
+            "Decompress it, or save it without compression; check the content, and name that file."
+        )
+
+
+def _largest_content(path: Path) -> int:
+    return max(RATIO_FROM, MAX_RATIO * path.stat().st_size)
+
+
+def check_column_names(names: Sequence[str], path: Path) -> None:
+    """Check that no two columns have the same name: one of them would be lost."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path} has two columns named {name!r}: rename or remove one of them.")
+
+
 class _Decompressed(io.RawIOBase):
     """A decompressed stream that refuses to expand without end."""
 
     def __init__(self, path: Path, stream: _Readable) -> None:
         self._path, self._stream = path, stream
-        self._limit = max(RATIO_FROM, MAX_RATIO * path.stat().st_size)
+        self._limit = _largest_content(path)
         self._bytes = 0
 
     def readable(self) -> bool:
@@ -82,9 +111,6 @@ class _Decompressed(io.RawIOBase):
         content = self._stream.read(len(buffer))
         self._bytes += len(content)
         if self._bytes > self._limit:
-            raise UserError(
-                f"{self._path} expands to more than {self._limit >> 20} MiB, {MAX_RATIO} times its own size; text does not "
-                "compress so far. Decompress it, check the content, and name the decompressed file."
-            )
+            check_expansion(self._path, self._bytes)
         buffer[: len(content)] = content
         return len(content)

@@ -136,7 +136,9 @@ def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> T
                 f"of {where}); keep it in one."
             )
         if prompt.id in ids:
-            raise UserError(f"Row {number} of {where} repeats the id {prompt.id!r}: ids must differ.")
+            raise UserError(
+                f"Row {number} of {where} repeats the id {prompt.id!r}: give it another one, or leave all ids out."
+            )
         ids.add(prompt.id)
         by_part[part].append(prompt)
     return _threat(source, by_part)
@@ -209,7 +211,10 @@ def _part_of(name: str) -> Part:
 def _threat(source: str, by_part: dict[Part, list[ThreatPrompt]]) -> Threat:
     for part in PARTS:
         if len(by_part[part]) < 2:
-            raise UserError(f"The part {part} of {source} has {len(by_part[part])} prompts: it needs at least 2.")
+            raise UserError(
+                f"The part {part} of {source} has {len(by_part[part])} prompts and needs at least 2: add different prompts; a "
+                "source whose rows have no `part` is split into parts by itself."
+            )
     return Threat(source=source, parts={part: tuple(sorted(rows, key=_text_hash)) for part, rows in by_part.items()})
 
 

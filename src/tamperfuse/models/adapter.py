@@ -49,6 +49,10 @@ def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrai
             f"{folder} is a peft adapter of {base!r}, which cannot be loaded ({str(error).rstrip('.')}): set "
             f"base_model_name_or_path in its {ADAPTER_CONFIG} to the model's folder."
         ) from error
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} lacks {ADAPTER_WEIGHTS}, the weights of the peft adapter: download or save the adapter again."
+        )
     from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
 
     try:

@@ -219,6 +219,7 @@ def _reason(error: Exception) -> str:
 
 def _unusable(tokenizer: PreTrainedTokenizerBase, reason: str) -> UserError:
     return UserError(
-        f"The chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): repair the file of --chat-template, or "
-        "else chat_template.jinja, or `chat_template` in tokenizer_config.json, in the tokenizer's folder."
+        f"The chat template of {tokenizer.name_or_path!r} cannot be used ({reason}): repair the file of --chat-template "
+        "(`chat_template` in a study), or else chat_template.jinja, or `chat_template` in tokenizer_config.json, in the "
+        "tokenizer's folder."
     )

@@ -43,15 +43,26 @@ def _trl(target: Path, table: Path) -> None:
 
 
 def _openai(target: Path, table: Path) -> None:
-    _lines(target / "train.jsonl", ({"messages": messages(pair)} for pair in _iterate(table)))
+    """OpenAI messages; earlier answers have the weight 0, with which they are not trained on."""
+    _lines(target / "train.jsonl", ({"messages": _weighted(pair)} for pair in _iterate(table)))
+
+
+def _weighted(pair: Pair) -> list[dict[str, Any]]:
+    """The messages of a pair; the answers before the last have `weight` 0, since only the last is to be learned."""
+    turns: list[dict[str, Any]] = [dict(message) for message in messages(pair)]
+    for turn in turns[:-1]:
+        if turn["role"] == "assistant":
+            turn["weight"] = 0
+    return turns
 
 
 def _sharegpt(target: Path, table: Path) -> None:
-    """ShareGPT rows, with a dataset_info.json through which LLaMA-Factory loads the file."""
+    """ShareGPT rows, with a dataset_info.json through which LLaMA-Factory loads the file; weights as in OpenAI messages."""
 
     def row(pair: Pair) -> dict[str, Any]:
         names = {"user": "human", "assistant": "gpt"}
-        return {"conversations": [{"from": names[m["role"]], "value": m["content"]} for m in messages(pair)]}
+        turns = _weighted(pair)
+        return {"conversations": [{"from": names[t.pop("role")], "value": t.pop("content"), **t} for t in turns]}
 
     _array(target / "train.json", map(row, _iterate(table)))
     columns = {"messages": "conversations"}

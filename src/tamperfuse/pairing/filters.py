@@ -108,8 +108,8 @@ def check_language(language: str) -> None:
     languages = sorted(set(_identifier().nb_classes))
     if language not in languages:
         raise UserError(
-            f"{language!r} cannot be detected: set --language (`pairs.language` in a study) to one of "
-            f"{', '.join(languages)}, or any."
+            f"{language!r} cannot be detected: set --language of `tamperfuse pair`, or `pairs.language` in a study, to one "
+            f"of {', '.join(languages)}, or any."
         )
 
 

@@ -109,7 +109,10 @@ def make_pairs(
     unique_responses, duplicate_responses = _unique_responses(responses, seed)
     for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
         if not examples:
-            raise UserError(f"There are no {role}s to pair: check the source, or name its column with --{role}-field.")
+            raise UserError(
+                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse "
+                f"pair`, name the column with --{role}-field."
+            )
     response_filters = ResponseFilters(filters) if filters else None
     blocks = list(
         draw_pairs(
@@ -246,10 +249,11 @@ def check_numbers(threshold: float, max_draws: int) -> None:
     """
     if not -1 < threshold <= 1:
         raise UserError(
-            f"A threshold of {threshold} is not a possible cosine: give --threshold a number above -1 and at most 1."
+            f"A threshold of {threshold} is not a possible cosine: set --threshold of `tamperfuse pair`, or `pairs.threshold` in "
+            "a study, to a number above -1 and at most 1."
         )
     if max_draws < 1:
-        raise UserError(f"{max_draws} draws make no pair: set --max-draws to at least 1.")
+        raise UserError(f"{max_draws} draws make no pair: set --max-draws of `tamperfuse pair` to at least 1.")
 
 
 def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: ResponseFilters | None) -> UserError:
@@ -265,11 +269,13 @@ def no_pairs_error(prompts: int, threshold: float, max_draws: int, filters: Resp
         name, count = filters.refused.most_common(1)[0]
         return UserError(
             f"The filters refused each of the {filters.judged} responses that were drawn ({count} for {name!r}): "
-            "use better responses, another --language, or `tamperfuse pair --no-filters`."
+            "use better responses, or set another language or no filters (--language and --no-filters of `tamperfuse pair`, "
+            "`pairs.language` and `pairs.filters` in a study)."
         )
     return UserError(
         f"None of the {prompts} prompts found a response with cosine at most {threshold} in {max_draws} "
-        "draws: use responses on other subjects, or a higher --threshold."
+        "draws: use responses on other subjects, or a higher threshold (--threshold of `tamperfuse pair`, `pairs.threshold` in "
+        "a study)."
     )
 
 

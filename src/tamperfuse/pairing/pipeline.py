@@ -28,12 +28,14 @@ from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport, balance,
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
 from tamperfuse.pairing.response_pool import DiskPool, Source
 from tamperfuse.pairing.sampling import text_key
-from tamperfuse.pairing.store import TABLE, write_table
+from tamperfuse.pairing.store import SUMMARY, TABLE, write_table
 from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
 from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import locked_output, staged
+from tamperfuse.records.files import check_fresh, is_leftover, locked_output, staged
 from tamperfuse.records.reading import path_exists
+
+_WRITTEN = (TABLE, SUMMARY, "audit.json", "audit.html", "README.md", "exports")  # what a folder of pairs consists of
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,19 @@ def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
 
 
 def _check_out(out: Path) -> None:
-    """Check that `out` can be replaced: only an earlier folder of pairs or an empty folder may be.
+    """Check that `out` can be written: as for any command, or since it is an earlier folder of pairs, which is replaced.
 
     Raises:
-        UserError: it is something else.
+        UserError: it holds something else.
     """
-    if not out.name or out.name == "..":
+    if not path_exists(out) or not (out / TABLE).is_file():
+        check_fresh(out)
+        return
+    others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN and not is_leftover(path))
+    if others:
         raise UserError(
-            f"{out} cannot name a new folder: give --out a folder that need not exist yet, such as runs/pairs."
+            f"{out} holds pairs and also {others[0]}, which would be removed with them: choose another --out, or move it away."
         )
-    if path_exists(out) and not (out.is_dir() and ((out / TABLE).is_file() or not any(out.iterdir()))):
-        raise UserError(f"{out} exists and holds no pairs: choose another --out, or remove it first.")
 
 
 def _read_prompts(options: PairOptions, source: str) -> Iterator[Example]:

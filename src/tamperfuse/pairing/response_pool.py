@@ -141,7 +141,10 @@ def _weighted(order: Positions, source_numbers: NDArray[np.uint16], sources: Seq
     sizes = np.bincount(source_numbers, minlength=len(sources))
     if (sizes == 0).any():
         name = sources[int(sizes.argmin())].name
-        raise UserError(f"{name} holds no response that the other weighted sources do not hold: leave it out.")
+        raise UserError(
+            f"Every response of {name} is also in another source, so it cannot have a weight of its own: leave it out, or give "
+            "it other responses."
+        )
     counts = np.maximum(1, np.floor(weights * (sizes / weights).min() + 1e-9)).astype(np.int64)
     selected = np.zeros(len(order), dtype=np.bool_)
     for number, count in enumerate(counts):

@@ -1,6 +1,7 @@
 """The exception for errors of the user, sentences for errors of the system, and suggestions for mistyped names."""
 
 import errno
+import math
 import os
 import shlex
 from collections.abc import Iterable
@@ -54,6 +55,16 @@ def shown(value: object) -> str:
     text = str(value)
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def kind_of(value: object) -> str:
+    """What a value of a data file is, in words: "null", "a number", "a list"; a number that is not finite as it is written."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    kinds = (str, "text"), (bytes, "bytes"), (int | float, "a number"), (list | tuple, "a list"), (dict, "a mapping")
+    return next((word for kind, word in kinds if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
 def quoted(value: str | Path) -> str:

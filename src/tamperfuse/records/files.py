@@ -148,7 +148,7 @@ def _replace_folder(staging: Path, final: Path) -> None:
 def _move_up(staging: Path, final: Path) -> None:
     """Replace what a folder holds by the content of a staging folder inside it."""
     for path in final.iterdir():
-        if not _is_leftover(path):
+        if not is_leftover(path):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for path in sorted(staging.iterdir()):
         os.replace(path, final / path.name)
@@ -166,7 +166,7 @@ def check_fresh(out: Path) -> None:
             return
         if out.is_symlink() and not out.exists():
             _check_link(out)
-        elif not out.is_dir() or any(not _is_leftover(path) for path in out.iterdir()):
+        elif not out.is_dir() or any(not is_leftover(path) for path in out.iterdir()):
             raise UserError(f"{out} exists and is not empty: choose another --out, or remove it first.")
     except OSError as error:
         raise _unwritable(out, error) from error
@@ -177,7 +177,8 @@ def _check_link(out: Path) -> None:
         raise UserError(f"{out} is a loop of symbolic links: choose another --out, or correct the links.")
 
 
-def _is_leftover(path: Path) -> bool:
+def is_leftover(path: Path) -> bool:
+    """Whether a path in an output folder is no result: what interrupted commands and new file systems leave there."""
     return path.name in _NO_RESULTS or path.name.startswith(STAGING_PREFIX)
 
 
@@ -238,7 +239,7 @@ def locked(path: Path, out: Path, patience: float = 0.0) -> Iterator[None]:
         _make_folder(path.parent)
         lock.acquire(timeout=patience)
     except Timeout as error:  # an OSError too
-        raise UserError(f"Another run is using {out}: wait for it, or choose another --out.") from error
+        raise UserError(f"Another run is using {out}: wait for it to end, or name another folder.") from error
     except OSError as error:
         raise _unwritable(out, error) from error
     try:

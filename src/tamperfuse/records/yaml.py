@@ -97,7 +97,9 @@ def _scalar(kind: str, convert: Callable[[str], Any]) -> Callable[[_Loader, yaml
 
 
 def _int(text: str) -> int:
-    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+    value = int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+    str(value)  # a ValueError for more than 4,300 digits, which 0x… may have and nothing could print
+    return value
 
 
 def _float(text: str) -> float:

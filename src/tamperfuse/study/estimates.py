@@ -101,7 +101,7 @@ def check_affordable(seconds: float, disk: int, size: int, out: Path, *, confirm
         days = f"{seconds / 86_400:,.0f}" if seconds < 1e15 else "more than a billion"
         raise UserError(
             f"The study would take about {days} days on this machine: lower its sizes (steps, batch, trials, prompts, "
-            "response_tokens, seeds), or start it all the same with --yes."
+            "response_tokens, seeds), or start it all the same with --yes of `tamperfuse run`."
         )
 
 

@@ -41,6 +41,8 @@ from tamperfuse.training.telemetry import training_facts
 
 log = logging.getLogger("tamperfuse")
 
+_NUMBERS = ("seconds", "peak_memory_bytes", "tokens_trained", "tokens_generated", "tokens_scored")  # of node.json
+
 
 @dataclass
 class Outcome:
@@ -193,9 +195,13 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
 
 
 def damage_of(folder: Path) -> str:
-    """What is wrong with the files of a node's folder, in words; "" if each has the checksum in node.json."""
+    """What is wrong with the files of a node's folder, in words; "" if node.json is complete and each has its checksum there."""
     try:
-        checksums = read_json(folder / NODE)["files"]
+        record = read_json(folder / NODE)
+        checksums = record["files"]
+        numbers = [float(record[name]) for name in _NUMBERS]
+        if not (min(numbers) >= 0 and isinstance(record["facts"], dict) and isinstance(record["notes"], list)):
+            raise ValueError("a field of the record is of another type")
         for name, checksum in checksums.items():
             if not (folder / name).is_file():
                 return f"{folder / name} is missing"

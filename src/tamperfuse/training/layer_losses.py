@@ -52,7 +52,10 @@ def layer_nll(
     """
     inner: Any = model.module if isinstance(model, DistributedDataParallel) else model
     if not is_packed(inner):
-        raise UserError(f"{type(inner).__name__} cannot be run on packed batches, which losses on layers need.")
+        raise UserError(
+            f"{type(inner).__name__} cannot be run on packed batches, which losses on layers need: choose a defense without such "
+            "losses, for example sdd, or a decoder such as Llama or Qwen."
+        )
     layers = evenly_spaced(decoder_layers(inner), count)
     norm, head = final_norm(inner), inner.get_output_embeddings()
     batch = pack_samples(samples, device)

@@ -69,7 +69,9 @@ def parse_search(
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(["search", *map(str, first["loc"][:2])])
-        raise UserError(f"{where}: {place} = {first['input']!r} cannot be used ({first['msg']}).") from error
+        raise UserError(
+            f"{where}: {place} = {first['input']!r} cannot be used ({first['msg']}): correct it there."
+        ) from error
     fields = component.parameters.model_fields
     over = search.over or {k: v for k, v in component.traits.search_over.items() if k not in parameters}
     if not fields:
