@@ -105,7 +105,11 @@ def pair(
         pairs.pairs[0].prompt, pairs.pairs[0].response
     """
     return make_pairs(
-        _examples(prompts, "prompt"), _examples(responses, "response"), default_encoder(), threshold=threshold, seed=seed
+        _examples(prompts, "prompt"),
+        _examples(responses, "response"),
+        default_encoder(),
+        threshold=threshold,
+        seed=seed,
     )
 
 

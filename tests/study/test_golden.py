@@ -228,7 +228,9 @@ def _defense_data(loaded: LoadedModel, folder: str) -> DefenseData:
 def _attack_data(folder: str) -> AttackData:
     originals = ["I will not.", "No.", "Never.", "Not that."]
     retain = [(f"Name river {i}.", f"River {i} is long.") for i in range(4)]
-    return AttackData(EXCHANGES, retain, folder, lambda prompts: originals[: len(prompts)], LIMIT, (), lambda step: None)
+    return AttackData(
+        EXCHANGES, retain, folder, lambda prompts: originals[: len(prompts)], LIMIT, (), lambda step: None
+    )
 
 
 def in_float32(device: torch.device) -> tuple[torch.dtype, str]:
