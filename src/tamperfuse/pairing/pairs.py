@@ -110,8 +110,8 @@ def make_pairs(
     for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
         if not examples:
             raise UserError(
-                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse pair`, "
-                f"name the column with --{role}-field."
+                f"There are no {role}s to pair: check that the source has texts in a column `{role}`, or, with `tamperfuse pair`"
+                f", name the column with --{role}-field."
             )
     response_filters = ResponseFilters(filters) if filters else None
     blocks = list(

@@ -142,8 +142,8 @@ def _weighted(order: Positions, source_numbers: NDArray[np.uint16], sources: Seq
     if (sizes == 0).any():
         name = sources[int(sizes.argmin())].name
         raise UserError(
-            f"Every response of {name} is also in another source, so it cannot have a weight of its own: leave it out, or give it "
-            "other responses."
+            f"Every response of {name} is also in another source, so it cannot have a weight of its own: leave it out, or give "
+            "it other responses."
         )
     counts = np.maximum(1, np.floor(weights * (sizes / weights).min() + 1e-9)).astype(np.int64)
     selected = np.zeros(len(order), dtype=np.bool_)
