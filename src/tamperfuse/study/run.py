@@ -16,7 +16,7 @@ from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
-from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, marked_running, read_plan, write_plan
+from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
@@ -114,12 +114,7 @@ def run_study(
         ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))
         ceiling.check_plan(needed)
         with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
-            _check_same(out / "study.yaml", study)
-            clear_staging(out / "nodes")
-            write_text(out / "study.yaml", study.to_yaml())
-            started = _first_start(out, now)
-            whole = plan_nodes(every_node, size, workers, threads)
-            write_plan(out, whole.model_copy(update={"started": started}))
+            started = _begin(out, study, plan_nodes(every_node, size, workers, threads), now)
             with RunProgress(plan, done) as progress:
                 watch = RunWatch(nodes, plan, ceiling, progress)
                 place = out.absolute()  # other processes may have another current folder
@@ -145,6 +140,16 @@ def _division(
         return cluster.divide(machines, workers, memory, cluster.node_gpus())
     workers = 1 if executor == "local" else workers
     return workers, max(1, torch.get_num_threads() // workers)
+
+
+def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
+    """Write the study and the plan of all its nodes into the folder; returns when the run was started first."""
+    _check_same(out / "study.yaml", study)
+    clear_staging(out / "nodes")
+    write_text(out / "study.yaml", study.to_yaml())
+    started = _first_start(out, now)
+    write_plan(out, plan.model_copy(update={"started": started}))
+    return started
 
 
 def _run_nodes(
