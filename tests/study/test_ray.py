@@ -23,6 +23,11 @@ from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
 
 
+def priority() -> int:
+    """The niceness of this process."""
+    return os.nice(0)
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with room for two nodes, each with this process's number of threads, to which rounding is sensitive."""
@@ -79,6 +84,8 @@ def test_a_study_on_ray_ends_with_the_same_results_after_an_error_and_a_killed_w
     assert {key: (out / "nodes" / key / "node.json").stat().st_mtime_ns for key in finished} == finished
     assert sum(node.reused for node in read_run(out).nodes) == len(finished)
     assert not list(out.glob("running/*")) and not list(out.rglob(".tmp-*"))
+    ray = pytest.importorskip("ray")
+    assert ray.get(ray.remote(priority).remote()) == priority(), "workers have the priority of this process"
 
 
 def test_the_threads_of_a_cluster_are_divided_among_the_nodes(caplog: pytest.LogCaptureFixture) -> None:
