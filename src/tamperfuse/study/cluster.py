@@ -68,7 +68,9 @@ def connected(address: str | None = None) -> Iterator[list[ClusterMachine]]:
         _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS - 1))  # where memory is short: Ray would retry for ever
-    os.environ.setdefault("RAY_worker_niceness", "0")  # workers as this process: with Ray's 15 they starve beside other work
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # workers as this process: with Ray's 15 they starve beside other work
     import ray
 
     if ray.is_initialized():  # by the calling program, which also ends the connection
