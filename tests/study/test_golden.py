@@ -195,7 +195,7 @@ def _pairs() -> dict[str, Any]:
     responses = list(islice(read_source("builtin:benign"), 60))
     pool = sample_responses(responses, 12, 1)
     prompts = [Example(prompt) for prompt in PROMPTS]
-    drawn = make_pairs(prompts, pool, WordCountEncoder(), threshold=0.3, seed=2)
+    drawn = make_pairs(prompts, pool, WordCountEncoder(), threshold=0.2, seed=2)
     return {
         "pool": [response.origin for response in pool],
         "pairs": [[pair.prompt, pair.response_origin, pair.similarity] for pair in drawn.pairs],
