@@ -176,6 +176,6 @@ def test_parameters_of_the_judge_begin_with_judge(
 
 
 def test_more_prompts_than_there_are_is_refused(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"prompts is 7; the evaluation part of .* has 6 prompts: lower the number"):
+    with pytest.raises(UserError, match=r"7 prompts cannot be measured, since the evaluation part of .* has 6: lower"):
         evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, prompts=7)
     assert not (tmp_path / "out").exists()

@@ -150,7 +150,7 @@ def test_a_prefix_of_a_part_is_always_the_same() -> None:
         ('{"part": "defender"}', "not a row of a threat"),
         ('{"part": "defender", "prompt": "Same one"}\n{"part": "evaluation", "prompt": "same  ONE"}', "overlap"),
         ('{"part": "defender", "prompt": "a"}', "needs at least 2"),
-        ("[1, 2]", "a JSON object is needed"),
+        ("[1, 2]", "is a list, not a JSON object"),
     ],
 )
 def test_bad_threats_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:

@@ -188,7 +188,7 @@ def test_weights_mix_and_impossible_ones_are_sentences(tmp_path):
     many, few = benign_responses(40), [Example("", prose(n), "", f"few#{n}") for n in range(100, 105)]
     spool = DiskPool(tmp_path / "s", [Source("many", many, 3.0), Source("few", few, 1.0)], 0)
     assert Counter(card.origin[0] for card in spool.fetch(range(len(spool)))) == {"r": 15, "f": 5}
-    with pytest.raises(UserError, match="few holds no response that the other"):
+    with pytest.raises(UserError, match="Every response of few is also in another source"):
         DiskPool(tmp_path / "t", [Source("many", [*many, *few], 1.0), Source("few", few, 1.0)], 0)
 
 

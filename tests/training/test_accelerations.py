@@ -80,7 +80,7 @@ def test_checkpointing_is_logged_and_trains_the_same_weights(tiny_folder: str, m
         recomputed.append(calls)
         ended.append([p.detach().clone() for p in loaded.model.parameters()])
         assert not loaded.model.is_activation_checkpointing
-    assert recomputed == [3, 6]
+    assert recomputed == [4, 7], "with one pass at the end, which checks that predictions are finite"
     assert all(torch.equal(a, b) for a, b in zip(*ended, strict=True))
     assert len(messages) == 1 and "gradient checkpointing: about" in messages[0]
 

@@ -184,6 +184,7 @@ class RayCompute:
         import ray.data
 
         if not ray.is_initialized():
+            os.environ.setdefault("RAY_worker_niceness", "0")  # workers as this process, as in `study/cluster.py`
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
             self._started = True
         ray.data.DataContext.get_current().enable_progress_bars = False
