@@ -1,6 +1,7 @@
 """A tiny random model with a real tokenizer and chat template: for mechanics. The bundled model is for behaviour."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules with slow tests run first, so that no worker of pytest-xdist is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def untouched_log() -> Iterator[None]:
+    """The package's log as it is when imported, at the command line's level: commands and workers set handlers of their own."""
+    log = logging.getLogger("tamperfuse")
+    before = log.handlers, log.propagate, log.level
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.INFO)
+    yield
+    log.handlers, log.propagate = before[0], before[1]
+    log.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")

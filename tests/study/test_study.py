@@ -235,6 +235,7 @@ def test_an_attack_that_diverges_is_said_and_counts_for_nothing(
     full = study.attacks["full"]
     settings = {**full.parameters, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
     attacks = {**study.attacks, "ruin": full.model_copy(update={"parameters": settings})}
+    caplog.set_level(logging.INFO, "tamperfuse")
     folder = tiny_folder.parent / "diverging-run"
     run_study(study.model_copy(update={"attacks": attacks}), folder)
     assert (
