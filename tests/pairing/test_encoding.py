@@ -111,7 +111,7 @@ def test_the_encoder_itself_over_workers(tmp_path, executor):
 
 
 def test_ray_that_is_not_installed_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("tamperfuse.pairing.encoding.find_spec", lambda name: None)
+    monkeypatch.setattr("tamperfuse.records.ray_workers.find_spec", lambda name: None)
     with (
         pytest.raises(UserError, match=r"pip install 'tamperfuse\[ray\]'"),
         open_encoder(MODEL, "float32", workers=1, executor="ray", folder=tmp_path),

@@ -111,7 +111,7 @@ def test_a_machine_that_sees_another_folder_is_noticed(tmp_path: Path) -> None:
 
 
 def test_ray_that_is_not_installed_is_a_sentence(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamperfuse.study.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("tamperfuse.records.ray_workers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'tamperfuse\[ray\]'"):
         run_study(study, tmp_path / "run", executor="ray")
     with pytest.raises(UserError, match="--address names a Ray cluster: add --executor ray"):

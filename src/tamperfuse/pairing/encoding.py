@@ -14,7 +14,6 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache, cached_property, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.pairing.cache import BATCH, Batch, Compute, VectorCache, Vectors, batch_ranges, in_batches
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import sha256_of
+from tamperfuse.records.ray_workers import prepare_ray
 from tamperfuse.records.reading import local_path
 
 Dtype = Literal["float32", "bfloat16"]
@@ -176,15 +176,13 @@ class RayCompute:
         """
         self._encode, self._workers = encode, workers
         self._started = False
-        if find_spec("ray") is None:
-            raise UserError("--executor ray needs Ray: pip install 'tamperfuse[ray]'.")
+        prepare_ray()
 
     def __call__(self, texts: Sequence[str]) -> Iterator[Batch]:
         """See :data:`tamperfuse.pairing.cache.Compute`."""
         import ray.data
 
         if not ray.is_initialized():
-            os.environ.setdefault("RAY_worker_niceness", "0")  # workers as this process, as in `study/cluster.py`
             ray.init(log_to_driver=False, logging_level=logging.WARNING)
             self._started = True
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import STAGING_PREFIX, write_text
+from tamperfuse.records.ray_workers import prepare_ray
 from tamperfuse.study.estimates import memory_needed
 from tamperfuse.study.node import Node
 from tamperfuse.study.worker import ATTEMPTS
@@ -61,16 +61,12 @@ def connected(address: str | None = None) -> Iterator[list[ClusterMachine]]:
     Raises:
         UserError: Ray is not installed, or no cluster answers.
     """
-    if find_spec("ray") is None:
-        raise UserError("--executor ray needs Ray: pip install 'tamperfuse[ray]'.")
+    prepare_ray()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address not in ("auto", "local"):
         _check_answers(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_task_oom_retries", str(ATTEMPTS - 1))  # where memory is short: Ray would retry for ever
-    os.environ.setdefault(
-        "RAY_worker_niceness", "0"
-    )  # workers as this process: with Ray's 15 they starve beside other work
     import ray
 
     if ray.is_initialized():  # by the calling program, which also ends the connection

@@ -8,6 +8,7 @@ from tamperfuse.study.further_judges import FURTHER_JUDGE, SCORES
 from tamperfuse.study.node import FinishedNode
 from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
 from tamperfuse.study.results.measurements import Measurements, read_measurements
+from tamperfuse.study.results.undecided import undecided_count
 from tamperfuse.study.search.trials import read_trials, trial_folder
 from tamperfuse.study.spec import Study
 from tamperfuse.study.tables import DIVERGED, VerdictRow, read_rows
@@ -108,7 +109,7 @@ class StudyMeasurements:
         states = [state for state in self.states if state.search_step is None]  # such a state is one of the trials
         states += [trial for search in self.searches for trial in search.trials]
         counted = [state for state in states if defense in (None, state.defense)]
-        return sum(not row.is_decided for state in counted for row in state.verdicts)
+        return sum(undecided_count(state.verdicts) for state in counted)
 
     def with_trials(self) -> list[Measurements]:
         """Every state and every trial; the chosen trial of a search appears as both."""

@@ -100,7 +100,7 @@ class Measurements:
         return dict(zip([row.id for row in rows], outcomes(rows, undecided), strict=True))
 
     def verdicts_of(self, part: str, step: int) -> list[VerdictRow]:
-        """The verdicts on the responses of a part, as of :meth:`flags`, at a step."""
+        """The verdicts on the responses of a part, as of :meth:`outcomes`, at a step."""
         parts = HARMLESS_PARTS if part == HARMLESS else (part,)
         return [row for row in self.verdicts if row.part in parts and row.step == step]
 

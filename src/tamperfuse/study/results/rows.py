@@ -11,7 +11,7 @@ from tamperfuse.study.results.capability import capability
 from tamperfuse.study.results.intervals import per_token, rate
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
-from tamperfuse.study.results.undecided import judged_rate
+from tamperfuse.study.results.undecided import judged_rate, undecided_count
 from tamperfuse.study.tables import DIVERGED, HARMLESS, HARMLESS_NEAR, VerdictRow
 
 #: The step at which the attacker of a malicious attack stops, one row per defense, attack and seed.
@@ -122,7 +122,7 @@ def _all_measures(state: Measurements, step: int, shipped: Measurements) -> Iter
 
 def _undecided(rows: list[VerdictRow], part: str, task: str) -> Iterator[PlacedMeasure]:
     """The number of responses without a decision, where there are any."""
-    if count := sum(not row.is_decided for row in rows):
+    if count := undecided_count(rows):
         yield part, task, "undecided", Measure(value=float(count), n=len(rows))
 
 

@@ -51,9 +51,14 @@ def judged_rate(rows: Sequence[VerdictRow]) -> Measure:
     return _widened_measure(central, bounds)
 
 
+def undecided_count(rows: Sequence[VerdictRow]) -> int:
+    """The number of responses without a decision."""
+    return sum(not row.is_decided for row in rows)
+
+
 def undecided_note(rows: Sequence[VerdictRow]) -> tuple[str, ...]:
     """A note with the number of responses without a decision; nothing where there are none."""
-    count = sum(not row.is_decided for row in rows)
+    count = undecided_count(rows)
     return (f"no decision on {count} of {len(rows)} responses",) if count else ()
 
 
