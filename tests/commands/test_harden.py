@@ -30,9 +30,7 @@ def test_hardening_prints_the_preset_and_the_reason(
     benign_file: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     caplog.set_level(logging.INFO, "tamperfuse")
     harden_model(
         str(tiny_folder),

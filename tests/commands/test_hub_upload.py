@@ -2,7 +2,6 @@
 
 import base64
 import json
-import logging
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -195,7 +194,6 @@ def test_an_interrupted_upload_says_where_the_model_is(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", interrupted)
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     with pytest.raises(KeyboardInterrupt):
         upload(tmp_path, REPOSITORY)
     assert f"complete in {tmp_path}; upload it with: hf upload" in caplog.text

@@ -16,11 +16,6 @@ from tamperfuse.records.errors import UserError
 GARDEN = "garden plants"
 
 
-@pytest.fixture(autouse=True)
-def _logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
-
-
 def read(source: str, threat: Threat) -> list[Example]:
     return read_outside_threat(source, threat, option="benign", encoder=WordCountEncoder())
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import logging
 import tracemalloc
 from datetime import datetime
 from pathlib import Path
@@ -176,9 +175,8 @@ def test_rows_that_an_open_quote_has_swallowed_are_refused(tmp_path: Path, text:
     ],
 )
 def test_text_of_several_lines_is_read(
-    tmp_path: Path, text: str, is_warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, text: str, is_warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     (tmp_path / "x.csv").write_text(text)
     assert len(list(read_rows(tmp_path / "x.csv"))) == 1
     assert ("check that no quote before them is open" in caplog.text) == is_warned

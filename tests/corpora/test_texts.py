@@ -1,6 +1,5 @@
 """Words of any script, and which prompts count as the same."""
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +62,6 @@ def test_words_of_ascii_texts_are_runs_of_letters_digits_and_underscores(text: s
 def test_an_english_encoder_makes_no_duplicates_in_other_scripts(
     prompts: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    logging.getLogger("tamperfuse").propagate = True
     assert distinct(prompts, SameVector()) == [0, 1]
     assert "2 of 2 prompts are in a script" in caplog.text
     assert near(prompts[:1], prompts[1:], SameVector()) == {}

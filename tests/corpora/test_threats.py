@@ -65,7 +65,6 @@ def test_a_data_set_is_split_by_its_texts_alone(tmp_path: Path) -> None:
 def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     doubled = ROWS + [{**row, "instruction": f"{row['instruction']}, please"} for row in ROWS[:7]]
     doubled += [{**row, "instruction": row["instruction"].upper()} for row in ROWS[7:10]]
-    logging.getLogger("tamperfuse").propagate = True
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
         places = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
     assert len(places) == len(ROWS)

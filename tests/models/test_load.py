@@ -195,7 +195,6 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(
 
 
 def test_what_is_asked_of_the_hub_is_printed(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     caplog.set_level(logging.INFO, "tamperfuse")
     monkeypatch.setattr("tamperfuse.models.load.AutoConfig.from_pretrained", Mock(side_effect=OSError("no network")))
     with pytest.raises(UserError, match=r"There is no folder someone/a-model here, and no model .* from the Hub"):

@@ -30,7 +30,6 @@ def test_named_rows_are_replaced_and_the_others_stay(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(script, "row_of", rows.__getitem__)
     monkeypatch.setattr(script, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", list(rows))
     monkeypatch.setattr(packed_check, "_remembered", packed_check._remembered)  # the script replaces it
-    monkeypatch.setattr(packed_check.log, "propagate", True)
     page = tmp_path / "models.md"
     page.write_text("above\n<!-- tables: python scripts/architectures_table.py x -->\nold\n<!-- end of tables -->\n")
     script.main([str(page)])

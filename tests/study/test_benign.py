@@ -1,6 +1,5 @@
 """The benign set: what is in it, what is left out, and what a defense receives."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,9 +118,8 @@ def test_sources_name_prompts_and_self_none(benign_file: Path, threat: Threat) -
 
 
 def test_benign_prompts_longer_than_the_window_are_left_out_and_counted(
-    tiny: LoadedModel, threat: Threat, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tiny: LoadedModel, threat: Threat, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     prompts = {"a short question": "named", "peas " * 600: "named", "another question": "named"}
     rows, generated = benign.answer_prompts(tiny, prompts, 8)
     assert {row.prompt for row in rows} <= {"a short question", "another question"} and generated > 0

@@ -1,7 +1,6 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
 import errno
-import logging
 import os
 import signal
 from collections.abc import Callable
@@ -138,7 +137,7 @@ def test_attack_and_harden_go_on_as_well(
 
 @pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record", "field", "type"])
 def test_damaged_results_are_computed_again_and_the_message_names_the_file(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs = []
 
@@ -163,7 +162,6 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
             record = read_json(first.folder / "node.json")
             record |= {"facts": 1} if damage == "type" else {"second": record.pop("seconds")}
             write_json(first.folder / "node.json", record)
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     again = execute(tmp_path / "run", node)
     assert not again.reused
     assert len(runs) == 2

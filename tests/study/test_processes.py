@@ -1,13 +1,12 @@
 """Nodes in worker processes: the same results as in one process, also when a worker or the run is killed."""
 
-import logging
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -33,13 +32,6 @@ pytestmark = pytest.mark.slow  # every worker loads torch
 WIDE = ((), (), (0,), (0, 1), (2, 3), (), (5, 4))  # two chains that meet
 
 
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
-    with caplog.at_level(logging.INFO, "tamperfuse"):
-        yield caplog
-
-
 def in_processes(graph: GraphOfNodes, workers: int = 2, threads: int = 1) -> list[FinishedNode]:
     nodes = graph()
     plan = plan_nodes(nodes, 1, workers, threads)
@@ -63,12 +55,12 @@ def expected(tmp_path: Path) -> list[str]:
 
 
 def test_workers_give_the_same_results_also_when_one_of_them_is_killed(
-    tmp_path: Path, logged: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = graph(tmp_path / "run", seconds=0.2, dies=3, deaths=1)
     finished = in_processes(tasks)
     assert values(finished) == expected(tmp_path)
-    assert logged.text.count("node 3: its process ended (exit code -9), so it runs again") == 1
+    assert caplog.text.count("node 3: its process ended (exit code -9), so it runs again") == 1
     assert not list((tmp_path / "run" / "nodes").glob(".tmp-*"))
     assert not list((tmp_path / "run" / "running").glob("*"))
     notes = [done.record["notes"][0] for done in finished]
@@ -76,7 +68,7 @@ def test_workers_give_the_same_results_also_when_one_of_them_is_killed(
     assert len(numbers) >= 2 and str(os.getpid()) not in numbers
     assert all(note.endswith("with 1 threads") for note in notes), "the machine's threads are shared"
     assert not any(done.reused for done in finished)
-    assert "[7/7] node 6: in process" in logged.text, "a line says which node it is about"
+    assert "[7/7] node 6: in process" in caplog.text, "a line says which node it is about"
     assert all(done.reused for done in in_processes(tasks))
 
 

@@ -1,7 +1,6 @@
 """--only, --dry-run, --disk, and what a changed `at_steps` costs."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,6 @@ from tamperfuse.study.node import Node, Outcome
 from tamperfuse.study.run import run_study
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
-    with caplog.at_level(logging.INFO, "tamperfuse"):
-        yield caplog
 
 
 def node(label: str, *parents: Node) -> Node:
@@ -39,22 +31,22 @@ def test_only_selects_matching_nodes_with_all_that_they_depend_on() -> None:
 
 
 def test_a_part_of_a_study_then_all_of_it(
-    study: Study, tmp_path: Path, finished_run: Path, logged: pytest.LogCaptureFixture
+    study: Study, tmp_path: Path, finished_run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "run"
     assert run_study(study, out, only=["sdd under full*"]) is None
     records = [path.read_text() for path in (out / "nodes").glob("*/node.json")]
     assert any('"sdd under full, seed 0"' in text for text in records)
     assert not any("under benign" in text for text in records)
-    assert "run the study without --only to write the results" in logged.text
+    assert "run the study without --only to write the results" in caplog.text
     assert not (out / "summary.json").exists()
     assert run_study(study, out) is not None
     assert results(out) == results(finished_run)
 
 
-def test_a_dry_run_says_hours_and_disk(study: Study, tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_says_hours_and_disk(study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_study(study, tmp_path / "run", dry_run=True)
-    [budget] = [message for message in logged.messages if message.startswith("Budget")]
+    [budget] = [message for message in caplog.messages if message.startswith("Budget")]
     assert " min on this machine" in budget or " s on this machine" in budget
     assert "GB on disk" in budget
 
@@ -82,14 +74,14 @@ def test_a_run_stops_before_its_disk_ceiling_is_exceeded(
 
 
 def test_changed_steps_say_that_attacks_run_again(
-    study: Study, finished_run: Path, logged: pytest.LogCaptureFixture
+    study: Study, finished_run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"at_steps": (0, 1, 2, 3)})})
     run_study(other, finished_run, dry_run=True)
-    [warning] = [record.getMessage() for record in logged.records if record.levelno == logging.WARNING]
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith("`at_steps` or `capability_at` has changed, so 2 attacks with results")
-    logged.clear()
+    caplog.clear()
     run_study(study, finished_run, dry_run=True)
     more = study.attacks["full"].model_copy(update={"parameters": {**study.attacks["full"].parameters, "shots": 3}})
     run_study(study.model_copy(update={"attacks": {"full": more}}), finished_run, dry_run=True)
-    assert not [record for record in logged.records if record.levelno == logging.WARNING]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]

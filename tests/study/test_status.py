@@ -1,11 +1,9 @@
 """How far a run is: from its folder, while it runs, after a kill."""
 
 import json
-import logging
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,6 @@ def planned(key: str, kind: str = "attack", seconds: float = 10.0, **more: Any) 
 
 def plan(*nodes: PlannedNode, workers: int = 1) -> RunPlan:
     return RunPlan(schema=1, workers=workers, threads=1, nodes=list(nodes))
-
-
-@pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
-    with caplog.at_level(logging.INFO, "tamperfuse"):
-        yield caplog
 
 
 def test_a_finished_run(finished_run: Path) -> None:
@@ -123,13 +114,13 @@ def test_disk_left_counts_results_and_the_largest_running_nodes() -> None:
     assert disk_needed(nodes, {"b"}, 1) == 11 + 5
 
 
-def test_a_log_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture) -> None:
+def test_a_log_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(progress, "HEARTBEAT", 0.01)
     with progress.RunProgress(plan(planned("a"), planned("b")), ["a"]) as current:
         current.begin("b", "node b")
         deadline = time.monotonic() + 300
-        while not logged.messages and time.monotonic() < deadline:
+        while not caplog.messages and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert re.fullmatch(r"\[1 of 2 nodes done; now: node b \(for [\w ]+\); about [\w ]+ left\]", logged.messages[0])
+        assert re.fullmatch(r"\[1 of 2 nodes done; now: node b \(for [\w ]+\); about [\w ]+ left\]", caplog.messages[0])
         current.finish("b", 1.0)
         assert current.text() == "2 of 2 nodes done; now: between two nodes; about 0 s left"

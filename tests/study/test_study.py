@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import subprocess
 import sys
 from datetime import UTC, datetime, tzinfo
@@ -227,15 +226,12 @@ def test_an_attack_that_diverges_is_said_and_counts_for_nothing(
     study: Study,
     tiny_folder: Path,
     finished_run: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """In a folder beside the finished run, whose other nodes are reused."""
-    monkeypatch.setattr(logging.getLogger("tamperfuse"), "propagate", True)
     full = study.attacks["full"]
     settings = {**full.parameters, "method": "lora", "lora_alpha": 1e38, "optimizer": "sgd", "clip": 0}
     attacks = {**study.attacks, "ruin": full.model_copy(update={"parameters": settings})}
-    caplog.set_level(logging.INFO, "tamperfuse")
     folder = tiny_folder.parent / "diverging-run"
     run_study(study.model_copy(update={"attacks": attacks}), folder)
     assert (
