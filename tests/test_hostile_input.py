@@ -300,6 +300,7 @@ REACHED_BY = {
     "pairing/filters.py": ("pair", "run"),
     "pairing/pairs.py": ("pair", "run"),
     "records/files.py": WRITING,
+    "records/ray_workers.py": ("pair", "run"),
     "study": ("run",),
     "study/estimates.py": ("run", "demo"),
     "training": ("harden", "attack", "run"),
@@ -314,7 +315,9 @@ def options_of(command: str) -> set[str]:
 
 def commands_reaching(module: str) -> tuple[str, ...]:
     entry = max((entry for entry in REACHED_BY if module.startswith(entry)), key=len, default="")
-    return REACHED_BY.get(entry) or (Path(module).stem.replace("_", "-"),)
+    commands = REACHED_BY.get(entry) or (Path(module).stem.replace("_", "-"),)
+    assert all(tuple(c.split()) in COMMANDS for c in commands), f"{module} names an option: add it to REACHED_BY"
+    return commands
 
 
 def test_options_that_messages_name_are_those_of_the_command_that_was_typed() -> None:
