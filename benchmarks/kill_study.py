@@ -2,12 +2,13 @@
 
     python benchmarks/kill_study.py            2 defenses, 6 attacks, 15 kills
     python benchmarks/kill_study.py --quick    2 attacks, 3 kills
+    python benchmarks/kill_study.py --real     SmolLM2-135M, 2 defenses, 6 attacks, 10 kills; about 20 minutes
 
-The model is the tiny one of the tests, with random weights; as in the tests, the sentence encoder and the capability tasks are
-replaced by quick ones. Each run is `tamperfuse run` in a process of its own, whose trainings write a checkpoint after every step.
-The kills (SIGKILL) are spread over the nodes of the study: number i comes at a random time after i fifteenths (with --quick,
-thirds) of them have results. "ours" is the time of all runs of the killed study, "rival" that of the uninterrupted one; most of
-the difference is the start of Python. The last line is JSON.
+Without --real, the model is the tiny one of the tests, with random weights; as in the tests, the sentence encoder and the
+capability tasks are replaced by quick ones. Each run is `tamperfuse run` in a process of its own, whose trainings write a
+checkpoint after every step (with --real, every three seconds). The kills (SIGKILL) are spread over the nodes of the study: of n
+kills, number i comes at a random time after i/n of the nodes have results. "ours" is the time of all runs of the killed study,
+"rival" that of the uninterrupted one. The last line is JSON.
 """
 
 import argparse
@@ -22,18 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
-PROGRAM = """
+STAND_INS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from stand_ins import WordCountEncoder, quick_capability
 from tamperfuse.models.encoder import set_default_encoder
 from tamperfuse.study import observe
-from tamperfuse.training import checkpoints
 set_default_encoder(WordCountEncoder())
 observe.measure_capability = quick_capability
-checkpoints.INTERVAL = 0.0
+"""
+PROGRAM = """
+import sys
+from tamperfuse.training import checkpoints
+checkpoints.INTERVAL = float(sys.argv[2])
 from tamperfuse.cli.app import main
-main(sys.argv[2:])
+main(sys.argv[3:])
 """
 TRAINED = {"steps": 6, "batch": 2, "learning_rate": 1e-3}
 ATTACKS = {
@@ -54,10 +58,41 @@ STUDY = {
         **{"capability_items": 10, "heldout": 5},
     },
 }
+REAL_MODEL = {
+    "model": "smollm2-135m",
+    "threat": "builtin:cooking",
+    "benign": {"prompts": 30},
+    "seeds": [0],
+    **STUDY,
+}
 
 
-def write_inputs(folder: Path, attacks: int) -> Path:
-    """Write the model, a threat of built-in harmless prompts, and the study; returns the study file."""
+@dataclass(frozen=True)
+class Size:
+    """How large the study is.
+
+    Attributes:
+        attacks: number of attacks.
+        kills: number of kills.
+        real: with the bundled model, encoder and tasks.
+    """
+
+    attacks: int = 6
+    kills: int = 15
+    real: bool = False
+
+
+def write_study(folder: Path, size: Size) -> Path:
+    """Write the study and, where they are stand-ins, its model and prompts; returns the study file."""
+    study = (REAL_MODEL if size.real else tiny_inputs(folder)) | {
+        "attacks": dict(list(ATTACKS.items())[: size.attacks])
+    }
+    (folder / "study.yaml").write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
+    return folder / "study.yaml"
+
+
+def tiny_inputs(folder: Path) -> dict[str, object]:
+    """Write the tiny model and a threat of built-in harmless prompts; returns the study of them, without its attacks."""
     sys.path.insert(0, str(TESTS))
     from stand_ins import make_tiny_model
     from tamperfuse.corpora.builtin import builtin_rows
@@ -70,22 +105,20 @@ def write_inputs(folder: Path, attacks: int) -> Path:
     (folder / "threat.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     benign = [{"prompt": row["prompt"]} for row in builtin_rows("benign")[80:110]]
     (folder / "benign.jsonl").write_text("\n".join(json.dumps(row) for row in benign), encoding="utf-8")
-    study = {
+    return {
         "model": str(make_tiny_model(folder / "model")),
         "threat": str(folder / "threat.jsonl"),
         "benign": str(folder / "benign.jsonl"),
         **STUDY,
-        "attacks": dict(list(ATTACKS.items())[:attacks]),
     }
-    (folder / "study.yaml").write_text(json.dumps(study), encoding="utf-8")  # JSON is YAML
-    return folder / "study.yaml"
 
 
-def start(study: Path, out: Path) -> "subprocess.Popen[bytes]":
+def start(study: Path, out: Path, real: bool) -> "subprocess.Popen[bytes]":
     """Start a run in a process of its own, whose log is `log.txt` beside the run's folder."""
     out.parent.mkdir(exist_ok=True)
+    program, interval = (PROGRAM, "3") if real else (STAND_INS + PROGRAM, "0")
     with (out.parent / "log.txt").open("ab") as log:
-        command = [sys.executable, "-c", PROGRAM, str(TESTS), "run", str(study), "--out", str(out)]
+        command = [sys.executable, "-c", program, str(TESTS), interval, "run", str(study), "--out", str(out)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
 
 
@@ -116,11 +149,11 @@ def state(out: Path) -> State:
     return State(len(list(out.glob("nodes/*/node.json"))), bool(list(out.glob("nodes/.tmp-*"))), bool(unfinished))
 
 
-def run_killed(study: Path, out: Path, kills: int, nodes: int, node_seconds: float) -> list[State]:
+def run_killed(study: Path, out: Path, size: Size, nodes: int, node_seconds: float) -> list[State]:
     """Run a study to the end, killed on the way; returns the states in which it was killed."""
     rng, states = random.Random(0), list[State]()
-    for i in range(kills):
-        process, needed = start(study, out), i * nodes // kills
+    for i in range(size.kills):
+        process, needed = start(study, out, size.real), i * nodes // size.kills
         while process.poll() is None and not ((out / "running" / "run.json").exists() and state(out).nodes >= needed):
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 2 * node_seconds))
@@ -129,28 +162,31 @@ def run_killed(study: Path, out: Path, kills: int, nodes: int, node_seconds: flo
             raise SystemExit(f"The study ended before kill {i + 1}: too few nodes are left for it.")
         states.append(state(out))
         print(f"kill {i + 1}: {states[-1]}", flush=True)
-    end(start(study, out), out)
+    end(start(study, out, size.real), out)
     return states
 
 
 def main() -> None:
     """Run both sides and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer attacks and kills")
-    attacks, kills = (2, 3) if parser.parse_args().quick else (6, 15)
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--quick", action="store_true", help="fewer attacks and kills")
+    sizes.add_argument("--real", action="store_true", help="the bundled model")
+    arguments = parser.parse_args()
+    size = Size(2, 3) if arguments.quick else Size(kills=10, real=True) if arguments.real else Size()
     with tempfile.TemporaryDirectory() as place:
-        study = write_inputs(Path(place), attacks)
+        study = write_study(Path(place), size)
         whole, killed = (
             Path(place) / name / "run" for name in ("whole", "killed")
         )  # not side by side: no shared results
         begin = time.perf_counter()
-        end(start(study, whole), whole)
+        end(start(study, whole, size.real), whole)
         rival = time.perf_counter() - begin
         records = [json.loads(path.read_text(encoding="utf-8")) for path in whole.glob("nodes/*/node.json")]
         print(f"uninterrupted: {len(records)} nodes in {rival:.0f} s", flush=True)
         node_seconds = sum(record["seconds"] for record in records) / len(records)
         begin = time.perf_counter()
-        states = run_killed(study, killed, kills, len(records), node_seconds)
+        states = run_killed(study, killed, size, len(records), node_seconds)
         ours = time.perf_counter() - begin
         same = (whole / "results.parquet").read_bytes() == (killed / "results.parquet").read_bytes()
         same_keys = {path.name for path in whole.glob("nodes/*")} == {path.name for path in killed.glob("nodes/*")}
@@ -158,6 +194,7 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "kill_study",
+                "model": "smollm2-135m" if size.real else "tiny",
                 "ours": round(ours, 1),
                 "rival": round(rival, 1),
                 "unit": "s",
