@@ -1,5 +1,6 @@
 """A tiny random model with a real tokenizer and chat template: for mechanics. The bundled model is for behaviour."""
 
+import gc
 import json
 import logging
 import os
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Modules with slow tests run first, so that no worker of pytest-xdist is left alone with one at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Accelerate collects garbage after each training; without the objects of imported libraries, .3 seconds faster each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

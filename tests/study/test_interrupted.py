@@ -1,7 +1,6 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
 import errno
-import os
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -195,7 +194,7 @@ def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
 
     for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
         with monkeypatch.context() as patch:
-            stop = partial(os.kill, os.getpid(), number)
+            stop = partial(signal.raise_signal, number)  # os.kill may interrupt another thread, and this one later
             dying(patch, 2, step, stop)  # as in the first test of this file
             ends_with(130, "Interrupted. Finished work is saved: run the same command again to resume.")
         assert len(list((run / "unfinished").glob("*/fit-0.json"))) == 1

@@ -192,10 +192,13 @@ def existing_objects_left_out() -> Iterator[None]:
     """Within the block, the collections that free a model leave out the objects that existed before it.
 
     Those of the libraries' modules are so many that each collection takes a third of a second, several times a node. What is
-    already in memory and becomes unreachable within the block is freed by the first collection after it.
+    already in memory and becomes unreachable within the block is freed by the first collection after it. A process that has
+    called `gc.freeze` itself keeps them left out, since they cannot be told apart from its own.
     """
+    frozen_before = gc.get_freeze_count() > 0
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen_before:
+            gc.unfreeze()
