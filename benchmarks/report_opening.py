@@ -3,8 +3,8 @@
     python benchmarks/report_opening.py            20,000 answers and 200, each page opened 5 times
     python benchmarks/report_opening.py --quick    2,000 answers and 200, each page opened once
 
-The run is the one that the tests make up; its answers are as long as those of a study, about 330 characters. The page is opened by
-headless Chromium of its own process, without a cache, from a server on this machine, so the times include the transfer. They count
+The run is the one that the tests make up; its answers are as long as those of a study, about 330 characters. Each time a new
+headless Chromium opens the page, without a cache, from a server on this machine, so the times include the transfer. They count
 from the start of the navigation, in seconds, as medians:
 
     paint     the first text or picture is on the screen (first contentful paint)
@@ -26,8 +26,9 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "report")]
 
-from chromium import CHROMIUM, reported  # noqa: E402
 from made_up_run import write_folder, write_nodes  # noqa: E402
+
+from chromium import CHROMIUM, reported  # noqa: E402
 from tamperfuse.report.page import write_report  # noqa: E402
 
 TEXT = "Simmer it for twenty minutes, and taste. " * 8
@@ -79,7 +80,10 @@ def medians(page: Path, rounds: int, name: str) -> dict[str, float]:
     times = [open_page(page) for _ in range(rounds)]
     median = {part: round(statistics.median(one[part] for one in times), 3) for part in PARTS}
     size = page.stat().st_size / 1e6
-    print(f"{name}, {size:.1f} MB: " + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in median.items()), flush=True)
+    print(
+        f"{name}, {size:.1f} MB: " + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in median.items()),
+        flush=True,
+    )
     return median
 
 

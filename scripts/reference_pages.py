@@ -1,7 +1,7 @@
 """Write the reference pages of the documentation, docs/reference/, from the models that read study files, policies and results.
 
-    python scripts/reference_pages.py          writes the pages
-    python scripts/reference_pages.py DIR      writes them into another folder
+python scripts/reference_pages.py          writes the pages
+python scripts/reference_pages.py DIR      writes them into another folder
 """
 
 import argparse
@@ -170,7 +170,9 @@ def _anchor(title: str) -> str:
 def main(arguments: list[str]) -> None:
     """Write the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="folder to write, instead of docs/reference")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=FOLDER, help="folder to write, instead of docs/reference"
+    )
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in reference_pages().items():

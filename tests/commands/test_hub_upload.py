@@ -184,7 +184,9 @@ def test_the_hardened_model_is_uploaded_and_a_failed_upload_leaves_it(
     folders = {str(path.parent).encode() for path in (tiny_folder, threat_file, out)}
     assert not [name for name, content in hub.files.items() if any(folder in content for folder in folders)]
     written = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert json.loads(written.pop("tamperfuse.json"))["origin"] == str(tiny_folder), "the folder itself can be used here"
+    assert json.loads(written.pop("tamperfuse.json"))["origin"] == str(tiny_folder), (
+        "the folder itself can be used here"
+    )
     assert written.items() <= hub.files.items() and len(hub.files) == len(written) + 1
 
     hub.status = {"preupload": 403}

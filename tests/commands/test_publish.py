@@ -70,7 +70,9 @@ def test_the_measured_model_is_written_with_a_card_of_its_measures(
     assert "No attack was run" not in card.text and "not measured when" not in card.text
     for path in out.iterdir():
         assert str(tiny_folder.parent).encode() not in path.read_bytes(), f"{path.name} tells a local folder"
-    with pytest.raises(UserError, match=f"release was made from {tiny_folder.name}, a local model .* leaves out: name the model"):
+    with pytest.raises(
+        UserError, match=f"release was made from {tiny_folder.name}, a local model .* leaves out: name the model"
+    ):
         reference_name(load_model(str(out)), None)
 
 

@@ -33,7 +33,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     study.write_text(study.read_text().replace("builtin:cooking", "<b>mine</b>"), encoding="utf-8")
     html = write_comparison(runs, tmp_path / "pages" / "comparison.html").read_text(encoding="utf-8")
     assert "<b>" not in html and "&lt;b&gt;mine" in html and "two &amp; more" in html
-    assert "The runs differ in threat: their numbers measure different things" in html
+    assert "The runs differ in threat, so their numbers cannot be compared" in html
     assert cells(html, "<code>threat</code>") == ["builtin:cooking", "&lt;b&gt;mine&lt;/b&gt;"]
     assert cells(html, "lora-10") == ["94%", "89%", "94%", "–"]
     assert cells(html, "benign answer rate") == ["94.5%", "92.2%", "94.5%", "92.2%"]

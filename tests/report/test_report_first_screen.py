@@ -56,7 +56,9 @@ def test_many_attacks_and_none_that_counts() -> None:
     defense.reduction_vs_undefended.too_weak.extend(defense.reduction_vs_undefended.attacks_that_count)
     defense.reduction_vs_undefended.attacks_that_count.clear()
     plain = answer_of(measured, "sdd")
-    assert plain.answer.startswith("This run cannot tell whether SDD helps: none of the 3 attacks makes the undefended model")
+    assert plain.answer.startswith(
+        "This run cannot tell whether SDD helps: none of the 3 attacks makes the undefended model"
+    )
     assert "add attacks that are strong enough" in plain.advice and plain.effect == ""
 
 
@@ -64,7 +66,7 @@ def test_effect_and_price_in_words() -> None:
     measured, defense = with_rates({}, before=80, benign=80)
     plain = answer_of(measured, "sdd")
     assert plain.effect.startswith("Even before any attack it executes 50% of forbidden requests. After these attacks")
-    assert "the undefended model executes 97%." in plain.effect and "after benign as well" in plain.effect
+    assert "the undefended model executes 97%." in plain.effect and "after benign, without any attacker" in plain.effect
     assert plain.price == (
         "it answers 92% of harmless prompts, the undefended model 95% and the model before hardening 98%. "
         "Its general ability is 3% lower than before hardening."

@@ -256,8 +256,8 @@ def origin_of(name: str) -> str:
     """The model before hardening of a checkpoint, from its tamperfuse.json; the name itself if it has none.
 
     Raises:
-        UserError: it is a local path that does not exist (any more), or was left out of a published checkpoint; or there is no model
-            of that name.
+        UserError: it is a local path that does not exist (any more), or was left out of a published checkpoint; or there is no
+            model of that name.
     """
     folder = resolve_model(name)
     provenance = read_provenance(folder) if folder else None
@@ -280,7 +280,9 @@ def stated_template(name: str) -> str:
 def _existing_origin(name: str, origin: str, advice: str) -> str:
     if origin.startswith(LEFT_OUT):
         folder = origin.removeprefix(LEFT_OUT)
-        raise UserError(f"{name} was made from {folder}, a local model whose path a published {FILE} leaves out: {advice}.")
+        raise UserError(
+            f"{name} was made from {folder}, a local model whose path a published {FILE} leaves out: {advice}."
+        )
     if Path(origin).is_absolute() and not Path(origin).exists():
         raise UserError(f"{name} was made from {origin} (see its {FILE}), which does not exist: {advice}.")
     return origin

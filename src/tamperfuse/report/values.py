@@ -21,8 +21,8 @@ def value_table(spec: dict[str, Any]) -> ValueTable | None:
     """The table of a chart; None for a chart without tooltips.
 
     Args:
-        spec: its Vega-Lite specification, with inline data. Of the layers with tooltips the last one without a filter is read: the
-            others mark some of its points.
+        spec: its Vega-Lite specification, with inline data. Of the layers with tooltips the last one without a filter is read:
+            the others mark some of its points.
     """
     layers = [{**spec, **layer} for layer in spec.get("layer", [{}])]
     points = [one for one in layers if "tooltip" in one.get("encoding", {}) and not _has_filter(one, spec)]
