@@ -1,4 +1,6 @@
-# tamperfuse in a container, for CPUs by default. Experimental: the tests check this file, and do not build the image.
+# tamperfuse in a container, for CPUs by default. Experimental: the tests check this file, and do not build the image. It was built once
+# (2026-11-26, Buildah 1.28.2) for CPUs on Debian 12 (`BASE`), with torch from a local index: 2.4 GB, in which `tamperfuse --help`,
+# `list defenses` and `demo --dry-run` ran. Never built: on ubuntu:24.04, with Docker, for GPUs.
 #
 #   docker build --tag tamperfuse .
 #   docker run --rm --volume "$PWD:/data" --user "$(id -u):$(id -g)" tamperfuse run study.yaml --out runs/mine

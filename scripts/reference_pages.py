@@ -4,6 +4,7 @@ python scripts/reference_pages.py          writes the pages
 python scripts/reference_pages.py DIR      writes them into another folder
 """
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -168,7 +169,11 @@ def _anchor(title: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Write the pages."""
-    folder = Path(arguments[0]) if arguments else FOLDER
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=FOLDER, help="folder to write, instead of docs/reference"
+    )
+    folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in reference_pages().items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -27,18 +27,22 @@ def in_page(page: Path, script: str, folder: Path, width: int = 390, *, dark: bo
     before, _, after = html.rpartition("</body>")
     script = f"const report = (text) => parent.postMessage(text, '*');{script}"
     (folder / "probed.html").write_text(f"{before}<script>{script}</script></body>{after}", encoding="utf-8")
-    return _reported(OUTER.format(page="probed.html", width=width, script=""), folder, dark=dark)
+    return _in_frame(OUTER.format(page="probed.html", width=width, script=""), folder, dark=dark)
 
 
 def beside_page(page: Path, script: str, folder: Path, width: int = 390, *, dark: bool = False) -> str:
     """What a script beside a page, `frame.contentDocument`, passes to `report`. The page's policy is in force."""
     shutil.copyfile(page, folder / "looked_at.html")
-    return _reported(OUTER.format(page="looked_at.html", width=width, script=script), folder, dark=dark)
+    return _in_frame(OUTER.format(page="looked_at.html", width=width, script=script), folder, dark=dark)
 
 
-def _reported(outer: str, folder: Path, *, dark: bool) -> str:
-    """The first text that a page posts to `/result`; skips the test where Chromium does not start."""
+def _in_frame(outer: str, folder: Path, *, dark: bool) -> str:
     (folder / "outer.html").write_text(outer, encoding="utf-8")
+    return reported("outer.html", folder, dark=dark)
+
+
+def reported(page: str, folder: Path, *, dark: bool = False) -> str:
+    """The first text that a page of a folder posts to `/result`; skips the test where Chromium does not start."""
     texts: queue.Queue[str] = queue.Queue()
 
     class Handler(SimpleHTTPRequestHandler):
@@ -63,7 +67,7 @@ def _reported(outer: str, folder: Path, *, dark: bool) -> str:
         if dark:
             command += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
         command += [f"--user-data-dir={folder / 'profile'}", "--remote-debugging-port=0"]  # the port keeps it running
-        command.append(f"http://127.0.0.1:{server.server_port}/outer.html")
+        command.append(f"http://127.0.0.1:{server.server_port}/{page}")
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             for _ in range(SECONDS):

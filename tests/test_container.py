@@ -1,4 +1,4 @@
-"""The Dockerfile names files, packages and extras that exist. The image itself is not built."""
+"""The Dockerfile names files, packages and extras that exist. The tests do not build the image."""
 
 import re
 import shlex

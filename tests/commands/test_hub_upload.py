@@ -179,10 +179,18 @@ def test_the_hardened_model_is_uploaded_and_a_failed_upload_leaves_it(
         main(arguments(tiny_folder, threat_file, benign_file, out))
     assert not ended.value.code
     assert {"model.safetensors", "tokenizer.json", "README.md", "tamperfuse.json"} <= hub.files.keys()
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == hub.files
+    record = json.loads(hub.files["tamperfuse.json"])
+    assert (record["origin"], record["threat"]) == (f".../{tiny_folder.name}", f".../{threat_file.name}")
+    folders = {str(path.parent).encode() for path in (tiny_folder, threat_file, out)}
+    assert not [name for name, content in hub.files.items() if any(folder in content for folder in folders)]
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert json.loads(written.pop("tamperfuse.json"))["origin"] == str(tiny_folder), (
+        "the folder itself can be used here"
+    )
+    assert written.items() <= hub.files.items() and len(hub.files) == len(written) + 1
 
     hub.status = {"preupload": 403}
-    with pytest.raises(UserError, match=re.escape(f"hf upload {REPOSITORY} {out} .")):
+    with pytest.raises(UserError, match=re.escape(f"hf upload {REPOSITORY} {out} . --exclude tamperfuse.json")):
         upload(out, REPOSITORY)
     assert (out / "model.safetensors").exists()
 
@@ -193,7 +201,7 @@ def test_an_interrupted_upload_says_where_the_model_is(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", interrupted)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         upload(tmp_path, REPOSITORY)
     assert f"complete in {tmp_path}; upload it with: hf upload" in caplog.text

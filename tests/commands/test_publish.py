@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tamperfuse.cli.app import main
 from tamperfuse.commands import publish
 from tamperfuse.commands.publish import publish_model
+from tamperfuse.models.load import load_model, reference_name
 from tamperfuse.records.errors import UserError
 
 POLICY = "defense: sdd\nrequire:\n  harmful_execution.worst: {at_most: 0.1}\n"
@@ -67,7 +68,12 @@ def test_the_measured_model_is_written_with_a_card_of_its_measures(
     ):
         assert part in card.text, part
     assert "No attack was run" not in card.text and "not measured when" not in card.text
-    assert str(tiny_folder.parent) not in card.text, "local folders do not belong into a public card"
+    for path in out.iterdir():
+        assert str(tiny_folder.parent).encode() not in path.read_bytes(), f"{path.name} tells a local folder"
+    with pytest.raises(
+        UserError, match=f"release was made from {tiny_folder.name}, a local model .* leaves out: name the model"
+    ):
+        reference_name(load_model(str(out)), None)
 
 
 def test_what_cannot_be_published_is_refused(finished_run: Path, policy: Path, tmp_path: Path) -> None:

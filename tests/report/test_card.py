@@ -4,6 +4,8 @@ from pathlib import Path
 
 from made_up_run import summary, write_folder
 
+from tamperfuse.cli.summary_table import summary_rows
+from tamperfuse.records.summary import NOT_MEASURED
 from tamperfuse.report.card import card_sections
 from tamperfuse.report.gate import check_gate
 
@@ -48,6 +50,16 @@ def test_names_cannot_break_the_tables_and_a_weak_attack_is_marked() -> None:
     text = card_sections(measured, {}, "sdd", None)
     assert "| a\\|b &lt;i> | too weak to count | 0% (" in text
     assert text.endswith("## Release gate\n\nNo release policy was checked.")
+
+
+def test_what_diverged_is_called_so() -> None:
+    measured = summary()
+    sdd = measured.defenses["sdd"]
+    sdd.harmful_execution.after_attack["lora-10"] = NOT_MEASURED
+    sdd.diverged.append("lora-10")
+    line = next(line for line in card_sections(measured, {}, "sdd", None).splitlines() if line.startswith("| lora-10 "))
+    assert line.endswith("%) | diverged |")
+    assert dict(summary_rows(measured))["  after lora-10"][2] == "diverged"
 
 
 def test_the_undefended_model_alone() -> None:

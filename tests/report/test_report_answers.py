@@ -218,6 +218,11 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
     const complete = ["executed", "undefended ", "SDD "].every((part) => words.includes(part));
     if (!complete) out.silent.push(mark.getAttribute("aria-label"));
   }
+  const values = curve.querySelector(".values"), summary = values.querySelector("summary");
+  summary.focus();
+  summary.click();
+  const rows = values.querySelectorAll("tbody tr");
+  out.values = [document.activeElement === summary, rows[0].checkVisibility(), rows.length];
   const cell = document.querySelector(".heat a[href='#curve-full-100']");
   cell.focus();
   out.tip = by("tip").hidden ? "" : by("tip").textContent;
@@ -236,6 +241,7 @@ def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int, dark:
     assert "similarity to its prompt 0.2999 (at least 0.3): failed" in out["cards"][0]
     assert out["active"] == "answer-25" and out["open"]
     assert out["marks"] == 14 and out["silent"] == []  # six points of each model, and two rings
+    assert out["values"] == [True, True, 12]  # all points again, for readers without a mouse
     assert out["tip"].startswith("undefended after full-100: executes")
 
 

@@ -33,7 +33,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     study.write_text(study.read_text().replace("builtin:cooking", "<b>mine</b>"), encoding="utf-8")
     html = write_comparison(runs, tmp_path / "pages" / "comparison.html").read_text(encoding="utf-8")
     assert "<b>" not in html and "&lt;b&gt;mine" in html and "two &amp; more" in html
-    assert "The runs differ in threat: their numbers measure different things" in html
+    assert "The runs differ in threat, so their numbers cannot be compared" in html
     assert cells(html, "<code>threat</code>") == ["builtin:cooking", "&lt;b&gt;mine&lt;/b&gt;"]
     assert cells(html, "lora-10") == ["94%", "89%", "94%", "–"]
     assert cells(html, "benign answer rate") == ["94.5%", "92.2%", "94.5%", "92.2%"]
@@ -45,7 +45,7 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 def test_equal_studies_and_equal_names(tmp_path: Path) -> None:
     runs = [write_folder(tmp_path / place / "demo") for place in ("a", "b")]
     html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert "Nothing: the studies are the same." in html and "The runs differ" not in html
+    assert "Nothing. The studies have the same settings." in html and "The runs differ" not in html
     assert "SDD, a/demo" in html and "SDD, b/demo" in html
     with pytest.raises(UserError, match="named twice"):
         write_comparison([runs[0], runs[0]], tmp_path / "comparison.html")

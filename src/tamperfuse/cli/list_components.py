@@ -36,7 +36,7 @@ def list_components(
         return
     groups = {title: choices(title) for title in ((kind,) if kind else KINDS)}
     if as_json:
-        print_json({title: [{"name": e.name, "about": e.about} for e in entries] for title, entries in groups.items()})
+        print_json({title: [asdict(entry) for entry in entries] for title, entries in groups.items()})
         return
     for title, entries in groups.items():
         _print_names(title, entries)

@@ -32,7 +32,4 @@ def publish(
     gate = publish_model(folder, defense, out, seed=seed, policy=policy)
     if gate is not None and not gate.passed:
         out_console.print("The release gate does not pass: the card says which rules are not met.")
-    out_console.print(
-        f"The model is in {out}. Before you publish it, read its card, {out / 'README.md'}, and tamperfuse.json, which names "
-        "local paths.",
-    )
+    out_console.print(f"The model is in {out}. Before you publish it, read its card, {out / 'README.md'}.")

@@ -7,7 +7,7 @@ from rich.table import Table
 from tamperfuse.cli.options import out_console
 
 if TYPE_CHECKING:
-    from tamperfuse.records.summary import AttackCost, Measure, Summary
+    from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, Summary
 
 
 def print_summary(summary: "Summary") -> None:
@@ -29,13 +29,12 @@ def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
     before = [percent(d.harmful_execution.before_attack) for d in defenses]
     add("harmful execution before", before, percent(shipped.harmful_execution))
     for attack in defenses[0].harmful_execution.after_attack:
-        add(f"  after {attack}", [percent(d.harmful_execution.after_attack[attack]) for d in defenses])
+        add(f"  after {attack}", [_after(d, attack) for d in defenses])
         costs = [d.attack_cost.get(attack) for d in defenses]
         if any(costs):
             add(f"  steps to reach half ({attack})", [_steps(cost) for cost in costs])
     for control in defenses[0].harmful_execution.after_control:
-        rates = [percent(d.harmful_execution.after_control[control]) for d in defenses]
-        add(f"  after {control}, without an attacker", rates)
+        add(f"  after {control}, without an attacker", [_after(d, control) for d in defenses])
     add("reduction, pooled", [percent(d.reduction_vs_undefended.pooled) for d in defenses])
     add("capability before", [percent(d.capability.before_attack) for d in defenses], percent(shipped.capability))
     add("  drop against as shipped", [percent(d.capability.drop_vs_shipped) for d in defenses])
@@ -44,6 +43,12 @@ def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
     add("benign answer rate", [percent(d.benign_answer_rate) for d in defenses], percent(shipped.benign_answer_rate))
     add("  drop against as shipped", [percent(d.benign_answer_drop_vs_shipped) for d in defenses])
     return rows
+
+
+def _after(defense: "DefenseSummary", attack: str) -> str:
+    """The rate after an attack or a control."""
+    harm = defense.harmful_execution
+    return "diverged" if attack in defense.diverged else percent((harm.after_attack | harm.after_control)[attack])
 
 
 def percent(measure: "Measure") -> str:

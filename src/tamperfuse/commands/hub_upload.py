@@ -10,9 +10,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tamperfuse.records.errors import UserError, quoted, shown
 from tamperfuse.records.files import LOGS
+from tamperfuse.records.provenance import FILE, read_provenance
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
 
 log = logging.getLogger("tamperfuse")
 
@@ -93,7 +98,7 @@ def _hub_errors(refused: str) -> Iterator[None]:
 
 
 def upload(folder: Path, repository: str) -> None:
-    """Upload a checkpoint: weights, tokenizer, model card and `tamperfuse.json`.
+    """Upload a checkpoint: weights, tokenizer, model card, and `tamperfuse.json` without the folders of this machine.
 
     Args:
         folder: of the checkpoint; it is not changed.
@@ -104,14 +109,9 @@ def upload(folder: Path, repository: str) -> None:
     """
     from huggingface_hub import HfApi
 
-    later = f"upload it with: hf upload {quoted(repository)} {quoted(folder)} ."
+    later = f"upload it with: hf upload {quoted(repository)} {quoted(folder)} . --exclude {FILE}"
     try:
-        HfApi().upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            commit_message="Upload with tamperfuse",
-            ignore_patterns=[f"{LOGS}/*"],
-        )
+        HfApi().create_commit(repository, _operations(folder), commit_message="Upload with tamperfuse")
     except KeyboardInterrupt:
         log.warning("The hardened model is complete in %s; %s", folder, later)
         raise
@@ -119,7 +119,21 @@ def upload(folder: Path, repository: str) -> None:
         raise UserError(
             f"The hardened model is complete in {folder}, but its upload failed ({_reason(error)}); {later}"
         ) from error
-    log.info("uploaded to %s of the Hub, which is private; its tamperfuse.json names local paths", repository)
+    log.info("uploaded to %s of the Hub, which is private", repository)
+
+
+def _operations(folder: Path) -> list["CommitOperationAdd"]:
+    """What adds the files of a checkpoint to a repository; logs are left out."""
+    from huggingface_hub import CommitOperationAdd
+
+    record = read_provenance(folder)
+    public = {FILE: record.public().model_dump_json(indent=2).encode()} if record else {}
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return [
+        CommitOperationAdd(name, public.get(name, path))
+        for name, path in files.items()
+        if not name.startswith(f"{LOGS}/")
+    ]
 
 
 def _reason(error: Exception) -> str:

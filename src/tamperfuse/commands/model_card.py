@@ -11,7 +11,7 @@ import jinja2
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.records.field_docs import default_words, field_docs
-from tamperfuse.records.provenance import Provenance
+from tamperfuse.records.provenance import LEFT_OUT, Provenance, without_folders
 
 CARD = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -73,7 +73,7 @@ def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening,
         keep_trailing_newline=True,
         autoescape=False,  # Markdown; _cell escapes what comes from the user
     ).from_string((files("tamperfuse.commands") / "templates" / "model_card.md.j2").read_text(encoding="utf-8"))
-    component = DEFENSES.get(hardening.defense)
+    component, parameters = DEFENSES.get(hardening.defense), provenance.public().parameters
     body = template.render(
         name=_cell(short_name(origin)),
         source=_cell(short_name(provenance.source)),
@@ -84,13 +84,13 @@ def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening,
         parameters=[
             {
                 "name": field.name,
-                "value": _cell(default_words(provenance.parameters.get(field.name))),
+                "value": _cell(default_words(parameters.get(field.name))),
                 "meaning": _cell(field.meaning),
             }
             for field in field_docs(component.parameters)
         ],
         notes=[_cell(note) for note in hardening.notes],
-        price_is_limited=provenance.parameters.get("price"),
+        price_is_limited=parameters.get("price"),
         measured=measured,
     )
     (folder / CARD).write_text(f"---\n{data.to_yaml()}\n---\n\n{body}", encoding="utf-8")
@@ -98,7 +98,7 @@ def write_model_card(folder: Path, provenance: Provenance, hardening: Hardening,
 
 def short_name(name: str) -> str:
     """A model or a source without the folders of a local path, which do not belong into a public card."""
-    return Path(name).name if Path(name).exists() else name
+    return without_folders(name).removeprefix(LEFT_OUT)
 
 
 def _facts(provenance: Provenance, hardening: Hardening) -> list[tuple[str, str]]:

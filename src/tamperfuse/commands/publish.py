@@ -86,7 +86,7 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
     with output_folder(out) as staging:
         loaded = load_model(str(checkpoint))
         loaded.model.to(dtype)
-        write_checkpoint(loaded, staging, provenance)
+        write_checkpoint(loaded, staging, provenance.public())
         write_model_card(staging, provenance, hardening, measured)
     return gate
 

@@ -39,7 +39,7 @@ from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.records.errors import UserError, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
-from tamperfuse.records.provenance import FILE, Provenance, read_provenance, write_provenance
+from tamperfuse.records.provenance import FILE, LEFT_OUT, Provenance, read_provenance, write_provenance
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -233,7 +233,7 @@ def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) 
     write_provenance(folder, provenance.model_copy(update=update))
 
 
-ORIGIN_ADVICE = "put the model back there, or write its new path into that file"
+ORIGIN_ADVICE = "write the path that it has now into that file"
 
 
 def reference_name(
@@ -247,7 +247,7 @@ def reference_name(
         advice: how to mend an origin that does not exist.
 
     Raises:
-        UserError: the origin is a local path that does not exist (any more).
+        UserError: the origin is a local path that does not exist (any more), or was left out of a published checkpoint.
     """
     return reference if reference is not None else _existing_origin(loaded.name, loaded.origin, advice)
 
@@ -256,7 +256,8 @@ def origin_of(name: str) -> str:
     """The model before hardening of a checkpoint, from its tamperfuse.json; the name itself if it has none.
 
     Raises:
-        UserError: it is a local path that does not exist (any more), or there is no model of that name.
+        UserError: it is a local path that does not exist (any more), or was left out of a published checkpoint; or there is no
+            model of that name.
     """
     folder = resolve_model(name)
     provenance = read_provenance(folder) if folder else None
@@ -277,6 +278,11 @@ def stated_template(name: str) -> str:
 
 
 def _existing_origin(name: str, origin: str, advice: str) -> str:
+    if origin.startswith(LEFT_OUT):
+        folder = origin.removeprefix(LEFT_OUT)
+        raise UserError(
+            f"{name} was made from {folder}, a local model whose path a published {FILE} leaves out: {advice}."
+        )
     if Path(origin).is_absolute() and not Path(origin).exists():
         raise UserError(f"{name} was made from {origin} (see its {FILE}), which does not exist: {advice}.")
     return origin

@@ -1,5 +1,6 @@
 """Provenance of a checkpoint: `tamperfuse.json`, written beside its weights."""
 
+import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
 
 FILE = "tamperfuse.json"
+#: Stands for the folders above a model or a file in a record that was published.
+LEFT_OUT = ".../"
 
 
 def versions() -> dict[str, str]:
@@ -54,6 +57,23 @@ class Provenance(BaseModel):
     threat: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=versions)
+
+    def public(self) -> "Provenance":
+        """The same record without the folders of this machine: of local paths the last name is left, `.../NAME`."""
+        names = {field: without_folders(getattr(self, field)) for field in ("origin", "source", "base", "threat")}
+        parameters = {
+            name: without_folders(value) if isinstance(value, str) else value for name, value in self.parameters.items()
+        }
+        return self.model_copy(update={**names, "parameters": parameters})
+
+
+def without_folders(name: str) -> str:
+    """A local path as `.../NAME`; other names, such as ids of the Hub, as they are.
+
+    A relative path with a folder is told from an id of the Hub by whether it exists.
+    """
+    is_path = os.path.isabs(name) or name.startswith((".", "~")) or ("/" in name and os.path.exists(name))
+    return LEFT_OUT + Path(name).name if is_path else name
 
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.summary import DefenseSummary, HarmfulExecution, Measure
-from tamperfuse.report.formatting import label
+from tamperfuse.records.summary import DefenseSummary, Measure
+from tamperfuse.report.formatting import DIVERGED, label
 from tamperfuse.report.headline import verdict_of
 from tamperfuse.report.inputs import Run
 from tamperfuse.report.tables import EMPTY, Cell, Section, TableRow, measure_cell
@@ -29,7 +29,8 @@ def _rows(run: Run, name: str) -> list[TableRow]:
         return TableRow(title, [EMPTY if part is None else measure_cell(measure(part)) for part in parts], note)
 
     def after(attack: str, note: str = "") -> TableRow:
-        return row(f"after {attack}", lambda d: _after(d.harmful_execution).get(attack), note)
+        cells = [EMPTY if part is None else _after_cell(part, attack) for part in parts]
+        return TableRow(f"after {attack}", cells, note)
 
     rows = [row("harmful execution before any attack", lambda d: d.harmful_execution.before_attack)]
     rows += [*map(after, run.attacks), *(after(control, "control") for control in run.controls)]
@@ -65,9 +66,12 @@ def _undecided(parts: list[DefenseSummary | None]) -> list[TableRow]:
     ]
 
 
-def _after(harm: HarmfulExecution) -> dict[str, Measure]:
-    """Rates by attack, controls included."""
-    return harm.after_attack | harm.after_control
+def _after_cell(part: DefenseSummary, attack: str) -> Cell:
+    """The rate after an attack or a control; or that it diverged."""
+    harm = part.harmful_execution
+    if attack in part.diverged:
+        return Cell(DIVERGED, muted=True)
+    return measure_cell((harm.after_attack | harm.after_control).get(attack))
 
 
 def _verdict(part: DefenseSummary | None) -> Cell:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.summary import Measure, Summary
+from tamperfuse.records.summary import DefenseSummary, Measure, Summary
 from tamperfuse.report.answer import answer_of
-from tamperfuse.report.formatting import label, visible
+from tamperfuse.report.formatting import DIVERGED, label, visible
 from tamperfuse.report.gate import GateResult
 from tamperfuse.report.gate_files import markdown_text
 from tamperfuse.report.tables import Kind, measure_cell
@@ -77,10 +77,15 @@ def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: 
     for group, remark in ((harm.after_attack, ""), (harm.after_control, "a control, without an attacker")):
         for attack in group:
             weak = attack in models[-1].reduction_vs_undefended.too_weak
-            after = [(m.harmful_execution.after_attack | m.harmful_execution.after_control).get(attack) for m in models]
+            after = [DIVERGED if attack in m.diverged else _value(_after(m).get(attack)) for m in models]
             facts = [_facts(attacks.get(attack, {})), remark or ("too weak to count" if weak else "")]
-            rows.append((attack, "; ".join(fact for fact in facts if fact), *map(_value, after)))
+            rows.append((attack, "; ".join(fact for fact in facts if fact), *after))
     return _table(("attack", "what it is", *map(label, names)), rows)
+
+
+def _after(model: DefenseSummary) -> Mapping[str, Measure]:
+    harm = model.harmful_execution
+    return harm.after_attack | harm.after_control
 
 
 def _facts(attack: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from tamperfuse.records.amounts import duration
 from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.report.figures import Figure
 from tamperfuse.report.formatting import label, visible
+from tamperfuse.report.values import value_table
 
 PACKAGE = "tamperfuse.report"
 
@@ -37,10 +38,12 @@ def render_page(
     """
     environment = page_environment(PACKAGE)
     environment.filters.update(visible=visible, duration=duration, label=label)
+    specs = _specs(figures)
+    environment.globals["value_tables"] = {name: value_table(spec) for name, spec in specs.items()}
     code = [_library(), script_text(PACKAGE, "draw.js")] if figures else []
     code += [script_text(PACKAGE, name) for name in scripts]
     return environment.get_template(template).render(
-        figures=figures, specs=_specs(figures), **frame(contents, code), **context
+        figures=figures, specs=script_json(specs), **frame(contents, code), **context
     )
 
 
@@ -72,9 +75,9 @@ def _library() -> str:
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _specs(figures: list[Figure]) -> Markup:
-    """The panels' specifications as JSON, escaped so that it can stand in a script element."""
+def _specs(figures: list[Figure]) -> dict[str, dict[str, Any]]:
+    """The specification of every panel, by the name of its place on the page."""
     specs = {f"{f.name}-{i}": panel.chart.to_dict() for f in figures for i, panel in enumerate(f.panels)}
     for spec in specs.values():
         spec.pop("$schema")  # a URL; vegaEmbed is told the mode instead
-    return script_json(specs)
+    return specs

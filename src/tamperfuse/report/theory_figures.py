@@ -120,6 +120,7 @@ def _phase_layers(data: Any) -> Any:
             ),
         ),
         tooltip=[
+            alt.Tooltip("strength:Q"),
             alt.Tooltip("n_v:Q", title="n_v"),
             alt.Tooltip("attack_n_s:Q", title="n*_s"),
             alt.Tooltip("drop:Q", title="lost, exact", format="+.2%"),
