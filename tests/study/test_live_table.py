@@ -75,7 +75,7 @@ def test_a_table_of_few_lines_shows_what_is_done_what_runs_and_the_time_left(ter
     assert screen_lines(terminal.getvalue()) == [], "nothing is left of it"
 
 
-def test_messages_stand_above_the_table(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_stand_above_the_table(terminal: io.StringIO) -> None:
     log = logging.getLogger("tamperfuse")
     with RunProgress(plan(planned("a"), planned("b"))) as current:
         for step in range(3):
