@@ -28,7 +28,17 @@ from tamperfuse.study.status import run_status
 from tamperfuse.study.status_table import ROWS, status_table
 from terminal import screen_lines
 
-KINDS = ("answers before hardening", "calibration", "pairs", "benign set", "defense", "measure", "attack", "search", "judge")
+KINDS = (
+    "answers before hardening",
+    "calibration",
+    "pairs",
+    "benign set",
+    "defense",
+    "measure",
+    "attack",
+    "search",
+    "judge",
+)
 
 
 @pytest.fixture
@@ -39,7 +49,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     monkeypatch.setattr(progress, "RUN_UPDATES", 50.0)
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, force_interactive=True, width=80, height=24, soft_wrap=True)
-    logging.getLogger("tamperfuse").addHandler(RichHandler(console=console, show_time=False, show_level=False, show_path=False))
+    logging.getLogger("tamperfuse").addHandler(
+        RichHandler(console=console, show_time=False, show_level=False, show_path=False)
+    )
     progress.show_progress(console)
     yield output
     progress.show_progress(None)
@@ -60,7 +72,7 @@ def test_a_table_of_few_lines_shows_what_is_done_what_runs_and_the_time_left(ter
         for node in nodes[38:44]:
             current.begin(node.key, f"{node.what} \x1b[2J with a label that is longer than a line of this terminal")
         current.finish(nodes[38].key, 1200.0)
-        with progress.progress("predictions on harmless prompts", 1200) as advance:
+        with progress.progress("malicious fine-tuning", 1200) as advance:
             advance(34, "loss 1.234 · 1,000 tokens/s · 66% of the limit · 1.3 GiB")
             lines = wait_for(terminal, lambda lines: any("34/1200" in line for line in lines))
     assert 10 <= len(lines) <= 13 and max(map(cell_len, lines)) <= 80
@@ -71,7 +83,9 @@ def test_a_table_of_few_lines_shows_what_is_done_what_runs_and_the_time_left(ter
     assert lines[8].startswith("Running for 0 s: node benign set 3 [U+001B][2J with") and lines[8].endswith("…")
     assert lines[10] == "… and 3 other nodes"
     assert "34/1200" in lines[11] and "loss" in lines[11], "the current node's own steps"
-    assert lines[12].startswith("Whole run: about ") and lines[12].endswith("(estimates, corrected by 1 finished node).")
+    assert lines[12].startswith("Whole run: about ") and lines[12].endswith(
+        "(estimates, corrected by 1 finished node)."
+    )
     assert screen_lines(terminal.getvalue()) == [], "nothing is left of it"
 
 

@@ -24,9 +24,17 @@ def without_a_column(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("summary.json", lambda path: with_schema(path, 1), "has schema 1, and this version writes schema 2, and the run"),
+        (
+            "summary.json",
+            lambda path: with_schema(path, 1),
+            "has schema 1, and this version writes schema 2, and the run",
+        ),
         ("plan.json", lambda path: with_schema(path, 0), "has schema 0, and this version writes schema 1, and the run"),
-        ("results.parquet", without_a_column, "has other columns than this version writes (without samples), and the run"),
+        (
+            "results.parquet",
+            without_a_column,
+            "has other columns than this version writes (without samples), and the run",
+        ),
     ],
 )
 def test_a_folder_of_another_version_is_refused_and_stays_as_it_is(

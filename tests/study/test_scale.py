@@ -35,9 +35,7 @@ def large(study: Study) -> Study:
     )
 
 
-def test_thirty_attacked_models_from_one_file(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thirty_attacked_models_from_one_file(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two defenses under five attacks with three seeds, all of it trained and measured on the tiny model."""
     computed: Counter[str] = Counter()
     keys: Counter[str] = Counter()

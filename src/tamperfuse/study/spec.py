@@ -194,10 +194,12 @@ class Study(BaseModel):
 def _cycle(names: Sequence[str]) -> UserError:
     """The error for defenses each of which starts from the next one, the last of them being the first."""
     if len(names) == 2:
-        return UserError(f"The defense {shown(names[0])} starts from itself: remove its `on`, or name another defense there.")
+        return UserError(
+            f"The defense {shown(names[0])} starts from itself: remove its `on`, or name another defense there."
+        )
     return UserError(
-        f"The defenses {shown(' → '.join(names))} start from one another in a circle, so none of them can be the first: remove the "
-        "`on` of one of them, or name another defense there."
+        f"The defenses {shown(' → '.join(names))} start from one another in a circle, so none of them can be the first: remove "
+        "the `on` of one of them, or name another defense there."
     )
 
 

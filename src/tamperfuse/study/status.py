@@ -123,9 +123,7 @@ def count_nodes(
 
 
 def _kind_status(count: Mapping[str, int], seconds: float) -> KindStatus:
-    return KindStatus(
-        done=count["done"], running=count["running"], left=count["left"], seconds_left=round(seconds, 1)
-    )
+    return KindStatus(done=count["done"], running=count["running"], left=count["left"], seconds_left=round(seconds, 1))
 
 
 def together(statuses: Iterable[KindStatus]) -> KindStatus:

@@ -1,4 +1,4 @@
-"""A run's progress in a few lines: for `tamperfuse status`, and for the terminal on which the run goes on.
+"""A run's progress in a few lines, which `tamperfuse status` prints and a terminal shows while the run goes on.
 
     nodes      done  running  left  time left
     data          6        0     0          –
@@ -7,6 +7,8 @@
     attacks       0        0     8     12 min
     judging       2        0     9      3 min
     all          11        1    18     18 min
+
+The rows are those of :data:`ROWS`, and the data that all models share.
 """
 
 from collections.abc import Mapping
@@ -40,9 +42,7 @@ def status_table(counts: NodeCounts) -> Table:
 
 def _by_row(kinds: Mapping[str, KindStatus]) -> dict[str, KindStatus]:
     row_of = {kind: row for row, members in ROWS.items() for kind in members}
-    rows = {
-        row: [status for kind, status in kinds.items() if row_of.get(kind, DATA) == row] for row in (DATA, *ROWS)
-    }
+    rows = {row: [status for kind, status in kinds.items() if row_of.get(kind, DATA) == row] for row in (DATA, *ROWS)}
     return {row: together(statuses) for row, statuses in rows.items() if statuses}
 
 
