@@ -1,5 +1,6 @@
 """The table that a terminal shows while a run goes on."""
 
+import contextlib
 import io
 import json
 import logging
@@ -21,7 +22,7 @@ from tamperfuse.cli.app import main
 from tamperfuse.records import progress
 from tamperfuse.study import progress as run_progress
 from tamperfuse.study.further_judges import FURTHER_JUDGE
-from tamperfuse.study.node import FinishedNode, Node
+from tamperfuse.study.node import FinishedNode, Node, reuse_result
 from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.spec import Study
 from tamperfuse.study.status import run_status
@@ -106,18 +107,16 @@ def test_messages_stand_above_the_table(terminal: io.StringIO) -> None:
 
 @pytest.fixture
 def errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Standard error of the command, a terminal of 24 lines of 80 columns."""
+    """What :func:`exit_code` takes as standard error: a terminal of 24 lines of 80 columns."""
     for name, value in {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(run_progress, "REFRESH", 0.0)
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    yield stream
+    yield io.StringIO()
     progress.show_progress(None)
 
 
-def exit_code(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
+def exit_code(errors: io.StringIO, *arguments: str) -> int:
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
         main(arguments)
     return int(ended.value.code or 0)
 
@@ -131,9 +130,14 @@ def test_json_on_standard_output_is_pure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
-    monkeypatch.setattr("tamperfuse.study.run.log_work", lambda finished: print("A library prints."))
+
+    def printing(run: Path, node: Node) -> FinishedNode | None:
+        print("A library prints.")
+        return reuse_result(run, node)
+
+    monkeypatch.setattr("tamperfuse.study.run.reuse_result", printing)
     monkeypatch.setattr("tamperfuse.report.page.write_report", lambda run: None)
-    assert exit_code(["run", str(tmp_path / "study.yaml"), "--out", str(finished_run), "--json"]) == 0
+    assert exit_code(errors, "run", str(tmp_path / "study.yaml"), "--out", str(finished_run), "--json") == 0
     assert json.loads(capsys.readouterr().out)["schema"] == 2
     assert "Whole run: about 0 s left" in errors.getvalue()
     lines = screen_lines(errors.getvalue())
@@ -158,14 +162,14 @@ def test_ctrl_c_leaves_nothing_of_the_table(
             with progress.progress("scores", 9):  # which draws everything anew
                 text = io.StringIO()
                 Console(file=text, width=80).print(status_table(run_status(run)))
-                statuses.append(text.getvalue().splitlines())
+                statuses.append(screen_lines(text.getvalue()))
                 screens.append(screen_lines(errors.getvalue()))
                 os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not interrupted")
 
     monkeypatch.setattr("tamperfuse.study.run.execute", interrupted)
     (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
-    assert exit_code(["run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "apart" / "run")]) == 130
+    assert exit_code(errors, "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "apart" / "run")) == 130
     assert capsys.readouterr().out == ""
     [screen], [status] = screens, statuses
     first = next(i for i, line in enumerate(screen) if "time left" in line)
