@@ -15,11 +15,16 @@ from tamperfuse.cli.app import main
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.records.files import read_json, write_json
+from tamperfuse.study.announce import plan_nodes
+from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome, execute
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.run import run_study
+from tamperfuse.study.progress import RunProgress
+from tamperfuse.study.remaining import finished_keys
+from tamperfuse.study.run import run_here, run_study
 from tamperfuse.study.spec import Study
+from tamperfuse.study.watch import RunWatch
 from tamperfuse.training import checkpoints
 from tamperfuse.training.loop import Loop
 
@@ -169,6 +174,24 @@ def test_damaged_results_are_computed_again_and_the_message_names_the_file(
     assert execute(tmp_path / "run", node).reused
     assert execute(tmp_path / "beside", node).reused, "a run beside it shares the result"
     assert len(runs) == 2
+
+
+def test_a_damaged_node_is_announced_when_it_runs_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def write(folder: Path) -> Outcome:
+        (folder / "value").write_text("1")
+        return Outcome()
+
+    out, node = tmp_path / "run", Node("a node", "pairs", (), {}, 0, write, Costs())
+    plan = plan_nodes([node], 1, 1, 1)
+    for damaged in (False, True):
+        if damaged:
+            (out / "nodes" / node.key / "value").write_text("2")
+        caplog.clear()
+        progress = RunProgress(plan, finished_keys(out))
+        done = run_here(out, node, RunWatch([node], plan, DiskCeiling(out, None), progress))
+        assert not done.reused and progress.text().startswith("1 of 1 nodes done")
+        assert caplog.messages[damaged] == "[1/1] a node …"
+    assert caplog.messages[0].endswith("has changed since it was written, so it is computed again.")
 
 
 def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(

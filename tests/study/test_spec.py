@@ -100,10 +100,10 @@ def test_the_undefended_model_is_always_among_the_defenses() -> None:
         (STUDY.replace("steps: 40", "step: 40"), "did you mean 'steps'"),
         (STUDY.replace("attack: benign_finetune", "attack: benign_finetun"), "did you mean 'benign_finetune'"),
         (STUDY.replace("on: refusal", "on: refusl"), "did you mean 'refusal'"),
-        (STUDY.replace("on: refusal", "on: sdd"), r"starts from itself \(sdd → sdd\)"),
+        (STUDY.replace("on: refusal", "on: sdd"), "The defense sdd starts from itself: remove its `on`"),
         (
             "model: m\nthreat: t\ndefenses: {c: {defense: sdd, on: a}, a: {defense: sdd, on: b}, b: {defense: sdd, on: a}}",
-            r"starts from itself \(a → b → a\)",
+            r"The defenses a → b → a start from one another in a circle, so none of them can be the first: remove the `on`",
         ),
         (
             "model: m\nthreat: t\ndefenses: {a: {defense: sdd, on: b}, b: {defense: sdd, on: refusl}}",

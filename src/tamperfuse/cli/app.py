@@ -14,10 +14,11 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.logging import RichHandler
 
 import tamperfuse
@@ -34,14 +35,14 @@ from tamperfuse.cli.judge_calibrate import judge_calibrate
 from tamperfuse.cli.judge_compare import judge_compare
 from tamperfuse.cli.judge_run import judge_run
 from tamperfuse.cli.list_components import list_components
-from tamperfuse.cli.options import ResultsConsole, out_console, printable
+from tamperfuse.cli.options import ResultsConsole, out_console
 from tamperfuse.cli.pair import pair
 from tamperfuse.cli.publish import publish
 from tamperfuse.cli.report import report
 from tamperfuse.cli.run import run
 from tamperfuse.cli.status import status
 from tamperfuse.cli.theory import theory
-from tamperfuse.records.errors import UserError, is_panic
+from tamperfuse.records.errors import UserError, is_panic, printable
 from tamperfuse.records.process import is_main, world_size
 from tamperfuse.records.progress import show_progress
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         errors.width = 200  # do not wrap lines in a log file
     try:
         _set_up_output(errors)
-        with _sigterm_like_ctrl_c():
+        with _library_messages_above(errors), _sigterm_like_ctrl_c():
             app(args=[word for word in words if word != "--debug"], standalone_mode=True)
     except KeyboardInterrupt:
         _print_interrupted(errors)
@@ -132,6 +133,24 @@ def _sigterm_like_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _library_messages_above(errors: Console) -> Iterator[None]:
+    """Within the block, what libraries write to standard error is printed above progress bars, and does not tear them apart.
+
+    Handlers of logs hold the stream that they met when their library was imported, so it is replaced before that.
+    """
+    if not errors.is_interactive:
+        yield
+        return
+    stream = sys.stderr
+    sys.stderr = cast("TextIO", FileProxy(errors, stream))
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = stream
 
 
 def _expand_home(word: str) -> str:
@@ -185,7 +204,7 @@ def _set_up_output(errors: Console) -> None:
     log.setLevel(logging.INFO if main_process else logging.ERROR)
     out_console.quiet = not main_process
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    show_progress(errors if errors.is_terminal and main_process else None)
+    show_progress(errors if errors.is_interactive and main_process else None)  # not on a "dumb" terminal
 
 
 @app.callback(invoke_without_command=True)

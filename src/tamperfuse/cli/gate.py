@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, printable
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json
+from tamperfuse.records.errors import printable
 
 if TYPE_CHECKING:
     from tamperfuse.report.gate import GateResult

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, printable, three_decimals, with_interval
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, three_decimals, with_interval
 from tamperfuse.cli.summary_table import percent
+from tamperfuse.records.errors import printable
 
 if TYPE_CHECKING:
     from tamperfuse.commands.judge_compare import JudgeComparison

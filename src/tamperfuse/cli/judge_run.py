@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from tamperfuse.cli.options import Json, RunFolder, Settings, out_console, parse_settings, print_json, printable
+from tamperfuse.cli.options import Json, RunFolder, Settings, out_console, parse_settings, print_json
 from tamperfuse.cli.summary_table import percent
-from tamperfuse.records.errors import quoted
+from tamperfuse.records.errors import printable, quoted
 
 if TYPE_CHECKING:
     from tamperfuse.records.summary import DefenseSummary, Measure

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,6 @@ from tamperfuse.records.errors import LARGEST_SEED, UserError
 if TYPE_CHECKING:
     from tamperfuse.study.sections import JudgeSpec
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _JUDGE = "judge."  # begins the names of a judge's parameters where a command has others too
 
 
@@ -27,11 +25,6 @@ class ResultsConsole(Console):
         self.quiet = True
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
-
-
-def printable(text: str) -> str:
-    """Text of the user or of a model, with characters that control a terminal or reorder text replaced by their numbers."""
-    return _CONTROL.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
 out_console = ResultsConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)

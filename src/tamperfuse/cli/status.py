@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from tamperfuse.cli.options import Json, out_console, print_json, printable
+from tamperfuse.cli.options import Json, out_console, print_json
+from tamperfuse.records.errors import printable
 
 if TYPE_CHECKING:
     from tamperfuse.study.status import RunStatus
@@ -32,23 +32,21 @@ def status(
 
 
 def _print_status(current: "RunStatus") -> None:
-    from tamperfuse.records.amounts import duration, gigabytes
+    from tamperfuse.records.amounts import gigabytes
+    from tamperfuse.study.status_table import running_text, status_table, time_left_text
 
-    table = Table("nodes", "done", "running", "left", box=None, header_style="bold")
-    for kind, counts in [*current.kinds.items(), ("all", current.nodes)]:
-        table.add_row(kind, *(str(number) for number in (counts.done, counts.running, counts.left)))
-    out_console.print(table)
+    out_console.print(status_table(current))
     for node in current.running:
         where = f"process {node.pid}" + ("" if node.checked else f" on {printable(node.host)}, not checked")
-        out_console.print(f"Running for {duration(node.seconds)}: {printable(node.what)} ({where})")
+        out_console.print(f"{running_text(node.what, node.seconds)} ({where})")
     for what in current.interrupted:
         out_console.print(f"Interrupted: {printable(what)}")
     disk = f"{gigabytes(current.disk_used)} on disk"
     if current.state == "finished":
         out_console.print(f"The run is finished; {disk}.")
         return
-    verb = "is running" if current.state == "running" else "is stopped: the command that started it resumes it"
+    verb = "is running" if current.state == "running" else "is stopped, and the command that started it resumes it"
     out_console.print(
-        f"The run {verb}. About {duration(current.seconds_left)} left; {disk}, at most {gigabytes(current.disk_left)} more, "
-        f"{gigabytes(current.disk_free)} free."
+        f"The run {verb}; {disk}, at most {gigabytes(current.disk_left)} more, {gigabytes(current.disk_free)} free."
     )
+    out_console.print(time_left_text(current))

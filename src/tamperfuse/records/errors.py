@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 LARGEST_SEED = 2**32 - 1  # that numpy and transformers accept
 MOST_LISTED = 40  # names in a message
 LONGEST_SHOWN = 160  # characters of a path or a value in a message
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -55,6 +57,11 @@ def shown(value: object) -> str:
     text = str(value)
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Text of the user or of a model, with characters that control a terminal or reorder text replaced by their numbers."""
+    return _CONTROL.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
 
 
 def kind_of(value: object) -> str:

@@ -1,13 +1,26 @@
-"""Progress bars with a time estimate, and a line for the whole run, on standard error; the command line turns them on."""
+"""Progress bars with a time estimate, and what a run shows around them, on standard error; the command line turns them on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
-_console: Console | None = None
+from tamperfuse.records.errors import printable
+
+RUN_UPDATES = 2.0  # a second, of a display with a run's table, which takes longer to draw than bars
+
+#: Returns what is shown above and below the progress bars.
+Surroundings = Callable[[], tuple[RenderableType, RenderableType]]
 
 
 class Advance(Protocol):
@@ -17,11 +30,43 @@ class Advance(Protocol):
         """Advance by `units`, and show `note` beside the bar."""
 
 
-class StatusLine(Protocol):
-    """Replaces the line at the bottom of the terminal."""
+class _Display(Progress):
+    """All that is updated at the bottom of the terminal: progress bars, and what stands around them.
 
-    def __call__(self, text: str) -> None:
-        """Show `text`."""
+    Args:
+        console: where it is shown.
+        around: what stands above and below the bars, called at every update; None for bars alone.
+    """
+
+    def __init__(self, console: Console, around: Surroundings | None) -> None:
+        self._around = around
+        columns = (
+            TextColumn("  {task.description}", markup=False, table_column=Column(no_wrap=True, max_width=30)),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            # Takes what is left of the line, so that on a narrow terminal it is cut off, and not the numbers.
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        )
+        updates = 10 if around is None else RUN_UPDATES
+        super().__init__(*columns, console=console, transient=True, expand=True, refresh_per_second=updates)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is shown, from top to bottom."""
+        bars = self.make_tasks_table(self.tasks)
+        if self._around is None:
+            yield bars
+            return
+        above, below = self._around()
+        yield above
+        yield bars if bars.row_count else ""  # a line also without a bar: a display of one height does not jump
+        yield below
+
+
+_console: Console | None = None
+_display: _Display | None = None  # that is shown now
 
 
 def show_progress(console: Console | None) -> None:
@@ -49,32 +94,43 @@ def progress(label: str, total: int | None) -> Iterator[Advance]:
     if not is_shown() or total == 0:
         yield lambda units, note="": None
         return
-    columns = (
-        TextColumn("  {task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=_console, transient=True) as bar:
-        task = bar.add_task(label, total=total, note="")
+    with _current_display() as display:
+        bar = display.add_task(printable(label), total=total, note="")
 
         def advance(units: int, note: str = "") -> None:
-            bar.update(task, advance=units, note=note)
+            display.update(bar, advance=units, note=note)
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            display.remove_task(bar)
 
 
 @contextmanager
-def status_line() -> Iterator[StatusLine]:
-    """Show a line below the progress bars while the block runs; it may only be opened where progress is shown.
+def live_display(around: Surroundings | None = None) -> Iterator[Progress]:
+    """Show progress bars, and what stands around them, while the block runs; messages are printed above all of it.
 
-    Yields:
-        A function that replaces the line.
+    It may only be opened where progress is shown, and not within another one. At its end, also by an error or Ctrl-C, its lines
+    are cleared.
+
+    Args:
+        around: returns what stands above and below the bars, in lines no longer than the terminal's.
     """
-    assert _console is not None
-    with Progress(TextColumn("{task.description}", markup=False), console=_console, transient=True) as line:
-        task = line.add_task("", total=None)
-        yield lambda text: line.update(task, description=text)
+    global _display
+    assert _console is not None and _display is None
+    with _Display(_console, around) as display:
+        _display = display
+        try:
+            yield display
+        finally:
+            _display = None
+
+
+@contextmanager
+def _current_display() -> Iterator[Progress]:
+    """The display that is shown now, or one for the time of the block."""
+    if _display is not None:
+        yield _display
+        return
+    with live_display() as display:
+        yield display

@@ -103,6 +103,26 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def different_columns(folder: Path) -> str:
+    """How the columns of a `results.parquet` differ from those that this version writes.
+
+    Returns:
+        In words; "" if they do not, if there is no such file, or if it is damaged.
+
+    Raises:
+        UserError: it is not an ordinary file.
+    """
+    path = folder / RESULTS
+    if not path_exists(path):
+        return ""
+    check_file(path)
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError, ValueError, OverflowError):
+        return ""
+    return "" if schema.equals(COLUMNS) else _difference(schema)
+
+
 def _problem(table: pa.Table) -> str:
     """What is wrong with a results table, in words that follow its name; "" if nothing is."""
     if not table.schema.equals(COLUMNS):

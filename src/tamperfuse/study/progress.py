@@ -1,26 +1,32 @@
-"""The progress of a run: a line at the bottom of a terminal, or one line a minute in a log."""
+"""The progress of a run: a table on a terminal, or one line a minute in a log."""
 
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from rich.console import Group, RenderableType
+from rich.text import Text
+
 from tamperfuse.records.amounts import duration
 from tamperfuse.records.plan import RunPlan
-from tamperfuse.records.progress import StatusLine, is_shown, status_line
+from tamperfuse.records.progress import is_shown, live_display
 from tamperfuse.study.remaining import seconds_left
+from tamperfuse.study.status import count_nodes
+from tamperfuse.study.status_table import running_text, status_table, time_left_text
 
 log = logging.getLogger("tamperfuse")
 
 HEARTBEAT = 60.0  # seconds between two lines in a log
-REFRESH = 2.0  # seconds between two updates of the line of a terminal
+REFRESH = 1.0  # seconds for which a table of a terminal is shown
+MOST_RUNNING = 3  # lines of a table about running nodes
 
 
 class RunProgress:
-    """Counts the nodes of a run and says how far it is; a context manager, whose thread prints while the block runs.
+    """Counts the nodes of a run and says how far it is; a context manager, which prints while the block runs.
 
     Args:
         plan: of the run.
@@ -35,11 +41,15 @@ class RunProgress:
         self._current: dict[str, tuple[str, float]] = {}  # key → label, start
         self._lock = threading.Lock()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._print, daemon=True)
+        self._thread = threading.Thread(target=self._log, daemon=True)
+        self._display = ExitStack()
+        self._table: tuple[RenderableType, RenderableType] = ("", "")
+        self._outdated = 0.0  # when the table is made anew
 
     def begin(self, key: str, what: str) -> None:
-        """A node starts."""
+        """A node starts, also one whose result exists but is damaged."""
         with self._lock:
+            self._done.discard(key)
             self._current[key] = (what, time.monotonic())
 
     def interrupt(self, key: str) -> None:
@@ -52,7 +62,7 @@ class RunProgress:
 
         Args:
             key: of the node.
-            seconds: that it took; None if it is reused.
+            seconds: that it took; None if that says nothing about the others, because it had another number of threads.
         """
         with self._lock:
             self._current.pop(key, None)
@@ -63,36 +73,53 @@ class RunProgress:
     def text(self) -> str:
         """Nodes done, the current nodes, and the time left of the whole run."""
         with self._lock:
-            elapsed = {key: time.monotonic() - start for key, (_, start) in self._current.items()}
+            elapsed = self._elapsed()
             left = seconds_left(self._plan, self._taken, self._done, elapsed)
             now = [f"{what} (for {duration(elapsed[key])})" for key, (what, _) in self._current.items()]
             done = len(self._done)
         return f"{done} of {self._total} nodes done; now: {'; '.join(now) or 'between two nodes'}; about {duration(left)} left"
 
+    def table(self) -> tuple[RenderableType, RenderableType]:
+        """What a terminal shows above and below the progress bars of the current node."""
+        with self._lock:
+            elapsed = self._elapsed()
+            counts = count_nodes(self._plan, self._taken, self._done, elapsed)
+            now = [running_text(what, elapsed[key]) for key, (what, _) in self._current.items()]
+        if len(now) > MOST_RUNNING:
+            now[MOST_RUNNING - 1 :] = [f"… and {len(now) - MOST_RUNNING + 1} other nodes"]
+        above = Group("", status_table(counts), *(_line(text) for text in now or ["Between two nodes."]))
+        return above, _line(time_left_text(counts))
+
+    def _elapsed(self) -> dict[str, float]:
+        return {key: time.monotonic() - start for key, (_, start) in self._current.items()}
+
     def __enter__(self) -> Self:
-        self._thread.start()
+        if is_shown():
+            self._display.enter_context(live_display(self._recent_table))
+        else:
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._display.close()
         self._end.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
-    def _print(self) -> None:
-        with _terminal_line() as line:
-            while not self._end.wait(HEARTBEAT if line is None else REFRESH):
-                if line is None:
-                    log.info("[%s]", self.text())
-                else:
-                    line(self.text())
+    def _log(self) -> None:
+        while not self._end.wait(HEARTBEAT):
+            log.info("[%s]", self.text())
+
+    def _recent_table(self) -> tuple[RenderableType, RenderableType]:
+        """The table; that of up to :data:`REFRESH` seconds ago, since a run may log many nodes a second."""
+        now = time.monotonic()
+        if now >= self._outdated:
+            self._table, self._outdated = self.table(), now + REFRESH
+        return self._table
 
 
-@contextmanager
-def _terminal_line() -> Iterator[StatusLine | None]:
-    """A line at the bottom of the terminal; None where progress is not shown."""
-    if not is_shown():
-        yield None
-        return
-    with status_line() as line:
-        yield line
+def _line(text: str) -> Text:
+    """A text that is cut off at the terminal's width, as the display's lines are counted."""
+    return Text(text, no_wrap=True, overflow="ellipsis")

@@ -25,24 +25,47 @@ def seconds_left(
         done: keys of all finished nodes.
         elapsed: key → seconds for which running nodes have been running.
     """
+    return run_seconds(plan, node_seconds_left(plan, taken, done, elapsed))
+
+
+def node_seconds_left(
+    plan: RunPlan, taken: Mapping[str, float], done: Collection[str], elapsed: Mapping[str, float]
+) -> dict[str, float]:
+    """Key → time that an unfinished node will take from now on; the arguments are those of :func:`seconds_left`."""
     nodes = {node.key: node for node in plan.nodes}  # two labels may share a key
-    slower = {kind: _slower(nodes.values(), taken, plan.workers, kind) for kind in {n.kind for n in nodes.values()}}
-    left = [
-        max(0.0, node.seconds * slower[node.kind] - elapsed.get(node.key, 0.0))
-        for node in nodes.values()
-        if node.key not in done
-    ]
+    slower = _slower(nodes.values(), taken, plan.workers)
+    return {
+        key: max(0.0, node.seconds * slower[node.kind] - elapsed.get(key, 0.0))
+        for key, node in nodes.items()
+        if key not in done
+    }
+
+
+def run_seconds(plan: RunPlan, left: Mapping[str, float]) -> float:
+    """Time that nodes take together, in seconds.
+
+    Args:
+        plan: of the run.
+        left: key → seconds of each node, all of them unfinished.
+    """
     # Not even with a worker for each node does the run end before its longest one.
-    return max(sum(left) / plan.workers, max(left, default=0.0))
+    return max(sum(left.values()) / plan.workers, max(left.values(), default=0.0))
 
 
-def _slower(nodes: Iterable[PlannedNode], taken: Mapping[str, float], workers: int, kind: str) -> float:
-    """How many times as long as estimated nodes of a kind take; of all kinds where none of this one has finished."""
-    measured = [node for node in nodes if node.key in taken and node.seconds > 0]
-    same = [node for node in measured if node.kind == kind] or measured
-    if not same:
-        return float(workers)  # estimates are for the whole machine, which the workers share
-    return sum(taken[node.key] for node in same) / sum(node.seconds for node in same)
+def _slower(nodes: Iterable[PlannedNode], taken: Mapping[str, float], workers: int) -> dict[str, float]:
+    """Kind → how many times as long as estimated its nodes take; as those of all kinds where none of this one has finished."""
+    measured: dict[str, float] = {}
+    estimated: dict[str, float] = {}
+    for node in nodes:
+        measured.setdefault(node.kind, 0.0)
+        estimated.setdefault(node.kind, 0.0)
+        if node.key in taken and node.seconds > 0:
+            measured[node.kind] += taken[node.key]
+            estimated[node.kind] += node.seconds
+    whole = sum(estimated.values())
+    # Estimates are for the whole machine, which the workers share.
+    average = sum(measured.values()) / whole if whole else float(workers)
+    return {kind: measured[kind] / estimated[kind] if estimated[kind] else average for kind in measured}
 
 
 def folder_bytes(folder: Path) -> int:

@@ -14,22 +14,20 @@ import torch
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
 from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
-from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import write_results
 from tamperfuse.records.run import NodeRun, RunRecord, read_run, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
-from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study import cluster
 from tamperfuse.study.announce import announce, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import check_affordable
-from tamperfuse.study.node import FinishedNode, Node, execute, is_finished
+from tamperfuse.study.node import FinishedNode, Node, execute, reuse_result
 from tamperfuse.study.paid_judges import check_judges, request_estimates
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.processes import run_in_processes
@@ -41,6 +39,7 @@ from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.samples import sample_answers
 from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
+from tamperfuse.study.run_folder import check_run_folder
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
@@ -84,9 +83,9 @@ def run_study(
         The summary; of a dry run what it would do; None while nodes are left.
 
     Raises:
-        UserError: bad input; the folder is in use by another run, or holds a study of another model or threat; the study needs
-            more memory, disk or time than there is; a judge cannot be used; Ray is not installed, its cluster does not answer,
-            or a machine of it does not see the folder.
+        UserError: bad input; the folder is in use by another run, holds a study of another model or threat, or files of another
+            version of tamperfuse; the study needs more memory, disk or time than there is; a judge cannot be used; Ray is not
+            installed, its cluster does not answer, or a machine of it does not see the folder.
     """
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
@@ -144,7 +143,7 @@ def _division(
 
 def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
     """Write the study and the plan of all its nodes into the folder; returns when the run was started first."""
-    _check_same(out / "study.yaml", study)
+    check_run_folder(out, study)
     clear_staging(out / "nodes")
     write_text(out / "study.yaml", study.to_yaml())
     started = _first_start(out, now)
@@ -175,10 +174,9 @@ def study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
 
 
 def run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str] = ()) -> FinishedNode:
-    """Run a node in this process, or reuse its result."""
-    if is_finished(out, node):
-        done = execute(out, node, report_to)
-    else:
+    """Run a node in this process, or reuse its result; one whose files are damaged runs again."""
+    done = reuse_result(out, node)
+    if done is None:
         watch.begin(node)
         with marked_running(out, node.key, node.label):
             done = execute(out, node, report_to)
@@ -237,20 +235,3 @@ def _record(finished: Sequence[FinishedNode], started: str, seconds: float) -> R
             for done in finished
         ],
     )
-
-
-def _check_same(path: Path, study: Study) -> None:
-    """Refuse a folder of another model's or threat's study; a changed study of the same ones may continue in it."""
-    if not path_exists(path):
-        return
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise UserError(
-            f"{path} does not hold a study: choose another --out, or remove that file, which is then written again."
-        )
-    for key, value in (("model", study.model), ("threat", study.threat)):
-        if values.get(key) != value:
-            raise UserError(
-                f"{path.parent} holds a study of the {key} {shown(repr(values.get(key)))}, not {value!r}: choose another "
-                "--out; runs in folders side by side share results."
-            )

@@ -15,6 +15,7 @@ entry. The undefended model, `refusal`, is always among the defenses.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,8 +153,7 @@ class Study(BaseModel):
             ancestors, base = [name], spec.on
             while base is not None:
                 if base in ancestors:
-                    cycle = " → ".join([*ancestors[ancestors.index(base) :], base])
-                    raise UserError(f"A defense starts from itself ({shown(cycle)}): remove an `on`.")
+                    raise _cycle([*ancestors[ancestors.index(base) :], base])
                 ancestors.append(base)
                 base = self.defenses[base].on
         if AS_SHIPPED in self.defenses:
@@ -189,6 +189,18 @@ class Study(BaseModel):
         values["judges"] = {name: _short_form(JUDGES, spec) for name, spec in specs["judges"].items()}
         values["attacks"] = {name: _short_form(ATTACKS, spec, "search") for name, spec in specs["attacks"].items()}
         return dump_yaml(values)
+
+
+def _cycle(names: Sequence[str]) -> UserError:
+    """The error for defenses each of which starts from the next one, the last of them being the first."""
+    if len(names) == 2:
+        return UserError(
+            f"The defense {shown(names[0])} starts from itself: remove its `on`, or name another defense there."
+        )
+    return UserError(
+        f"The defenses {shown(' → '.join(names))} start from one another in a circle, so none of them can be the first: remove "
+        "the `on` of one of them, or name another defense there."
+    )
 
 
 def resolve_study(study: Study) -> Study:

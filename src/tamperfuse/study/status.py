@@ -1,7 +1,9 @@
-"""The status of a run, read from its folder, also while the run goes on in another process."""
+"""The status of a run: counted while it runs, or read from its folder, also while it goes on in another process."""
 
 import shutil
 import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +15,44 @@ from tamperfuse.records.files import read_json
 from tamperfuse.records.plan import RUN_KEY, RunPlan, read_plan, read_running
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.summary import SUMMARY
-from tamperfuse.study.remaining import NODE, disk_needed, finished_keys, folder_bytes, seconds_left
+from tamperfuse.study.remaining import (
+    NODE,
+    disk_needed,
+    finished_keys,
+    folder_bytes,
+    node_seconds_left,
+    run_seconds,
+)
 
 
 class KindStatus(BaseModel):
-    """How many nodes of one kind are finished, running and left (not started, or interrupted)."""
+    """How many nodes of one kind are finished, running and left (not started, or interrupted).
+
+    Attributes:
+        done: finished nodes.
+        running: nodes that are being computed.
+        left: all others.
+        seconds_left: estimated time that those running and left take.
+    """
 
     done: int = 0
     running: int = 0
     left: int = 0
+    seconds_left: float = 0.0
+
+
+class NodeCounts(BaseModel):
+    """The nodes of a run.
+
+    Attributes:
+        kinds: by kind of node.
+        nodes: all kinds together.
+        timed: number of finished nodes whose times correct the estimates.
+    """
+
+    kinds: dict[str, KindStatus]
+    nodes: KindStatus
+    timed: int
 
 
 class RunningNode(BaseModel):
@@ -42,13 +73,11 @@ class RunningNode(BaseModel):
     checked: bool
 
 
-class RunStatus(BaseModel):
+class RunStatus(NodeCounts):
     """How far a run is.
 
     Attributes:
         state: finished (all nodes and the results), running, or stopped (interrupted, or not started).
-        kinds: by kind of node.
-        nodes: all kinds together.
         running: the nodes that are being computed.
         interrupted: labels of nodes that a killed process left unfinished; their trainings resume.
         seconds_left: estimated time that the rest takes.
@@ -59,14 +88,53 @@ class RunStatus(BaseModel):
 
     folder: str
     state: Literal["finished", "running", "stopped"]
-    kinds: dict[str, KindStatus]
-    nodes: KindStatus
     running: list[RunningNode]
     interrupted: list[str]
     seconds_left: float
     disk_used: int
     disk_left: int
     disk_free: int
+
+
+def count_nodes(
+    plan: RunPlan, taken: Mapping[str, float], done: Collection[str], elapsed: Mapping[str, float]
+) -> NodeCounts:
+    """Count the nodes of a run, and estimate the time left.
+
+    Args:
+        plan: of the run.
+        taken: key → seconds that finished nodes took with as many threads as the others have.
+        done: keys of all finished nodes.
+        elapsed: key → seconds for which running nodes have been running.
+    """
+    left = node_seconds_left(plan, taken, done, elapsed)
+    nodes = {node.key: node for node in plan.nodes}  # two labels may share a key
+    kinds: dict[str, Counter[str]] = {}
+    seconds: dict[str, dict[str, float]] = {}
+    for key, node in nodes.items():
+        state = "done" if key in done else "running" if key in elapsed else "left"
+        kinds.setdefault(node.kind, Counter())[state] += 1
+        seconds.setdefault(node.kind, {})[key] = left.get(key, 0.0)
+    return NodeCounts(
+        kinds={kind: _kind_status(count, sum(seconds[kind].values()) / plan.workers) for kind, count in kinds.items()},
+        nodes=_kind_status(sum(kinds.values(), Counter()), run_seconds(plan, left)),
+        timed=sum(key in taken and node.seconds > 0 for key, node in nodes.items()),
+    )
+
+
+def _kind_status(count: Mapping[str, int], seconds: float) -> KindStatus:
+    return KindStatus(done=count["done"], running=count["running"], left=count["left"], seconds_left=round(seconds, 1))
+
+
+def together(statuses: Iterable[KindStatus]) -> KindStatus:
+    """Several kinds as one."""
+    total = KindStatus()
+    for status in statuses:
+        total.done += status.done
+        total.running += status.running
+        total.left += status.left
+        total.seconds_left += status.seconds_left
+    return total
 
 
 def run_status(folder: Path) -> RunStatus:
@@ -83,25 +151,15 @@ def run_status(folder: Path) -> RunStatus:
     works = {work.key: work for work in read_running(folder) if work.key not in done}
     alive = {key: work for key, work in works.items() if work.goes_on() is not False}
     run = alive.pop(RUN_KEY, None)
-    kinds: dict[str, KindStatus] = {}
-    for node in {node.key: node for node in plan.nodes}.values():
-        status = kinds.setdefault(node.kind, KindStatus())
-        if node.key in done:
-            status.done += 1
-        elif node.key in alive:
-            status.running += 1
-        else:
-            status.left += 1
-    total = KindStatus(
-        **{name: sum(getattr(kind, name) for kind in kinds.values()) for name in KindStatus.model_fields}
-    )
-    complete = not total.running and not total.left and path_exists(folder / SUMMARY)
+    counts = count_nodes(plan, _taken(folder, plan, done), done, {k: now - w.started for k, w in alive.items()})
+    complete = not counts.nodes.running and not counts.nodes.left and path_exists(folder / SUMMARY)
     unfinished = {path.name for path in (folder / "unfinished").glob("*")} | works.keys()
     return RunStatus(
         folder=str(folder),
         state="running" if run or alive else "finished" if complete else "stopped",
-        kinds=kinds,
-        nodes=total,
+        kinds=counts.kinds,
+        nodes=counts.nodes,
+        timed=counts.timed,
         running=[
             RunningNode(
                 what=work.what,
@@ -113,9 +171,7 @@ def run_status(folder: Path) -> RunStatus:
             for work in alive.values()
         ],
         interrupted=[node.what for node in plan.nodes if node.key in unfinished - alive.keys() - done],
-        seconds_left=round(
-            seconds_left(plan, _taken(folder, plan, done), done, {k: now - w.started for k, w in alive.items()}), 1
-        ),
+        seconds_left=counts.nodes.seconds_left,
         disk_used=folder_bytes(folder),
         disk_left=disk_needed(plan.nodes, done, plan.workers),
         disk_free=shutil.disk_usage(folder).free,

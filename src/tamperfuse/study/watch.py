@@ -18,7 +18,7 @@ class RunWatch:
         nodes: of the run, parents first.
         plan: of these nodes.
         ceiling: of the run's folder.
-        progress: printed while the run goes on.
+        progress: shown while the run goes on.
     """
 
     nodes: Sequence[Node]
@@ -55,4 +55,5 @@ class RunWatch:
         """A node has a result."""
         log_end(self._places[done.node.label], done, parallel=self.plan.workers > 1)
         self.ceiling.end(done.node)
-        self.progress.finish(done.node.key, None if done.reused else float(done.record["seconds"]))
+        comparable = done.record.get("threads") == self.plan.threads
+        self.progress.finish(done.node.key, float(done.record["seconds"]) if comparable else None)

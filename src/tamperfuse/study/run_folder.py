@@ -1,0 +1,69 @@
+"""Whether a run may go on in a folder: whatever else is in it, a run replaces the results."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from tamperfuse.records import plan, summary
+from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.files import read_json
+from tamperfuse.records.reading import path_exists
+from tamperfuse.records.results import RESULTS, different_columns
+from tamperfuse.records.yaml import read_yaml
+from tamperfuse.study.spec import Study
+
+_SCHEMAS = {plan.PLAN: plan.SCHEMA, summary.SUMMARY: summary.SCHEMA}
+
+
+def check_run_folder(out: Path, study: Study) -> None:
+    """Check that a run of a study may go on in a folder. A damaged file is no obstacle: it is written again.
+
+    Args:
+        out: the run's folder.
+        study: the study.
+
+    Raises:
+        UserError: the folder holds a study of another model or threat, or files of another version of tamperfuse, which the run
+            would replace.
+    """
+    _check_same(out / "study.yaml", study)
+    for name, schema in _SCHEMAS.items():
+        stated = _stated_schema(out / name)
+        if stated not in (None, schema):
+            raise _of_another_version(out / name, f"has schema {stated}, and this version writes schema {schema}")
+    if difference := different_columns(out):
+        raise _of_another_version(out / RESULTS, f"has other columns than this version writes ({difference})")
+
+
+def _check_same(path: Path, study: Study) -> None:
+    """Refuse a folder of another model's or threat's study; a changed study of the same ones may continue in it."""
+    if not path_exists(path):
+        return
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path} does not hold a study: choose another --out, or remove that file, which is then written again."
+        )
+    for key, value in (("model", study.model), ("threat", study.threat)):
+        if values.get(key) != value:
+            raise UserError(
+                f"{path.parent} holds a study of the {key} {shown(repr(values.get(key)))}, not {value!r}: choose another "
+                "--out; runs in folders side by side share results."
+            )
+
+
+def _stated_schema(path: Path) -> int | None:
+    """The schema that a JSON file states; None if it states none, is damaged, or does not exist."""
+    if not path_exists(path):
+        return None
+    with suppress(UserError):
+        content = read_json(path)
+        schema = content.get("schema") if isinstance(content, dict) else None
+        return schema if type(schema) is int else None
+    return None
+
+
+def _of_another_version(path: Path, difference: str) -> UserError:
+    return UserError(
+        f"{path} {difference}, and the run would replace it: choose another --out (runs in folders side by side share results), "
+        "or move that file elsewhere first."
+    )

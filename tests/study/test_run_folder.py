@@ -1,0 +1,68 @@
+"""A run replaces the results in its folder, so a folder with files of another version is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tamperfuse.cli.app import main
+from tamperfuse.study.run import run_study
+from tamperfuse.study.spec import Study
+
+
+def with_schema(path: Path, schema: int) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": schema}))
+
+
+def without_a_column(path: Path) -> None:
+    pq.write_table(pq.read_table(path).drop_columns(["samples"]), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            "summary.json",
+            lambda path: with_schema(path, 1),
+            "has schema 1, and this version writes schema 2, and the run",
+        ),
+        ("plan.json", lambda path: with_schema(path, 0), "has schema 0, and this version writes schema 1, and the run"),
+        (
+            "results.parquet",
+            without_a_column,
+            "has other columns than this version writes (without samples), and the run",
+        ),
+    ],
+)
+def test_a_folder_of_another_version_is_refused_and_stays_as_it_is(
+    name: str,
+    change: Callable[[Path], None],
+    words: str,
+    study: Study,
+    finished_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    out = tmp_path / "apart" / "run"
+    shutil.copytree(finished_run, out)
+    change(out / name)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(tmp_path / "study.yaml"), "--out", str(out)])
+    assert ended.value.code == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert sentence.startswith(f"tamperfuse: {out / name} {words} would replace it: choose another --out")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_damaged_results_are_written_again(study: Study, finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "apart" / "run"
+    shutil.copytree(finished_run, out)
+    for name in ("summary.json", "results.parquet", "plan.json"):
+        (out / name).write_bytes((finished_run / name).read_bytes()[:100])
+    run_study(study, out)
+    assert (out / "results.parquet").read_bytes() == (finished_run / "results.parquet").read_bytes()
