@@ -124,7 +124,9 @@ def test_where_an_answer_was_cut_is_recorded_or_unknown(full_run: Path, make_run
     assert {a.cut for a in answers if a.state.defense == "refusal"} == {None}
     assert {a.cut for a in answers if a.state.defense == "sdd"} == {True, False}
     shutil.rmtree(full_run / "nodes")
-    samples = [sample.model_copy(update={"cut": cut}) for sample in run.samples.samples[:1] for cut in (True, False, None)]
+    samples = [
+        sample.model_copy(update={"cut": cut}) for sample in run.samples.samples[:1] for cut in (True, False, None)
+    ]
     path = make_run(samples=samples) / "samples.json"
     published = json.loads(path.read_text(encoding="utf-8"))
     del published["samples"][2]["cut"]  # as in results that were published before it was recorded

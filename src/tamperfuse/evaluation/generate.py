@@ -80,8 +80,8 @@ def generate(
 def is_cut(answer: Sequence[int], new_tokens: int) -> bool:
     """Whether an answer of :func:`generate` ended at the limit, and not by an end token.
 
-    An end token is one of the new tokens and is not returned, so an answer that it ended is shorter than the limit. This holds for
-    every path of `generate`, vLLM included.
+    An end token is one of the new tokens and is not returned, so an answer that it ended is shorter than the limit. This holds
+    for every path of `generate`, vLLM included.
     """
     return len(answer) >= new_tokens
 

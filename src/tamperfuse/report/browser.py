@@ -53,8 +53,8 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
 
     Returns:
         "states", "prompts", "judges", "reasons", "criteria" (by judge), and "answers", each as
-        [state, prompt, text, cut, [[judge, executed, reason, evidence, numbers of the failed evidence], …]]; `cut` is null where it
-        was not recorded.
+        [state, prompt, text, cut, [[judge, executed, reason, evidence, numbers of the failed evidence], …]]; `cut` is null where
+        it was not recorded.
     """
     states, prompts, judges, reasons = _Index(), _Index(), _Index(), _Index()
     keys: dict[str, _Index] = {}

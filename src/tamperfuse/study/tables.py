@@ -30,8 +30,8 @@ class Response:
         id: of the prompt.
         prompt: the prompt.
         response: the response, without the prompt.
-        cut: whether the token limit ended the response, and not the model; None where that was not recorded: of compliant answers,
-            and of responses that an older version generated.
+        cut: whether the token limit ended the response, and not the model; None where that was not recorded: of compliant
+            answers, and of responses that an older version generated.
     """
 
     step: int
