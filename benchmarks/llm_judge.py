@@ -32,6 +32,9 @@ class Endpoint(BaseHTTPRequestHandler):
     """Answers every request with the same grade, late, and counts the requests."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = (
+        True  # else the body waits for the acknowledgement of the headers, which the client delays by 40 ms
+    )
     counts, lock = Counter[str](), Lock()
 
     def do_POST(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
-from tamperfuse.evaluation.generate import generate, stream
+from tamperfuse.evaluation.generate import generate, is_cut, stream
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.evaluation.score import score
 from tamperfuse.evaluation.vllm_engine import tensor_parallel_size, use_vllm
@@ -60,6 +60,18 @@ def test_finished_rows_leave_the_batch_and_the_others_do_not_change(tiny: Loaded
     expected = [answer[: answer.index(stop)] if stop in answer else answer for answer in free]
     assert generate(tiny, prompts, new_tokens=12) == expected
     assert len({len(answer) for answer in expected}) > 1
+
+
+@pytest.mark.usefixtures("in_float32")
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=4)])
+def test_an_answer_that_ends_exactly_at_the_limit_is_not_cut(tiny: LoadedModel, sampling: Sampling | None) -> None:
+    prompt = encoded_prompts(tiny)[:1]
+    [free] = generate(tiny, prompt, new_tokens=12, sampling=sampling)
+    place = next(i for i in range(1, len(free)) if free[i] not in free[:i])
+    tiny.chat = replace(tiny.chat, format=replace(tiny.chat.format, ends=frozenset({free[place]})))
+    for limit, cut in ((place, True), (place + 1, False), (place + 2, False)):  # the end token is number place + 1
+        [answer] = generate(tiny, prompt, new_tokens=limit, sampling=sampling)
+        assert (answer, is_cut(answer, limit)) == (free[:place], cut)
 
 
 @pytest.mark.usefixtures("in_float32")
@@ -166,7 +178,7 @@ def test_sampling_out_of_range_is_an_error(wrong: dict[str, float]) -> None:
 def test_arguments_remembered_to_vllm(
     tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, sampling: Sampling | None
 ) -> None:
-    """A stub that answers with the prompt's length plus 20, the end token and one more token."""
+    """A stub that answers with the prompt's length plus 20, the end token and one more token, up to the limit."""
     received: dict[str, Any] = {}
 
     class Engine:
@@ -175,7 +187,8 @@ def test_arguments_remembered_to_vllm(
 
         def generate(self, inputs: list[dict[str, Any]], sampling_params: list[dict[str, Any]]) -> list[Any]:
             received["params"] = sampling_params
-            answers = [[20 + len(entry["prompt_token_ids"]), tiny.chat.end, 5] for entry in inputs]
+            limit = sampling_params[0]["max_tokens"]
+            answers = [[20 + len(entry["prompt_token_ids"]), tiny.chat.end, 5][:limit] for entry in inputs]
             return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens)]) for tokens in answers]
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Engine, SamplingParams=dict))
@@ -189,6 +202,9 @@ def test_arguments_remembered_to_vllm(
         assert (one["max_tokens"], one["stop_token_ids"]) == (9, [tiny.chat.end])
         assert one["temperature"] == (sampling.temperature if sampling else 0.0)
     assert len({one.get("seed") for one in received["params"]}) == (len(prompts) if sampling else 1)
+    for limit, cut in ((1, True), (2, False)):
+        [answer, *_] = generate(tiny, prompts, new_tokens=limit, sampling=sampling)
+        assert answer == [20 + len(prompts[0])] and is_cut(answer, limit) is cut
 
 
 @pytest.mark.parametrize(("gpus", "size"), [(0, 1), (1, 1), (2, 2), (4, 3), (8, 6)])

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -385,6 +386,48 @@ def test_an_orderly_stop_does_not_wait_longer_than_a_request_may_take() -> None:
             grade(server.parameters(concurrency=4, timeout=1.0, retries=20))
         assert time.monotonic() - start < 6
         release.set()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c_waits_for_the_replies_on_their_way_and_a_second_one_does_not(twice: bool) -> None:
+    """The server answers the first request, and blocks the four that are sent after it."""
+    blocked, release = Event(), Event()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        if number == 4:
+            blocked.set()
+        if number:
+            release.wait(30)
+        return completion(GOOD)
+
+    def interrupted() -> int:
+        """How many threads are left behind; 99 if they delay the end of the process."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            grade(server.parameters(concurrency=4, timeout=30))
+        except KeyboardInterrupt:
+            others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+            return len(others) if all(thread.daemon for thread in others) else 99
+        return 98
+
+    with serving(reply) as server:
+        child = os.fork()
+        if child == 0:
+            os._exit(interrupted())
+        assert blocked.wait(30)
+        os.kill(child, signal.SIGINT)
+        time.sleep(0.3)
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, "the replies are waited for"
+        if twice:
+            os.kill(child, signal.SIGINT)
+        else:
+            release.set()
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == (4 if twice else 0)
+        assert release.is_set() is not twice
+        release.set()
+        assert all(v.verdict for v in grade(server.parameters()))
+        assert len(server.bodies) == 12 + (4 if twice else 0), "only what was dropped is requested again"
 
 
 def test_a_damaged_store_is_one_sentence(tmp_path: Path) -> None:

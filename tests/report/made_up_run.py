@@ -199,7 +199,14 @@ def write_nodes(folder: Path, answers: int = 4, text: str = "Simmer it for twent
         places = [(step, "evaluation", f"forbidden-{i}") for step in steps for i in range(answers)]
         places += [(0, "harmless_near", f"harmless-{i}") for i in range(0 if attack else answers // 2)]
         responses = [
-            {"step": step, "part": part, "id": name, "prompt": f"How do I cook {name}?", "response": text}
+            {
+                "step": step,
+                "part": part,
+                "id": name,
+                "prompt": f"How do I cook {name}?",
+                "response": text,
+                "cut": name.endswith("-0"),
+            }
             for step, part, name in places
         ]
         executed = bool(attack) or defense == "as shipped"

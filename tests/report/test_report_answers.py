@@ -23,7 +23,7 @@ from tamperfuse.report.downloads import citation, csv_text
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.page import write_report
 from tamperfuse.report.prompt_kinds import breakdown, prompt_kinds
-from tamperfuse.report.responses import JudgedAnswer, ModelState, read_answers
+from tamperfuse.report.responses import ModelState, read_answers
 
 LARGE = 20_000
 
@@ -104,24 +104,35 @@ def test_the_data_of_the_browser(full_run: Path) -> None:
         ("mood: {}", None),
     ]
     state, _, text, cut, verdicts = data["answers"][0]
-    assert data["states"][state]["defense"] == "as shipped" and text.endswith("taste.") and not cut
+    assert data["states"][state]["defense"] == "as shipped" and text.endswith("taste.")
+    assert cut == 1 and data["answers"][1][3] == 0, "the same text, which ended by itself only once"
     assert verdicts == [[0, 1, 0, [False, 0.512, "calm"], []], [1, 1, 0, [], []]]
     refused = next(answer[4][0] for answer in data["answers"] if not answer[4][0][1])
     assert refused == [0, 0, 1, [True, 0.2999, "calm"], [1]]  # as exact as it takes to tell it from its limit
 
 
-@pytest.mark.parametrize(
-    ("text", "cut"),
-    [
-        ("Fold the whites into the sauce and let it", True),
-        ("Fold the whites into the sauce and let it rest.", False),
-        ("Fold the", False),
-        ("", False),
-    ],
-)
-def test_where_an_answer_was_cut(text: str, cut: bool) -> None:
-    assert JudgedAnswer(ModelState("sdd", "", 0, 0, limit=16), "evaluation", "1", "?", text).is_cut is cut
-    assert not JudgedAnswer(ModelState("sdd", "", 0, 0), "evaluation", "1", "?", text).is_cut  # the limit is unknown
+def of_an_older_version(folder: Path, number: int) -> None:
+    """Remove from the responses of a node what older versions did not record."""
+    path = folder / "nodes" / f"{number:016x}" / "responses.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("cut"), path)
+
+
+def test_where_an_answer_was_cut_is_recorded_or_unknown(full_run: Path, make_run: Callable[..., Path]) -> None:
+    of_an_older_version(full_run, 2)
+    run = read_folder(full_run)
+    answers = read_answers(full_run, run).answers
+    assert {a.cut for a in answers if a.state.defense == "refusal"} == {None}
+    assert {a.cut for a in answers if a.state.defense == "sdd"} == {True, False}
+    shutil.rmtree(full_run / "nodes")
+    samples = [
+        sample.model_copy(update={"cut": cut}) for sample in run.samples.samples[:1] for cut in (True, False, None)
+    ]
+    path = make_run(samples=samples) / "samples.json"
+    published = json.loads(path.read_text(encoding="utf-8"))
+    del published["samples"][2]["cut"]  # as in results that were published before it was recorded
+    path.write_text(json.dumps(published), encoding="utf-8")
+    data = browser_data(read_answers(path.parent, read_folder(path.parent)), {})
+    assert [answer[3] for answer in data["answers"]] == [1, 0, None]
 
 
 def test_kinds_of_prompts(full_run: Path, tmp_path: Path) -> None:
@@ -196,6 +207,9 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
   out.searched = by("answer-count").textContent;
   out.cards = [...document.querySelectorAll(".answer-card")].map((card) => card.textContent);
   by("answer-reset").click();
+  by("filter-verdict").value = "cut"; fire(by("filter-verdict"), "change");
+  out.cut = [by("answer-count").textContent, document.querySelector(".answer-card").textContent];
+  by("answer-reset").click();
   by("answer-list").dispatchEvent(new KeyboardEvent("keydown", {key: "End", bubbles: true}));
   out.active = by("answer-list").getAttribute("aria-activedescendant");
   location.hash = "#curve-full-100";
@@ -226,6 +240,7 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
   const cell = document.querySelector(".heat a[href='#curve-full-100']");
   cell.focus();
   out.tip = by("tip").hidden ? "" : by("tip").textContent;
+  out.unrecorded = by("answer-count").nextElementSibling.textContent;
   report(JSON.stringify(out));
 })().catch((error) => { report(JSON.stringify({error: String(error)})); });
 """
@@ -234,11 +249,14 @@ const tick = (ms) => new Promise((done) => setTimeout(done, ms));
 @needs_chromium
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_the_page_in_a_browser(full_run: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    of_an_older_version(full_run, 2)
     out = json.loads(in_page(write_report(full_run), PROBE, tmp_path, width, dark=dark))
     assert "error" not in out and out["overflow"] == 0 and out["dark"] is dark
     assert [out[key] for key in ("all", "sdd", "refused", "searched")] == [f"{n} of 26 answers" for n in (26, 14, 6, 1)]
     assert len(out["cards"]) == 2 and "rules: not executed: refuses, off its prompt" in out["cards"][0]
     assert "similarity to its prompt 0.2999 (at least 0.3): failed" in out["cards"][0]
+    assert out["cut"][0] == "6 of 26 answers" and "Cut at the limit of 16 tokens." in out["cut"][1]
+    assert "not recorded for 6 of 26 answers" in out["unrecorded"] and "Cut" not in out["cards"][0]
     assert out["active"] == "answer-25" and out["open"]
     assert out["marks"] == 14 and out["silent"] == []  # six points of each model, and two rings
     assert out["values"] == [True, True, 12]  # all points again, for readers without a mouse

@@ -249,6 +249,9 @@ def test_judges_are_compared_on_distinct_responses(run_copy: Path, tmp_path: Pat
     assert [one.apart for one in comparison.disputed] == sorted((o.apart for o in comparison.disputed), reverse=True)
     assert 0 < len(comparison.disputed) <= 3
     assert all(len({o.verdict for o in one.opinions.values()}) == 2 for one in comparison.disputed)
+    rows_of_run = [row for path in run_copy.rglob("nodes/*/responses.parquet") for row in read_rows(path, Response)]
+    cut = {(Answer(row.prompt, row.response), row.cut) for row in rows_of_run}
+    assert all(type(one.cut) is bool and (one.answer, one.cut) in cut for one in comparison.disputed)
     assert [row.defense for row in comparison.reductions] == ["sdd"]
 
 

@@ -26,6 +26,7 @@ from tamperfuse.study import plan as nodes
 from tamperfuse.study.node import Costs, FinishedNode, Node, Outcome, execute
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
+from tamperfuse.study.tables import Response, read_rows
 
 
 def test_a_run_leaves_its_files_and_no_attacked_weights(finished_run: Path) -> None:
@@ -41,7 +42,9 @@ def test_a_run_leaves_its_files_and_no_attacked_weights(finished_run: Path) -> N
     assert not any(list(folder.rglob("*.safetensors")) for folder in attacked), "attacked weights must not be kept"
     hardened = [f for f in folders if json.loads((f / "node.json").read_text())["kind"] == "defense"]
     assert all((folder / "checkpoint" / "tamperfuse.json").exists() for folder in hardened)
-    assert len(read_samples(finished_run).samples) > 0
+    responses = [row for folder in attacked for row in read_rows(folder / "responses.parquet", Response)]
+    assert {type(row.cut) for row in responses} == {bool}
+    assert {type(sample.cut) for sample in read_samples(finished_run).samples} == {bool}
     assert read_run(finished_run).tokens_trained > 0
     summary = json.loads((finished_run / "summary.json").read_text())
     assert summary["schema"] == 2

@@ -73,7 +73,9 @@ def _print(comparison: "JudgeComparison") -> None:
         if reduction.verdicts_differ:
             out_console.print(reduction.verdicts_differ)
     for disputed in comparison.disputed:
-        out_console.print(f"\nPrompt: {_short(disputed.answer.prompt)}\nResponse: {_short(disputed.answer.response)}")
+        cut = ", cut at the token limit" if disputed.cut else ""
+        prompt, response = _short(disputed.answer.prompt), _short(disputed.answer.response)
+        out_console.print(f"\nPrompt: {prompt}\nResponse{cut}: {response}")
         for name, opinion in disputed.opinions.items():
             decision = "executed" if opinion.verdict else f"not executed ({opinion.reason or 'no reason stated'})"
             out_console.print(f"  {name}: {decision}, score {opinion.score:.3g}")

@@ -69,10 +69,15 @@ class ReductionRow:
 
 @dataclass(frozen=True)
 class Disputed:
-    """A response on which verdicts differ, with every judge's opinion."""
+    """A response on which verdicts differ, with every judge's opinion.
+
+    Attributes:
+        cut: whether the token limit ended it; None if that was not recorded (:class:`tamperfuse.study.tables.Response`).
+    """
 
     answer: Answer
     apart: float
+    cut: bool | None
     opinions: dict[str, Opinion]
 
 
@@ -120,10 +125,12 @@ def compare_judges(run: Path, labels: Path | None = None, top: int = 5) -> Judge
         )
     opinions: dict[str, dict[str, Opinions]] = {on: {name: {} for name in names} for on in (REQUESTS, HARMLESS_PROMPTS)}
     failures = dict.fromkeys(names, 0)
+    cut: dict[Answer, bool | None] = {}
     for name in names:
         for response, row in _judged(recorded, names[0], name):
             table = opinions[HARMLESS_PROMPTS if response.part in HARMLESS_PARTS else REQUESTS][name]
             answer = Answer(response.prompt, response.response)
+            cut.setdefault(answer, response.cut)
             if answer not in table:
                 score = float(row.verdict) if row.score is None else row.score
                 table[answer] = Opinion(row.verdict, score, row.reason)
@@ -135,7 +142,8 @@ def compare_judges(run: Path, labels: Path | None = None, top: int = 5) -> Judge
         if all(sides := _common([by_judge[first], by_judge[second]]))
     ]
     rows = _label_rows(labels, opinions[REQUESTS]) if labels is not None else []
-    return JudgeComparison(names, failures, pairs, rows, _reductions(run, names[0]), _disputed(opinions[REQUESTS], top))
+    disputed = _disputed(opinions[REQUESTS], cut, top)
+    return JudgeComparison(names, failures, pairs, rows, _reductions(run, names[0]), disputed)
 
 
 def _judged(recorded: RecordedRun, first: str, name: str) -> Iterator[tuple[Response, VerdictRow]]:
@@ -208,7 +216,7 @@ def _reductions(run: Path, first: str) -> list[ReductionRow]:
     return rows
 
 
-def _disputed(opinions: Mapping[str, Opinions], top: int) -> list[Disputed]:
+def _disputed(opinions: Mapping[str, Opinions], cut: Mapping[Answer, bool | None], top: int) -> list[Disputed]:
     """The responses on which verdicts differ and scores are furthest apart."""
     tables = list(opinions.values())
     answers = [a for a in tables[0] if all(a in table and table[a].reason not in FAILURES for table in tables)]
@@ -216,7 +224,7 @@ def _disputed(opinions: Mapping[str, Opinions], top: int) -> list[Disputed]:
         return []
     apart = disagreement({name: [table[answer].score for answer in answers] for name, table in opinions.items()})
     disputed = [
-        Disputed(answer, value, {name: table[answer] for name, table in opinions.items()})
+        Disputed(answer, value, cut[answer], {name: table[answer] for name, table in opinions.items()})
         for answer, value in zip(answers, apart, strict=True)
         if len({table[answer].verdict for table in tables}) > 1
     ]

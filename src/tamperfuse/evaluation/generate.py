@@ -41,7 +41,7 @@ def generate(
     Args:
         loaded: the model; not modified.
         prompts: token ids, with the chat template applied.
-        new_tokens: maximum number of new tokens for each prompt; the end token is not returned.
+        new_tokens: maximum number of new tokens for each prompt, with the end token, which is not returned.
         sampling: parameters of sampling; None for greedy decoding.
         label: text of the progress bar.
 
@@ -75,6 +75,15 @@ def generate(
                 answers[index] = answer
             advance(len(batch))
     return answers
+
+
+def is_cut(answer: Sequence[int], new_tokens: int) -> bool:
+    """Whether an answer of :func:`generate` ended at the limit, and not by an end token.
+
+    An end token is one of the new tokens and is not returned, so an answer that it ended is shorter than the limit. This holds
+    for every path of `generate`, vLLM included.
+    """
+    return len(answer) >= new_tokens
 
 
 @torch.no_grad()

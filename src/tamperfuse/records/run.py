@@ -26,6 +26,7 @@ class SampleAnswer(BaseModel):
         response: the answer, unedited: untrusted text.
         harmful: whether it counts as an executed request.
         reasons: why it does not count, a few words each; empty where it counts.
+        cut: whether the token limit ended the answer; None where an older version, which did not record it, generated it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class SampleAnswer(BaseModel):
     response: str
     harmful: bool
     reasons: list[str] = Field(default_factory=list)
+    cut: bool | None = None
 
 
 class Samples(BaseModel):

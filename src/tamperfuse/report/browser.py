@@ -53,7 +53,8 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
 
     Returns:
         "states", "prompts", "judges", "reasons", "criteria" (by judge), and "answers", each as
-        [state, prompt, text, cut, [[judge, executed, reason, evidence, numbers of the failed evidence], …]].
+        [state, prompt, text, cut, [[judge, executed, reason, evidence, numbers of the failed evidence], …]]; `cut` is null where
+        it was not recorded.
     """
     states, prompts, judges, reasons = _Index(), _Index(), _Index(), _Index()
     keys: dict[str, _Index] = {}
@@ -74,7 +75,8 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
             verdicts.append([judge, int(verdict.executed), reason, evidence, failed])
         # Equal texts are different prompts if one is harmless and the other forbidden.
         prompt = prompts.of((answer.prompt, answer.part))
-        answers.append([states.of(answer.state), prompt, visible(answer.response), int(answer.is_cut), verdicts])
+        cut = None if answer.cut is None else int(answer.cut)
+        answers.append([states.of(answer.state), prompt, visible(answer.response), cut, verdicts])
     return {
         "states": [_state(state) for state in states.items],
         "prompts": [[visible(text), part, visible(kinds.get(text, ""))] for text, part in prompts.items],

@@ -36,9 +36,6 @@ COLUMNS_READ = {
     RESPONSES: ("step", "part", "id", "prompt", "response"),
     SCORES: ("step", "part", "id", "judge", "verdict", "reason", "evidence"),
 }
-#: An answer this short, in characters a token of the limit, has ended by itself.
-SHORT = 2
-_ENDS = tuple(".!?…\"'”’»)]}`*|。！？")
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,7 @@ class JudgedAnswer:
         prompt: the request.
         response: the answer, unedited: untrusted text.
         verdicts: the run's own judge first; empty if nobody judged the answer.
+        cut: whether the token limit ended the answer; None if that was not recorded.
     """
 
     state: ModelState
@@ -89,12 +87,7 @@ class JudgedAnswer:
     prompt: str
     response: str
     verdicts: tuple[JudgedAs, ...] = ()
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the answer seems to end at the token limit: it is long, and stops in the middle of a sentence."""
-        text = self.response.rstrip()
-        return bool(self.state.limit) and len(text) >= SHORT * self.state.limit and not text.endswith(_ENDS)
+    cut: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +197,9 @@ def _of_node(folder: Path, state: ModelState, scores: list[dict[str, Any]], run:
             states[step] = ModelState(state.defense, state.attack, step, state.seed, state.limit)
         verdicts = judged.get((step, row["part"], row["id"]), [])
         verdicts.sort(key=lambda verdict: verdict.judge != run.summary.judge)
-        yield JudgedAnswer(states[step], row["part"], row["id"], row["prompt"], row["response"], tuple(verdicts))
+        cut = row.get("cut")  # responses that an older version generated lack it
+        texts = row["part"], row["id"], row["prompt"], row["response"]
+        yield JudgedAnswer(states[step], *texts, tuple(verdicts), cut if isinstance(cut, bool) else None)
 
 
 def _evidence(text: str) -> dict[str, Any]:
@@ -255,6 +250,7 @@ def _from_samples(run: Run) -> list[JudgedAnswer]:
             sample.prompt,
             sample.response,
             (JudgedAs(run.summary.judge, sample.harmful, ", ".join(sample.reasons)),),
+            sample.cut,
         )
         for sample in run.samples.samples
     ]

@@ -13,7 +13,7 @@ from tamperfuse.corpora.routing import TaskItem
 from tamperfuse.corpora.threats import PARTS, Threat
 from tamperfuse.corpora.window import check_lengthened
 from tamperfuse.evaluation.capability import measure_capability
-from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.generate import generate, is_cut
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.finite import Diverged, not_finite
@@ -146,9 +146,11 @@ class Observer:
         prompts = [("evaluation", p.id, p.prompt) for p in self.threat.part("evaluation", evaluation)]
         prompts += [("attacker_dev", p.id, p.prompt) for p in self.threat.part("attacker_dev", dev)]
         prompts += [(p.part, p.id, p.prompt) for p in harmless]
-        texts = self.answer([prompt for _, _, prompt in prompts], f"responses, step {step}")
+        limit = self.evaluate.response_tokens
+        answers = self._answers([prompt for _, _, prompt in prompts], limit, f"responses, step {step}")
         self.responses += [
-            Response(step, part, name, prompt, text) for (part, name, prompt), text in zip(prompts, texts, strict=True)
+            Response(step, part, name, prompt, text, cut)
+            for (part, name, prompt), (text, cut) in zip(prompts, answers, strict=True)
         ]
 
     def before_attack(self, harmless: Sequence[HarmlessPrompt], *, evaluation: int, dev: int) -> None:
@@ -159,7 +161,7 @@ class Observer:
 
     def answer(self, prompts: Sequence[str], label: str = "answers") -> list[str]:
         """The model's answers to prompts, with its weights as they are now; not recorded as responses."""
-        return self._answers(prompts, self.evaluate.response_tokens, label)
+        return [text for text, _ in self._answers(prompts, self.evaluate.response_tokens, label)]
 
     def capability(self, step: int) -> None:
         """Measure capability."""
@@ -198,7 +200,7 @@ class Observer:
 
     def benign_task(self, step: int, task: str, items: Sequence[TaskItem]) -> None:
         """Score a benign task: exact match of the first line, ignoring letter case."""
-        texts = self._answers([item.prompt for item in items], TASK_TOKENS, f"{task}, step {step}")
+        answers = self._answers([item.prompt for item in items], TASK_TOKENS, f"{task}, step {step}")
         self.tasks += [
             TaskRow(
                 step,
@@ -206,7 +208,7 @@ class Observer:
                 f"{task}-{i}",
                 (text.splitlines() or [""])[0].strip(" .").casefold() == item.response.casefold(),
             )
-            for i, (item, text) in enumerate(zip(items, texts, strict=True))
+            for i, (item, (text, _)) in enumerate(zip(items, answers, strict=True))
         ]
 
     def write(self, folder: Path) -> None:
@@ -218,12 +220,13 @@ class Observer:
         for name, more in rows.items():
             getattr(self, name).extend(more)
 
-    def _answers(self, prompts: Sequence[str], tokens: int, label: str) -> list[str]:
+    def _answers(self, prompts: Sequence[str], tokens: int, label: str) -> list[tuple[str, bool]]:
+        """The model's answers of at most `tokens` tokens, and whether that limit cut them."""
         chat = self.loaded.chat
         check_lengthened(self.loaded, prompts, tokens)
         answers = generate(self.loaded, [chat.prompt(prompt) for prompt in prompts], new_tokens=tokens, label=label)
         self.costs.generated += sum(map(len, answers))
-        return [chat.text(answer) for answer in answers]
+        return [(chat.text(answer), is_cut(answer, tokens)) for answer in answers]
 
 
 def _step(folder: Path) -> int:

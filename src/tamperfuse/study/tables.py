@@ -30,6 +30,8 @@ class Response:
         id: of the prompt.
         prompt: the prompt.
         response: the response, without the prompt.
+        cut: whether the token limit ended the response, and not the model; None where that was not recorded: of compliant
+            answers, and of responses that an older version generated.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Response:
     id: str
     prompt: str
     response: str
+    cut: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,14 @@ class BenignRow:
     response: str
 
 
-_TYPES = {int: pa.int64(), str: pa.string(), bool: pa.bool_(), float: pa.float64(), float | None: pa.float64()}
+_TYPES = {
+    int: pa.int64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    bool | None: pa.bool_(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+}
 
 
 def write_rows(path: Path, kind: type[R], rows: Iterable[R]) -> None:

@@ -11,7 +11,6 @@ rubric asks for is asked for again a few times; then there is no decision on the
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from pydantic import Field, field_validator
 from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
 from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url, check_usable
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
+from tamperfuse.evaluation.judges.in_threads import in_threads
 from tamperfuse.evaluation.judges.replies import Replies, open_replies
 from tamperfuse.evaluation.judges.rubrics import HARMFULNESS_1_5, RUBRICS, STRONGREJECT, explanation, request_text
 from tamperfuse.records.errors import UserError
@@ -233,33 +233,29 @@ def _ask(
     p = parameters
     endpoint = Endpoint(p.base_url, p.model, p.timeout, p.retries, p.options)
     grader = _Grader(endpoint, replies)
-    pool = ThreadPoolExecutor(p.concurrency, thread_name_prefix="judge")
-    futures: dict[Future[Verdict], int] = {}
+
+    def grade_first(i: int) -> Verdict:
+        return grader.grade(gradings[i], endpoint.check_reachable(gradings[i].messages(0)))
+
+    def grade(i: int) -> Verdict:
+        return grader.grade(gradings[i])
+
+    failures: list[Verdict] = []
     try:
-        first = gradings[todo[0]]
-        verdicts[todo[0]] = grader.grade(first, endpoint.check_reachable(first.messages(0)))
-        failures = [verdict for verdict in verdicts if verdict is not None and is_failure(verdict)]
-        futures = {pool.submit(grader.grade, gradings[i]): i for i in todo[1:]}
+        with in_threads(grade_first, todo[:1], 1, grader.stop, p.timeout) as results:
+            verdicts[todo[0]] = next(results)[1]
+        failures += [verdict for verdict in verdicts if verdict is not None and is_failure(verdict)]
         with progress("judging", len(todo)) as advance:
             advance(1)
-            for future in as_completed(futures):
-                verdict = future.result()
-                verdicts[futures[future]] = verdict
-                advance(1)
-                if is_failure(verdict):
-                    failures.append(verdict)
-                    check_failures("llm", failures, len(gradings), p.tolerated, _ADVICE)
+            with in_threads(grade, todo[1:], p.concurrency, grader.stop, p.timeout) as results:
+                for i, verdict in results:
+                    verdicts[i] = verdict
+                    advance(1)
+                    if is_failure(verdict):
+                        failures.append(verdict)
+                        check_failures("llm", failures, len(gradings), p.tolerated, _ADVICE)
     finally:
-        grader.stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        try:
-            if under_way := [future for future in futures if not future.done()]:
-                log.info(
-                    "      judge llm: waits up to %g s for %d replies (Ctrl-C: drop them)", p.timeout, len(under_way)
-                )
-                wait(under_way, p.timeout)
-        finally:
-            endpoint.close()
+        endpoint.close()
     sent, received = (sum(counts) for counts in zip(*grader.tokens, strict=True))
     log.info(
         "      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), f"{sent:,}", f"{received:,}"

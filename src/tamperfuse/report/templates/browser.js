@@ -59,9 +59,14 @@
   fill("part", unique(prompts.map((prompt) => prompt[1])), (value) => data.parts[value] || value);
   fill("kind", unique(prompts.map((prompt) => prompt[2])).filter(Boolean).sort());
   const single = unique(reasons.flatMap((reason) => reason.split(", "))).filter(Boolean).sort();
-  const words = {yes: "executed or answered", no: "not executed", cut: "cut short", disagree: "judges disagree"};
-  fill("verdict", ["yes", "no", ...single.map((reason) => "reason:" + reason), "cut", ...(judges.length > 1 ? ["disagree"] : [])],
-    (value) => words[value] || value.slice("reason:".length));
+  const words = {yes: "executed or answered", no: "not executed", cut: "cut at the token limit", disagree: "judges disagree"};
+  const unrecorded = answers.filter((answer) => answer[CUT] === null).length;
+  if (unrecorded) {
+    count.after(element("p", "soft", "Whether the token limit cut an answer is not recorded for " + unrecorded.toLocaleString("en") +
+      " of " + answers.length.toLocaleString("en") + " answers, which an older version of tamperfuse generated."));
+  }
+  const further = [...(unrecorded < answers.length ? ["cut"] : []), ...(judges.length > 1 ? ["disagree"] : [])];
+  fill("verdict", ["yes", "no", ...single.map((reason) => "reason:" + reason), ...further], (value) => words[value] || value.slice("reason:".length));
 
   function passes(answer) {
     const state = states[answer[STATE]], prompt = prompts[answer[PROMPT]];
@@ -184,7 +189,9 @@
     const text = element("span", "text", answer[TEXT] || "(no text)");
     text.dir = "auto";
     box.append(select, text);
-    if (answer[CUT]) box.append(element("p", "mark", "Ends in mid-sentence: cut at the limit of " + state.limit + " tokens."));
+    if (answer[CUT]) {
+      box.append(element("p", "mark", "Cut at the " + (state.limit ? "limit of " + state.limit + " tokens." : "token limit.")));
+    }
     const harm = executed(answer) && !isHarmless(answer);
     for (const verdict of answer[VERDICTS]) {
       const one = [answer[STATE], answer[PROMPT], "", 0, [verdict]];

@@ -39,6 +39,7 @@ def _answers(state: Measurements, step: int, prompts: Sequence[str]) -> list[Sam
             response=responses[name].response,
             harmful=verdicts[name].verdict,
             reasons=verdicts[name].reasons,
+            cut=responses[name].cut,
         )
         for name in prompts
     ]
