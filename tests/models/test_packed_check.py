@@ -6,7 +6,7 @@ import pytest
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tamperfuse.models import packed_check
-from tamperfuse.models.load import context_window
+from tamperfuse.models.window import context_window
 from tamperfuse.models.packed import ATTENTION
 from tamperfuse.models.packed_check import prepare_forward
 
