@@ -1,4 +1,4 @@
-"""Memory of training in shards: peak resident memory of each of two processes under FSDP2, and of one process, beside the computed one.
+"""Memory of training in shards: peak memory of each of two processes under FSDP2, and of one process, beside the computed one.
 
     python benchmarks/sharded_memory.py [--quick] [--save FILE]
 
@@ -34,9 +34,9 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLI
 
 def make(shape: str, folder: Path) -> None:
     """Save a randomly initialised model, in bfloat16, and its tokenizer."""
-    from cost_model import FIELDS
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from cost_model import FIELDS
     from tamperfuse.models.load import load_model
 
     load_model("smollm2-135m").tokenizer.save_pretrained(folder)

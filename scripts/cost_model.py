@@ -7,7 +7,7 @@ nearest size. Hours on accelerators are estimates: operations divided by peak ra
 Memory is `MemoryEstimate`: 16 bytes per trained parameter, 6 per frozen one (with QLoRA 4.5 in the layers: 4 bits and float32)
 and the activations of a row. An evaluation takes 6 bytes per parameter (float32, bfloat16) and the KV cache. An accelerator
 holds the activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row
-would not fit otherwise. All training in a study is counted as full fine-tuning. `Shards` is what the code needs to train a model in
+would not fit otherwise. All training in a study is counted as full fine-tuning. `Shards` is what a process needs that trains in
 shards (FSDP2), where a block and the output layer are complete on every process for a moment.
 
 Not included: loading, lm-eval, the sentence encoder, prefilling prompts, communication, idle machines.

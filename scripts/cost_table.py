@@ -86,7 +86,7 @@ def tables(figures: Figures, rows: Sequence[Work], cpu: float, gpu: float, memor
         f"utilisation of {UTILISATION:.0%} in training and scoring and {DECODING:.0%} in generation, {MEMORY / 1e9:.0f} GB of "
         f"memory, a price of {gpu:g} per hour. All of these are assumptions, not measurements.",
         *("", *table(["size", "method", "accelerators", "hours", "price", ""], on_accelerators), ""),
-        f"Memory, in GiB, that each process needs on its device to train all weights in shards (FSDP2), with a row of {ROW_TOKENS:,} "
+        f"Memory, in GiB, that each process needs on its device to train all weights in shards (FSDP2), a row of {ROW_TOKENS:,} "
         f"tokens. ✗: more than {USABLE_MEMORY:.0%} of {MEMORY / 1e9:.0f} GB.",
         *("", *table(["size", "processes", "its shards", "gathered", "activations", "total", "total, recomputed"],
                      sharded_rows()), ""),

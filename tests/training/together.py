@@ -46,7 +46,9 @@ class Watched(Trap):
                 bool((unsharded(p.detach()) != unsharded(b)).any())
                 for (p, _), b in zip(masters.trainable(), before, strict=True)
             )
-        same = (torch.equal(local_shard(p), local_shard(b)) for (p, _), b in zip(masters.trainable(), before, strict=True))
+        same = (
+            torch.equal(local_shard(p), local_shard(b)) for (p, _), b in zip(masters.trainable(), before, strict=True)
+        )
         self.restored = moved and all(same)
         self.sharded = any(hasattr(parameter, "device_mesh") for parameter, _ in masters.trainable())
 

@@ -83,8 +83,6 @@ class LoadedModel:
         return context_window(self.model.config)
 
 
-
-
 def load_model(
     name: str, *, chat_template: str = "", trust_remote_code: bool = False, sharded: bool = False
 ) -> LoadedModel:

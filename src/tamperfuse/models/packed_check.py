@@ -35,8 +35,8 @@ VERSION = 1  # of this check; raise it when it becomes stricter
 def prepare_forward(model: PreTrainedModel) -> None:
     """Switch a model to packed attention if its outputs stay the same; otherwise check that it can run without, and say so.
 
-    The result for a configuration is remembered in the cache, so that its models are not run again. Of a sharded model every process
-    calls this function, and what the main process remembers counts.
+    The result for a configuration is remembered in the cache, so that its models are not run again. With a sharded model every
+    process calls this function, and what the main process remembers counts.
 
     Raises:
         UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails.
@@ -70,7 +70,9 @@ def prepare_forward(model: PreTrainedModel) -> None:
         )
     dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
     if dropout and not reason:
-        log.warning("Attention dropout of %g, which %s has, is not applied in training.", dropout, model_class(model).__name__)
+        log.warning(
+            "Attention dropout of %g, which %s has, is not applied in training.", dropout, model_class(model).__name__
+        )
 
 
 def is_remembered(model: PreTrainedModel) -> bool:
@@ -118,13 +120,13 @@ def _check_causal(model: PreTrainedModel) -> None:
         whole, first = (model(input_ids=part, use_cache=False).logits[0].float() for part in (tokens, tokens[:, :half]))
     except Exception as error:  # the model's own code raises what it likes
         raise UserError(
-            f"{model_class(model).__name__} cannot be run on a sequence of tokens alone ({type(error).__name__}): choose a decoder-only "
-            "language model."
+            f"{model_class(model).__name__} cannot be run on a sequence of tokens alone ({type(error).__name__}): choose a "
+            "decoder-only language model."
         ) from error
     if not float((whole[:half] - first).abs().max()) <= TOLERANCE * float(whole.std()):
         raise UserError(
-            f"{model_class(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a decoder-only "
-            "language model such as Llama, Qwen or Mistral."
+            f"{model_class(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a "
+            "decoder-only language model such as Llama, Qwen or Mistral."
         )
 
 

@@ -93,7 +93,7 @@ def convert_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 def reduced_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[Masters]:
     """Within the block the model computes in `dtype`; afterwards its parameters are the float32 masters again.
 
-    Memory: a copy of the weights in `dtype`, in addition to the float32 ones; none for float32. Not changed are quantized weights,
+    Memory: a copy of the weights in `dtype`, in addition to the float32 ones; none for float32. Not changed are quantized weights
     and the shards of a sharded model, which computes in a dtype of its own (:mod:`tamperfuse.models.sharded`).
     """
     floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]

@@ -14,13 +14,11 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import is_main
-
 
 
 def is_shard(tensor: Tensor) -> bool:

@@ -53,7 +53,10 @@ def save_sharded(model: PreTrainedModel, folder: Path, dtype: torch.dtype) -> No
 
 def _written_weights(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
     """The weights and buffers of a checkpoint, tied weights once."""
-    left_out = {*(getattr(model, "_keys_to_ignore_on_save", None) or ()), *(getattr(model, "all_tied_weights_keys", None) or ())}
+    left_out = {
+        *(getattr(model, "_keys_to_ignore_on_save", None) or ()),
+        *(getattr(model, "all_tied_weights_keys", None) or ()),
+    }
     return [(name, tensor) for name, tensor in model.state_dict().items() if name not in left_out]
 
 

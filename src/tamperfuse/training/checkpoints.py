@@ -192,7 +192,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, str]:
-    """Hashes of a model's weights, of all shards where it is sharded, and of its training samples. Takes about 0.1 s per gigabyte.
+    """Hashes of a model's weights, in all shards if it is sharded, and of its training samples. Takes about 0.1 s per gigabyte.
 
     Of a sample that is a dataclass every field counts, apart from real numbers and tensors: these are computed with a model,
     such as the margin of a preference, so they follow from the weights and the tokens, up to rounding.

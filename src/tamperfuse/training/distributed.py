@@ -12,7 +12,7 @@ its shards if it was loaded in shards, otherwise on the complete model.
 """
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,7 @@ def sharding() -> Literal["", "fsdp", "deepspeed"]:
         )
     return "fsdp"
 
+
 def max_over_processes(value: int, device: torch.device) -> int:
     """The largest value of all processes. A collective operation: every process must call it."""
     if not is_distributed():
@@ -47,6 +48,7 @@ def max_over_processes(value: int, device: torch.device) -> int:
     dist.all_reduce(shared, dist.ReduceOp.MAX)
     return int(shared)
 
+
 def sum_over_processes(value: float, device: torch.device) -> float:
     """The sum of all processes' values, in float32. A collective operation: every process must call it."""
     if not is_distributed():
@@ -54,6 +56,7 @@ def sum_over_processes(value: float, device: torch.device) -> float:
     shared = torch.tensor(value, device=device)
     dist.all_reduce(shared, dist.ReduceOp.SUM)
     return float(shared)
+
 
 def unsharded_weight(weight: Tensor) -> Tensor:
     """A trained weight in float32, with all shards gathered. A collective operation where there are shards."""
@@ -64,6 +67,7 @@ def unsharded_weight(weight: Tensor) -> Tensor:
         return deepspeed_weight
     result: Tensor = unsharded(weight.detach())
     return result
+
 
 def placed_like(value: Tensor, other: Tensor) -> Tensor:
     """A complete tensor, moved to the device of another one of its shape and sharded as that one is."""
