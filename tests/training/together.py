@@ -54,10 +54,8 @@ class Watched(Trap):
 
 
 def share_in_memory(loaded: LoadedModel) -> float:
-    """Bytes of the weights in this process's memory, as a share of those of the model in float32."""
-    shards = map(local_shard, loaded.model.parameters())
-    memory = {shard.untyped_storage().data_ptr(): shard.untyped_storage().nbytes() for shard in shards}
-    return sum(memory.values()) / (4 * loaded.model.num_parameters())
+    """Weights that this process holds, as a share of the model's. What is gathered is no DTensor, and counts as a whole."""
+    return sum(local_shard(weight).numel() for weight in loaded.model.parameters()) / loaded.model.num_parameters()
 
 
 def in_shards(model: str, damaged: str, out: str) -> dict[str, Any]:
