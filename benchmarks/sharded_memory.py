@@ -1,12 +1,12 @@
 """Memory of training in shards: peak memory of each of two processes under FSDP2, and of one process, beside the computed one.
 
-    python benchmarks/sharded_memory.py [--quick] [--save FILE]
+    python benchmarks/sharded_memory.py [--shape 1B|0.5B] [--quick] [--save FILE]
 
-A randomly initialised Llama with the bundled model's tokenizer, of Llama 3.2 1B's shape but for the vocabulary (1,074 million
-parameters; `--quick`: 32 million), is saved in bfloat16 and then loaded and trained in full for three steps on 2 × 128 tokens:
-first by two processes over gloo, each of which holds half of every weight, then by one. The peaks are those of loading and of
-training, separately. Computed is what scripts/cost_model.py says of training, with its 0.4 GiB for libraries. The full size needs
-18 GiB of free memory and 3 GiB on the disk of temporary files. The last line is JSON.
+A randomly initialised Llama with the bundled model's tokenizer is saved in bfloat16, and loaded and trained in full for three steps on
+2 × 128 tokens: first by two processes over gloo, each of which holds half of every weight, then by one. It has the shape of Llama 3.2
+1B but for the vocabulary (1,074 million parameters), six of its 16 layers (`--shape 0.5B`, 466 million), or 32 million parameters
+(`--quick`). The peaks of loading and of training are printed separately. Computed is what scripts/cost_model.py says of training, with
+its 0.4 GiB for libraries. 1B needs 20 GiB of free memory, and 3 GiB on the disk of temporary files. The last line is JSON.
 """
 
 import argparse
@@ -27,7 +27,11 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 # Vocabulary, width, width of the MLP, layers, heads, key-value heads, whether the embeddings are tied.
-SHAPES = {"32M": (49_152, 384, 1_024, 8, 6, 2, True), "1B": (49_152, 2_048, 8_192, 16, 32, 8, True)}
+SHAPES = {
+    "32M": (49_152, 384, 1_024, 8, 6, 2, True),
+    "0.5B": (49_152, 2_048, 8_192, 6, 32, 8, True),
+    "1B": (49_152, 2_048, 8_192, 16, 32, 8, True),
+}
 STEPS, SAMPLES, TOKENS = 3, 2, 128
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 
@@ -121,6 +125,9 @@ def measure(shape: str) -> dict[str, Any]:
 def main() -> None:
     """Measure and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--shape", choices=("1B", "0.5B"), default="1B", help="size of the model (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="a model of 32 million parameters")
     parser.add_argument("--save", type=Path, help="also write the result to this file")
     parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
@@ -132,7 +139,7 @@ def main() -> None:
     if arguments.worker:
         work(*arguments.worker)
         return
-    shape = "32M" if arguments.quick else "1B"
+    shape = "32M" if arguments.quick else arguments.shape
     result = measure(shape)
     ours, rival = (max(one["training"] for one in result[number]["peaks"]) for number in ("2", "1"))
     line = json.dumps(

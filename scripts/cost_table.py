@@ -20,7 +20,6 @@ from cost_model import (
     MEMORY,
     PEAK,
     SHAPES,
-    USABLE_MEMORY,
     UTILISATION,
     Figures,
     Model,
@@ -33,6 +32,7 @@ from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
 from tamperfuse.study.sections import RESPONSE_TOKENS
+from tamperfuse.training.accelerations import USABLE_MEMORY
 from tamperfuse.training.rows import ROW_TOKENS
 
 SHARDED, PROCESSES = ("1B", "8B", "70B"), (2, 8, 16, 64)

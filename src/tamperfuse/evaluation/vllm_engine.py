@@ -25,7 +25,7 @@ MIN_TOKENS = 200_000
 
 
 def use_vllm(loaded: LoadedModel, tokens: int) -> bool:
-    """Whether to generate with vLLM: it is installed, a single process has the model on a GPU, and `tokens` is at least MIN_TOKENS.
+    """Whether to generate with vLLM: if installed, with one process, its model on a GPU and at least MIN_TOKENS `tokens`.
 
     With several processes each would start an engine of its own on all GPUs.
     """

@@ -33,14 +33,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 def local_shard(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, without gradient; the whole tensor if it is not distributed."""
-    tensor = tensor.detach()
-    return tensor.to_local() if is_shard(tensor) else tensor  # type: ignore[no-any-return, operator]
+    part: Any = tensor.detach()  # a DTensor's methods are not a Tensor's
+    shard: Tensor = part.to_local() if is_shard(part) else part
+    return shard
 
 
 def unsharded(value: Any) -> Any:
     """A tensor, or a nested structure of tensors, with all shards gathered. A collective operation where there are shards."""
     if isinstance(value, Tensor):
-        return value.full_tensor() if is_shard(value) else value  # type: ignore[operator]
+        return getattr(value, "full_tensor", lambda: value)()
     if isinstance(value, dict):
         return {key: unsharded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

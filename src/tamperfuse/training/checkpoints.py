@@ -199,7 +199,7 @@ def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, 
     """
     weights, data = xxhash.xxh3_128(), xxhash.xxh3_128()
     for parameter in loaded.model.parameters():
-        weights.update(memoryview(local_shard(parameter).cpu().contiguous().flatten().numpy()))
+        weights.update(local_shard(parameter).cpu().contiguous().flatten().numpy().data)
     for sample in samples:
         data.update(np.asarray([sample.response_tokens, *sample.tokens], dtype=np.int64).data)
         data.update(repr(discrete_values(sample)).encode())

@@ -169,7 +169,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         """
         for parameter in model.parameters():
             if parameter.requires_grad and not is_shard(parameter):
-                parameter.register_post_accumulate_grad_hook(_average_gradient)
+                parameter.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer named by the training parameters, over the float32 masters."""
