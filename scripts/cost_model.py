@@ -7,7 +7,8 @@ nearest size. Hours on accelerators are estimates: operations divided by peak ra
 Memory is `MemoryEstimate`: 16 bytes per trained parameter, 6 per frozen one (with QLoRA 4.5 in the layers: 4 bits and float32)
 and the activations of a row. An evaluation takes 6 bytes per parameter (float32, bfloat16) and the KV cache. An accelerator
 holds the activations of a row and its share of the rest in nine tenths of its memory, with gradient checkpointing if a row
-would not fit otherwise. All training in a study is counted as full fine-tuning.
+would not fit otherwise. All training in a study is counted as full fine-tuning. `Shards` is what a process needs that trains in
+shards (FSDP2), where a block and the output layer are complete on every process for a moment.
 
 Not included: loading, lm-eval, the sentence encoder, prefilling prompts, communication, idle machines.
 """
@@ -38,6 +39,7 @@ from tamperfuse.study.spec import load_study
 from tamperfuse.training.accelerations import MOMENTS, USABLE_MEMORY, MemoryEstimate
 from tamperfuse.training.adapters import lora_adapter
 from tamperfuse.training.parameters import Training
+from tamperfuse.training.rows import ROW_TOKENS
 from tamperfuse.training.telemetry import useful_work
 
 FIELDS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -46,6 +48,7 @@ SHAPES = {
     "135M": ("SmolLM2-135M", (49_152, 576, 1_536, 30, 9, 3, True)),
     "1B": ("Llama 3.2 1B", (128_256, 2_048, 8_192, 16, 32, 8, True)),
     "7B": ("Llama 2 7B", (32_000, 4_096, 11_008, 32, 32, 32, False)),
+    "8B": ("Llama 3 8B", (128_256, 4_096, 14_336, 32, 32, 8, False)),
     "70B": ("Llama 2 70B", (32_000, 8_192, 28_672, 80, 64, 8, False)),
 }
 MEASURED = ("full", "lora", "generation", "scoring")
@@ -124,6 +127,60 @@ class Model:
         cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * TOKENS_IN_FLIGHT * 2
         needs["evaluation"] = MemoryEstimate(weights=6 * size + cache, trained=0, activations=layer, checkpointed=layer)
         return cls(size, operations, needs)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Full fine-tuning of a Llama in shards (FSDP2), in bfloat16 with float32 weights and AdamW.
+
+    Attributes:
+        parameters: of the model.
+        block: parameters of a transformer block.
+        head: parameters of the output layer, as many as those of the embeddings.
+        tied: whether both are the same. FSDP2 then gathers them twice.
+        activations: of one row, in bytes.
+        checkpointed: likewise, with gradient checkpointing.
+    """
+
+    parameters: int
+    block: int
+    head: int
+    tied: bool
+    activations: int
+    checkpointed: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], tokens: int = ROW_TOKENS) -> "Shards":
+        """The memory of a shape; `tokens` in a row of each process."""
+        words, hidden, inner, layers, heads, groups, tied = shape
+        block = 2 * hidden**2 * (1 + groups / heads) + 3 * hidden * inner + 2 * hidden
+        layer = tokens * 2 * (12 * hidden + 5 * inner)
+        head = words * hidden
+        return cls(
+            parameters=round(layers * block) + head * (1 if tied else 2) + hidden,
+            block=round(block),
+            head=head,
+            tied=bool(tied),
+            activations=layers * layer,
+            checkpointed=layer + layers * tokens * 2 * hidden,
+        )
+
+    def shard(self, processes: int) -> float:
+        """Bytes of a process's shards: float32 weights and gradients, and two moments."""
+        return 16 * self.parameters / processes
+
+    def gathered(self) -> int:
+        """Most bytes that are gathered at a time.
+
+        That is in the backward pass of the output layer, with the next block, or of a block, with the next one: weights in
+        bfloat16, and the gradients of one of them in bfloat16 and, to be summed over processes, in float32.
+        """
+        output = (4 if self.tied else 2) * self.head + 2 * self.block + 6 * self.head
+        return max(output, 2 * 2 * self.block + 6 * self.block)
+
+    def total(self, processes: int, checkpointing: bool = False) -> float:
+        """Bytes that each of some processes needs on its device."""
+        return self.shard(processes) + self.gathered() + (self.checkpointed if checkpointing else self.activations)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Hours, memory and price of each method at 135M, 1B, 7B and 70B parameters, from the results of benchmarks.
+"""Hours, memory and price of each method at 135M to 70B parameters, from the results of benchmarks.
 
     python scripts/cost_table.py FIGURES.json …                        prints the tables; - reads standard input
     python scripts/cost_table.py FIGURES.json … --write docs/cost.md   replaces the tables in the page
@@ -23,6 +23,7 @@ from cost_model import (
     UTILISATION,
     Figures,
     Model,
+    Shards,
     Work,
     gibibytes,
     works,
@@ -31,7 +32,10 @@ from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
 from tamperfuse.study.sections import RESPONSE_TOKENS
+from tamperfuse.training.accelerations import USABLE_MEMORY
+from tamperfuse.training.rows import ROW_TOKENS
 
+SHARDED, PROCESSES = ("1B", "8B", "70B"), (2, 8, 16, 64)
 DEMO = Path(__file__).parents[1] / "studies/demo.yaml"
 
 
@@ -82,11 +86,28 @@ def tables(figures: Figures, rows: Sequence[Work], cpu: float, gpu: float, memor
         f"utilisation of {UTILISATION:.0%} in training and scoring and {DECODING:.0%} in generation, {MEMORY / 1e9:.0f} GB of "
         f"memory, a price of {gpu:g} per hour. All of these are assumptions, not measurements.",
         *("", *table(["size", "method", "accelerators", "hours", "price", ""], on_accelerators), ""),
+        f"Memory, in GiB, that each process needs on its device to train all weights in shards (FSDP2), a row of {ROW_TOKENS:,} "
+        f"tokens. ✗: more than {USABLE_MEMORY:.0%} of {MEMORY / 1e9:.0f} GB.",
+        *("", *table(["size", "processes", "its shards", "gathered", "activations", "total", "total, recomputed"],
+                     sharded_rows()), ""),
         "The memory model compared with measured peaks, for the shape of SmolLM2-135M:",
         *("", *table(["", "model, GiB", "measured, GiB", "error of the model"],
                      [[part, short(a), short(b / 2**30), f"{a / b * 2**30 - 1:+.0%}"] for part, a, b in compared])),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def sharded_rows() -> list[list[str]]:
+    """Rows of the table of training in shards."""
+    rows = []
+    for size in SHARDED:
+        model = Shards.of(SHAPES[size][1])
+        for processes in PROCESSES:
+            parts = (model.shard(processes), model.gathered(), model.activations)
+            totals = (model.total(processes), model.total(processes, checkpointing=True))
+            marked = [short(total / 2**30) + " ✗" * (total > USABLE_MEMORY * MEMORY) for total in totals]
+            rows.append([size, str(processes), *(short(part / 2**30) for part in parts), *marked])
+    return rows
 
 
 def short(value: float) -> str:

@@ -6,9 +6,9 @@ import pytest
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tamperfuse.models import packed_check
-from tamperfuse.models.load import context_window
 from tamperfuse.models.packed import ATTENTION
 from tamperfuse.models.packed_check import prepare_forward
+from tamperfuse.models.window import context_window
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 

@@ -106,10 +106,12 @@ def test_costs_of_the_sizes(model: Any) -> None:
         ("135M", 134_515_008),
         ("1B", 1_235_814_400),
         ("7B", 6_738_415_616),
+        ("8B", 8_030_261_248),
         ("70B", 68_976_648_192),
     ):
         size_costs = model.Model.of(model.SHAPES[size][1])
         assert size_costs.parameters == parameters
+        assert model.Shards.of(model.SHAPES[size][1]).parameters == parameters
         assert 0.9 < size_costs.operations["full"] / (6 * parameters) <= 1
         assert 0.9 < size_costs.operations["lora"] / (4 * parameters) <= 1.01
         needs = size_costs.needs
@@ -120,6 +122,19 @@ def test_costs_of_the_sizes(model: Any) -> None:
     # Llama 2 70B: 80 layers × 8 heads × 128, keys and values, 2 bytes, of 16,384 tokens.
     cache = size_costs.needs["evaluation"].weights - 6 * parameters
     assert cache == 2 * 80 * 8 * 128 * 2 * 16_384
+
+
+def test_memory_of_a_process_in_shards(model: Any) -> None:
+    """A toy Llama: 10 words, width 4, an MLP of 6, 3 blocks of 4 heads with 2 key-value heads."""
+    shards = model.Shards.of((10, 4, 6, 3, 4, 2, False), tokens=5)
+    assert (shards.block, shards.head) == (2 * 16 + 2 * 8 + 3 * 24 + 8, 40)
+    assert shards.parameters == 3 * 128 + 2 * 40 + 4
+    assert shards.shard(4) == 4 * shards.parameters  # 16 bytes a parameter over 4 processes
+    assert shards.gathered() == 10 * 128  # two blocks in 2 bytes, and 6 bytes of gradients of one
+    assert shards.activations == 3 * 5 * 2 * (12 * 4 + 5 * 6)
+    assert shards.total(4) == shards.shard(4) + shards.gathered() + shards.activations > shards.total(4, True)
+    wide = model.Shards.of((1_000, 4, 6, 3, 4, 2, True))  # the output layer is larger than a block, and gathered twice
+    assert wide.parameters == 3 * 128 + 4_000 + 4 and wide.gathered() == 10 * 4_000 + 2 * 128
 
 
 def test_tables_are_written_into_the_page(script: Any, tmp_path: Path) -> None:
@@ -136,6 +151,8 @@ def test_tables_are_written_into_the_page(script: Any, tmp_path: Path) -> None:
     assert "| 135M | tuning | 1.3 | 4.1 | 0.67 |" in lines
     assert any(line.startswith("| 70B | tuning | 345 | 1,102 | ≥ 172 |") for line in lines)
     assert "| full, 16 × 128 tokens | 4.1 | 4.0 | +2% |" in lines
+    # 16 bytes × 8.03e9 / 8; 2 × 525e6 + 2 × 218e6 + 6 × 525e6; 32 layers × 2,048 × 2 × (12 × 4,096 + 5 × 14,336).
+    assert any(line.startswith("| 8B | 8 | 15.0 | 4.3 | 14.8 | 34.0 | ") for line in lines)
     estimates = [line for line in lines if line.startswith("| 70B | tuning | 17 |")]
     assert len(estimates) == 1 and estimates[0].endswith("| estimate, checkpointing |")
 

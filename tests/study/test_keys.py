@@ -264,6 +264,8 @@ IRRELEVANT = {
     "models.load": "file names",
     "models.packed_check": "which models are refused",
     "models.quantized": "names of packages",
+    "models.sharded_loading": "the name of an environment variable",
+    "models.sharded_saving": "the size of files",
     "pairing.audit": "the audit of the command pair",
     "pairing.audit_page": "likewise",
     "pairing.cache": "how vectors are stored",

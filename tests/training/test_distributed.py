@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tamperfuse.models.device import own_device
 from tamperfuse.models.load import load_model
@@ -44,24 +46,38 @@ def ended(process: subprocess.Popen) -> str:
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """One process, and two processes with DDP and with FSDP2; all at the same time, since most of their time is imports."""
     work = tmp_path_factory.mktemp("together")
-    script = [str(HERE / "together.py"), str(tiny_folder)]
+    script = [str(HERE / "together.py"), str(tiny_folder), str(damaged(tiny_folder, work / "damaged"))]
     two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
     processes = {
-        "alone": started([*script, str(work / "alone.json")]),
+        "alone": started([*script, str(work / "alone.json")], TAMPERFUSE_CACHE=str(work / "cache-alone")),
         "ddp": started([*two, port(), *script, str(work / "ddp.json")]),
-        "fsdp": started([*two, port(), *script, str(work / "fsdp.json")], **FSDP),
+        # An empty cache: the check of packed attention runs, on shards as well.
+        "fsdp": started([*two, port(), *script, str(work / "fsdp.json")], TAMPERFUSE_CACHE=str(work / "cache"), **FSDP),
     }
     for process in processes.values():
         ended(process)
     return {
-        name: {**json.loads((work / f"{name}.json").read_text()), "weights": torch.load(work / f"{name}.pt")}
+        name: {
+            **json.loads((work / f"{name}.json").read_text()),
+            "weights": torch.load(work / f"{name}.pt"),
+            "saved": work / f"{name}.saved",
+        }
         for name in processes
     }
 
 
+def damaged(folder: Path, copy: Path) -> Path:
+    """A copy of a model one of whose weights has a NaN, in the rows of the last process."""
+    shutil.copytree(folder, copy)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][-1, -1] = float("nan")
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["sft", "sgd", "trap", "fuse", "attack"])
+@pytest.mark.parametrize("what", ["sft", "in_shards", "sgd", "trap", "fuse", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)
@@ -94,6 +110,27 @@ def test_perturbed_weights_come_back_to_the_bit(runs: dict[str, dict], way: str)
 @pytest.mark.parametrize("way", ["alone", "ddp", "fsdp"])
 def test_several_processes_resume_to_the_bit(runs: dict[str, dict], way: str) -> None:
     assert runs[way]["resumed"] == [4, 1.0, 1.0]
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_is_measured_and_saved_as_a_whole_one(runs: dict[str, dict]) -> None:
+    alone, together = runs["alone"], runs["fsdp"]
+    assert together["share"] < 0.51, "each of two processes must hold half of every weight"
+    assert together["answers"] == alone["answers"]
+    assert together["nll"] == pytest.approx(alone["nll"], rel=0.01) and together["nll"][2] < together["nll"][0]
+    assert len(list(together["saved"].glob("*.safetensors"))) > 1
+    saved, expected = (load_model(str(run["saved"])).model for run in (together, alone))
+    assert saved.config.to_dict() == {**expected.config.to_dict(), "_name_or_path": str(together["saved"])}
+    for (name, weight), (other, whole) in zip(saved.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == other and float((weight - whole).detach().abs().max()) < 8 * 3e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["alone", "fsdp"])
+def test_a_weight_that_is_not_finite_is_refused_by_every_process(runs: dict[str, dict], way: str) -> None:
+    refused = runs[way]["refused"]
+    assert len(refused) == (2 if way == "fsdp" else 1) and len(set(refused)) == 1
+    assert "NaN or infinite, in model.layers.1.mlp.up_proj.weight" in refused[0]
 
 
 def test_rows_are_as_many_on_every_process(monkeypatch: pytest.MonkeyPatch) -> None:

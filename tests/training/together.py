@@ -1,23 +1,29 @@
 """Run by torchrun on every process, and once in one process: trainings whose losses and weights the main process writes.
 
-PYTHONPATH=tests python together.py MODEL OUT        ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
+PYTHONPATH=tests python together.py MODEL DAMAGED OUT     ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
 """
 
 import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stand_ins import Trap
 from tamperfuse.attacks import ATTACKS, AttackData
-from tamperfuse.models.load import LoadedModel, load_model
+from tamperfuse.evaluation.generate import generate
+from tamperfuse.models import sharded_saving
+from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.models.precision import Masters
+from tamperfuse.models.sharded import gather_objects, is_sharded, local_shard, unsharded
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import is_main, world_size
+from tamperfuse.records.provenance import Provenance
 from tamperfuse.training import checkpoints, rows
 from tamperfuse.training.distillation import anchored, predict
-from tamperfuse.training.distributed import sum_over_processes, unsharded
+from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.trap import TrapObjective, mean_nll, trap_units
 from tamperfuse.training.weights import perturbed
@@ -40,14 +46,40 @@ class Watched(Trap):
                 bool((unsharded(p.detach()) != unsharded(b)).any())
                 for (p, _), b in zip(masters.trainable(), before, strict=True)
             )
-        same = (torch.equal(local(p), local(b)) for (p, _), b in zip(masters.trainable(), before, strict=True))
+        same = (
+            torch.equal(local_shard(p), local_shard(b)) for (p, _), b in zip(masters.trainable(), before, strict=True)
+        )
         self.restored = moved and all(same)
         self.sharded = any(hasattr(parameter, "device_mesh") for parameter, _ in masters.trainable())
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    shard: torch.Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor.detach()  # type: ignore[operator]
-    return shard
+def share_in_memory(loaded: LoadedModel) -> float:
+    """Weights that this process holds, as a share of the model's. What is gathered is no DTensor, and counts as a whole."""
+    return sum(local_shard(weight).numel() for weight in loaded.model.parameters()) / loaded.model.num_parameters()
+
+
+def in_shards(model: str, damaged: str, out: str) -> dict[str, Any]:
+    """A model is loaded, measured, trained and saved, and a damaged one refused: in shards if FSDP2 is configured."""
+    sharded, shares, nll, refused = sharding() == "fsdp", [], [], ""
+    loaded = load_model(model, sharded=sharded)
+    assert is_sharded(loaded.model) == sharded
+    samples = [loaded.chat.sample(prompt, response, 60) for prompt, response in pairs()]
+    answers = generate(loaded, [loaded.chat.prompt(prompt) for prompt, _ in pairs()[:3]], new_tokens=6)
+
+    def hook(step: int) -> None:
+        nll.append(mean_nll(loaded, samples))
+        shares.append(share_in_memory(loaded))
+
+    losses = fit(loaded, samples, TRAINING, seed=0, at_steps=(0, 4, 8), hook=hook).losses
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.model.parameters())
+    sharded_saving.FILE_BYTES = 50_000  # several files
+    save_model(loaded, Path(out).with_suffix(".saved"), Provenance(origin=model, made_by="test", source=model))
+    try:
+        load_model(damaged, sharded=sharded)
+    except UserError as error:
+        refused = str(error)
+    most = max(share for part in gather_objects(shares) for share in part)
+    return {"in_shards": losses, "answers": answers, "nll": nll, "share": most, "refused": gather_objects(refused)}
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -69,16 +101,17 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
     return losses, attacked
 
 
-def main(model: str, out: str) -> None:
+def main(model: str, damaged: str, out: str) -> None:
     torch.set_num_threads(1)
-    results: dict[str, list[float]] = {}
+    results: dict[str, Any] = in_shards(model, damaged, out)
     weight_rows: list[list[float]] = []
 
-    def loaded_with(pairs: list[tuple[str, str]]) -> tuple[LoadedModel, list]:
-        loaded = load_model(model)
+    def loaded_with(pairs: list[tuple[str, str]], sharded: bool = sharding() == "fsdp") -> tuple[LoadedModel, list]:
+        loaded = load_model(model, sharded=sharded)
+        assert is_sharded(loaded.model) == sharded
         return loaded, [loaded.chat.sample(prompt, response, 60) for prompt, response in pairs]
 
-    loaded, samples = loaded_with(pairs())
+    loaded, samples = loaded_with(pairs(), sharded=False)  # the training shards a copy of it
 
     def hook(step: int) -> None:
         weights = [p.detach().float().sum() for p in loaded.model.parameters()]
@@ -97,7 +130,7 @@ def main(model: str, out: str) -> None:
     loaded, samples = loaded_with(pairs())
     results["trap"] = fit(loaded, samples, TRAINING, seed=0, objective=objective).losses
     results["restored"], results["sharded"] = [float(objective.restored)], [float(objective.sharded)]
-    trapped = [p.detach().clone() for p in loaded.model.parameters()]
+    trapped = [local_shard(weight).clone() for weight in loaded.model.parameters()]
 
     def stop(step: int) -> None:
         if step > 4:
@@ -110,7 +143,7 @@ def main(model: str, out: str) -> None:
     with checkpoints.resumable(Path(out).with_suffix(".unfinished")):
         loaded, samples = loaded_with(pairs())
         resumed = fit(loaded, samples, TRAINING, seed=0, objective=Trap())
-    same = all(torch.equal(a, b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
+    same = all(torch.equal(local_shard(a), b) for a, b in zip(loaded.model.parameters(), trapped, strict=True))
     results["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == results["trap"])]
     loaded, samples = loaded_with(pairs())
     results["fuse"], results["fuse_attacked"] = fuse(loaded, samples)

@@ -15,7 +15,7 @@ from tamperfuse.commands.measurement import (
     open_judging,
     write_tables,
 )
-from tamperfuse.commands.training import print_notes, resumable_beside, work_of
+from tamperfuse.commands.training import in_shards, print_notes, resumable_beside, work_of
 from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
@@ -83,12 +83,13 @@ def attack_model(
     check_encoder(encoder)
     work = work_of(component, parameters, seed)
     with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
-        loaded = load_model(model, chat_template=template)
+        sharded = in_shards(budget)
+        loaded = load_model(model, chat_template=template, sharded=sharded)
         origin = reference_name(loaded, reference)
-        judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template)
+        judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template, sharded=sharded)
         # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
         tokens = evaluate.response_tokens
-        load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
+        load_origin = partial(load_model, origin, chat_template=loaded.stated_template, sharded=sharded)
         answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)
         key = {
             "model": model_fingerprint(model, template),

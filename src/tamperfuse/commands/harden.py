@@ -7,7 +7,7 @@ from typing import Any
 
 from tamperfuse.commands.hub_upload import prepare_upload, upload
 from tamperfuse.commands.model_card import Hardening, write_model_card
-from tamperfuse.commands.training import print_notes, resumable_beside, work_of
+from tamperfuse.commands.training import in_shards, print_notes, resumable_beside, work_of
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import DefenseTraits
@@ -81,9 +81,8 @@ def harden_model(
         origin_of(model), component, parameters, threat, benign, seed, pairs=matched, chat_template=template
     )
     with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
-        loaded = load_model(model, chat_template=template)
+        loaded = load_model(model, chat_template=template, sharded=in_shards(component.traits.budget(parameters)))
         notes = apply_defense(loaded, component, parameters, data, seed)
-        loaded.model.to(dtype)  # from here on the model is only saved
         provenance = Provenance(
             origin=loaded.origin,
             made_by=f"{defense} (seed {seed})",
@@ -91,7 +90,7 @@ def harden_model(
             threat=absolute_name(threat),
             parameters=parameters.model_dump(mode="json"),
         )
-        write_checkpoint(loaded, staging, provenance)
+        write_checkpoint(loaded, staging, provenance, dtype)
         if is_main():
             write_model_card(
                 staging,

@@ -59,6 +59,8 @@ def open_judging(
     encoder: TextEncoder,
     judge: JudgeSpec | None,
     chat_template: str = "",
+    *,
+    sharded: bool = False,
 ) -> Judging:
     """The judge of a single command.
 
@@ -69,12 +71,13 @@ def open_judging(
         encoder: the sentence encoder.
         judge: the judge with its parameters; None for the default one.
         chat_template: of the reference, as of :func:`load_model`.
+        sharded: likewise.
 
     Raises:
         UserError: the judge cannot be used.
     """
     harmless = harmless_prompts(evaluate.harmless, threat, encoder)
-    load = cache(partial(load_model, reference, chat_template=chat_template))
+    load = cache(partial(load_model, reference, chat_template=chat_template, sharded=sharded))
     spec = judge or parse_judge(DEFAULT_JUDGE)
     judging = Judging(spec, threat, harmless, evaluate.response_tokens, encoder, load)
     judging.check()

@@ -1,4 +1,4 @@
-"""What `harden` and `attack` share: the resume state of a training, and what a component reports about its choices."""
+"""What `harden` and `attack` share: how a model is loaded, the resume state of a training, and a component's notes."""
 
 import logging
 import shutil
@@ -9,8 +9,10 @@ from typing import Any
 
 from tamperfuse.models.finite import Diverged
 from tamperfuse.records.files import LOGS, UNFINISHED, beside
-from tamperfuse.records.registry import Component, Parameters
+from tamperfuse.records.process import world_size
+from tamperfuse.records.registry import Budget, Component, Parameters
 from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.distributed import sharding
 
 log = logging.getLogger("tamperfuse")
 
@@ -24,6 +26,14 @@ def print_notes(notes: Sequence[str]) -> None:
 def work_of(component: Component[Any, Any], parameters: Parameters, seed: int) -> dict[str, Any]:
     """What identifies the training of a defense or an attack: the component, its parameters and the seed, JSON-able."""
     return {"component": [*component.identity, seed], "parameters": parameters.model_dump(mode="json")}
+
+
+def in_shards(budget: Budget) -> bool:
+    """Whether to load a model in shards: FSDP2 is configured for several processes, and what is done to the model is a training.
+
+    What changes weights without training, such as pruning, works on whole matrices.
+    """
+    return budget.trains and world_size() > 1 and sharding() == "fsdp"
 
 
 @contextmanager

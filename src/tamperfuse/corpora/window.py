@@ -8,12 +8,12 @@ from tamperfuse.corpora.threats import PARTS, Threat
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.load import (
     LoadedModel,
-    context_window,
     errors_explained,
     load_tokenizer,
     read_config,
     resolve_model,
 )
+from tamperfuse.models.window import context_window
 from tamperfuse.records.errors import UserError
 
 log = logging.getLogger("tamperfuse")

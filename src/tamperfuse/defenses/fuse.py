@@ -23,11 +23,12 @@ from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse,
 from tamperfuse.defenses.sdd import PAPER_SIZE, sample_of
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.sharded import gather_objects
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distillation import divergence
-from tamperfuse.training.distributed import gather_objects, sum_over_processes
+from tamperfuse.training.distributed import sum_over_processes
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap_units
 

@@ -17,6 +17,7 @@ from tamperfuse.models.decoding import decoding
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix
 from tamperfuse.models.precision import compute_dtype, reduced_precision
+from tamperfuse.models.sharded import is_sharded, that_of_main_process
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
@@ -138,10 +139,12 @@ def _decoded(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """For every step, the indices of the prompts whose answers go on, and the next token of each of these answers."""
     active = torch.arange(len(prompts))  # prompt index of each row
-    ends = torch.tensor(sorted(loaded.chat.ends), device=loaded.model.device)
+    ends, sharded = torch.tensor(sorted(loaded.chat.ends), device=loaded.model.device), is_sharded(loaded.model)
     with decoding(loaded.model, prompts, new_tokens) as decoder:
         for done in range(new_tokens):
             token = pick(decoder.logits, active, done)
+            if sharded:  # all processes must take the same number of steps, whatever rounding does
+                that_of_main_process(token)
             unfinished = torch.isin(token, ends, invert=True)
             if not bool(unfinished.all()):
                 order = decoder.select(unfinished)

@@ -16,6 +16,7 @@ import torch
 
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.models.load import LoadedModel, write_checkpoint
+from tamperfuse.records.process import world_size
 from tamperfuse.records.provenance import Provenance
 
 log = logging.getLogger("tamperfuse")
@@ -24,8 +25,12 @@ MIN_TOKENS = 200_000
 
 
 def use_vllm(loaded: LoadedModel, tokens: int) -> bool:
-    """Whether to generate with vLLM: it is installed, the model is on a GPU, and `tokens` is at least MIN_TOKENS."""
-    return tokens >= MIN_TOKENS and loaded.model.device.type == "cuda" and find_spec("vllm") is not None
+    """Whether to generate with vLLM: if installed, with one process, its model on a GPU and at least MIN_TOKENS `tokens`.
+
+    With several processes each would start an engine of its own on all GPUs.
+    """
+    alone = world_size() == 1 and loaded.model.device.type == "cuda"
+    return tokens >= MIN_TOKENS and alone and find_spec("vllm") is not None
 
 
 def tensor_parallel_size(loaded: LoadedModel) -> int:

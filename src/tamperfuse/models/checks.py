@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tamperfuse.models.sharded import gather_objects, is_sharded, local_shard
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import check_files_of
@@ -226,10 +227,19 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
         )
 
 
-def weights_not_finite(model: nn.Module) -> list[str]:
-    """Names of the weights and buffers that have NaN or infinite values."""
+def weights_not_finite(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
+    """Names of the weights and buffers that have NaN or infinite values. A collective operation if the model is sharded.
+
+    Args:
+        model: the model.
+        dtype: in which the values are looked at; None for their own.
+    """
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, x in tensors if x.is_floating_point() and not bool(torch.isfinite(x.detach()).all())]
+    floating = [(name, local_shard(x)) for name, x in tensors if x.is_floating_point()]
+    names = [name for name, x in floating if not bool(torch.isfinite(x.to(dtype or x.dtype)).all())]
+    if not is_sharded(model):
+        return names
+    return sorted({name for part in gather_objects(names) for name in part})
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
 from tamperfuse.models.gguf_file import read_gguf
+from tamperfuse.models.sharded import is_sharded
+from tamperfuse.models.sharded_saving import save_sharded
 from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
+from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, Provenance, write_provenance
 
 log = logging.getLogger("tamperfuse")
@@ -81,17 +85,28 @@ def _is_complete(folder: Path) -> bool:
     return isinstance(record, dict) and isinstance(record.get("weights"), str) and record.get("bytes") == size
 
 
-def save_weights(model: PreTrainedModel, folder: Path, shard: str) -> None:
+def save_weights(model: PreTrainedModel, folder: Path, shard: str, dtype: torch.dtype | None = None) -> None:
     """Save weights and configuration, with the permissions of new files.
 
     safetensors lets only the owner read its files; the weights receive the mode of config.json, which the umask decides. An error
     of safetensors is raised as an OSError with its errno, so a full disk is reported as such.
+
+    Args:
+        model: the model. If it is sharded, every process calls this function, and the main one writes.
+        folder: to write to.
+        shard: most bytes of a file, such as "5GB"; that of a sharded model is fixed.
+        dtype: of the weights that are written of a sharded model; None for the model's, which it is otherwise.
     """
     try:
-        model.save_pretrained(folder, max_shard_size=shard)
+        if is_sharded(model):
+            save_sharded(model, folder, dtype or model.dtype)
+        else:
+            model.save_pretrained(folder, max_shard_size=shard)
     except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+    if is_sharded(model) and not is_main():
+        return
     mode = (folder / "config.json").stat().st_mode
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from tamperfuse.models.device import own_device
 from tamperfuse.models.hub_ids import check_hub_id
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
+from tamperfuse.models.sharded import check_on_every_process, is_sharded
+from tamperfuse.models.sharded_loading import can_be_sharded, distribution, prepare_shards, read_shards
+from tamperfuse.models.window import context_window
 from tamperfuse.records.errors import UserError, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
@@ -50,7 +54,8 @@ class LoadedModel:
 
     Attributes:
         name: the name it was loaded by.
-        model: the model on its device, in float32, in evaluation mode, with packed attention.
+        model: the model on its device, in float32, in evaluation mode, with packed attention; this process's shards of it if it
+            was loaded so.
         chat: its chat template.
         origin: name of the model before hardening, from its tamperfuse.json; `name` if it has none.
         provenance: the defense or attack that changed the weights since the model was loaded; None if none did.
@@ -78,30 +83,19 @@ class LoadedModel:
         return context_window(self.model.config)
 
 
-def context_window(config: PretrainedConfig) -> int:
-    """Maximum sequence length of a model, in tokens; a large number if its configuration has none.
-
-    With longrope it is the length up to which the short factors hold: beyond it, the factors of all sequences of a batch change
-    with the longest of them.
-    """
-    text = config.get_text_config()
-    longest = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if "longrope" in (rope.get("rope_type"), rope.get("type")):
-        original = rope.get("original_max_position_embeddings") or getattr(
-            text, "original_max_position_embeddings", None
-        )
-        return min(longest, int(original or longest))
-    return longest
-
-
-def load_model(name: str, *, chat_template: str = "", trust_remote_code: bool = False) -> LoadedModel:
+def load_model(
+    name: str, *, chat_template: str = "", trust_remote_code: bool = False, sharded: bool = False
+) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
     Args:
         name: a bundled name, a local directory, a .gguf file, or a Hub id.
         chat_template: text of a chat template in place of the tokenizer's; "" for that.
         trust_remote_code: whether to run code from the model's repository; only if the user allowed it for this model.
+        sharded: whether each of several processes holds a part of every weight (:mod:`tamperfuse.models.sharded`); all of them
+            call this function. A model that cannot be sharded is loaded whole, and the log says why. The checks are those of a
+            complete model: for missing, unexpected and misshapen weights and values that are NaN or infinite in all shards, and
+            for packed attention in float32; each error is raised on every process.
 
     Returns:
         The model in float32, on this process's device.
@@ -112,17 +106,18 @@ def load_model(name: str, *, chat_template: str = "", trust_remote_code: bool = 
     """
     folder = resolve_model(name)
     with quiet(), errors_explained(name, folder):
-        model = _read_model(name, folder, trust_remote_code)
+        sharded = sharded and can_be_sharded(name, folder, trust_remote_code)
+        read = partial(_read_model, name, folder, trust_remote_code)
+        model = read_shards(read) if sharded else read()
         tokenizer = load_tokenizer(name, chat_template, trust_remote_code=trust_remote_code)
         check_model(model, tokenizer, str(folder or name))
-        model.to(own_device())
+        if not sharded:
+            model.to(own_device())
         model.eval()
         chat = Chat.of(tokenizer, _end_tokens(model))
-        if (
-            tokenizer.pad_token_id is None
-        ):  # packed batches need none, but other programs that load the saved checkpoint may
+        if tokenizer.pad_token_id is None:  # packed batches need none, but other programs that load the checkpoint may
             tokenizer.pad_token_id = chat.end
-        prepare_forward(model)
+        prepare_shards(model, read) if sharded else prepare_forward(model)
     provenance = read_provenance(folder) if folder else None
     return LoadedModel(
         name=name,
@@ -142,8 +137,17 @@ def load_tokenizer(name: str, chat_template: str = "", *, trust_remote_code: boo
     return tokenizer
 
 
-def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreTrainedModel:
-    """The model in float32 on the CPU; of a peft adapter, its base model with the adapter merged."""
+def _read_model(
+    name: str, folder: Path | None, trust_remote_code: bool, sharded: torch.dtype | None = None
+) -> PreTrainedModel:
+    """The model in float32 on the CPU; of a peft adapter, its base model with the adapter merged.
+
+    Args:
+        name: of the model.
+        folder: with its files; None for one on the Hub.
+        trust_remote_code: as of :func:`load_model`.
+        sharded: None for the whole model; the dtype to compute in for shards of it, on this process's device.
+    """
     if folder and is_adapter(folder):
         return merged(folder, lambda base: _read_base(base, trust_remote_code))
     source = place = str(folder or name)
@@ -163,9 +167,10 @@ def _read_model(name: str, folder: Path | None, trust_remote_code: bool) -> PreT
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that the names are known
         output_loading_info=True,
+        **({"distributed_config": distribution(config, trust_remote_code, sharded)} if sharded else {}),
         trust_remote_code=trust_remote_code,
     )
-    check_loading(info, place)
+    check_on_every_process(lambda: check_loading(info, place)) if sharded else check_loading(info, place)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise UserError(f"{name} is a peft adapter on the Hub: download it, and name its folder.")
     return dequantized(model, place)
@@ -210,23 +215,39 @@ def save_model(loaded: LoadedModel, folder: Path, provenance: Provenance) -> Non
         write_checkpoint(loaded, staging, provenance)
 
 
-def write_checkpoint(loaded: LoadedModel, folder: Path, provenance: Provenance) -> None:
+def write_checkpoint(
+    loaded: LoadedModel, folder: Path, provenance: Provenance, dtype: torch.dtype | None = None
+) -> None:
     """As :func:`save_model`, into an existing folder that the caller stages. Only the main process writes.
 
+    A collective operation if the model is sharded: every process must call it.
+
+    Args:
+        loaded: the model.
+        folder: to write to.
+        provenance: what made it.
+        dtype: to write weights in, to which a model that is not sharded is converted; None for the one that they have.
+
     Raises:
-        UserError: weights are NaN or infinite in the dtype that they have; nothing is written then.
+        UserError: weights are NaN or infinite in that dtype; nothing is written then.
     """
-    if not is_main():
+    sharded = is_sharded(loaded.model)
+    if not sharded and not is_main():
         return
-    if damaged := weights_not_finite(loaded.model):
-        dtype = str(loaded.model.dtype).removeprefix("torch.")
+    if dtype is not None and not sharded:
+        loaded.model.to(dtype)
+    if damaged := weights_not_finite(loaded.model, dtype):
+        name = str(dtype or loaded.model.dtype).removeprefix("torch.")
         raise UserError(
-            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {dtype}, in "
+            f"The checkpoint of {provenance.made_by} is not saved, since weights are NaN or infinite in {name}, in "
             f"{listed(damaged)}: lower its learning rate or strength"
-            + (", or start from a model in bfloat16." if dtype == "float16" else ".")
+            + (", or start from a model in bfloat16." if name == "float16" else ".")
         )
     with quiet():
-        save_weights(loaded.model, folder, "5GB")
+        save_weights(loaded.model, folder, "5GB", dtype)
+    if not is_main():
+        return
+    with quiet():
         loaded.tokenizer.save_pretrained(folder)
     names = {"origin": absolute_name(provenance.origin), "base": absolute_name(provenance.base or loaded.base)}
     update = {**names, "chat_template": loaded.stated_template}

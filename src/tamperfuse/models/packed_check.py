@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tamperfuse.models.decoding import PackedDecoder
-from tamperfuse.models.packed import ATTENTION, pack
+from tamperfuse.models.packed import ATTENTION, is_packed, pack
+from tamperfuse.models.sharded import gather_objects, is_sharded, model_class
 from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, write_text
@@ -34,7 +35,8 @@ VERSION = 1  # of this check; raise it when it becomes stricter
 def prepare_forward(model: PreTrainedModel) -> None:
     """Switch a model to packed attention if its outputs stay the same; otherwise check that it can run without, and say so.
 
-    The result for a configuration is remembered in the cache, so that its models are not run again.
+    The result for a configuration is remembered in the cache, so that its models are not run again. With a sharded model every
+    process calls this function, and what the main process remembers counts.
 
     Raises:
         UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails.
@@ -44,32 +46,44 @@ def prepare_forward(model: PreTrainedModel) -> None:
     if getattr(model.config.get_text_config(), "index_topk", None):
         # A tiny DeepSeek V3.2 with random weights: logits changed with later tokens beyond `index_topk` positions.
         raise UserError(
-            f"{type(model).__name__} attends to tokens that an indexer selects (`index_topk` in its config.json), and "
+            f"{model_class(model).__name__} attends to tokens that an indexer selects (`index_topk` in its config.json), and "
             "transformers computes this with tokens that come later: choose a model without an indexer."
         )
     before, training = model.config._attn_implementation, model.training
     remembered = _remembered(model)
+    reason = _recalled(model, remembered)
     model.eval()
     try:
-        if remembered is not None and remembered.exists():
-            reason = remembered.read_text(encoding="utf-8")
-            if not reason:
-                _switch(model)
-        else:
+        if reason is None:
             reason = _not_packed_because(model, before)
             if reason:
                 _check_causal(model)
             _remember(remembered, reason)
+        elif not reason:
+            _switch(model)
     finally:
         model.train(training)
     if reason:
         log.warning(
             "%s is run one sequence length at a time instead of on packed batches, because %s: exact, but several times slower.",
-            *(type(model).__name__, reason),
+            *(model_class(model).__name__, reason),
         )
     dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
     if dropout and not reason:
-        log.warning("Attention dropout of %g, which %s has, is not applied in training.", dropout, type(model).__name__)
+        log.warning(
+            "Attention dropout of %g, which %s has, is not applied in training.", dropout, model_class(model).__name__
+        )
+
+
+def is_remembered(model: PreTrainedModel) -> bool:
+    """Whether :func:`prepare_forward` need not run a model. A collective operation if it is sharded."""
+    return _recalled(model, _remembered(model)) is not None
+
+
+def prepare_like(model: PreTrainedModel, checked: PreTrainedModel) -> None:
+    """Switch a model to packed attention if another model of its configuration passed :func:`prepare_forward`."""
+    if is_packed(checked):
+        _switch(model)
 
 
 class _NotPacked(Exception):
@@ -106,13 +120,13 @@ def _check_causal(model: PreTrainedModel) -> None:
         whole, first = (model(input_ids=part, use_cache=False).logits[0].float() for part in (tokens, tokens[:, :half]))
     except Exception as error:  # the model's own code raises what it likes
         raise UserError(
-            f"{type(model).__name__} cannot be run on a sequence of tokens alone ({type(error).__name__}): choose a decoder-only "
-            "language model."
+            f"{model_class(model).__name__} cannot be run on a sequence of tokens alone ({type(error).__name__}): choose a "
+            "decoder-only language model."
         ) from error
     if not float((whole[:half] - first).abs().max()) <= TOLERANCE * float(whole.std()):
         raise UserError(
-            f"{type(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a decoder-only "
-            "language model such as Llama, Qwen or Mistral."
+            f"{model_class(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a "
+            "decoder-only language model such as Llama, Qwen or Mistral."
         )
 
 
@@ -200,18 +214,26 @@ def _check_windows(model: PreTrainedModel, windows: set[int | None]) -> None:
             )
 
 
+def _recalled(model: PreTrainedModel, remembered: Path | None) -> str | None:
+    """The result in a file, "" for packed; None if there is none. That of the main process if the model is sharded."""
+    reason = remembered.read_text(encoding="utf-8") if remembered is not None and remembered.exists() else None
+    recalled: str | None = gather_objects(reason)[0] if is_sharded(model) else reason
+    return recalled
+
+
 def _remembered(model: PreTrainedModel) -> Path | None:
     """The file with the result for models of this configuration, "" for packed; None if there is none.
 
     Code from a model's repository can change while the configuration stays the same.
     """
-    if not type(model).__module__.startswith("transformers."):
+    kind = model_class(model)
+    if not kind.__module__.startswith("transformers."):
         return None
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     config: dict[str, Any] = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
     versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]
     with suppress(UserError):
-        return cache_folder() / "packed" / content_hash([type(model).__qualname__, config, versions])[:32]
+        return cache_folder() / "packed" / content_hash([kind.__qualname__, config, versions])[:32]
     return None
 
 

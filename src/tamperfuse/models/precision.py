@@ -12,6 +12,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from tamperfuse.models.sharded import is_shard
 from tamperfuse.records.batching import group_by_budget
 
 # Weights that an optimizer updates at a time: their gradients take 64 MiB in float32.
@@ -92,19 +93,20 @@ def convert_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 def reduced_precision(model: nn.Module, dtype: torch.dtype) -> Iterator[Masters]:
     """Within the block the model computes in `dtype`; afterwards its parameters are the float32 masters again.
 
-    Memory: a copy of the weights in `dtype`, in addition to the float32 ones; none for float32. Quantized weights are not
-    changed.
+    Memory: a copy of the weights in `dtype`, in addition to the float32 ones; none for float32. Not changed are quantized weights
+    and the shards of a sharded model, which computes in a dtype of its own (:mod:`tamperfuse.models.sharded`).
     """
     floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     if dtype == torch.float32:
         yield Masters([(parameter, parameter) for parameter in floating])
         return
-    pairs = [(parameter, parameter.detach()) for parameter in floating]
-    for parameter, master in pairs:
+    pairs = [(parameter, parameter if is_shard(parameter) else parameter.detach()) for parameter in floating]
+    reduced = [(parameter, master) for parameter, master in pairs if parameter is not master]
+    for parameter, master in reduced:
         parameter.data = master.to(dtype)
     try:
         yield Masters(pairs)
     finally:
-        for parameter, master in pairs:
+        for parameter, master in reduced:
             parameter.data = master
             parameter.grad = None

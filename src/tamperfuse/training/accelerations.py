@@ -12,6 +12,7 @@ the rule with simulated hardware, and the libraries are called as their document
 
 import importlib.util
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import nn
 
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.parameters import Training
@@ -156,8 +158,8 @@ def accelerated(
 ) -> Iterator[Acceleration]:
     """Choose accelerations for this machine, log the reasons and set the module up.
 
-    The optimizer is not created here: its caller reads `eight_bit`. Sharded models are left as they are, since the accelerate
-    configuration decides. Gradient checkpointing is switched off again at the end of the block.
+    The optimizer is not created here: its caller reads `eight_bit`. With sharding nothing is chosen, since the accelerate
+    configuration decides (`fsdp_activation_checkpointing`). Gradient checkpointing is switched off again at the end of the block.
 
     Args:
         module: the model, or an adapter around it, with its trained weights marked.
@@ -166,10 +168,12 @@ def accelerated(
         dtype: to compute in.
     """
     if sharding():
-        yield Acceleration()
-        return
-    estimate = MemoryEstimate.of(module, loaded, dtype)
-    acceleration = choose(Machine.of(loaded.model.device), estimate, training)
+        # accelerate recomputes activations of what it shards; a model that was loaded in shards is not known to it.
+        configured = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true"
+        acceleration = Acceleration(checkpointing=configured and is_sharded(module))
+    else:
+        estimate = MemoryEstimate.of(module, loaded, dtype)
+        acceleration = choose(Machine.of(loaded.model.device), estimate, training)
     for reason in acceleration.reasons:
         log.info("      %s", reason)
     if acceleration.checkpointing:

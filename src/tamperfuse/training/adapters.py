@@ -9,7 +9,7 @@ import importlib.util
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -24,7 +24,9 @@ from tamperfuse.models.cpu.lora_linear import use_lora_linear
 from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import compute_dtype
+from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.errors import UserError
+from tamperfuse.training.distributed import placed_like
 from tamperfuse.training.parameters import Training
 
 log = logging.getLogger("tamperfuse")
@@ -41,7 +43,12 @@ def lora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]
     try:
         yield adapted
     finally:
-        loaded.model = adapted.merge_and_unload()
+        if is_sharded(loaded.model):  # peft cannot add an update to a part of a weight
+            layers = adapted.get_base_model().named_modules()
+            _add_updates({name: layer.base_layer for name, layer in layers if isinstance(layer, LoraLayer)}, adapted)
+            loaded.model = adapted.unload()
+        else:
+            loaded.model = adapted.merge_and_unload()
         loaded.model.requires_grad_(True)
 
 
@@ -52,10 +59,12 @@ def qlora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module
     Memory: half a byte for each of these weights, in addition to the unquantized ones.
 
     Raises:
-        UserError: bitsandbytes is not installed, or the adapter's targets match no layer.
+        UserError: bitsandbytes is not installed, the model is sharded, or the adapter's targets match no layer.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("Method qlora needs bitsandbytes: pip install 'tamperfuse[qlora]', or use method lora.")
+    if is_sharded(loaded.model):
+        raise UserError("Method qlora does not train a model in shards: use method lora, or DDP in place of FSDP2.")
     model = loaded.model
     excluded = _without_adapter(model)
     unquantized = _quantize(model, excluded)
@@ -175,12 +184,12 @@ def _quantize(model: PreTrainedModel, excluded: list[str]) -> dict[str, nn.Linea
 
 
 @torch.no_grad()
-def _add_updates(unquantized: dict[str, nn.Linear], adapted: PeftModel) -> None:
-    """Add the adapters' updates to the unquantized layers, and to stacked experts, which were not quantized."""
+def _add_updates(layers: Mapping[str, nn.Linear], adapted: PeftModel) -> None:
+    """Add the adapters' updates to the layers below them, by name, and to stacked experts."""
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, ParamWrapper):
             weight = module.get_param()
-            weight += module.get_delta_weight("default").to(weight)
-        elif isinstance(module, LoraLayer) and name in unquantized:
-            weight = unquantized[name].weight
-            weight += module.get_delta_weight("default").to(weight)
+            weight += placed_like(module.get_delta_weight("default").to(weight.dtype), weight)
+        elif isinstance(module, LoraLayer) and name in layers:
+            weight = layers[name].weight
+            weight += placed_like(module.get_delta_weight("default").to(weight.dtype), weight)

@@ -26,8 +26,9 @@ import torch
 import xxhash
 
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.models.sharded import gather_objects, is_sharded, local_shard
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import clear_staging, read_json, sha256_of, staged, write_json
+from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
 from tamperfuse.records.process import is_main
 from tamperfuse.training.parameters import Trainable
 from tamperfuse.training.result import FitResult
@@ -191,18 +192,19 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(loaded: LoadedModel, samples: Sequence[Trainable]) -> dict[str, str]:
-    """Hashes of a model's weights and of its training samples. Takes about 0.1 s per gigabyte.
+    """Hashes of a model's weights, in all shards if it is sharded, and of its training samples. Takes about 0.1 s per gigabyte.
 
     Of a sample that is a dataclass every field counts, apart from real numbers and tensors: these are computed with a model,
     such as the margin of a preference, so they follow from the weights and the tokens, up to rounding.
     """
     weights, data = xxhash.xxh3_128(), xxhash.xxh3_128()
     for parameter in loaded.model.parameters():
-        weights.update(memoryview(parameter.detach().cpu().contiguous().flatten().numpy()))
+        weights.update(local_shard(parameter).cpu().contiguous().flatten().numpy().data)
     for sample in samples:
         data.update(np.asarray([sample.response_tokens, *sample.tokens], dtype=np.int64).data)
         data.update(repr(discrete_values(sample)).encode())
-    return {"weights": weights.hexdigest(), "samples": data.hexdigest()}
+    shards = gather_objects(weights.hexdigest()) if is_sharded(loaded.model) else []
+    return {"weights": content_hash(shards) if shards else weights.hexdigest(), "samples": data.hexdigest()}
 
 
 def discrete_values(value: Any) -> Any:

@@ -4,19 +4,22 @@ The user's accelerate configuration decides how (`accelerate launch --config_fil
 
     DDP            every process holds the model in reduced precision and its float32 masters; gradients are averaged
     FSDP2          every process holds a shard of the float32 weights; each layer is gathered in reduced precision when needed
+                   (:mod:`tamperfuse.models.sharded`)
     DeepSpeed      as its own configuration file says, with DeepSpeed's optimizer. Written from its documentation, never run
 
-All processes must run the same number of forward and backward passes in each step. Hooks run on every process, on the
-complete model.
+All processes must run the same number of forward and backward passes in each step. Hooks run on every process: on the model in
+its shards if it was loaded in shards, otherwise on the complete model.
 """
 
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tamperfuse.models.sharded import is_distributed, is_shard, unsharded
+from tamperfuse.models.sharded_loading import USE_FSDP
 from tamperfuse.records.errors import UserError
 
 
@@ -28,18 +31,13 @@ def sharding() -> Literal["", "fsdp", "deepspeed"]:
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         return "deepspeed"
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+    if os.environ.get(USE_FSDP, "").lower() != "true":
         return ""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError(
             "Only version 2 of FSDP is supported: set fsdp_version: 2 in the accelerate configuration file."
         )
     return "fsdp"
-
-
-def is_distributed() -> bool:
-    """Whether several processes are connected."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def max_over_processes(value: int, device: torch.device) -> int:
@@ -60,26 +58,6 @@ def sum_over_processes(value: float, device: torch.device) -> float:
     return float(shared)
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """The value of each process, by rank; small picklable objects. A collective operation: every process must call it."""
-    if not is_distributed():
-        return [value]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
-
-
-def unsharded(value: Any) -> Any:
-    """A tensor, or a nested structure of tensors, with all shards gathered. A collective operation where there are shards."""
-    if isinstance(value, Tensor):
-        return value.full_tensor() if hasattr(value, "full_tensor") else value
-    if isinstance(value, dict):
-        return {key: unsharded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(unsharded(item) for item in value)
-    return value
-
-
 def unsharded_weight(weight: Tensor) -> Tensor:
     """A trained weight in float32, with all shards gathered. A collective operation where there are shards."""
     if sharding() == "deepspeed":
@@ -94,7 +72,7 @@ def unsharded_weight(weight: Tensor) -> Tensor:
 def placed_like(value: Tensor, other: Tensor) -> Tensor:
     """A complete tensor, moved to the device of another one of its shape and sharded as that one is."""
     value = value.to(other.device)
-    if not hasattr(other, "device_mesh"):
+    if not is_shard(other):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 

@@ -29,8 +29,8 @@ from tamperfuse.training.accelerations import accelerated
 from tamperfuse.training.adapters import lora_adapter, qlora_adapter
 from tamperfuse.training.batches import schedule
 from tamperfuse.training.checkpoints import Checkpoints, current_block, fingerprint
-from tamperfuse.training.distributed import sharding
-from tamperfuse.training.loop import Hook, Loop, run_hook
+from tamperfuse.training.distributed import placed_like, sharding
+from tamperfuse.training.loop import Hook, Loop, run_hook, sharded_by_loop
 from tamperfuse.training.objectives import Objective, SupervisedObjective
 from tamperfuse.training.parameters import Trainable, Training
 from tamperfuse.training.result import FitResult
@@ -68,7 +68,7 @@ def fit(
         at_steps: after which steps the hook is called; 0 is before the first. A resumed run skips the steps up to its
             checkpoint.
         hook: called with the step's number; training ends at a step ≥ 1 where it returns True. The model is in evaluation
-            mode, and in reduced precision unless it is trained in shards. With several processes, every process calls it.
+            mode, and in reduced precision unless the training shards it. With several processes, every process calls it.
         label: text of the progress bar, and name of the run for messages and trackers.
 
     Raises:
@@ -96,7 +96,7 @@ def fit(
     checkpoints = _checkpoints(loaded, hashes, training, seed, objective)
     with (
         _trained_module(loaded, training) as module,
-        reduced_precision(module, torch.float32 if sharding() else dtype) as masters,
+        reduced_precision(module, torch.float32 if sharded_by_loop(module) else dtype) as masters,
     ):
         result.work = useful_work(module, order)
         saved = checkpoints.load() if checkpoints else None
@@ -237,7 +237,7 @@ def _restore(masters: Masters, saved: dict[str, Any], result: FitResult) -> None
     """Restore weights, losses and seconds from a checkpoint."""
     with torch.no_grad():
         for (parameter, master), weight in zip(masters.trainable(), saved["weights"], strict=True):
-            master.copy_(weight)
+            master.copy_(placed_like(weight, master))
             parameter.copy_(master)
     result.losses, result.seconds = list(saved["losses"]), saved["seconds"]
     result.resumed_at = saved["step"]

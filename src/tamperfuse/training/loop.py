@@ -4,7 +4,8 @@ The Trainer provides learning-rate schedule, gradient clipping and accelerate (s
 replaces the order of samples, the training step (an :class:`~tamperfuse.training.objectives.Objective`), the optimizer over
 float32 masters, and adds hooks at chosen steps and checkpoints.
 
-With several processes each holds the model, unless the accelerate configuration shards it. Then a copy is sharded and trained;
+With several processes each holds the model, unless the accelerate configuration shards it. A model that was loaded in shards is
+trained as it is, and accelerate is not told of FSDP. Of a complete model a copy is sharded and trained;
 the original stays in main memory, receives the weights before every hook and at the end, and is the result.
 
 When training resumes, `fit` restores the weights before the loop is created. Optimizer, schedule, the objective's state and
@@ -16,9 +17,11 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
@@ -28,17 +31,13 @@ from transformers.integrations import TensorBoardCallback
 
 from tamperfuse.models.finite import diverged
 from tamperfuse.models.precision import Masters
+from tamperfuse.models.sharded import gather_objects, is_shard, is_sharded, on_main_process
+from tamperfuse.models.sharded_loading import hidden_from_accelerate
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import Advance, is_shown
 from tamperfuse.training.checkpoints import Checkpoints, TrainingBlock, random_state, set_random_state
-from tamperfuse.training.distributed import (
-    gather_objects,
-    max_over_processes,
-    sharding,
-    unsharded,
-    unsharded_weight,
-)
+from tamperfuse.training.distributed import max_over_processes, sharding, unsharded_weight
 from tamperfuse.training.objectives import Objective, accumulate_gradient
 from tamperfuse.training.optimizers import load_optimizer, make_optimizer
 from tamperfuse.training.parameters import Trainable, Training
@@ -70,7 +69,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         objective: computes the gradient of each micro-batch.
         module: the model, or an adapter around it.
         masters: its trained weights, in float32.
-        dtype: to compute in where the model is sharded; otherwise the module is in this dtype already.
+        dtype: to compute in where the loop shards the model; otherwise the module computes in this dtype already.
         order: the samples of all remaining steps, in order.
         training: training parameters.
         result: losses and seconds are added to it; holds those of the completed steps.
@@ -114,11 +113,27 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         self.masters, self.checkpoints, self.saved, self.eight_bit = masters, checkpoints, saved, eight_bit
         self.at_steps, self.hook, self.advance, self.label = set(at_steps), hook, advance, label
         self.original, self.device, self.fingerprint = module, next(module.parameters()).device, fingerprint
-        if sharding():
+        shards = sharded_by_loop(module)
+        if shards:
             module = copy.deepcopy(module)
             self.masters = _own_masters(module)
             self.original.to("cpu")
-        mixed = bool(sharding()) and dtype == torch.bfloat16
+        cached = bool(getattr(module.config, "use_cache", False))
+        with nullcontext() if shards else hidden_from_accelerate():
+            arguments = self._arguments(training, seed, block, shards and dtype == torch.bfloat16, cached)
+            if shards and self.device.type == "cpu" and sharding() == "fsdp":
+                # accelerate applies FSDP only if the type is MULTI_GPU; with this type it works over gloo as well.
+                PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+            super().__init__(model=module, args=arguments, callbacks=[_Events(self)])
+        self.remove_callback(PrinterCallback)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and block.logs:
+                callback.logging_dir = str(block.logs / f"{block.started}-{label.replace(' ', '-')}")
+
+    def _arguments(
+        self, training: Training, seed: int, block: TrainingBlock, mixed: bool, use_cache: bool
+    ) -> TrainingArguments:
+        """The Trainer's arguments. `mixed`: whether accelerate casts float32 weights to bfloat16 for each forward pass."""
         arguments = TrainingArguments(
             output_dir=tempfile.mkdtemp(prefix="tamperfuse-"),
             max_steps=training.steps,
@@ -135,24 +150,26 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             logging_strategy="steps" if block.report_to else "no",
             logging_steps=1,
             report_to=list(block.report_to),
-            run_name=label,
+            run_name=self.label,
             disable_tqdm=True,
             seed=seed,
             # The Trainer writes it into the configuration, which is saved; forward passes say themselves that they need no cache.
-            use_cache=bool(getattr(module.config, "use_cache", False)),
+            use_cache=use_cache,
         )
         _ = arguments.device  # connects the processes and sets the number of GPUs
-        # The accelerate configuration does not decide this: unless the model is sharded, its weights have their dtype already.
+        # The accelerate configuration does not decide this: unless the loop shards the model, it computes in its dtype already.
         arguments.mixed_precision = "bf16" if mixed else "no"
-        if self.device.type == "cpu" and sharding() == "fsdp":
-            # accelerate applies FSDP only if the type is MULTI_GPU; with this type it works over gloo as well.
-            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         arguments._n_gpu = 1  # nn.DataParallel cannot split a packed row; several GPUs need several processes
-        super().__init__(model=module, args=arguments, callbacks=[_Events(self)])
-        self.remove_callback(PrinterCallback)
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and block.logs:
-                callback.logging_dir = str(block.logs / f"{block.started}-{label.replace(' ', '-')}")
+        return arguments
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Average the gradients of weights that every process holds whole beside shards: those of an adapter.
+
+        In place of transformers' method, whose operation gloo does not have. Their initial values are equal: the seed is.
+        """
+        for parameter in model.parameters():
+            if parameter.requires_grad and not is_shard(parameter):
+                parameter.register_post_accumulate_grad_hook(_average_gradient)  # type: ignore[no-untyped-call]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer named by the training parameters, over the float32 masters."""
@@ -254,22 +271,34 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             self.checkpoints.save(step, self._resume_state(last))
 
     def _resume_state(self, last: bool) -> dict[str, Any]:
-        """What is needed to continue; after the last step, the final weights only. Gathers shards from all processes."""
+        """What is needed to continue; after the last step, the final weights only. The main process gathers all shards."""
         state = {
             "step": self.state.global_step,
             "ended": last,
             "losses": self.result.losses,
             "seconds": self.result.seconds,
-            "weights": [unsharded(master) for _, master in self.masters.trainable()],
+            "weights": [on_main_process(master.detach()) for _, master in self.masters.trainable()],
         }
         if last:
             return state
         return state | {
-            "optimizer": unsharded(self.inner_optimizer.state_dict()),
+            "optimizer": on_main_process(self.inner_optimizer.state_dict()),
             "schedule": self.lr_scheduler.state_dict(),
-            "objective": unsharded(self.objective.state_dict()),
+            "objective": on_main_process(self.objective.state_dict()),
             "random": gather_objects(random_state()),
         }
+
+
+def sharded_by_loop(module: nn.Module) -> bool:
+    """Whether the training shards a complete model, since accelerate is configured to."""
+    return bool(sharding()) and not is_sharded(module)
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    """Replace an accumulated gradient by its mean over processes; what was accumulated before is that already."""
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= world_size()
 
 
 def _own_masters(module: nn.Module) -> Masters:

@@ -31,11 +31,12 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
+from tamperfuse.models.sharded import unsharded
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import SLICE, sequence_nll
 from tamperfuse.training.distillation import Anchored, AnchoredObjective
-from tamperfuse.training.distributed import sum_over_processes, unsharded
+from tamperfuse.training.distributed import sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
 from tamperfuse.training.weights import SimulatedAttacker, Weights, gradients, inner, perturbed
@@ -277,7 +278,8 @@ class TrapObjective(AnchoredObjective):
     def attacked(self, model: nn.Module) -> Iterator[None]:
         """Within the block the model that a hook receives has the weights θ + δ.
 
-        Memory: none, or two complete copies on every process if training is sharded. A collective operation.
+        Memory: none, or two complete copies on every process if training is sharded and the model was not loaded in shards. A
+        collective operation.
         """
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if parameters[0] is self.parameters[0]:

@@ -15,8 +15,9 @@ from tamperfuse.evaluation.judges.base import Answer
 from tamperfuse.models.checks import check_config, check_loading, check_model
 from tamperfuse.models.conversion import quiet
 from tamperfuse.models.device import own_device
-from tamperfuse.models.load import context_window, errors_explained, resolve_model
+from tamperfuse.models.load import errors_explained, resolve_model
 from tamperfuse.models.precision import compute_dtype
+from tamperfuse.models.window import context_window
 
 
 @dataclass(frozen=True)
