@@ -32,9 +32,8 @@ class Endpoint(BaseHTTPRequestHandler):
     """Answers every request with the same grade, late, and counts the requests."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # else the body waits for the acknowledgement of the headers, which the client delays by 40 ms
-    )
+    # Else the body of an answer waits for the acknowledgement of its headers, which the receiver delays by 40 ms.
+    disable_nagle_algorithm = True
     counts, lock = Counter[str](), Lock()
 
     def do_POST(self) -> None:
