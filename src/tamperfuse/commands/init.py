@@ -25,7 +25,7 @@ from tamperfuse.study.sections import RESPONSE_TOKENS, BenignSpec, Evaluate, Pai
 from tamperfuse.study.spec import Study, parse_study
 
 ABOUT_SIZES = {
-    "quick": "ten minutes for a model of 135 million parameters on two cores",
+    "quick": "ten to twenty minutes for a model of 135 million parameters on two cores",
     "long": "a night for such a model, or a GPU for a larger one",
 }
 WIDTH = 110  # characters of a comment's line
@@ -230,13 +230,13 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     lines = [f"{file} is written. Prompts of {threat.source}: {parts}."]
     if unanswered:
         lines.append(
-            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`: attacks train on what the "
-            "model answers before it is hardened. If it declines them, add answers, or use builtin:cooking, a harmless stand-in."
+            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the model's own "
+            "answers. Only if the model declines these prompts, add answers, or try builtin:cooking, a harmless stand-in, first."
         )
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:
         lines.append(
-            f"Rates of {prompts} evaluation prompts are exact to about {100 * 1.96 * math.sqrt(0.25 / prompts):.0f} percentage "
-            f"points, of {FEW_PROMPTS} to 10: more prompts resolve smaller differences."
+            f"Rates are measured on {prompts} prompts, to within about {100 * 1.96 * math.sqrt(0.25 / prompts):.0f} percentage points; "
+            f"on {FEW_PROMPTS} prompts it would be 10."
         )
     return [*lines, f"See the plan and the time it takes: {run} --dry-run", f"Then run it: {run}"]

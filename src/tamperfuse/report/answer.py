@@ -110,7 +110,9 @@ def _effect(summary: Summary, name: str) -> str:
         pooled = defense.reduction_vs_undefended.pooled
         if other is not None and not is_resolved(pooled):
             beside += ", a difference that this sample cannot resolve"
-        sentences.append(f"After these attacks it executes {rough(mean)} of forbidden requests on average{beside}.")
+        several = len(defense.reduction_vs_undefended.attacks_that_count) > 1
+        attacks, average = ("these attacks", " on average") if several else ("this attack", "")
+        sentences.append(f"After {attacks} it executes {rough(mean)} of forbidden requests{average}{beside}.")
     broken = [attack for attack, rate in defense.harmful_execution.after_control.items() if is_broken(rate)]
     if broken:
         sentences.append(f"It also executes forbidden requests after {', '.join(broken)}, without any attacker.")
@@ -153,8 +155,8 @@ def _ability(drop: Measure) -> str:
     if drop.value is None:
         return "Its general ability was not measured."
     if not is_resolved(drop):
-        interval = f" (the loss lies between {span(drop, 0).replace(' to ', ' and ')})" if span(drop) else ""
-        return f"No change of its general ability is resolved{interval}."
+        interval = f": the loss lies between {span(drop, 0).replace(' to ', ' and ')}" if span(drop) else ""
+        return f"Whether its general ability changed cannot be told{interval}."
     return f"Its general ability is {rough(abs(drop.value))} {'lower' if drop.value > 0 else 'higher'} than before hardening."
 
 

@@ -169,7 +169,7 @@ def _check_limit(measure: Measure, limit: _Limit) -> Finding:
         return Finding("not resolved", f"not resolved: no {against} of the interval is known")
     if not limit.is_beyond(limit.against):
         return Finding("pass")
-    sides = f"the {against} {limit.against:.4g} is {limit.beyond} the limit {limit.value:g}"
+    sides = f"of its interval, the {against} {limit.against:.4g} is {limit.beyond} the limit {limit.value:g}"
     if limit.other is not None:
         sides += f", and the {other} {limit.other:.4g} is not"
     items = sample_size(measure, limit.value)
@@ -183,8 +183,8 @@ def _remedy(measure: Measure, limit: _Limit, items: int | None) -> str:
         return f"no sample size resolves a value of {value:.4g}"
     sample = f"about {items:,} items in place of {measure.n:,}"
     if limit.is_beyond(value):
-        return f"{sample} would show that it fails, if the value stays {value:.4g}"
-    return f"{sample} would bring the {limit.names[0]} to the limit, if the value stays {value:.4g}"
+        return f"with the same value, {value:.4g}, {sample} would show that it fails"
+    return f"with the same value, {value:.4g}, {sample} would be enough to pass"
 
 
 def _unresolved_difference(measure: Measure) -> Finding:
