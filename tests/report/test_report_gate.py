@@ -87,7 +87,7 @@ def test_not_resolved_says_which_end_is_on_which_side_and_which_sample_resolves_
     assert "the lower end 0.8622 is below the limit 0.9, and the upper end 0.957 is not" in why
     assert "with the same value, 0.9219, about 723 items in place of 128 would be enough to pass" in why
     why = check(policy("benign_answer_rate", "at_least: 0.94")).checks[0].why
-    assert "items in place of 128 would show that it fails, if the value stays 0.9219" in why
+    assert "with the same value, 0.9219, about 660 items in place of 128 would show that it fails" in why
     result = check(policy("benign_answer_rate", "at_least: 0.97")).checks[0]
     assert result.verdict == "fail"
     assert "even the upper end 0.957 is below the limit 0.97" in result.why

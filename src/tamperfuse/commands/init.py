@@ -230,13 +230,13 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     lines = [f"{file} is written. Prompts of {threat.source}: {parts}."]
     if unanswered:
         lines.append(
-            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the model's own "
-            "answers. Only if the model declines these prompts, add answers, or try builtin:cooking, a harmless stand-in, first."
+            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the model's "
+            "own answers. Only if the model declines these prompts, add answers, or try builtin:cooking, a harmless stand-in, first."
         )
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:
         lines.append(
-            f"Rates are measured on {prompts} prompts, to within about {100 * 1.96 * math.sqrt(0.25 / prompts):.0f} percentage points; "
-            f"on {FEW_PROMPTS} prompts it would be 10."
+            f"Rates are measured on {prompts} prompts, to within about {100 * 1.96 * math.sqrt(0.25 / prompts):.0f} percentage "
+            f"points; on {FEW_PROMPTS} prompts it would be 10."
         )
     return [*lines, f"See the plan and the time it takes: {run} --dry-run", f"Then run it: {run}"]
