@@ -230,8 +230,9 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     lines = [f"{file} is written. Prompts of {threat.source}: {parts}."]
     if unanswered:
         lines.append(
-            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the model's "
-            "own answers. Only if the model declines these prompts, add answers, or try builtin:cooking, a harmless stand-in, first."
+            f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the "
+            "model's own answers. Only if the model declines these prompts, add answers, or first try builtin:cooking, a "
+            "harmless stand-in."
         )
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:
