@@ -305,7 +305,7 @@ REACHED_BY = {
     "study/estimates.py": ("run", "demo"),
     "training": ("harden", "attack", "run"),
 }
-GLOBAL = {"--debug", "--version", "--help", "--no-deps"}  # the last is pip's
+GLOBAL = {"--debug", "--version", "--help", "--no-deps", "--exclude"}  # the last two are those of pip and hf
 
 
 def options_of(command: str) -> set[str]:

@@ -290,6 +290,8 @@ IRRELEVANT = {
     "study.progress": "what is printed",
     "study.ray_tasks": "which machine runs a node",
     "study.remaining": "the name of a file",
+    "study.run_folder": "which folders are refused",
+    "study.status_table": "what is printed",
     "study.results.intervals": "what is computed from the nodes of a run is computed at the end of each",
     "study.results.outcomes": "likewise",
     "study.results.rows": "likewise",
