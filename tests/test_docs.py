@@ -46,7 +46,7 @@ FENCE = re.compile(
     r"(?:<!-- test: (?P<mode>\w+) \((?P<reason>[^)]+)\) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )
 SAVED = re.compile(r"[Ss]ave this one as ([\w.-]+):\n\n\Z")
-RUNS = ("demo", "mine", "one", "two")  # of which pages read results
+RUNS = ("demo", "study", "one", "two")  # of which pages read results
 LANGUAGES = {"python", "sh", "yaml", "text", "toml", "json"}
 FEW = {"steps": 1, "shots": 2, "batch": 2}
 FEW_CALLS = {**FEW, "prompts": 4}  # in Python, where the number of prompts is an argument

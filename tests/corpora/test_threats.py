@@ -68,7 +68,10 @@ def test_near_duplicates_are_left_out_counted_and_said(tmp_path: Path, caplog: p
     with caplog.at_level(logging.INFO, logger="tamperfuse"):
         places = where(load_threat(str(write(tmp_path / "doubled.jsonl", doubled)), FirstWords()))
     assert len(places) == len(ROWS)
-    assert "130 different prompts" in caplog.text and "10 near-duplicates left out" in caplog.text
+    assert (
+        "130 different prompts" in caplog.text
+        and "of which 120 are used: 10 near-duplicates are left out" in caplog.text
+    )
 
 
 def test_any_known_layout_serves(tmp_path: Path) -> None:

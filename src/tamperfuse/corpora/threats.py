@@ -183,11 +183,12 @@ def _split(source: str, examples: Iterable[Example], encoder: TextEncoder) -> Th
         name = content_hash(["threat", example.prompt])
         by_part[_part_of(name)].append(ThreatPrompt(name[:12], example.prompt, example.category, example.response))
     log.info(
-        "%s: %s different prompts, %s used, %s near-duplicates left out; split into %s.",
+        "%s: %s different prompts, of which %s are used: %s near-duplicates%s are left out. They are split into %s.",
         source,
         f"{len(by_text):,}",
-        f"{len(chosen):,}",
+        f"{len(unique):,}",
         f"{len(chosen) - len(unique):,}",
+        f" and {len(by_text) - len(chosen):,} above the limit" if len(chosen) < len(by_text) else "",
         ", ".join(f"{part} {len(prompts)}" for part, prompts in by_part.items()),
     )
     return _threat(source, by_part)

@@ -17,6 +17,7 @@ from tamperfuse.records.summary import Measure, UsableHarm
 Z = 1.959963984540054  # 97.5% quantile of the normal distribution, of 95% intervals
 WILSON_ERROR = 1e-3  # by which the ends of a Wilson interval may miss its equation, relative
 LARGEST_SAMPLE = 10**12  # items; more resolve nothing in practice
+ROUNDING = 1e-9  # of the ends of intervals
 
 GateVerdict = Literal["pass", "fail", "not resolved"]
 
@@ -160,18 +161,18 @@ def _limits(measure: Measure, rule: Rule) -> list[_Limit]:
 def _check_limit(measure: Measure, limit: _Limit) -> Finding:
     against, other = limit.names
     if limit.other is not None and limit.is_beyond(limit.other):
-        end = "has no " + against if limit.against is None else f"reaches {limit.against:.4g}"
+        end = "has no " + against if limit.against is None else f"reaches {_number(limit.against)}"
         return Finding(
             "fail",
-            f"even the {other} {limit.other:.4g} is {limit.beyond} the limit {limit.value:g} (the interval {end})",
+            f"even the {other} {_number(limit.other)} is {limit.beyond} the limit {limit.value:g} (the interval {end})",
         )
     if limit.against is None:
         return Finding("not resolved", f"not resolved: no {against} of the interval is known")
     if not limit.is_beyond(limit.against):
         return Finding("pass")
-    sides = f"of its interval, the {against} {limit.against:.4g} is {limit.beyond} the limit {limit.value:g}"
+    sides = f"of its interval, the {against} {_number(limit.against)} is {limit.beyond} the limit {limit.value:g}"
     if limit.other is not None:
-        sides += f", and the {other} {limit.other:.4g} is not"
+        sides += f", and the {other} {_number(limit.other)} is not"
     items = sample_size(measure, limit.value)
     return Finding("not resolved", f"not resolved: {sides}; {_remedy(measure, limit, items)}", items)
 
@@ -180,11 +181,16 @@ def _remedy(measure: Measure, limit: _Limit, items: int | None) -> str:
     """What a larger sample would show."""
     value = measure.value or 0.0
     if items is None:
-        return f"no sample size resolves a value of {value:.4g}"
+        return f"no sample size resolves a value of {_number(value)}"
     sample = f"about {items:,} items in place of {measure.n:,}"
     if limit.is_beyond(value):
-        return f"with the same value, {value:.4g}, {sample} would show that it fails"
-    return f"with the same value, {value:.4g}, {sample} would be enough to pass"
+        return f"with the same value, {_number(value)}, {sample} would show that it fails"
+    return f"with the same value, {_number(value)}, {sample} would be enough to pass"
+
+
+def _number(value: float) -> str:
+    """A value in four digits; 0 for what differs from it by rounding, as the lower end of a rate of 0 may."""
+    return f"{0.0 if abs(value) < ROUNDING else value:.4g}"
 
 
 def _unresolved_difference(measure: Measure) -> Finding:
@@ -198,7 +204,7 @@ def _unresolved_difference(measure: Measure) -> Finding:
     )
     return Finding(
         "not resolved",
-        f"not resolved: the lower end {measure.low:.4g} is not above 0, and the upper end {measure.high:.4g} is not below 0; "
-        f"{sample}, if the value stays {measure.value:.4g}; {accept}",
+        f"not resolved: the lower end {_number(measure.low)} is not above 0, and the upper end {_number(measure.high)} is not "
+        f"below 0; {sample}, if the value stays {_number(measure.value or 0.0)}; {accept}",
         items,
     )

@@ -186,7 +186,9 @@ def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
     if cost.last_point:
         remarks.append("at the last evaluated step")
     if defense != UNDEFENDED and cost.ratio_vs_undefended is not None:
-        remarks.append(f"{'more than ' if cost.censored else ''}{times(cost.ratio_vs_undefended)} times")
+        ratio = times(cost.ratio_vs_undefended)
+        same = ratio == "1" and not cost.censored
+        remarks.append("the same" if same else f"{'more than ' if cost.censored else ''}{ratio} times")
     elif defense != UNDEFENDED:
         remarks.append("no ratio")
     return Cell(f"> {cost.steps}" if cost.censored else str(cost.steps), ", ".join(remarks))
