@@ -5,9 +5,9 @@
 A randomly initialised Llama with the bundled model's tokenizer is saved in bfloat16, and loaded and trained in full for three
 steps on 2 × 128 tokens: first by two processes over gloo, each of which holds half of every weight, then by one. It has the shape
 of Llama 3.2 1B but for the vocabulary (1,074 million parameters), six of its 16 layers (`--shape 0.5B`, 466 million), or 32
-million parameters (`--quick`). The peaks of loading and of training are printed separately. Computed is what scripts/cost_model.py
-says of training, with its 0.4 GiB for libraries. 1B needs 20 GiB of free memory, and 3 GiB on the disk of temporary files. The
-last line is JSON.
+million parameters (`--quick`). The peaks of loading and of training are printed separately. Computed is what
+scripts/cost_model.py says of training, with its 0.4 GiB for libraries. 1B needs 20 GiB of free memory, and 3 GiB on the disk of
+temporary files. The last line is JSON.
 """
 
 import argparse
