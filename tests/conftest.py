@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,9 @@ hypothesis.settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
-    """The workers of pytest-xdist share the processor's threads."""
+    """The workers of pytest-xdist share the processor's threads, and Ctrl-C interrupts also where a shell's `&` started them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 

@@ -217,7 +217,7 @@ def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
 
     for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
         with monkeypatch.context() as patch:
-            stop = partial(signal.raise_signal, number)  # os.kill may interrupt another thread, and this one later
+            stop = partial(signal.raise_signal, number)
             dying(patch, 2, step, stop)  # as in the first test of this file
             ends_with(130, "Interrupted. Finished work is saved: run the same command again to resume.")
         assert len(list((run / "unfinished").glob("*/fit-0.json"))) == 1

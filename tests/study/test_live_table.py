@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import signal
 import sys
 import time
@@ -164,7 +163,7 @@ def test_ctrl_c_leaves_nothing_of_the_table(
                 Console(file=text, width=80).print(status_table(run_status(run)))
                 statuses.append(screen_lines(text.getvalue()))
                 screens.append(screen_lines(errors.getvalue()))
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
         raise AssertionError("not interrupted")
 
     monkeypatch.setattr("tamperfuse.study.run.execute", interrupted)
