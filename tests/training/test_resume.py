@@ -22,7 +22,7 @@ from tamperfuse.training.checkpoints import fingerprint, resumable
 from tamperfuse.training.fit import FitResult, Training, fit
 from tamperfuse.training.objectives import SupervisedObjective
 
-KILLS = 8
+KILLS = 6
 STEPS = 400  # of the second training: more than the kills get through
 # Processes are forked from a server that has imported everything, so starting one takes milliseconds.
 CONTEXT = multiprocessing.get_context("forkserver")
