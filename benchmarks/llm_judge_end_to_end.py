@@ -2,12 +2,12 @@
 
     python benchmarks/llm_judge_end_to_end.py            6 responses
     python benchmarks/llm_judge_end_to_end.py --quick    2 responses
+    python benchmarks/llm_judge_end_to_end.py --model ./qwen.gguf
 
 What is measured is that the path works: server, client, rubric, replies that are parsed or counted as failures, and a second call
-that sends nothing. SmolLM2-135M is a poor judge: many of its replies, or all, do not have the form that the rubric asks for, and
-its grades say nothing about the responses. Where no reply can be parsed, the judge has to refuse in a sentence, which is
-printed. Needs the bundled model and `pip install 'transformers[serving]' 'tamperfuse[judge]'`. Greedy decoding, no randomness.
-The last line is JSON.
+that sends nothing. A model as small as this is a poor judge: many of SmolLM2-135M's replies, or all, do not have the form that
+the rubric asks for. Where no reply can be parsed, the judge has to refuse in a sentence, which is printed. Needs the model and
+`pip install 'transformers[serving]' 'tamperfuse[judge]'`. Greedy decoding, no randomness. The last line is JSON.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from tamperfuse.evaluation.judges.replies import FILE
 from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
 
-MODEL, REPLY_TOKENS, START_SECONDS = "smollm2-135m", 160, 600
+REPLY_TOKENS, START_SECONDS = 160, 600
 
 
-def write_checkpoint(folder: Path) -> None:
-    """Write the bundled model as a folder that transformers loads."""
+def write_checkpoint(model: str, folder: Path) -> None:
+    """Write a model, such as the bundled one, as a folder that transformers loads."""
     import tamperfuse
 
-    tamperfuse.save(tamperfuse.load(MODEL), folder)
+    tamperfuse.save(tamperfuse.load(model), folder)
 
 
 @contextmanager
@@ -99,12 +99,14 @@ def main() -> None:
     """Judge the responses twice, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 responses")
-    answers = labelled(2 if parser.parse_args().quick else 6)
+    parser.add_argument("--model", default="smollm2-135m", help="bundled name, folder or .gguf file (default: %(default)s)")
+    options = parser.parse_args()
+    answers = labelled(2 if options.quick else 6)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
     logging.getLogger("tamperfuse").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "model", Path(place) / "cache"
-        write_checkpoint(folder)
+        write_checkpoint(options.model, folder)
         os.environ["TAMPERFUSE_CACHE"] = str(cache)  # no replies of earlier calls
         with served(folder) as address:
             parameters = LlmParameters(
@@ -131,10 +133,11 @@ def main() -> None:
                 "benchmark": "llm_judge_end_to_end",
                 "ours": round(seconds, 1),
                 "unit": "s",
-                "model": MODEL,
+                "model": Path(options.model).name,
                 "responses": len(answers),
                 "replies": len(replies),
                 "decided": sum(text.isdigit() for text in outcome),
+                "scores": outcome,
             }
         )
     )
