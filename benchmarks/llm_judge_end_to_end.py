@@ -99,7 +99,9 @@ def main() -> None:
     """Judge the responses twice, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 responses")
-    parser.add_argument("--model", default="smollm2-135m", help="bundled name, folder or .gguf file (default: %(default)s)")
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="bundled name, folder or .gguf file (default: %(default)s)"
+    )
     options = parser.parse_args()
     answers = labelled(2 if options.quick else 6)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout)
