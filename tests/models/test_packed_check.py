@@ -48,6 +48,18 @@ def test_why_a_configuration_cannot_be_packed_is_remembered(
     assert len(checked) == 1 and caplog.text.count("because Gemma2Attention gives its attention softcap") == 2
 
 
+def test_packed_batches_can_be_turned_off(
+    checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAMPERFUSE_PACKED", "0")
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    prepare_forward(model)
+    assert model.config._attn_implementation != ATTENTION and "because TAMPERFUSE_PACKED is 0" in caplog.text
+    monkeypatch.delenv("TAMPERFUSE_PACKED")
+    prepare_forward(model)
+    assert model.config._attn_implementation == ATTENTION and len(checked) == 1, "turning it off is not remembered"
+
+
 def test_attention_dropout_is_said_not_to_be_applied(
     checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
 ) -> None:

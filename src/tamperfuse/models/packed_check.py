@@ -7,6 +7,7 @@ architectures. What only shows on sequences longer than these is found in the co
 
 import logging
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def prepare_forward(model: PreTrainedModel) -> None:
     """Switch a model to packed attention if its outputs stay the same; otherwise check that it can run without, and say so.
 
     The result for a configuration is remembered in the cache, so that its models are not run again. With a sharded model every
-    process calls this function, and what the main process remembers counts.
+    process calls this function, and what the main process remembers counts. With `TAMPERFUSE_PACKED=0` in the environment no
+    model is switched.
 
     Raises:
         UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails.
@@ -49,18 +51,10 @@ def prepare_forward(model: PreTrainedModel) -> None:
             f"{model_class(model).__name__} attends to tokens that an indexer selects (`index_topk` in its config.json), and "
             "transformers computes this with tokens that come later: choose a model without an indexer."
         )
-    before, training = model.config._attn_implementation, model.training
-    remembered = _remembered(model)
-    reason = _recalled(model, remembered)
+    training = model.training
     model.eval()
     try:
-        if reason is None:
-            reason = _not_packed_because(model, before)
-            if reason:
-                _check_causal(model)
-            _remember(remembered, reason)
-        elif not reason:
-            _switch(model)
+        reason = _turned_off(model) or _checked(model)
     finally:
         model.train(training)
     if reason:
@@ -73,6 +67,28 @@ def prepare_forward(model: PreTrainedModel) -> None:
         log.warning(
             "Attention dropout of %g, which %s has, is not applied in training.", dropout, model_class(model).__name__
         )
+
+
+def _turned_off(model: PreTrainedModel) -> str:
+    """Why a model is not packed if the user does not want any to be; "" otherwise."""
+    if os.environ.get("TAMPERFUSE_PACKED") != "0":
+        return ""
+    _check_causal(model)
+    return "TAMPERFUSE_PACKED is 0"
+
+
+def _checked(model: PreTrainedModel) -> str:
+    """Switch a model to packed attention unless it is known, or shown now, to be wrong there; the reason, "" for none."""
+    remembered = _remembered(model)
+    reason = _recalled(model, remembered)
+    if reason is None:
+        reason = _not_packed_because(model, model.config._attn_implementation)
+        if reason:
+            _check_causal(model)
+        _remember(remembered, reason)
+    elif not reason:
+        _switch(model)
+    return reason
 
 
 def is_remembered(model: PreTrainedModel) -> bool:
