@@ -133,8 +133,8 @@ def _describe(resolved: SddParameters, size: int) -> str:
     parameters = resolved.model_dump()
     values = ", ".join(f"{name.replace('_', ' ')} {parameters[name]:g}" for name in PAPER)
     return (
-        f"{values}; what is not set is that of SDD's preset {resolved.preset}: the model has {size / 1e6:,.0f} million parameters, "
-        f"and the preset paper is the default from {PAPER_SIZE / 1e9:.0f} billion"
+        f"{values}; what is not set is that of SDD's preset {resolved.preset}: the model has {size / 1e6:,.0f} million "
+        f"parameters, and the preset paper is the default from {PAPER_SIZE / 1e9:.0f} billion"
     )
 
 

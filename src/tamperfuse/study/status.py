@@ -99,7 +99,10 @@ class RunStatus(NodeCounts):
 def count_nodes(
     plan: RunPlan, taken: Mapping[str, float], done: Collection[str], elapsed: Mapping[str, float]
 ) -> NodeCounts:
-    """Count the nodes of a run, and estimate the time left; the arguments are those of :func:`remaining.seconds_left`."""
+    """Count the nodes of a run, and estimate the time left.
+
+    The arguments are those of :func:`tamperfuse.study.remaining.seconds_left`.
+    """
     left = node_seconds_left(plan, taken, done, elapsed)
     nodes = {node.key: node for node in plan.nodes}  # two labels may share a key
     kinds: dict[str, Counter[str]] = {}
