@@ -34,7 +34,7 @@ def attack_phrase(settings: Mapping[str, Any], name: str = "") -> str:
     parts = [_value(settings.get("attack", name))]
     parts += [_count(values.pop(key), key) for key in ("shots", "samples") if key in values]
     parts += _training(values.pop("steps", None), values.pop("learning_rate", None))
-    parts += [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if _is_told(key, value)]
+    parts += [f"{key.replace('_', ' ')} {_value(value)}" for key, value in values.items() if _is_stated(key, value)]
     search = settings.get("search")
     if isinstance(search, Mapping):
         over = search.get("over")
@@ -55,7 +55,7 @@ def _count(number: Any, unit: str) -> str:
     return f"{_value(number)} {unit.removesuffix('s') if number == 1 else unit}"
 
 
-def _is_told(key: str, value: Any) -> bool:
+def _is_stated(key: str, value: Any) -> bool:
     """Whether a parameter is part of the phrase: not its usual value, nor 0 or nothing, which switch a thing off."""
     return isinstance(value, str | int | float) and bool(value) and value != USUAL.get(key)
 
