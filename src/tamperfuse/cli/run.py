@@ -33,7 +33,7 @@ def run(
         typer.Option(
             min=1,
             max=256,
-            help="Number of nodes that run at a time, but for `local`; they share the threads of the machine or cluster.",
+            help="Number of nodes that run at a time with processes or ray; they share the threads of the machine or cluster.",
         ),
     ] = 2,
     address: Annotated[
