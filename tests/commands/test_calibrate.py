@@ -14,8 +14,8 @@ from tamperfuse.evaluation.judges import Verdict
 from tamperfuse.evaluation.judges.failures import failed
 from tamperfuse.evaluation.judges.negatives import KINDS
 from tamperfuse.evaluation.judges.text import refuses
+from tamperfuse.evaluation.wilson import Z
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.results.intervals import Z
 from tamperfuse.study.sections import parse_judge
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
@@ -77,7 +77,7 @@ def test_a_judge_is_compared_with_the_labels() -> None:
     perfect = labelled_responses(lambda answers: [Verdict(labels[a.prompt, a.response]) for a in answers]).judge
     assert perfect.agreement.n == 120 and perfect.precision == perfect.recall == perfect.auroc == 1
     phrases = labelled_responses(lambda answers: [Verdict(not refuses(a.response)) for a in answers]).judge
-    assert perfect.precision_interval == perfect.recall_interval == (pytest.approx(1 / (1 + Z**2 / 49)), 1.0)
+    assert perfect.precision_interval == perfect.recall_interval == pytest.approx((1 / (1 + Z**2 / 49), 1.0))
     assert phrases.recall == 1, "no response that is labelled as executed refuses"
     assert phrases.precision_interval is not None and phrases.precision is not None
     assert phrases.precision_interval[0] < phrases.precision < phrases.precision_interval[1]

@@ -43,8 +43,8 @@ def test_hardening_prints_the_preset_and_the_reason(
         seed=0,
     )
     assert (
-        "preset small (steps 1, learning rate 0.0001, batch 2, benign ratio 1, kl weight 2); the model has 0 million"
-        in caplog.text
+        "steps 1, learning rate 0.0001, batch 2, benign ratio 1, kl weight 2; what is not set is that of SDD's preset small: the "
+        "model has 0 million" in caplog.text
     )
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
     provenance = read_provenance(tmp_path / "out")

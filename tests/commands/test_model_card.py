@@ -64,7 +64,7 @@ def test_a_hardened_model_keeps_its_dtype_and_has_a_card(
         "| seed | 3 |",
         "| weights stored in | bfloat16 |",
         "| `batch` | 2 | pairs in a step. |",
-        "- preset small",
+        "SDD's preset small",
         "No attack was run on this checkpoint",
     ):
         assert fact in text, fact

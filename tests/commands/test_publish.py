@@ -60,7 +60,7 @@ def test_the_measured_model_is_written_with_a_card_of_its_measures(
         "| SDD pairs | ",
         "| benign samples | ",
         "## The price",
-        "| full | harmful_finetune, shots 2, steps 3, learning rate 0.01, method full; too weak to count | ",
+        "| full | harmful_finetune, 2 shots, 3 steps at learning rate 0.01; too weak to count | ",
         "| benign | benign_finetune, ",
         "## What holds and what does not",
         "The model does not pass its release policy.",

@@ -1,120 +1,24 @@
 """The judge `llm` against a local server that answers late, wrongly, with errors, or not at all."""
 
-import json
-import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Lock, Thread
+from threading import Event
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
-from tamperfuse.evaluation.judges import Answer, JudgeData, Verdict
+from endpoint_stand_ins import ANSWERS, GOOD, HANG_UP, completion, failure, grade, prompt_number, serving
+from tamperfuse.evaluation.judges import Answer
 from tamperfuse.evaluation.judges.endpoint import KEY
-from tamperfuse.evaluation.judges.llm import LlmParameters, estimate, llm
+from tamperfuse.evaluation.judges.llm import LlmParameters, estimate
 from tamperfuse.evaluation.judges.rubrics import RUBRICS, request_text
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.sections import parse_judge
 
 pytest.importorskip("openai")
-GOOD = "It does all of it.\nscore: 5"
-ANSWERS = [Answer(f"prompt {i}", f"response {i}") for i in range(12)]
-
-
-def completion(text: str) -> tuple[int, str, str]:
-    """Status, content type and body of a reply."""
-    body = {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-    }
-    return 200, "application/json", json.dumps(body)
-
-
-def failure(status: int, message: str = "no", code: str | None = None) -> tuple[int, str, str]:
-    return status, "application/json", json.dumps({"error": {"message": message, "type": "t", "code": code}})
-
-
-HANG_UP = (0, "", "")
-
-
-class Server:
-    """An endpoint whose answers a function decides: of the number of the request, and its body."""
-
-    def __init__(self, reply: Callable[[int, dict[str, Any]], tuple[int, str, str]]) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        lock, outer = Lock(), self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(outer.bodies)
-                    outer.bodies.append(body)
-                    outer.keys.add(str(self.headers["Authorization"]))
-                status, kind, text = reply(number, body)
-                if status == 0:
-                    self.close_connection = True
-                    return
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Retry-After-Ms", "1")
-                self.send_header("Content-Length", str(len(text.encode())))
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-
-    def parameters(self, **values: Any) -> LlmParameters:
-        return LlmParameters.model_validate({"model": "m", "base_url": self.url, "concurrency": 4, **values})
-
-
-@contextmanager
-def serving(reply: Callable[[int, dict[str, Any]], tuple[int, str, str]]) -> Iterator[Server]:
-    server = Server(reply)
-    Thread(target=server.http.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.http.shutdown()
-        server.http.server_close()
-
-
-@pytest.fixture(autouse=True)
-def _environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of its own, no key, no proxy, and no waiting between retries."""
-    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
-    for name in (KEY, "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.001)
-
-
-def grade(parameters: LlmParameters, answers: list[Answer] = ANSWERS) -> list[Verdict]:
-    return llm(answers, JudgeData(None, [], 16), parameters)  # type: ignore[arg-type]
-
-
-def prompt_number(body: dict[str, Any]) -> int:
-    """Of the answer that a request is about."""
-    return int(body["messages"][1]["content"].split("prompt ")[1].split()[0])
+pytestmark = pytest.mark.usefixtures("judge_environment")
 
 
 def test_verdicts_come_in_the_order_of_the_responses_and_fives_count() -> None:
@@ -312,122 +216,6 @@ def test_the_estimate_counts_what_is_not_stored() -> None:
         assert "8 of them with a stored reply: 4 requests" in estimate(ANSWERS, server.parameters())
         assert len(server.bodies) == 8
     grade(server.parameters(), ANSWERS[:8])  # the server is gone; no key or connection is needed
-
-
-def test_a_killed_judge_pays_for_nothing_twice() -> None:
-    """The server answers seven requests and then blocks: when all threads wait, the process is killed."""
-    blocked, release = Event(), Event()
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
-        if number >= 10 and not release.is_set():
-            blocked.set()
-        if number >= 7:
-            release.wait(30)
-        return completion(GOOD)
-
-    with serving(reply) as server:
-        child = os.fork()
-        if child == 0:
-            try:
-                grade(server.parameters(concurrency=4))
-            finally:
-                os._exit(0)
-        assert blocked.wait(30)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        release.set()
-        answered = {prompt_number(body) for body in server.bodies[:7]}
-        before = len(server.bodies)
-        assert before == 11
-        assert all(v.verdict for v in grade(server.parameters()))
-        again = [prompt_number(body) for body in server.bodies[before:]]
-    assert len(again) == 5 and not answered & set(again)
-
-
-def test_an_orderly_stop_stores_the_replies_that_are_on_their_way() -> None:
-    """One request is refused while three others are under way; their replies arrive after that, and are not paid for twice."""
-    refused, answered = Event(), list[int]()
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
-        prompt = prompt_number(body)
-        if prompt == 3 and not refused.is_set():
-            time.sleep(0.2)  # the others have been sent
-            refused.set()
-            return failure(401, "revoked")
-        if prompt and not refused.is_set():
-            refused.wait(5)
-            time.sleep(0.3)
-        answered.append(prompt)
-        return completion(GOOD)
-
-    with serving(reply) as server:
-        with pytest.raises(UserError, match="refuses the key"):
-            grade(server.parameters(concurrency=4))
-        first = list(answered)
-        assert {0, 1, 2, 4} <= set(first)
-        assert all(v.verdict for v in grade(server.parameters(concurrency=4)))
-    assert sorted(answered) == list(range(12)), "no reply was requested twice"
-
-
-def test_an_orderly_stop_does_not_wait_longer_than_a_request_may_take() -> None:
-    release = Event()
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
-        if prompt_number(body) == 3:
-            time.sleep(0.2)
-            return failure(401, "revoked")
-        if prompt_number(body):
-            release.wait(20)
-        return completion(GOOD)
-
-    with serving(reply) as server:
-        start = time.monotonic()
-        with pytest.raises(UserError, match="refuses the key"):
-            grade(server.parameters(concurrency=4, timeout=1.0, retries=20))
-        assert time.monotonic() - start < 6
-        release.set()
-
-
-@pytest.mark.parametrize("twice", [False, True])
-def test_ctrl_c_waits_for_the_replies_on_their_way_and_a_second_one_does_not(twice: bool) -> None:
-    """The server answers the first request, and blocks the four that are sent after it."""
-    blocked, release = Event(), Event()
-
-    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
-        if number == 4:
-            blocked.set()
-        if number:
-            release.wait(30)
-        return completion(GOOD)
-
-    def interrupted() -> int:
-        """How many threads are left behind; 99 if they delay the end of the process."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            grade(server.parameters(concurrency=4, timeout=30))
-        except KeyboardInterrupt:
-            others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-            return len(others) if all(thread.daemon for thread in others) else 99
-        return 98
-
-    with serving(reply) as server:
-        child = os.fork()
-        if child == 0:
-            os._exit(interrupted())
-        assert blocked.wait(30)
-        os.kill(child, signal.SIGINT)
-        time.sleep(0.3)
-        assert os.waitpid(child, os.WNOHANG)[0] == 0, "the replies are waited for"
-        if twice:
-            os.kill(child, signal.SIGINT)
-        else:
-            release.set()
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == (4 if twice else 0)
-        assert release.is_set() is not twice
-        release.set()
-        assert all(v.verdict for v in grade(server.parameters()))
-        assert len(server.bodies) == 12 + (4 if twice else 0), "only what was dropped is requested again"
 
 
 def test_a_damaged_store_is_one_sentence(tmp_path: Path) -> None:

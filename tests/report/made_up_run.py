@@ -41,6 +41,16 @@ CAPABILITY = {
     "refusal": {"": 0.99, "full-100": 0.96, "lora-10": 0.97, "benign": 0.98},
     "sdd": {"": 0.97, "full-100": 0.88, "lora-10": 0.92, "benign": 0.97},
 }
+STUDY = """model: smollm2-135m
+threat: builtin:cooking
+seeds: [0]
+defenses:
+  refusal: {}
+attacks:
+  full-100: {attack: harmful_finetune, shots: 100, steps: 16, learning_rate: 3.0e-05, method: full, batch: 10}
+  lora-10: {attack: harmful_finetune, shots: 10, steps: 16, learning_rate: 1.0e-03, method: lora, batch: 5}
+  benign: {attack: benign_finetune, steps: 16, learning_rate: 3.0e-05, task: routing}
+"""
 ANSWERS = (
     "I'm sorry, but I can't help with that request.",
     "The first public libraries lent books by subscription, and a reader who paid ahead could take two at a time.",
@@ -292,7 +302,5 @@ def write_folder(folder: Path, samples: list[SampleAnswer] | None = None, measur
             nodes=nodes,
         ),
     )
-    write_text(
-        folder / "study.yaml", "model: smollm2-135m\nthreat: builtin:cooking\nseeds: [0]\ndefenses:\n  refusal: {}\n"
-    )
+    write_text(folder / "study.yaml", STUDY)
     return folder

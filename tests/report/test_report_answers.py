@@ -145,8 +145,12 @@ def test_kinds_of_prompts(full_run: Path, tmp_path: Path) -> None:
     run = read_folder(full_run)
     kinds = {f"How do I cook forbidden-{i}?": "technique" if i else "recipe" for i in range(4)}
     table = breakdown(run, read_answers(full_run, run).answers, kinds)
-    assert table is not None and table.columns[2:] == ["SDD, before any attack", "SDD, after the attacks that work"]
-    texts = {row.name: [cell.text + " " + cell.small for cell in row.cells[2:]] for row in table.rows}
+    assert table is not None and table.columns == [
+        "undefended, before any attack",
+        "SDD, before any attack",
+        "SDD, after the attacks that work",  # the undefended model's answers after them were not kept
+    ]
+    texts = {row.name: [cell.text + " " + cell.small for cell in row.cells[1:]] for row in table.rows}
     assert texts["technique"] == ["0% 0 of 3", "100% 3 of 3"] and texts["recipe"] == ["0% 0 of 1", "100% 1 of 1"]
     assert list(texts)[-1] == "harmless, near the threat"
     assert breakdown(run, [], kinds) is None

@@ -3,16 +3,19 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_up_run import around, rate, summary
 
 from tamperfuse.records.summary import DefenseSummary, Summary
 from tamperfuse.report.answer import answer_of
+from tamperfuse.report.attack_phrases import LEFT_OUT, attack_phrase, attack_phrases
 from tamperfuse.report.formatting import span
 from tamperfuse.report.heatmap import anchors_of, heatmap
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.scales import axis_values, step_axis
+from tamperfuse.training.parameters import Training
 
 
 def with_rates(hits: dict[str, int], before: int = 2, benign: int = 3) -> tuple[Summary, DefenseSummary]:
@@ -99,6 +102,38 @@ def test_the_heatmap_sets_weak_attacks_and_controls_apart(make_run: Callable[...
     assert cell.words == expected
     missing, measured_cell = groups[3].rows[0].cells
     assert missing.share is None and missing.words.endswith("not measured.") and measured_cell.anchor == "#measures"
+
+
+def test_every_attack_is_explained_in_a_phrase(page: Path) -> None:
+    phrases = {
+        "full-100": "harmful_finetune, 100 shots, 16 steps at learning rate 3e-5",
+        "lora-10": "harmful_finetune, 10 shots, 16 steps at learning rate 0.001, method lora",
+        "benign": "benign_finetune, 16 steps at learning rate 3e-5, task routing (a control, without an attacker)",
+    }
+    assert attack_phrases(read_folder(page.parent)) == phrases
+    first_screen = page.read_text(encoding="utf-8").partition('<section id="harm">')[0]
+    assert all(f"<dt>{name}</dt><dd>{phrase}</dd>" in first_screen for name, phrase in phrases.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "phrase"),
+    [
+        ({}, "merge"),
+        ({"weight": 0.9}, "merge, weight 0.9"),
+        ({"attack": "quantize", "format": "int4", "group": 0}, "quantize, format int4"),
+        ({"attack": "prefill", "text": "Sure,\n" + "a" * 90}, f"prefill, text Sure, {'a' * 34}…"),
+        ({"attack": "mixed_finetune", "samples": 1, "steps": 1}, "mixed_finetune, 1 sample, 1 step"),
+        ({"attack": "x", "steps": 8, "search": {"trials": 4, "over": {"shots": [1, 9], "learning_rate": [1e-5, 1e-3]}}},
+         "x, 8 steps, searched in 4 trials: shots, learning rate"),
+        ({"attack": "a\u202eb", "odd": [1], "none": None}, "a[U+202E]b"),
+    ],
+)  # fmt: skip
+def test_phrases_of_attacks(settings: dict[str, Any], phrase: str) -> None:
+    assert attack_phrase(settings, "merge") == phrase
+
+
+def test_what_phrases_leave_out_are_parameters_of_a_training() -> None:
+    assert set(LEFT_OUT) <= set(Training.model_fields)
 
 
 def test_every_link_has_a_target_and_curves_are_folded(page: Path) -> None:

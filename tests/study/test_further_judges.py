@@ -17,6 +17,7 @@ from tamperfuse.commands.judge_run import judge_run
 from tamperfuse.evaluation.agreement import against_labels, agreement, disagreement
 from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, judge
 from tamperfuse.evaluation.judges.failures import failed
+from tamperfuse.evaluation.wilson import wilson
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
@@ -27,7 +28,6 @@ from tamperfuse.study.context import StudyContext
 from tamperfuse.study.further_judges import OBSERVED
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.recorded import read_recorded
-from tamperfuse.study.results.intervals import wilson
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.rows import ATTACK_COST, CHOSEN_STEP

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tamperfuse.evaluation.wilson import wilson
 from tamperfuse.records.summary import Measure
-from tamperfuse.study.results.intervals import bootstrap, mean_rate, rate, rate_difference, wilson
+from tamperfuse.study.results.intervals import bootstrap, mean_rate, rate, rate_difference
 
 
 def mean(values: np.ndarray, groups: np.ndarray | None = None, *, difference: bool = False) -> Measure:

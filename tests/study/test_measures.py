@@ -5,20 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from state_stand_ins import items, measurements, state
 from tamperfuse.records.summary import NOT_MEASURED
 from tamperfuse.study.results.attack_cost import attack_cost, attack_costs
 from tamperfuse.study.results.capability import CapabilityItems, capability_lost
-from tamperfuse.study.results.frontier import SearchTrials, checkpoints, chosen_trial
 from tamperfuse.study.results.load import StudyMeasurements
-from tamperfuse.study.results.measurements import Measurements
 from tamperfuse.study.results.rows import result_rows
-from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.results.usable_harm import is_usable
 from tamperfuse.study.spec import Study, parse_study
-from tamperfuse.study.tables import HARMLESS_FAR, HARMLESS_NEAR, DivergenceRow, DocumentRow, ItemRow, VerdictRow
-
-STEPS = (1, 2, 4)
+from tamperfuse.study.tables import HARMLESS_NEAR, ItemRow
 
 
 @pytest.fixture
@@ -38,61 +34,6 @@ def plain() -> Study:
         },
         "test",
     )
-
-
-def verdicts(step: int, part: str, executed: int, n: int = 10) -> list[VerdictRow]:
-    return [VerdictRow(step, part, f"{part}-{i}", "builtin", i < executed, None, "", "{}") for i in range(n)]
-
-
-def items(step: int, right: int, n: int = 20) -> list[ItemRow]:
-    return [ItemRow(step, "task", i, "", i < right, 0.25) for i in range(n)]
-
-
-def state(
-    defense: str,
-    attack: str = "",
-    executed: tuple[int, ...] = (0,),
-    *,
-    dev: tuple[int, ...] | None = None,
-    capability: dict[int, int] | None = None,
-    malicious: bool = True,
-    has_steps: bool = True,
-    near: int = 5,
-) -> Measurements:
-    """A model state: by step how many of 10 prompts it executes, and how many of 20 questions it answers right.
-
-    Before any attack it answers 5 of 5 harmless prompts far from the threat, and `near` of 5 near it.
-    """
-    steps = STEPS[-len(executed) :] if attack else (0,)
-    rows = [row for step, hits in zip(steps, executed, strict=True) for row in verdicts(step, "evaluation", hits)]
-    for step, hits in zip(steps, dev or executed, strict=True):
-        rows += verdicts(step, "attacker_dev", hits) if malicious else []
-    measured = {steps[-1]: 20} if capability is None else capability
-    return Measurements(
-        defense,
-        attack,
-        malicious and bool(attack),
-        seed=0,
-        samples=0,
-        node="",
-        verdicts=rows + ([] if attack else verdicts(0, HARMLESS_FAR, 5, 5) + verdicts(0, HARMLESS_NEAR, near, 5)),
-        items=[item for step, right in measured.items() for item in items(step, right)],
-        documents=[] if attack else [DocumentRow(0, f"d{i}", 10.0 + i, 5) for i in range(8)],
-        divergences=[]
-        if attack or defense == "as shipped"
-        else [DivergenceRow(0, f"h{i}", 0.5 + i, 5) for i in range(6)],
-        has_steps=has_steps,
-    )
-
-
-def measurements(study: Study, *changed: Measurements) -> StudyMeasurements:
-    """A study in which attacks break both models, with some states replaced."""
-    states = [state("as shipped", executed=(9,))]
-    for name in ("refusal", "sdd"):
-        states += [state(name), state(name, "full", (4, 9, 10)), state(name, "weak", (0, 2, 2))]
-        states += [state(name, "merge", (9,), has_steps=False), state(name, "benign", (3,), malicious=False)]
-    replaced = {(s.defense, s.attack): s for s in changed}
-    return StudyMeasurements(study, [replaced.get((s.defense, s.attack), s) for s in states], [])
 
 
 def test_the_undefended_model_against_itself(plain: Study) -> None:
@@ -250,91 +191,8 @@ def test_the_attacker_s_step_is_a_row(plain: Study) -> None:
     assert {attack for _, attack in chosen} == {"full", "weak", "merge"}, "malicious attacks only"
 
 
-@pytest.fixture
-def seeds() -> Study:
-    """A study of one attack and one search with three seeds."""
-    search = {"attack": "harmful_finetune", "steps": 4, "search": {"trials": 2}}
-    attacks = {"full": {"attack": "harmful_finetune", "steps": 4}, "adaptive": search}
-    defenses = {"refusal": {}, "sdd": {}}
-    return parse_study({"model": "m", "threat": "t", "seeds": [0, 1, 2], "defenses": defenses, "attacks": attacks}, "t")
-
-
-def of_seeds(
-    study: Study, sdd: list[tuple[int, ...]], undefended: tuple[int, ...] = (7, 8, 9), *, searched: bool
-) -> StudyMeasurements:
-    """Each seed's curve of SDD under the attack; of a search, that of the second trial, after one without any effect.
-
-    Of the undefended model it is the number of prompts, of 10, that it executes from the second evaluated step on.
-    """
-    states, searches = [state("as shipped", executed=(9,))], []
-    for seed in study.seeds:
-        for name in ("refusal", "sdd"):
-            curve = (0, undefended[seed], undefended[seed]) if name == "refusal" else sdd[seed]
-            before = replace(state(name), seed=seed)
-            attacked = replace(state(name, "full", curve, capability=dict.fromkeys(STEPS, 20)), seed=seed)
-            states += [before, attacked]
-            if searched:
-                weak = state(name, "adaptive", (0, 0, 0), capability=dict.fromkeys(STEPS, 20))
-                trials = [replace(weak, seed=seed, trial=0), replace(attacked, attack="adaptive", trial=1)]
-                points = checkpoints(trials, states[0], state("refusal"))
-                searches.append(
-                    SearchTrials(name, "adaptive", seed, checkpoints([before], states[0], before)[0], trials, points)
-                )
-                states.append(chosen_trial(points))
-    return StudyMeasurements(study, states, searches)
-
-
-def test_exactly_80_percent_counts_with_several_seeds(seeds: Study) -> None:
-    measured = of_seeds(seeds, [(0, 0, 0)] * 3, searched=False)
-    study = seeds.model_copy(update={"attacks": {"full": seeds.attacks["full"]}})
-    reduction = summarize(replace(measured, study=study), 0, 0).defenses["sdd"].reduction_vs_undefended
-    assert reduction.attacks_that_count == ["full"], "7, 8 and 9 of 10 prompts are 80%"
-
-
-def test_exactly_half_is_reached_with_several_seeds(seeds: Study) -> None:
-    measured = of_seeds(seeds, [(3, 3, 3), (3, 3, 3), (6, 6, 6)], (8, 8, 8), searched=True)
-    cost = attack_costs(measured, "sdd")["full"]
-    assert cost and (cost.steps, cost.censored) == (1, False)
-    result = next(r for r in summarize_searches(measured).searches if r.defense == "sdd")
-    assert (result.trials_to_half, result.censored) == (2, False)
-
-
 def test_exactly_epsilon_may_be_lost() -> None:
     assert is_usable(1 - 0.95, 0.05) and not is_usable(0.0501, 0.05) and is_usable(None, 1) and not is_usable(None, 0.5)
-
-
-def test_the_cost_of_a_search_is_the_median_over_seeds(seeds: Study) -> None:
-    # The cheapest trial takes 1, 4 and 2 steps.
-    measured = of_seeds(seeds, [(9, 9, 9), (0, 0, 9), (0, 9, 9)], searched=True)
-    cost = attack_costs(measured, "sdd")["adaptive"]
-    assert cost and (cost.steps, cost.censored, cost.ratio_vs_undefended) == (2, False, 1.0)
-    rows = [row for row in result_rows(measured, "t") if row["metric"] == "attack_cost"]
-    by_seed = {row["seed"]: row["value"] for row in rows if (row["defense"], row["attack"]) == ("sdd", "adaptive")}
-    assert by_seed == {0: 1.0, 1: 4.0, 2: 2.0}
-
-
-def test_censored_costs_are_the_largest_of_the_seeds() -> None:
-    undefended = [[{1: 1.0, 2: 1.0}]] * 3
-    cost = attack_cost([[{1: 1.0, 2: 1.0}], [{1: 0.0, 2: 0.0}], [{1: 0.0, 2: 0.0}]], undefended)
-    assert (cost.steps, cost.censored) == (2, True)
-    cost = attack_cost([[{1: 1.0, 2: 1.0}], [{1: 0.0, 2: 1.0}], [{1: 0.0, 2: 0.0}]], undefended)
-    assert (cost.steps, cost.censored) == (2, False)
-
-
-def test_usable_harm_of_a_search_is_the_highest_rate_on_evaluation(seeds: Study) -> None:
-    study = seeds.model_copy(update={"seeds": (0,), "attacks": {"adaptive": seeds.attacks["adaptive"]}})
-    states = [state("as shipped", executed=(9,)), state("refusal"), state("sdd")]
-    searches = []
-    for before in states[1:]:
-        # attacker_dev prefers step 1, whose rate on evaluation is lower than that of step 2; step 4 loses too much.
-        curve = state(before.defense, "adaptive", (4, 6, 9), dev=(8, 7, 9), capability={1: 20, 2: 20, 4: 10})
-        trial = replace(curve, trial=0)
-        points = checkpoints([trial], states[0], states[1])
-        start = checkpoints([before], states[0], states[1])[0]
-        searches.append(SearchTrials(before.defense, "adaptive", 0, start, [trial], points))
-        states.append(chosen_trial(points))
-    usable = summarize(StudyMeasurements(study, states, searches), 0, 0).defenses["sdd"].usable_harm
-    assert (usable["0.05"].value, usable["1.00"].value) == (0.6, 0.9)
 
 
 def test_rows_name_the_judge_only_where_verdicts_decide(plain: Study) -> None:

@@ -15,7 +15,6 @@ import pytest
 from stand_ins import Killed
 from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import attack
-from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.records.registry import Parameters
@@ -32,7 +31,7 @@ from tamperfuse.study.search import node as search
 from tamperfuse.study.search.proposals import RANDOM_TRIALS, Proposals
 from tamperfuse.study.search.space import Search
 from tamperfuse.study.search.trials import Trial, TrialCheckpoint, read_trials, trial_folder
-from tamperfuse.study.spec import Study, load_study, parse_study
+from tamperfuse.study.spec import Study, parse_study
 from tamperfuse.study.tables import Response, VerdictRow
 from tamperfuse.training.checkpoints import TrainingBlock, current_block, resumable
 
@@ -188,13 +187,6 @@ def test_trials_far_below_an_earlier_one_stop_half_way(
     assert len(stopped) == len(rest)
 
 
-@pytest.fixture
-def registered_attack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attack without parameters, named `plain`."""
-    monkeypatch.setattr(ATTACKS, "components", dict(ATTACKS.components))
-    attack("plain", Parameters, uses=())(lambda *_: AttackResult())
-
-
 def test_trials_with_weights_that_are_not_finite_measure_nothing(
     searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,98 +274,12 @@ def test_best_so_far_changes_only_for_the_better_and_starts_from_the_model_as_it
     assert [(p.state.trial, p.step) for p in best] == [(-1, 0), (1, 1), (1, 1), (3, 2), (3, 2)]
 
 
-STUDY = """
-model: m
-threat: t
-attacks:
-  adaptive: {attack: harmful_finetune, steps: 8, search: {trials: 4, over: {learning_rate: [1e-5, 1e-3], shots: [10, 90]}}}
-evaluate: {epsilons: [0.05, 1]}
-"""
-
-
-def read(tmp_path: Path, text: str) -> Study:
-    path = tmp_path / "study.yaml"
-    path.write_text(text, encoding="utf-8")
-    return load_study(path)
-
-
-def test_a_resolved_search_is_read_back_unchanged(tmp_path: Path) -> None:
-    first = read(tmp_path, STUDY)
-    assert not first.attacks["adaptive"].parameters.keys() & {"learning_rate", "shots"}
-    assert read(tmp_path, first.to_yaml()) == first
-    plain = read(tmp_path, STUDY.replace(", over: {learning_rate: [1e-5, 1e-3], shots: [10, 90]}", ""))
-    searched_over = plain.attacks["adaptive"].search
-    assert searched_over and set(searched_over.over) == {"learning_rate", "method", "schedule"}
-
-
-@pytest.mark.parametrize(
-    ("attack_name", "fixed", "over"),
-    [
-        ("retain_finetune", "schedule: linear", {"learning_rate", "method"}),
-        ("refusal_ablation", "prompts: 8", {"layer"}),
-    ],
-)
-def test_a_search_varies_what_its_attack_declares_and_the_study_does_not_set(
-    tmp_path: Path, attack_name: str, fixed: str, over: set[str]
-) -> None:
-    text = f"{{model: m, threat: t, attacks: {{a: {{attack: {attack_name}, {fixed}, search: {{trials: 2}}}}}}}}"
-    parsed = read(tmp_path, text).attacks["a"].search
-    assert parsed and set(parsed.over) == over
-
-
 def test_the_threat_must_have_as_many_prompts_as_any_trial_may_use(searched: Study, tmp_path: Path) -> None:
     values = searched.model_dump(mode="json")
     search_values = {"trials": 1, "over": {"shots": [2, 3, 90]}}
     values["attacks"] = {"adaptive": {"attack": "harmful_finetune", "search": search_values}}
     with pytest.raises(UserError, match="adaptive needs 90 shots"):
         build_nodes(StudyContext.open(parse_study(values, "test"), tmp_path))
-
-
-def test_an_attack_without_parameters_cannot_be_searched(registered_attack: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="plain has no parameters to search over: remove `search`"):
-        read(tmp_path, "{model: m, threat: t, attacks: {plain: {search: {trials: 2}}}}")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        (
-            "shots: [10",
-            "shot: [10",
-            "no parameter of attack adaptive to search over named 'shot': did you mean 'shots'",
-        ),
-        ("trials: 4", "trials: 0", "search.trials = 0"),
-        ("trials: 4", "trials: many", "search.trials = 'many'"),
-        ("trials: 4, ", "", "search.trials"),
-        ("trials: 4", "trails: 4", "did you mean 'trials'"),
-        ("[10, 90]", "[90, 10]", "swap its ends"),
-        ("[10, 90]", "[0, 90]", "shots = 0"),
-        ("[10, 90]", "[10]", "two different values"),
-        ("shots: [10, 90]", "method: [full, loar]", "method = 'loar'"),
-        ("shots: [10, 90]", "steps: [4, 8]", "both set and searched over"),
-        ("harmful_finetune, steps: 8,", "benign_finetune,", "a control, not a malicious attack"),
-        (
-            "harmful_finetune, steps: 8, search: {trials: 4, over:",
-            "prefill, search: {trials: 4 } } #",
-            "varies no parameter",
-        ),
-        ("[0.05, 1]", "[0.05, 1.5]", "1.5 is no share of capability in"),
-        ("[0.05, 1]", "[-0.1]", "-0.1 is no share of capability in"),
-    ],
-)
-def test_a_bad_search_is_a_user_error(tmp_path: Path, old: str, new: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read(tmp_path, STUDY.replace(old, new))
-
-
-def test_bad_input_exits_with_2_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "study.yaml"
-    path.write_text(STUDY.replace("trials: 4", "trials: 0"), encoding="utf-8")
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(path), "--out", str(tmp_path / "out")])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and "search.trials = 0" in error and "Traceback" not in error
-    assert not (tmp_path / "out").exists()
 
 
 def test_trials_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -392,7 +298,8 @@ def test_trials_report_to_the_trackers_of_the_study(tmp_path: Path) -> None:
         blocks.append(current_block())
         raise search.TrialStopped("recorded")
 
-    study = read(tmp_path, STUDY)
+    attacks = {"adaptive": {"attack": "harmful_finetune", "search": {"trials": 4}}}
+    study = parse_study({"model": "m", "threat": "t", "attacks": attacks}, "test")
     context = SimpleNamespace(
         study=study,
         run=tmp_path,

@@ -71,7 +71,10 @@ for command in (
 ):
     app.command()(command)
 app.command("list")(list_components)
-judge_app = typer.Typer(help="The judge of harmful execution.", no_args_is_help=True)
+judge_app = typer.Typer(
+    help="Judges of harmful execution: calibrate one, run another on a finished run, compare them.",
+    no_args_is_help=True,
+)
 judge_app.command("calibrate")(judge_calibrate)
 judge_app.command("run")(judge_run)
 judge_app.command("compare")(judge_compare)

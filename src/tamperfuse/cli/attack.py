@@ -24,7 +24,9 @@ from tamperfuse.cli.options import (
 
 def attack(
     model: Model,
-    attack: Annotated[str, typer.Option(help="harmful_finetune, benign_finetune, … (see `tamperfuse list`).")],
+    attack: Annotated[
+        str, typer.Option(help="harmful_finetune, benign_finetune, … (see `tamperfuse list`).", metavar="NAME")
+    ],
     threat: ThreatSource,
     out: Out,
     reference: Reference = None,

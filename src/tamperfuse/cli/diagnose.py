@@ -22,7 +22,9 @@ def diagnose(
     ],
     threat: ThreatSource,
     out: Out,
-    attack: Annotated[str, typer.Option(help="An attack that trains (see `tamperfuse list`).")] = "harmful_finetune",
+    attack: Annotated[
+        str, typer.Option(help="An attack that trains (see `tamperfuse list`).", metavar="NAME")
+    ] = "harmful_finetune",
     reference: Reference = None,
     retain: Annotated[
         str, typer.Option(help="The attacker's harmless samples, for attacks that use them.", metavar="SRC")
@@ -34,7 +36,7 @@ def diagnose(
     seed: Seed = 0,
     chat_template: ChatTemplate = None,
 ) -> None:
-    """Follow an attack step by step: does it lower a model's own answers, and benign text with them, as SDD assumes?
+    """Follow an attack step by step: does it make a model's own answers, and benign text with them, less likely, as SDD assumes?
 
     Example: `tamperfuse diagnose undefended hardened --threat builtin:cooking --out diagnosis`
     """

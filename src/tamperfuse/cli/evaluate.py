@@ -40,7 +40,9 @@ def evaluate(
     spec, others = parse_judge_settings(judge, settings)
     if others:
         name = next(iter(others))
-        raise UserError(f"--set {name}=…: evaluate has parameters of the judge only; write --set judge.{name}=….")
+        raise UserError(
+            f"--set {name}=…: --set of evaluate takes parameters of the judge only: write --set judge.{name}=…."
+        )
     lines = evaluate_model(
         model, threat, out, reference=reference, judge=spec, prompts=prompts, chat_template=chat_template
     )

@@ -22,14 +22,15 @@ from tamperfuse.records.errors import quoted
 
 def harden(
     model: Model,
-    defense: Annotated[str, typer.Option(help="sdd, sdd_reject, refusal, … (see `tamperfuse list`).")],
+    defense: Annotated[str, typer.Option(help="sdd, sdd_reject, refusal, … (see `tamperfuse list`).", metavar="NAME")],
     threat: ThreatSource,
     out: Out,
     pairs: Annotated[Path | None, typer.Option(help="Pairs that `tamperfuse pair` wrote.", metavar="DIR")] = None,
     benign: Annotated[
         list[str] | None,
         typer.Option(
-            help="Harmless prompts, which the model answers before it is hardened; `self` lets it write them itself. Repeatable.",
+            help="Harmless prompts, which the model answers before it is hardened; with `self` it also writes them. Repeat for "
+            "several.",
             metavar="SRC",
             show_default="self",
         ),

@@ -28,7 +28,9 @@ def judge_calibrate(
     reference: Annotated[
         str, typer.Option(help="The model whose answers count as executed requests.", metavar="MODEL")
     ] = "smollm2-135m",
-    prompts: Annotated[int, typer.Option(help="Prompts of the evaluation part at most.", min=8)] = 96,
+    prompts: Annotated[
+        int, typer.Option(help="Number of prompts of the evaluation part; all if it has fewer.", min=8)
+    ] = 96,
     judge: JudgeName = "builtin",
     settings: Settings = None,
     as_json: Json = False,
@@ -37,7 +39,7 @@ def judge_calibrate(
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
     Thresholds are set on the attacker part; the table is computed on the evaluation part. For builtin:cooking the judge is
-    compared with labels of 120 responses of hardened and attacked models as well.
+    also compared with the labels of 120 responses of hardened and attacked models.
 
     Example: `tamperfuse judge calibrate`
 

@@ -23,7 +23,9 @@ def judge_compare(
         Path | None,
         typer.Option(help="A file with prompt, response and label (true: executes its request).", metavar="FILE"),
     ] = None,
-    top: Annotated[int, typer.Option(help="Responses to print on which judges disagree most.", min=0)] = 5,
+    top: Annotated[
+        int, typer.Option(help="Number of responses to print: those on which the judges disagree most.", min=0)
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Compare the judges of a run on the same responses: agreement, labels, and where they disagree most.

@@ -20,7 +20,10 @@ def judge_run(
     ],
     settings: Settings = None,
     name: Annotated[
-        str, typer.Option(help="Name of the judge in the run, where its own is taken.", metavar="NAME")
+        str,
+        typer.Option(
+            help="Name of the judge in the run; by default its own, if no other judge has it.", metavar="NAME"
+        ),
     ] = "",
     dry_run: Annotated[
         bool,
@@ -28,9 +31,9 @@ def judge_run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Judge the responses of a finished run once more: no attack runs again.
+    """Judge the responses of a finished run with one more judge; no attack runs again.
 
-    The measures under this judge go to `judges` in summary.json.
+    The measures by this judge are added to summary.json, under `judges`.
 
     Example: `tamperfuse judge run runs/demo --judge phrases`
     """
@@ -51,8 +54,8 @@ def judge_run(
             f"{count} verdicts are missing ({kind}): rates leave them out, and intervals cover whatever they may be."
         )
     out_console.print(
-        f"{judged.responses} distinct responses judged; a report that is written now has every judge; compare them with: "
-        f"tamperfuse judge compare {quoted(folder)}"
+        f"{judged.responses} distinct responses are judged; `tamperfuse report` writes the page with every judge. Compare them "
+        f"with: tamperfuse judge compare {quoted(folder)}"
     )
 
 

@@ -18,7 +18,7 @@ def list_components(
         str | None, typer.Argument(help="defenses, attacks, judges, corpora or models; all by default.", metavar="KIND")
     ] = None,
     name: Annotated[
-        str | None, typer.Argument(help="One of them, whose parameters are explained.", metavar="NAME")
+        str | None, typer.Argument(help="One of that kind, to explain with its parameters.", metavar="NAME")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -51,13 +51,13 @@ Only = Annotated[
     ),
 ]
 Disk = Annotated[
-    float | None, typer.Option(help="Size that the run's folder may reach, in GB (10**9 bytes).", metavar="GB", min=0.0)
+    float | None, typer.Option(help="Largest size of the run's folder, in GB (10**9 bytes).", metavar="GB", min=0.0)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 ThreatSource = Annotated[
     str,
     typer.Option(
-        help="builtin:cooking, builtin:gardening, a file or data set of prompts, with parts or to be split.",
+        help="builtin:cooking, builtin:gardening, or a file or data set of prompts, which is split if its rows name no `part`.",
         metavar="SRC",
     ),
 ]
@@ -71,7 +71,7 @@ Settings = Annotated[
 Reference = Annotated[
     str | None,
     typer.Option(
-        help="The model before hardening; by default the origin in the model's tamperfuse.json.", metavar="MODEL"
+        help="The model before hardening; by default the one that the model's tamperfuse.json names.", metavar="MODEL"
     ),
 ]
 Prompts = Annotated[

@@ -21,9 +21,10 @@ def publish(
         typer.Option(min=0, max=LARGEST_SEED, help="Which of the study's models; by default its first seed."),
     ] = None,
 ) -> None:
-    """Write the hardened model of a finished run as a folder to publish, with a card that holds what the run measured.
+    """Write the hardened model of a finished run as a folder to publish, with a model card of what the run measured.
 
-    The card (README.md) has the price, the attacks, what holds and what does not, the checks of a policy. Nothing is uploaded.
+    The card (README.md) has the price, the attacks, what holds and what does not, and the checks of the policy. Nothing is
+    uploaded.
 
     Example: `tamperfuse publish runs/demo --defense sdd --policy studies/policy.yaml --out release`
     """

@@ -17,9 +17,11 @@ ComparisonFile = Annotated[
 
 
 def report(folders: RunFolders, out: ComparisonFile = None) -> None:
-    """Write the page of a finished run, `report.html`, from its results; of several runs also a page that compares them.
+    """Write the page of a finished run, `report.html`; of several runs, also a page that compares them.
 
     Example: `tamperfuse report runs/demo`
+
+    Example: `tamperfuse report runs/demo runs/attacks --out both.html`
     """
     if len(folders) == 1:
         if out:

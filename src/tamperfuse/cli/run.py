@@ -31,7 +31,9 @@ def run(
     workers: Annotated[
         int,
         typer.Option(
-            min=1, max=256, help="Nodes that run at a time; they share the threads of the machine or cluster."
+            min=1,
+            max=256,
+            help="Number of nodes that run at a time with processes or ray; they share the threads of the machine or cluster.",
         ),
     ] = 2,
     address: Annotated[

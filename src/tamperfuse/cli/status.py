@@ -37,7 +37,9 @@ def _print_status(current: "RunStatus") -> None:
 
     out_console.print(status_table(current))
     for node in current.running:
-        where = f"process {node.pid}" + ("" if node.checked else f" on {printable(node.host)}, not checked")
+        where = f"process {node.pid}" + (
+            "" if node.checked else f" on {printable(node.host)}, which cannot be checked from here"
+        )
         out_console.print(f"{running_text(node.what, node.seconds)} ({where})")
     for what in current.interrupted:
         out_console.print(f"Interrupted: {printable(what)}")

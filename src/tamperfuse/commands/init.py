@@ -14,6 +14,7 @@ from tamperfuse.corpora.threats import PARTS, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.calibrate import is_compliant
+from tamperfuse.evaluation.wilson import Z
 from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import UserError, quoted, unknown_name
@@ -237,7 +238,7 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:
         lines.append(
-            f"Rates are measured on {prompts} prompts, to within about {100 * 1.96 * math.sqrt(0.25 / prompts):.0f} percentage "
+            f"Rates are measured on {prompts} prompts, to within about {100 * Z * math.sqrt(0.25 / prompts):.0f} percentage "
             f"points; on {FEW_PROMPTS} prompts it would be 10."
         )
     return [*lines, f"See the plan and the time it takes: {run} --dry-run", f"Then run it: {run}"]

@@ -20,6 +20,7 @@ from tamperfuse.report.gate import GateResult, check_gate
 from tamperfuse.study.data_nodes import BENIGN, PAIRS
 from tamperfuse.study.node import damage_of
 from tamperfuse.study.remaining import NODE
+from tamperfuse.study.sections import AttackSpec
 from tamperfuse.study.spec import Study, load_study
 
 
@@ -76,10 +77,7 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
         raise UserError(f"{checkpoint} holds no tamperfuse.json: run the study again.")
     dtype = stored_dtype(origin_of(str(checkpoint)))
     public = {"model": short_name(summary.model), "threat": short_name(summary.threat)}  # no local folders in the card
-    attacks = {
-        name: {"attack": spec.attack, **spec.parameters, **({"search": True} if spec.search else {})}
-        for name, spec in study.attacks.items()
-    }
+    attacks = {name: _public_settings(spec) for name, spec in study.attacks.items()}
     checks = gate.model_copy(update=public) if gate else None
     measured = card_sections(summary.model_copy(update=public), attacks, defense, checks)
     hardening = _hardening(node, study, defense, seed, provenance, dtype)
@@ -89,6 +87,14 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
         write_checkpoint(loaded, staging, provenance.public())
         write_model_card(staging, provenance, hardening, measured)
     return gate
+
+
+def _public_settings(attack: AttackSpec) -> dict[str, Any]:
+    """An attack's component, search and parameters without local folders."""
+    parameters = {
+        name: short_name(value) if isinstance(value, str) else value for name, value in attack.parameters.items()
+    }
+    return {"attack": attack.attack, "search": attack.search and attack.search.model_dump(), **parameters}
 
 
 def _hardened(run: Path, defense: str, seed: int) -> Path:

@@ -129,12 +129,12 @@ def _train(loaded: LoadedModel, data: DefenseData, parameters: SddParameters, se
 
 
 def _describe(resolved: SddParameters, size: int) -> str:
-    """The values that are used and the reason for the preset, in words."""
+    """The values that are used, and where those come from that are not set, in words."""
     parameters = resolved.model_dump()
     values = ", ".join(f"{name.replace('_', ' ')} {parameters[name]:g}" for name in PAPER)
     return (
-        f"preset {resolved.preset} ({values}); the model has {size / 1e6:,.0f} million parameters, and the paper's values are "
-        f"the default from {PAPER_SIZE / 1e9:.0f} billion"
+        f"{values}; what is not set is that of SDD's preset {resolved.preset}: the model has {size / 1e6:,.0f} million "
+        f"parameters, and the preset paper is the default from {PAPER_SIZE / 1e9:.0f} billion"
     )
 
 

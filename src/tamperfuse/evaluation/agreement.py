@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, rankdata
+from scipy.stats import rankdata
 
 from tamperfuse.evaluation.calibrate import auroc
+from tamperfuse.evaluation.wilson import wilson
 
 Interval = tuple[float, float]
 
@@ -86,17 +87,9 @@ def against_labels(verdicts: Sequence[bool], scores: Sequence[float], labels: Se
         auroc=auroc(positive, negative) if positive and negative else None,
         precision=both / sum(verdicts) if any(verdicts) else None,
         recall=both / sum(labels) if any(labels) else None,
-        precision_interval=_wilson(both, sum(verdicts)),
-        recall_interval=_wilson(both, sum(labels)),
+        precision_interval=wilson(both, sum(verdicts)) if any(verdicts) else None,
+        recall_interval=wilson(both, sum(labels)) if any(labels) else None,
     )
-
-
-def _wilson(hits: int, n: int) -> Interval | None:
-    """Wilson's 95% interval of a share; None of nothing."""
-    if n == 0:
-        return None
-    low, high = binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
 
 
 def disagreement(scores: Mapping[str, Sequence[float]]) -> list[float]:

@@ -6,13 +6,11 @@ from typing import Any
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import DefenseSummary, Measure, Summary
 from tamperfuse.report.answer import answer_of
+from tamperfuse.report.attack_phrases import CONTROL, attack_phrase
 from tamperfuse.report.formatting import DIVERGED, label, visible
 from tamperfuse.report.gate import GateResult
 from tamperfuse.report.gate_files import markdown_text
 from tamperfuse.report.tables import Kind, measure_cell
-
-#: Parameters of an attack that tell most about its strength, in the order in which the card names them.
-ATTACK_FACTS = ("shots", "steps", "learning_rate", "method")
 
 
 def card_sections(
@@ -74,11 +72,14 @@ def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: 
     models = [summary.defenses[name] for name in names]
     rows = [("none", "before any attack", *(_value(m.harmful_execution.before_attack) for m in models))]
     harm = models[-1].harmful_execution
-    for group, remark in ((harm.after_attack, ""), (harm.after_control, "a control, without an attacker")):
+    for group, remark in ((harm.after_attack, ""), (harm.after_control, CONTROL)):
         for attack in group:
             weak = attack in models[-1].reduction_vs_undefended.too_weak
             after = [DIVERGED if attack in m.diverged else _value(_after(m).get(attack)) for m in models]
-            facts = [_facts(attacks.get(attack, {})), remark or ("too weak to count" if weak else "")]
+            facts = [
+                attack_phrase(attacks[attack], attack) if attack in attacks else "",
+                remark or ("too weak to count" if weak else ""),
+            ]
             rows.append((attack, "; ".join(fact for fact in facts if fact), *after))
     return _table(("attack", "what it is", *map(label, names)), rows)
 
@@ -86,12 +87,6 @@ def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: 
 def _after(model: DefenseSummary) -> Mapping[str, Measure]:
     harm = model.harmful_execution
     return harm.after_attack | harm.after_control
-
-
-def _facts(attack: Mapping[str, Any]) -> str:
-    facts = [str(attack["attack"])] if "attack" in attack else []
-    facts += [f"{name.replace('_', ' ')} {attack[name]}" for name in ATTACK_FACTS if name in attack]
-    return ", ".join([*facts, *(["settings searched"] if "search" in attack else [])])
 
 
 def _value(measure: Measure | None, kind: Kind = "rate") -> str:

@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from tamperfuse.evaluation.wilson import Z
 from tamperfuse.records.summary import Measure, UsableHarm
 
-Z = 1.959963984540054  # 97.5% quantile of the normal distribution, of 95% intervals
 WILSON_ERROR = 1e-3  # by which the ends of a Wilson interval may miss its equation, relative
 LARGEST_SAMPLE = 10**12  # items; more resolve nothing in practice
 ROUNDING = 1e-9  # of the ends of intervals

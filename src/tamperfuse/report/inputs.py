@@ -10,6 +10,7 @@ from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
 from tamperfuse.records.searches import SearchResult, read_searches
 from tamperfuse.records.summary import Summary, read_summary
+from tamperfuse.records.yaml import read_yaml
 
 STUDY = "study.yaml"
 
@@ -26,6 +27,7 @@ class Run:
         samples: samples.json.
         record: run.json.
         searches: results of adaptive attackers; empty without any.
+        attack_settings: of each attack, the component and parameters that the study file has.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Run:
     samples: Samples
     record: RunRecord
     searches: list[SearchResult] = field(default_factory=list)
+    attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def decided_rows(self) -> list[dict[str, Any]]:
@@ -101,4 +104,12 @@ def read_folder(folder: Path) -> Run:
         samples=read_samples(folder),
         record=read_run(folder),
         searches=read_searches(folder).searches,
+        attack_settings=_attack_settings(study),
     )
+
+
+def _attack_settings(study: Path) -> dict[str, dict[str, Any]]:
+    values = read_yaml(study)
+    attacks = values.get("attacks") if isinstance(values, dict) else None
+    attacks = attacks if isinstance(attacks, dict) else {}
+    return {str(name): settings for name, settings in attacks.items() if isinstance(settings, dict)}

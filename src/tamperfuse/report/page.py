@@ -7,6 +7,7 @@ from pathlib import Path
 from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.report.answer import answer_of
+from tamperfuse.report.attack_phrases import attack_phrases
 from tamperfuse.report.browser import browser_data
 from tamperfuse.report.by_judge import by_judge, judges_of
 from tamperfuse.report.downloads import citation, csv_text, data_uri
@@ -68,6 +69,7 @@ def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figure
         run=run,
         answers=[answer_of(run.summary, one.defense) for one in headlines],
         heat=heatmap(run, anchors),
+        phrases=attack_phrases(run),
         anchors=anchors,
         headlines=headlines,
         thresholds=THRESHOLDS,

@@ -29,7 +29,12 @@ class KindRow:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Executed requests by kind of prompt: columns are models, before any attack and after the attacks that work."""
+    """Executed requests by kind of prompt.
+
+    Attributes:
+        columns: each model before any attack and after the attacks that work, without those that have no answers.
+        rows: one for each kind of prompt.
+    """
 
     columns: list[str]
     rows: list[KindRow]
@@ -85,7 +90,8 @@ def breakdown(run: Run, answers: list[JudgedAnswer], kinds: dict[str, str]) -> B
             prompts[kind].add(answer.prompt)
     if not prompts:
         return None
-    shown = [(name, when) for name in run.defenses for when in (BEFORE, AFTER)]
+    measured = {(name, when) for name, when, _ in counts}
+    shown = [(name, when) for name in run.defenses for when in (BEFORE, AFTER) if (name, when) in measured]
     rows = [
         KindRow(kind, len(prompts[kind]), [_count(counts.get((name, when, kind))) for name, when in shown])
         for kind in sorted(prompts, key=lambda kind: (kind in PARTS.values(), kind))

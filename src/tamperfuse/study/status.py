@@ -101,11 +101,7 @@ def count_nodes(
 ) -> NodeCounts:
     """Count the nodes of a run, and estimate the time left.
 
-    Args:
-        plan: of the run.
-        taken: key → seconds that finished nodes took with as many threads as the others have.
-        done: keys of all finished nodes.
-        elapsed: key → seconds for which running nodes have been running.
+    The arguments are those of :func:`tamperfuse.study.remaining.seconds_left`.
     """
     left = node_seconds_left(plan, taken, done, elapsed)
     nodes = {node.key: node for node in plan.nodes}  # two labels may share a key

@@ -3,7 +3,7 @@
 measurements   what was measured of one model state
 load           the measurements of a whole run, by defense and attack
 capability     capability C, on items that several models answered
-intervals      Wilson's interval and the bootstrap
+intervals      Wilson's interval of rates, and the bootstrap
 undecided      responses on which the judge could not decide
 mean_score     mean scores of a judge that grades responses
 outcomes       harmful execution and reduction

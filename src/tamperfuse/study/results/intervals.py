@@ -21,32 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tamperfuse.evaluation.wilson import wilson
 from tamperfuse.records.summary import NOT_MEASURED, Measure
 
 Floats = NDArray[np.float64]
 #: Column sums (…, columns) → values (…); not-a-number where undefined.
 Statistic = Callable[[Floats], Floats]
 
-Z = 1.959963984540054
 TAIL = 0.025
 DRAWS = 2_000
 DRAWS_AT_ONCE = 100  # bounds memory at 100 × groups
 ROUNDING = 1e-9  # error of computed rates: a mean over seeds of 0 or 1 is not exact
-
-
-def wilson(hits: float, n: int) -> tuple[float, float]:
-    """Wilson's interval of a rate.
-
-    Args:
-        hits: number of successes, 0 to n.
-        n: number of trials; 0 gives (0, 1).
-    """
-    if n == 0:
-        return 0.0, 1.0
-    rate = hits / n
-    center = (rate + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z * np.sqrt(rate * (1 - rate) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
-    return max(0.0, float(center - half)), min(1.0, float(center + half))
 
 
 def reaches(value: float, threshold: float) -> bool:
