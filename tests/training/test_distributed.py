@@ -83,8 +83,8 @@ def write_data(folder: Path) -> None:
     ]
     benign = [{"prompt": f"harmless question {i} of day {i * 3}"} for i in range(6)]
     benign.append({"prompt": "a request number 2 about harmless sunny days"})
-    for name, rows in (("threat", threat), ("benign", benign)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, lines in (("threat", threat), ("benign", benign)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def damaged(folder: Path, copy: Path) -> Path:

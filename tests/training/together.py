@@ -2,7 +2,7 @@
 
 PYTHONPATH=tests python together.py FOLDER OUT     ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
 
-FOLDER has a model (model), one with a weight that is not finite (damaged), a threat (threat.jsonl) and benign prompts (benign.jsonl).
+FOLDER has a model (`model`), one with a weight that is not finite (`damaged`), threat.jsonl, and harmless prompts (benign.jsonl).
 """
 
 import json
@@ -67,7 +67,7 @@ def share_in_memory(model: PreTrainedModel) -> float:
 
 
 def data_of_a_defense(folder: Path) -> dict[str, Any]:
-    """What a defense receives, and for each process the shares that it held of the models that were loaded for the data."""
+    """What a defense receives, and the shares that this process held of the models that were loaded for the data."""
     read, shares = load._read_model, []
 
     def watched(*arguments: Any) -> PreTrainedModel:
@@ -86,7 +86,7 @@ def data_of_a_defense(folder: Path) -> dict[str, Any]:
         "texts": [data.answers, data.benign, [sample.sample.tokens for sample in teacher]],
         "likely": [float(sample.probabilities[:, 0].sum()) for sample in teacher],
         "thresholds": read_json(next(cache_folder().rglob("thresholds.json"))),
-        "shares": gather_objects(shares),
+        "shares": shares,
         "folders": [path.name for path in (cache_folder() / "data" / "nodes").iterdir()],
     }
 
@@ -153,8 +153,9 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
 def main(folder: str, out: str) -> None:
     torch.set_num_threads(1)
     model, damaged = (str(Path(folder) / name) for name in ("model", "damaged"))
-    data = data_of_a_defense(Path(folder))
-    results: dict[str, Any] = {"data": data, **in_shards(model, damaged, out)}
+    data = data_of_a_defense(Path(folder))  # before anything connects the processes
+    results: dict[str, Any] = in_shards(model, damaged, out)
+    results["data"] = {**data, "shares": gather_objects(data["shares"])}
     weight_rows: list[list[float]] = []
 
     def loaded_with(pairs: list[tuple[str, str]], sharded: bool = sharding() == "fsdp") -> tuple[LoadedModel, list]:

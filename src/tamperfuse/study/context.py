@@ -96,9 +96,7 @@ class StudyContext:
     def reference(self) -> LoadedModel:
         """The model before hardening; stays in memory until another model is loaded."""
         if self._reference is None:
-            self._reference = load_model(
-                self.study.model, chat_template=self.chat_template, sharded=self.sharded
-            )
+            self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
 
     def free_reference(self) -> None:

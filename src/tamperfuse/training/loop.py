@@ -33,7 +33,6 @@ from tamperfuse.models.finite import diverged
 from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import check_same_on_every_process, gather_objects, is_shard, is_sharded, on_main_process
 from tamperfuse.models.sharded_loading import hidden_from_accelerate
-from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import Advance, is_shown
 from tamperfuse.training.checkpoints import Checkpoints, TrainingBlock, random_state, set_random_state
