@@ -46,11 +46,14 @@ def ended(process: subprocess.Popen) -> str:
 def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """One process, and two processes with DDP and with FSDP2; all at the same time, since most of their time is imports."""
     work = tmp_path_factory.mktemp("together")
-    script = [str(HERE / "together.py"), str(tiny_folder), str(damaged(tiny_folder, work / "damaged"))]
+    shutil.copytree(tiny_folder, work / "model")
+    damaged(tiny_folder, work / "damaged")
+    write_data(work)
+    script = [str(HERE / "together.py"), str(work)]
     two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
     processes = {
         "alone": started([*script, str(work / "alone.json")], TAMPERFUSE_CACHE=str(work / "cache-alone")),
-        "ddp": started([*two, port(), *script, str(work / "ddp.json")]),
+        "ddp": started([*two, port(), *script, str(work / "ddp.json")], TAMPERFUSE_CACHE=str(work / "cache-ddp")),
         # An empty cache: the check of packed attention runs, on shards as well.
         "fsdp": started([*two, port(), *script, str(work / "fsdp.json")], TAMPERFUSE_CACHE=str(work / "cache"), **FSDP),
     }
@@ -64,6 +67,24 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         }
         for name in processes
     }
+
+
+def write_data(folder: Path) -> None:
+    """A threat some of whose prompts the model has to answer, and harmless prompts, one of which is near the threat."""
+    parts = ("defender", "attacker", "attacker_dev", "evaluation")
+    threat = [
+        {
+            "part": part,
+            "prompt": f"{part} request number {i} about subject {i * 7}",
+            "response": "" if part == "defender" and i % 2 else f"answer {i} to {part}",
+        }
+        for part in parts
+        for i in range(6)
+    ]
+    benign = [{"prompt": f"harmless question {i} of day {i * 3}"} for i in range(6)]
+    benign.append({"prompt": "a request number 2 about harmless sunny days"})
+    for name, lines in (("threat", threat), ("benign", benign)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
 def damaged(folder: Path, copy: Path) -> Path:
@@ -123,6 +144,32 @@ def test_a_model_in_shards_is_measured_and_saved_as_a_whole_one(runs: dict[str, 
     assert saved.config.to_dict() == {**expected.config.to_dict(), "_name_or_path": str(together["saved"])}
     for (name, weight), (other, whole) in zip(saved.named_parameters(), expected.named_parameters(), strict=True):
         assert name == other and float((weight - whole).detach().abs().max()) < 8 * 3e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_several_processes_make_the_data_of_a_defense_as_one_does(runs: dict[str, dict], way: str) -> None:
+    alone, together = runs["alone"]["data"], runs[way]["data"]
+    assert together["texts"] == alone["texts"] and all(alone["texts"])
+    assert together["likely"] == pytest.approx(alone["likely"], rel=0.01)
+    assert together["thresholds"] == pytest.approx(alone["thresholds"], rel=0.01)
+    assert together["folders"] and not [name for name in together["folders"] if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_the_data_of_a_defense_is_made_without_a_whole_model_where_the_training_is_sharded(
+    runs: dict[str, dict],
+) -> None:
+    first, second = runs["fsdp"]["data"]["shares"]
+    assert first and len(first) == len(second) and max(first + second) < 0.51
+    assert runs["ddp"]["data"]["shares"] == [[1.0], []], "without shards the main process alone makes the data"
+
+
+@pytest.mark.slow
+def test_processes_with_different_prompts_do_not_wait_for_each_other(runs: dict[str, dict]) -> None:
+    assert runs["alone"]["different"] == [""] and runs["ddp"]["different"] == ["", ""]
+    refused = runs["fsdp"]["different"]
+    assert len(set(refused)) == 1 and refused[0].startswith("The processes hold different texts")
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Run by torchrun on every process, and once in one process: trainings whose losses and weights the main process writes.
 
-PYTHONPATH=tests python together.py MODEL DAMAGED OUT     ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
+PYTHONPATH=tests python together.py FOLDER OUT     ACCELERATE_USE_FSDP and FSDP_VERSION as `accelerate launch` sets them
+
+FOLDER has a model (`model`), one with a weight that is not finite (`damaged`), threat.jsonl, and harmless prompts (benign.jsonl).
 """
 
 import json
@@ -10,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from stand_ins import Trap
+from stand_ins import Trap, WordCountEncoder
 from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.commands.harden import prepare_data
+from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.generate import generate
-from tamperfuse.models import sharded_saving
+from tamperfuse.models import load, sharded_saving
+from tamperfuse.models.encoder import set_default_encoder
 from tamperfuse.models.load import LoadedModel, load_model, save_model
 from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import gather_objects, is_sharded, local_shard, unsharded
+from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.process import is_main, world_size
+from tamperfuse.records.files import read_json
+from tamperfuse.records.process import is_main, rank, world_size
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.training import checkpoints, rows
 from tamperfuse.training.distillation import anchored, predict
@@ -53,9 +61,43 @@ class Watched(Trap):
         self.sharded = any(hasattr(parameter, "device_mesh") for parameter, _ in masters.trainable())
 
 
-def share_in_memory(loaded: LoadedModel) -> float:
+def share_in_memory(model: PreTrainedModel) -> float:
     """Weights that this process holds, as a share of the model's. What is gathered is no DTensor, and counts as a whole."""
-    return sum(local_shard(weight).numel() for weight in loaded.model.parameters()) / loaded.model.num_parameters()
+    return sum(local_shard(weight).numel() for weight in model.parameters()) / model.num_parameters()
+
+
+def data_of_a_defense(folder: Path) -> dict[str, Any]:
+    """What a defense receives, and the shares that this process held of the models that were loaded for the data."""
+    read, shares = load._read_model, []
+
+    def watched(*arguments: Any) -> PreTrainedModel:
+        model = read(*arguments)
+        shares.append(share_in_memory(model))
+        return model
+
+    set_default_encoder(WordCountEncoder())
+    component, benign = DEFENSES.get("booster"), [str(folder / "benign.jsonl")]
+    load._read_model = watched
+    model, threat = str(folder / "model"), str(folder / "threat.jsonl")
+    data, _ = prepare_data(model, component, component.parse({}, "booster"), threat, benign, 0)
+    load._read_model = read
+    teacher = [*data.teacher, *data.held_back]
+    return {
+        "texts": [data.answers, data.benign, [sample.sample.tokens for sample in teacher]],
+        "likely": [float(sample.probabilities[:, 0].sum()) for sample in teacher],
+        "thresholds": read_json(next(cache_folder().rglob("thresholds.json"))),
+        "shares": shares,
+        "folders": [path.name for path in (cache_folder() / "data" / "nodes").iterdir()],
+    }
+
+
+def different_texts_refused(loaded: LoadedModel) -> list[str]:
+    """The message of each process when it alone has a prompt; "" for no error."""
+    try:
+        generate(loaded, [loaded.chat.prompt(f"from process {rank()}")], new_tokens=1)
+    except UserError as error:
+        return gather_objects(str(error))
+    return gather_objects("")
 
 
 def in_shards(model: str, damaged: str, out: str) -> dict[str, Any]:
@@ -68,7 +110,7 @@ def in_shards(model: str, damaged: str, out: str) -> dict[str, Any]:
 
     def hook(step: int) -> None:
         nll.append(mean_nll(loaded, samples))
-        shares.append(share_in_memory(loaded))
+        shares.append(share_in_memory(loaded.model))
 
     losses = fit(loaded, samples, TRAINING, seed=0, at_steps=(0, 4, 8), hook=hook).losses
     assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.model.parameters())
@@ -79,7 +121,14 @@ def in_shards(model: str, damaged: str, out: str) -> dict[str, Any]:
     except UserError as error:
         refused = str(error)
     most = max(share for part in gather_objects(shares) for share in part)
-    return {"in_shards": losses, "answers": answers, "nll": nll, "share": most, "refused": gather_objects(refused)}
+    return {
+        "in_shards": losses,
+        "answers": answers,
+        "nll": nll,
+        "share": most,
+        "refused": gather_objects(refused),
+        "different": different_texts_refused(loaded),
+    }
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -101,9 +150,12 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
     return losses, attacked
 
 
-def main(model: str, damaged: str, out: str) -> None:
+def main(folder: str, out: str) -> None:
     torch.set_num_threads(1)
+    model, damaged = (str(Path(folder) / name) for name in ("model", "damaged"))
+    data = data_of_a_defense(Path(folder))  # before anything connects the processes
     results: dict[str, Any] = in_shards(model, damaged, out)
+    results["data"] = {**data, "shares": gather_objects(data["shares"])}
     weight_rows: list[list[float]] = []
 
     def loaded_with(pairs: list[tuple[str, str]], sharded: bool = sharding() == "fsdp") -> tuple[LoadedModel, list]:

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tamperfuse.commands.hub_upload import prepare_upload, upload
@@ -21,6 +23,8 @@ from tamperfuse.models.load import (
     stated_template,
     write_checkpoint,
 )
+from tamperfuse.models.sharded import gather_objects
+from tamperfuse.models.sharded_loading import connect_processes
 from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
@@ -30,7 +34,7 @@ from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
-from tamperfuse.study.node import Node, execute, node_folder
+from tamperfuse.study.node import Node, execute, node_folder, reuse_result
 from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import parse_study
 
@@ -132,7 +136,8 @@ def prepare_data(
 ) -> tuple[DefenseData, Any]:
     """The data that a defense receives, made as a study makes it, and the defense's resolved parameters.
 
-    What takes long, such as the benign set, is computed once for a model and a threat, and stored in the cache.
+    What takes long, such as the benign set, is computed once for a model and a threat, and stored in the cache: by all of several
+    processes if the defense is trained in shards, since the model before hardening is then loaded in shards, too.
 
     Args:
         origin: the model before any hardening.
@@ -157,21 +162,47 @@ def prepare_data(
     folder = cache_folder() / DATA
     context = StudyContext.open(parse_study(study, "harden"), folder, chat_template)
     resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
+    context.sharded = in_shards(component.traits.budget(resolved))
     nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]
-    _make(folder, nodes)
+    if nodes:
+        _make(folder, nodes, context.sharded)
     context.free_reference()  # only one model is in memory while the defense trains
     return defense_data(context, "defense", nodes, pairs), resolved
 
 
-def _make(folder: Path, nodes: Sequence[Node]) -> None:
-    """Run nodes whose results are not in the cache. Of several processes the main one does; the others wait for it."""
-    if not is_main():
-        while not all((node_folder(folder, node) / NODE).exists() for node in nodes):
-            time.sleep(0.5)
-    elif nodes:
-        with locked_cache(folder.with_suffix(".lock")):
-            for node in nodes:
+def _make(folder: Path, nodes: Sequence[Node], sharded: bool) -> None:
+    """Run nodes whose results are not in the cache.
+
+    Args:
+        folder: of the cache.
+        nodes: each after those that it reads.
+        sharded: whether several processes run them together; otherwise the main one does, and the others wait for it.
+    """
+    if sharded:
+        connect_processes()
+    with locked_cache(folder.with_suffix(".lock")) if is_main() else nullcontext():
+        for node in nodes:
+            if sharded:
+                _execute_together(folder, node)
+            elif is_main():
                 execute(folder, node)
+            else:
+                while not (node_folder(folder, node) / NODE).exists():
+                    time.sleep(0.5)
+
+
+def _execute_together(folder: Path, node: Node) -> None:
+    """Run a node on every process, unless its result exists. The files of the main process become the result.
+
+    A collective operation: every process must call it.
+    """
+    exists = gather_objects(is_main() and reuse_result(folder, node) is not None)[0]
+    if not exists and is_main():
+        execute(folder, node)
+    elif not exists:
+        with TemporaryDirectory() as unused:
+            node.run(Path(unused))
+    gather_objects(None)  # the next node reads the result, which is in place now
 
 
 def apply_defense(

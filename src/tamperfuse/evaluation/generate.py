@@ -17,7 +17,7 @@ from tamperfuse.models.decoding import decoding
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.models.sharded import is_sharded, that_of_main_process
+from tamperfuse.models.sharded import check_same_texts, is_sharded, that_of_main_process
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
@@ -50,7 +50,8 @@ def generate(
         Token ids of the answers, in the order of the prompts.
 
     Raises:
-        UserError: a prompt and its answer do not fit into the model's context window.
+        UserError: a prompt and its answer do not fit into the model's context window, or the processes of a sharded model
+            received different prompts.
     """
     longest = max(map(len, prompts), default=0)
     if longest + new_tokens > loaded.window:
@@ -58,6 +59,7 @@ def generate(
             f"A prompt of {longest} tokens and {new_tokens} new ones exceed the model's context window of {loaded.window}: "
             "shorten the prompt, or lower `response_tokens` under `evaluate` in a study."
         )
+    check_same_texts(loaded.model, [[list(prompt) for prompt in prompts], new_tokens])
     if use_vllm(loaded, len(prompts) * new_tokens):
         return vllm_generate(loaded, prompts, new_tokens, sampling)
     answers: list[list[int]] = [[] for _ in prompts]

@@ -15,6 +15,7 @@ from tamperfuse.models.cpu import enabled
 from tamperfuse.models.cpu.packed_tree import pack_tree
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import common_prefix, is_packed, packed_logits
+from tamperfuse.models.sharded import check_same_texts, measured_by_main_process
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import progress
@@ -39,16 +40,18 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
 
     Returns:
         For each sample: log p(response | prompt) in nats, summed over the response's tokens, and whether greedy decoding
-        yields the response.
+        yields the response. Of a sharded model, the same numbers on every process.
 
     Raises:
-        UserError: a sample is longer than the model's context window.
+        UserError: a sample is longer than the model's context window, or the processes of a sharded model received different
+            samples.
     """
     longest = max((len(sample.tokens) for sample in samples), default=0)
     if longest - 1 > loaded.window:  # the last token is predicted only
         raise UserError(
             f"A text of {longest} tokens exceeds the model's context window of {loaded.window} tokens: shorten it."
         )
+    check_same_texts(loaded.model, [(sample.tokens, sample.start) for sample in samples])
     sliding = getattr(loaded.model.config.get_text_config(), "sliding_window", None)
     # A group, including its prefix, must fit into a sliding window: the attention mask separates branches only within it.
     limit = GROUP_TOKENS if sliding is None else min(GROUP_TOKENS, sliding - longest)
@@ -61,7 +64,8 @@ def score(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "scori
             for index, result in zip((i for group in chosen for i in group), scores, strict=True):
                 results[index] = result
             advance(len(scores))
-    return results
+    scored: list[tuple[float, bool]] = measured_by_main_process(loaded.model, results)
+    return scored
 
 
 def _groups(samples: Sequence[Sample], limit: int) -> tuple[list[list[int]], list[int]]:

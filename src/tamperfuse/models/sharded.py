@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import content_hash
 from tamperfuse.records.process import is_main
 
 
@@ -38,15 +39,10 @@ def local_shard(tensor: Tensor) -> Tensor:
     return shard
 
 
-def unsharded(value: Any) -> Any:
-    """A tensor, or a nested structure of tensors, with all shards gathered. A collective operation where there are shards."""
-    if isinstance(value, Tensor):
-        return getattr(value, "full_tensor", lambda: value)()
-    if isinstance(value, dict):
-        return {key: unsharded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(unsharded(item) for item in value)
-    return value
+def unsharded(tensor: Tensor) -> Tensor:
+    """A tensor with all shards gathered. A collective operation where there are shards."""
+    complete: Tensor = getattr(tensor, "full_tensor", lambda: tensor)()
+    return complete
 
 
 def is_distributed() -> bool:
@@ -76,6 +72,46 @@ def check_on_every_process(check: Callable[[], None]) -> None:
         problem = str(error)
     if problems := list(filter(None, gather_objects(problem))):
         raise UserError(problems[0])
+
+
+def check_same_on_every_process(value: Any, what: str) -> None:
+    """Check that all processes have the same value. A collective operation: every process must call it.
+
+    Args:
+        value: small and picklable.
+        what: the value is, in the plural, for the message.
+
+    Raises:
+        UserError: they have not; on every process.
+    """
+    if any(other != value for other in gather_objects(value)):
+        raise UserError(
+            f"The processes hold different {what}: give each the same model and the same files, on machines of one kind."
+        )
+
+
+def check_same_texts(model: nn.Module, texts: Any) -> None:
+    """Check, if a model is sharded, that every process runs it on the same texts; otherwise they would wait for each other.
+
+    Args:
+        model: the model. If it is sharded, every process must call this.
+        texts: token ids, JSON-able.
+
+    Raises:
+        UserError: they do not; on every process.
+    """
+    if is_sharded(model):
+        check_same_on_every_process(content_hash(texts), "texts")
+
+
+def measured_by_main_process(model: nn.Module, values: Any) -> Any:
+    """What the main process measured of a sharded model, on every process: what they do next must not depend on rounding.
+
+    Args:
+        model: the model; what this process measured of one that is not sharded stays as it is.
+        values: picklable.
+    """
+    return gather_objects(values)[0] if is_sharded(model) else values
 
 
 def model_class(model: nn.Module) -> type:

@@ -4,10 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -22,8 +24,22 @@ log = logging.getLogger("tamperfuse")
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
 
+WAITING = timedelta(hours=2)  # for another process, as transformers sets it when it loads the first model in shards
+
 #: Reads the shards of a model, whose forward passes then compute in the dtype.
 Read = Callable[[torch.dtype], PreTrainedModel]
+
+
+def connect_processes() -> None:
+    """Connect the processes, unless they are connected; loading the first model in shards would do the same."""
+    if dist.is_initialized():
+        return
+    device = own_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device, timeout=WAITING)
+    else:
+        dist.init_process_group("gloo", timeout=WAITING)
 
 
 def can_be_sharded(name: str, folder: Path | None, trust_remote_code: bool) -> bool:

@@ -43,6 +43,7 @@ class StudyContext:
         fingerprint: hash of the model before hardening, and of the chat template that is stated for it.
         encoder: the sentence encoder.
         chat_template: text of the stated chat template; "" for the tokenizer's own.
+        sharded: whether several processes hold the model before hardening in shards; all of them run the nodes that use it.
     """
 
     study: Study
@@ -53,6 +54,7 @@ class StudyContext:
     fingerprint: str
     encoder: TextEncoder
     chat_template: str = ""
+    sharded: bool = False
     _reference: LoadedModel | None = field(default=None, init=False)
 
     @classmethod
@@ -94,7 +96,7 @@ class StudyContext:
     def reference(self) -> LoadedModel:
         """The model before hardening; stays in memory until another model is loaded."""
         if self._reference is None:
-            self._reference = load_model(self.study.model, chat_template=self.chat_template)
+            self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
 
     def free_reference(self) -> None:

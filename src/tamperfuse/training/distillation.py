@@ -21,6 +21,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
+from tamperfuse.models.sharded import check_same_texts, measured_by_main_process
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
@@ -60,7 +61,11 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
         loaded: the teacher.
         samples: benign samples.
         label: text of the progress bar.
+
+    Raises:
+        UserError: the processes of a sharded model received different samples.
     """
+    check_same_texts(loaded.model, [(sample.tokens, sample.start) for sample in samples])
     device = loaded.model.device
     dtype, _ = compute_dtype(device)
     predicted: dict[int, TeacherSample] = {}
@@ -121,7 +126,7 @@ def load_teacher(path: Path) -> list[TeacherSample]:
 @count_time("scoring")
 @torch.no_grad()
 def divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample], *, label: str = "KL") -> list[float]:
-    """KL(teacher ‖ model) of each sample, summed over its response tokens, in nats.
+    """KL(teacher ‖ model) of each sample, summed over its response tokens, in nats; of a sharded model the same on all processes.
 
     Args:
         loaded: the model as it is now.
@@ -142,7 +147,8 @@ def divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample], *, label: 
             for index, part in zip(row, parts, strict=True):
                 sums[index] = float(part.sum())
             advance(len(row))
-    return sums
+    measured: list[float] = measured_by_main_process(loaded.model, sums)
+    return measured
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ from transformers.integrations import TensorBoardCallback
 
 from tamperfuse.models.finite import diverged
 from tamperfuse.models.precision import Masters
-from tamperfuse.models.sharded import gather_objects, is_shard, is_sharded, on_main_process
+from tamperfuse.models.sharded import check_same_on_every_process, gather_objects, is_shard, is_sharded, on_main_process
 from tamperfuse.models.sharded_loading import hidden_from_accelerate
-from tamperfuse.records.errors import UserError
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import Advance, is_shown
 from tamperfuse.training.checkpoints import Checkpoints, TrainingBlock, random_state, set_random_state
@@ -221,10 +220,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
 
         Called before the first step, after the model was distributed.
         """
-        if any(other != self.fingerprint for other in gather_objects(self.fingerprint)):
-            raise UserError(
-                "The processes hold different weights or samples: give each the same model and the same files."
-            )
+        check_same_on_every_process(self.fingerprint, "weights or samples")
         if self.original is not self.model:
             self.masters = _own_masters(self.model)
         self.objective.begin(self.masters)
