@@ -22,7 +22,13 @@ from tamperfuse.report.tables import table
 PAGE, FIGURES = "report.html", "report.json"
 #: Figures with a panel for each attack, which are folded.
 FOLDED = ("harm", "controls")
-SHORT_TITLES = {"harm": "Attacks", "controls": "Controls", "search": "Adaptive attacker", "capability": "Capability"}
+SHORT_TITLES = {
+    "harm": "Attacks",
+    "controls": "Controls",
+    "search": "Adaptive attacker",
+    "capability": "Capability",
+    "trap": "Training",
+}
 
 
 def write_report(run: Path) -> Path:
