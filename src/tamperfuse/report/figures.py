@@ -21,6 +21,14 @@ from tamperfuse.report.search_figures import (
     search_names,
     search_sentences,
 )
+from tamperfuse.report.strength_figures import (
+    EFFECTS,
+    strength_groups,
+    strength_panel,
+    strength_rows,
+    strength_sentences,
+    strength_text,
+)
 from tamperfuse.report.trap_figures import trap_panel, trap_rows, trap_text
 
 #: Distinguishable for color-blind readers, contrast at least 3:1 on the light and the dark page. Shapes repeat the distinction.
@@ -67,7 +75,7 @@ def legend(run: Run) -> list[dict[str, str]]:
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
     """Harmful execution along each attack and control, and what else was measured; figures without panels are left out."""
-    figures = [build(run, width) for build in (_harm, _controls, _search, _capability, _trap)]
+    figures = [build(run, width) for build in (_harm, _controls, _search, _capability, _strength, _trap)]
     return [figure for figure in figures if figure.panels]
 
 
@@ -86,7 +94,7 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     """
     inputs = read_folder(run)
     written: list[Path] = []
-    panels = [build(inputs, PAPER_PANEL) for build in (_harm, _search, _trap)]
+    panels = [build(inputs, PAPER_PANEL) for build in (_harm, _search, _strength, _trap)]
     for figure in [*panels, _capability(inputs, PAPER_WIDTH)]:
         chart = for_paper(figure)
         for ending in ("png", "svg") if figure.panels else ():
@@ -231,6 +239,29 @@ def _capability(run: Run, width: int | str) -> Figure:
         "Capability before and after",
         "Mean over tasks of accuracy above chance: 100% is the model as shipped, 0% is guessing. Bars are 95% "
         "intervals. With self-degradation, capability stays in the first row and drops in those of the attacks.",
+        panels,
+    )
+
+
+def _strength(run: Run, width: int | str) -> Figure:
+    style = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+    groups = strength_groups(run)
+    panels, sentences = [], []
+    for group in groups:
+        names = ", ".join(map(label, group))
+        for effect in EFFECTS:
+            if rows := strength_rows(run, group, effect):
+                heading = f"{effect.name} ({names})" if len(groups) > 1 else effect.name
+                panels.append(
+                    Panel(heading, strength_text(heading, rows), strength_panel(rows, effect, *style))
+                )
+        sentences += [f"{names}:", *strength_sentences(run, group)]
+    return Figure(
+        "strength",
+        "Price and effect by strength",
+        "Defenses whose settings differ in `strength` alone. Right is a higher price, the capability that is lost before any attack "
+        "(drop vs as shipped); up is the mean harmful execution over the malicious attacks, or self-degradation. Bars are 95% "
+        f"intervals, labels strengths. {' '.join(sentences)}",
         panels,
     )
 

@@ -27,6 +27,7 @@ SHORT_TITLES = {
     "controls": "Controls",
     "search": "Adaptive attacker",
     "capability": "Capability",
+    "strength": "Strength",
     "trap": "Training",
 }
 
