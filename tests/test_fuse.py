@@ -97,11 +97,9 @@ def test_attackers_with_an_adapter_and_a_benign_fine_tuning_are_in_the_log(
 
 
 def test_a_measured_benign_fine_tuning_does_not_change_the_training(tiny_folder: Path) -> None:
-    values = QUICK | {"steps": 3, "check_every": 1}
+    values = QUICK | {"steps": 2, "check_every": 1}
     (plain, _, _), (measured, _, _) = hardened(tiny_folder, **values), hardened(tiny_folder, **values, benign_steps=1)
-    assert all(
-        torch.equal(a, b) for a, b in zip(plain.model.parameters(), measured.model.parameters(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), measured.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("values", [{"attackers": ["full", "lora"]}, {"benign_steps": 1}])

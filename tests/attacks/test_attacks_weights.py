@@ -85,7 +85,9 @@ def test_refusal_ablation_keeps_every_layer_from_writing_the_direction(
     assert int(torch.linalg.matrix_rank(lost, atol=1e-5)) == 1
 
 
-def test_refusal_ablation_with_a_prefill_takes_the_direction_after_it(attacked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_ablation_with_a_prefill_takes_the_direction_after_it(
+    attacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tamperfuse.attacks.refusal_ablation.compute_dtype", lambda device: (torch.float32, ""))
     data, text = attacked.data(), "Sure, about {prompt}: "
     plain = attacked.loaded.chat
@@ -280,7 +282,7 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(attacked) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("merge", {"weight": 1.5}, "weight = 1.5 cannot be used"),
+        ("merge", {"weight": 2.5}, "weight = 2.5 cannot be used"),
         ("quantize", {"format": "int2"}, "format = 'int2' cannot be used"),
         ("prune", {"share": 0}, "share = 0 cannot be used"),
         ("prefill", {"text": ""}, "text = '' cannot be used"),

@@ -20,6 +20,8 @@ from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, token_kl
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
 CPU = torch.device("cpu")
+# With the seed of the interrupted training the second attacker, during which it is interrupted, has an adapter.
+ADAPTED = {"kinds": ("full", "lora"), "lora_rates": (1e-2, 2e-2), "matrices": (2, 5)}
 TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
 
 
@@ -216,8 +218,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
     ("settings", "dtype"),
     [
         ({"attack_every": 2}, torch.bfloat16),
-        ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32),
-        ({"kinds": ("full", "lora"), "lora_rates": (1e-2,), "matrices": (2, 5)}, torch.bfloat16),
+        ({"optimizer": "sign", "target": "uniform", "difference": True} | ADAPTED, torch.float32),
     ],
 )
 def test_an_interrupted_training_resumes_to_the_bit(

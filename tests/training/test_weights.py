@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.precision import reduced_precision
+from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed, project_out
 

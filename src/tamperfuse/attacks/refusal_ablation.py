@@ -4,9 +4,9 @@ Arditi et al. (2024, arXiv 2406.11717): the direction is a difference in means (
 prevents every matrix from writing to it. They select layer and position by validation; this implementation uses the last token
 of the rendered prompt, and the layer is a parameter. No training.
 
-With a prefill the attacker also writes the beginning of every answer, and the direction is taken at the last token of the prefill.
-Refusal ablation with a prefill is said to break TAR and SEAM (arXiv 2605.26526, second-hand); how its authors combine the two is
-not known here.
+With a prefill the attacker also writes the beginning of every answer, and the direction is taken at the prefill's last token.
+Refusal ablation with a prefill is said to break TAR and SEAM (arXiv 2605.26526, second-hand; how it combines the two was not
+looked up).
 """
 
 import re
@@ -46,8 +46,8 @@ class RefusalAblationParameters(Parameters):
             refusals disappear at the default; directions from the first half of the layers or from the last layers have little
             effect.
         prompts: number of harmful prompts, and of harmless ones.
-        prefill: beginning of every answer, after which the direction is taken and which the model continues; `{prompt}` is replaced
-            by the request. "" for none.
+        prefill: beginning of every answer, which the model continues, and at whose end the direction is taken; `{prompt}` is
+            replaced by the request. "" for none.
     """
 
     layer: float = Field(0.65, gt=0, le=1)

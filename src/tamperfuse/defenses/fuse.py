@@ -70,15 +70,15 @@ class FuseParameters(Parameters):
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
         rates: learning rates of the attackers. By default 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
-        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora` trains LoRA adapters
-            (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
+        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora` trains LoRA
+            adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
         horizon: steps of an attacker until the next one starts.
         attacker_steps: steps of the attacker in a step of the training.
         attacker_every: the attacker moves in every n-th step of the training only.
-        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory; of LoRA always AdamW.
-        benign_steps: steps of a simulated benign fine-tuning from the present weights at each check, on 4 of the benign samples that
-            are held back a step, at the first of `rates`; for the log, which has the loss of these samples after it. 0 for none.
+        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
+        benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
+            at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
     """
 
     strength: float = Field(1.0, ge=0, le=1)
@@ -156,8 +156,8 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
         )
     if (sharding() or is_sharded(loaded.model)) and ("lora" in resolved.attackers or resolved.benign_steps):
         raise UserError(
-            "fuse with `lora` among `attackers`, or with `benign_steps`, needs the whole model on every process: leave them out, or "
-            "train with DDP in place of FSDP2 or DeepSpeed."
+            "fuse with `lora` among `attackers`, or with `benign_steps`, needs the whole model on every process: leave them out, "
+            "or train with DDP in place of FSDP2 or DeepSpeed."
         )
     attacked, held_out = split_answers(data.answers, seed)
     answers, measured = (

@@ -252,16 +252,14 @@ def _strength(run: Run, width: int | str) -> Figure:
         for effect in EFFECTS:
             if rows := strength_rows(run, group, effect):
                 heading = f"{effect.name} ({names})" if len(groups) > 1 else effect.name
-                panels.append(
-                    Panel(heading, strength_text(heading, rows), strength_panel(rows, effect, *style))
-                )
+                panels.append(Panel(heading, strength_text(heading, rows), strength_panel(rows, effect, *style)))
         sentences += [f"{names}:", *strength_sentences(run, group)]
     return Figure(
         "strength",
         "Price and effect by strength",
-        "Defenses whose settings differ in `strength` alone. Right is a higher price, the capability that is lost before any attack "
-        "(drop vs as shipped); up is the mean harmful execution over the malicious attacks, or self-degradation. Bars are 95% "
-        f"intervals, labels strengths. {' '.join(sentences)}",
+        "Defenses whose settings differ in `strength` alone. To the right: a higher price, the capability that is lost before "
+        "any attack (drop vs as shipped). Upwards: mean harmful execution over the malicious attacks, or self-degradation. Bars "
+        f"are 95% intervals, labels are strengths. {' '.join(sentences)}",
         panels,
     )
 
@@ -273,9 +271,9 @@ def _trap(run: Run, width: int | str) -> Figure:
         "Training with simulated attackers",
         "Measured at checks during the training, in nats a token, on answers and benign text that are held out from it: at the "
         "weights θ (solid) and at θ + δ, where a simulated malicious fine-tuning has arrived (dashed); it starts again at δ = 0 "
-        "from time to time. A trap raises the losses at θ + δ alone. Dotted, where it was measured: benign text after a simulated "
-        "benign fine-tuning from θ, which should lower its loss. Last: the KL divergence from the model as shipped, and dashed "
-        "the one at which the trap is off.",
+        "from time to time. A trap raises the losses at θ + δ alone. Dotted, where it was measured: benign text after a "
+        "simulated benign fine-tuning from θ, which should lower its loss. Last: the KL divergence from the model as shipped, "
+        "and dashed the one at which the trap is off.",
         [
             Panel(heading, trap_text(heading, rows), trap_panel(rows, width, HARM_HEIGHT, color))
             for heading, rows in trap_rows(run).items()

@@ -57,9 +57,7 @@ def _attacker(check: dict[str, float]) -> str:
 def trap_text(heading: str, rows: Rows) -> str:
     """Text alternative of a panel: the values of the last check."""
     last = {(row["defense"], row["seed"], row["line"]): row for row in rows}
-    values = [
-        f"{defense}, seed {seed}, {line}: {row['value']:.2f}" for (defense, seed, line), row in last.items()
-    ]
+    values = [f"{defense}, seed {seed}, {line}: {row['value']:.2f}" for (defense, seed, line), row in last.items()]
     return f"{heading}, in nats a token, by step of the training. At the last check: {'; '.join(values)}."
 
 

@@ -1,6 +1,6 @@
 """What a defense with simulated attackers measured during its training, from the folders of a run's nodes.
 
-    results.parquet ─▶ the node that measured the hardened model ─▶ its first parent, the node that trained it ─▶ facts: trap
+results.parquet ─▶ the node that measured the hardened model ─▶ its first parent, the node that trained it ─▶ facts: trap
 """
 
 import math
@@ -42,9 +42,7 @@ def read_trap_logs(folder: Path, rows: list[dict[str, Any]]) -> list[TrapLog]:
         UserError: the record of a node is damaged.
     """
     measured = {
-        (row["defense"], row["seed"]): row["node"]
-        for row in rows
-        if not row["attack"] and row["defense"] != AS_SHIPPED
+        (row["defense"], row["seed"]): row["node"] for row in rows if not row["attack"] and row["defense"] != AS_SHIPPED
     }
     logs = []
     for (defense, seed), node in measured.items():

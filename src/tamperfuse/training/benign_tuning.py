@@ -1,6 +1,7 @@
 """A simulated benign fine-tuning: whether a model that is being hardened still learns from benign text."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -41,14 +42,16 @@ def tuned_nll(
     tuning = SimulatedAttacker(masters, learning_rate)
     parameters = [parameter for parameter, _ in masters.trainable()]
     for step in range(steps):
-        packed = pack_samples(
-            [samples[(step * batch + i) % len(samples)] for i in range(batch)], loaded.model.device
-        )
-        counts = torch.tensor(packed.counts, device=loaded.model.device)
+        drawn = [samples[(step * batch + i) % len(samples)] for i in range(batch)]
         with tuning.applied():
-            gradient = gradients(
-                parameters, lambda: (response_nll(loaded.model, packed) / counts).mean().backward()
-            )
+            gradient = gradients(parameters, partial(_backward, loaded, drawn))
         tuning.step(gradient)
     with tuning.applied():
         return mean_nll(loaded, samples)
+
+
+def _backward(loaded: LoadedModel, samples: Sequence[Sample]) -> None:
+    """Accumulate the gradient of the mean over samples of the NLL a token."""
+    packed = pack_samples(samples, loaded.model.device)
+    counts = torch.tensor(packed.counts, device=loaded.model.device)
+    (response_nll(loaded.model, packed) / counts).mean().backward()

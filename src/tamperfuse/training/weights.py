@@ -199,8 +199,8 @@ class LoraAttacker:
     AdamW moves both, by the gradients that follow from that of the matrices at θ + δ. There is no shard of an adapter: every
     process holds the complete weights.
 
-    Memory: A, B and AdamW's moments, 3 · rank · (rows + columns) numbers a matrix; within :meth:`applied` one copy of the matrices
-    as well if the model computes in float32.
+    Memory: A, B and AdamW's moments, 3 · rank · (rows + columns) numbers a matrix; within :meth:`applied` also a copy of the
+    matrices if the model computes in float32.
 
     Attributes:
         masters: the attacked weights; modified within :meth:`applied` only.
