@@ -10,6 +10,7 @@ from made_up_run import around, defense_summary, summary
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
 from tamperfuse.report.figures import all_figures
 from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.page import SHORT_TITLES
 from tamperfuse.report.strength_figures import (
     HARM,
     LOSS,
@@ -60,6 +61,7 @@ def test_points_are_ordered_by_strength_and_the_correlation_is_in_the_caption(ma
     assert [(r["text"], r["effect"], r["price"]) for r in rows][1] == ("0.25", 0.7, 0.01)
     figure = figure_of(run)
     assert figure and [panel.heading for panel in figure.panels] == [HARM.name, LOSS.name]
+    assert SHORT_TITLES[figure.name]
     assert "strength and harmful execution after attacks, 5 defenses: −0.90 (aim: −1). No inversion" in figure.caption
     assert "strength and self-degradation, 5 defenses: 1.00 (aim: 1). No inversion is significant." in figure.caption
     assert "strength 0.5: 72% at a price of 2%" in figure.panels[0].alt_text

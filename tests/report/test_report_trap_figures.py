@@ -8,8 +8,9 @@ import pytest
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import read_results, write_results
-from tamperfuse.report.figures import all_figures
+from tamperfuse.report import html as html_module
 from tamperfuse.report.inputs import read_folder
+from tamperfuse.report.page import write_report
 from tamperfuse.report.trap_figures import trap_rows
 
 MEASURED, TRAINED = "a" * 16, "b" * 16
@@ -40,9 +41,12 @@ def with_trap(folder: Path, trap: object = CHECKS) -> Path:
     return folder
 
 
-def test_losses_and_price_of_each_check_are_drawn(make_run: Callable[..., Path]) -> None:
+def test_losses_and_price_of_each_check_are_drawn(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(html_module, "_library", lambda: "")
     folder = make_run()
-    assert "trap" not in [figure.name for figure in all_figures(read_folder(folder))]
+    assert read_folder(folder).traps == []
     run = read_folder(with_trap(folder))
     rows = trap_rows(run)
     harmful, benign, price = rows.values()
@@ -54,10 +58,11 @@ def test_losses_and_price_of_each_check_are_drawn(make_run: Callable[..., Path])
     assert harmful[-1]["attacker"] == "retaining, 5 steps at 3e-05" and harmful[0]["defense"] == "SDD"
     assert [r["value"] for r in benign] == [1.0, 1.1, 4.0]
     assert [r["value"] for r in price] == [0.0, 0.05, 0.02, 0.05], "allowed: strength × price"
-    [figure] = [figure for figure in all_figures(run) if figure.name == "trap"]
-    assert "SDD, seed 0, at θ + δ: 6.00" in figure.panels[0].alt_text
-    layers = [panel.chart.to_dict()["layer"] for panel in figure.panels]
-    assert [len(layer) for layer in layers] == [2, 2, 2]
+    page = write_report(folder)
+    assert '<a href="#trap">Training</a>' in page.read_text(encoding="utf-8")
+    panels = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["figures"]["trap"]["panels"]
+    assert [panel["heading"] for panel in panels] == list(rows)
+    assert "SDD, seed 0, at θ + δ: 6.00" in panels[0]["alt_text"]
 
 
 def test_a_study_file_without_a_price_leaves_the_allowed_one_out(make_run: Callable[..., Path]) -> None:

@@ -253,7 +253,7 @@ def _strength(run: Run, width: int | str) -> Figure:
             if rows := strength_rows(run, group, effect):
                 heading = f"{effect.name} ({names})" if len(groups) > 1 else effect.name
                 panels.append(Panel(heading, strength_text(heading, rows), strength_panel(rows, effect, *style)))
-        sentences += [f"{names}:", *strength_sentences(run, group)]
+        sentences += [*([f"{names}:"] if len(groups) > 1 else []), *strength_sentences(run, group)]
     return Figure(
         "strength",
         "Price and effect by strength",

@@ -161,7 +161,9 @@ def strength_panel(rows: Rows, effect: StrengthEffect, width: int | str, height:
     colored = base.encode(color=color)
     across = colored.mark_rule(strokeWidth=2, opacity=0.5).encode(x=x("price_low"), x2="price_high:Q", y=y("effect"))
     up = colored.mark_rule(strokeWidth=2, opacity=0.5).encode(x=x("price"), y=y("low"), y2="high:Q")
-    names = base.mark_text(dx=9, dy=-9, fontSize=12, color="#8a929c").encode(x=x("price"), y=y("effect"), text="text:N")
+    names = base.mark_text(align="left", dx=5, dy=-10, fontSize=12, color="#8a929c").encode(
+        x=x("price"), y=y("effect"), text="text:N"
+    )
     tooltip = [
         alt.Tooltip("defense:N"),
         alt.Tooltip("strength:Q"),

@@ -63,11 +63,10 @@ def trap_text(heading: str, rows: Rows) -> str:
 
 def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
     """One panel: the color says which defense, the dashes what."""
-    lines = [line for line in DASHES if any(row["line"] == line for row in rows)]
     axis = alt.Axis(grid=False, domain=False, ticks=False, format="d")
     dash = alt.StrokeDash(
         "line:N",
-        scale=alt.Scale(domain=lines, range=[DASHES[line] for line in lines]),
+        scale=alt.Scale(domain=list(DASHES), range=list(DASHES.values())),  # one scale, as panels on paper share it
         legend=None if width == "container" else alt.Legend(title=None),
     )
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -85,5 +84,7 @@ def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
         alt.Tooltip("attacker:N"),
     ]
     line = base.mark_line(strokeWidth=2).encode(strokeDash=dash)
-    points = base.mark_point(size=20, filled=True, opacity=0.8).encode(tooltip=tooltip)
+    points = base.mark_point(size=40, filled=True, opacity=0).encode(
+        tooltip=tooltip
+    )  # visible ones would hide the dashes
     return alt.layer(line, points).properties(width=width, height=height)

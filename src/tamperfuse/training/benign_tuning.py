@@ -54,4 +54,4 @@ def _backward(loaded: LoadedModel, samples: Sequence[Sample]) -> None:
     """Accumulate the gradient of the mean over samples of the NLL a token."""
     packed = pack_samples(samples, loaded.model.device)
     counts = torch.tensor(packed.counts, device=loaded.model.device)
-    (response_nll(loaded.model, packed) / counts).mean().backward()
+    torch.autograd.backward((response_nll(loaded.model, packed) / counts).mean())
