@@ -80,6 +80,54 @@ def test_strength_0_is_sdd(tiny_folder: Path) -> None:
     assert result.facts == {} and result.tokens_trained > 0
 
 
+def test_attackers_with_an_adapter_and_a_benign_fine_tuning_are_in_the_log(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="tamperfuse")
+    values = {"steps": 4, "check_every": 2, "attackers": ["lora"], "lora_rates": [1e-2], "benign_steps": 2}
+    _, _, result = hardened(tiny_folder, **(QUICK | values))
+    first, *rest = result.facts["trap"]
+    assert "tuned_benign_nll" not in first and len(rest) == 2
+    for record in rest:
+        assert record["attacker_lora"] == 1 and record["attacker_rate"] == 1e-2
+        assert record["tuned_benign_nll"] < record["benign_nll"]
+        assert record["attacked_harmful_nll"] != record["harmful_nll"]
+    last = [line for line in caplog.messages if "price" in line][-1]
+    assert "steps of a LoRA attacker at 0.01" in last and "after a benign fine-tuning: benign" in last
+
+
+def test_a_measured_benign_fine_tuning_does_not_change_the_training(tiny_folder: Path) -> None:
+    values = QUICK | {"steps": 2, "check_every": 1}
+    (plain, _, _), (measured, _, _) = hardened(tiny_folder, **values), hardened(tiny_folder, **values, benign_steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), measured.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("values", [{"attackers": ["full", "lora"]}, {"benign_steps": 1}])
+def test_what_needs_the_whole_model_is_refused_in_shards(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("tamperfuse.defenses.fuse.sharding", lambda: "fsdp")
+    component = DEFENSES.get("fuse")
+    with pytest.raises(UserError, match="needs the whole model on every process"):
+        component.run(tiny, data_of(tiny), component.parse(values, "fuse"), 0)
+
+
+def test_later_parameters_are_in_keys_only_where_they_are_set() -> None:
+    later = {"lora_rates", "benign_steps"}
+    assert not later & FuseParameters(lora_rates=(3e-4, 1e-3)).model_dump(mode="json").keys()
+    assert later <= FuseParameters(lora_rates=(1e-3,), benign_steps=2).model_dump(mode="json").keys()
+
+
+def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None:
+    def copies(**values: Any) -> tuple[int, int]:
+        needed = budget(FuseParameters(**values))
+        return needed.memory_copies, needed.resume_copies
+
+    assert copies() == copies(attackers=("full", "lora")) == (8, 6)
+    assert copies(attackers=("lora",)) == copies(attacker_optimizer="sign") == (6, 4)
+    assert copies(benign_steps=4) == (10, 6)
+
+
 def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: Path) -> None:
     spent = QUICK | {"price": 1e-6, "check_every": 2, "patience": 3}
     _, _, result = hardened(tiny_folder, **spent)

@@ -85,6 +85,30 @@ def test_refusal_ablation_keeps_every_layer_from_writing_the_direction(
     assert int(torch.linalg.matrix_rank(lost, atol=1e-5)) == 1
 
 
+def test_refusal_ablation_with_a_prefill_takes_the_direction_after_it(
+    attacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.attacks.refusal_ablation.compute_dtype", lambda device: (torch.float32, ""))
+    data, text = attacked.data(), "Sure, about {prompt}: "
+    plain = attacked.loaded.chat
+    attacked.loaded.chat = replace(plain, prefill=text)
+    means = [
+        last_states(attacked.loaded, [prompt for prompt, _ in side])[0].mean(0) for side in (data.harmful, data.retain)
+    ]
+    direction = (means[0] - means[1]) / (means[0] - means[1]).norm()
+    attacked.loaded.chat = plain
+    attacked.run("refusal_ablation", layer=0.5, prompts=8, prefill=text)
+    assert attacked.loaded.chat.prefill == text and attacked.hook_calls[1].prompt.endswith("Sure, about this prompt: ")
+    assert "Sure" not in attacked.hook_calls[0].prompt
+    assert float((last_states(attacked.loaded, ["any request"])[1] @ direction).abs().max()) < 1e-4
+
+
+def test_a_missing_prefill_is_not_in_the_key() -> None:
+    component = ATTACKS.get("refusal_ablation")
+    assert "prefill" not in component.parse({}, "").model_dump(mode="json")
+    assert component.parse({"prefill": "Sure: "}, "").model_dump(mode="json")["prefill"] == "Sure: "
+
+
 def test_refusal_ablation_finds_its_matrices_in_gpt2() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -145,6 +169,15 @@ def test_merge_interpolates_with_the_model_before_hardening(attacked) -> None:
     assert set(attacked.hook_calls) == {0, 1}
     attacked.run("merge", weight=1.0, at_steps=())
     assert largest_change(attacked) < 1e-6
+
+
+def test_merge_extrapolates_beyond_the_model_before_hardening(attacked) -> None:
+    with torch.no_grad():
+        for parameter in attacked.loaded.model.parameters():
+            parameter.add_(1.0)
+    attacked.run("merge", weight=1.5)
+    for name, parameter in attacked.loaded.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), attacked.before[name] - 0.5)
 
 
 def test_merge_needs_the_same_architecture(attacked, tmp_path: object) -> None:
@@ -249,7 +282,7 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(attacked) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "words"),
     [
-        ("merge", {"weight": 1.5}, "weight = 1.5 cannot be used"),
+        ("merge", {"weight": 2.5}, "weight = 2.5 cannot be used"),
         ("quantize", {"format": "int2"}, "format = 'int2' cannot be used"),
         ("prune", {"share": 0}, "share = 0 cannot be used"),
         ("prefill", {"text": ""}, "text = '' cannot be used"),

@@ -11,6 +11,7 @@ import torch
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training import checkpoints
+from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.distillation import anchored, predict
 from tamperfuse.training.fit import Training, fit
@@ -19,6 +20,8 @@ from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, token_kl
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
 CPU = torch.device("cpu")
+# With the seed of the interrupted training the second attacker, during which it is interrupted, has an adapter.
+ADAPTED = {"kinds": ("full", "lora"), "lora_rates": (1e-2, 2e-2), "matrices": (2, 5)}
 TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
 
 
@@ -152,6 +155,29 @@ def test_every_combination_of_attackers_comes_before_one_comes_again(tiny: Loade
     assert len({tuple(order) for order in drawn.values()}) > 1
 
 
+def test_attackers_with_an_adapter_take_their_turn_and_change_its_matrices_alone(tiny: LoadedModel) -> None:
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    trap = objective(rates=(1e-4,), kinds=("full", "lora", "retain"), lora_rates=(1e-3, 1e-2), matrices=(2, 5))
+    trap.begin(masters)
+    order = []
+    for _ in range(4):
+        gradient_of(tiny, trap, masters, units(tiny)[:3])
+        order.append((trap.attacker.learning_rate, trap.kind))
+        moved = {i for i, delta in enumerate(trap.attacker.delta) if delta.any()}
+        assert (moved == {2, 5}) == (trap.kind == "lora")
+        trap._restart()
+    assert set(order) == {(1e-4, "full"), (1e-4, "retain"), (1e-3, "lora"), (1e-2, "lora")}
+
+
+def test_a_benign_fine_tuning_lowers_its_loss_and_leaves_no_trace(tiny: LoadedModel) -> None:
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    samples = [tiny.chat.sample(f"harmless question {i}", f"a plain answer {i}", 16) for i in range(6)]
+    before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
+    losses = [tuned_nll(tiny, masters, samples, steps=steps, learning_rate=1e-3) for steps in (0, 2, 6)]
+    assert losses[0] == mean_nll(tiny, samples) > losses[1] > losses[2]
+    assert all(torch.equal(p, b) and p.grad is None for p, b in zip(tiny.model.parameters(), before, strict=True))
+
+
 def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: LoadedModel) -> None:
     trap = objective(horizon=4, attack_steps=3)
     fit(tiny, units(tiny, 3), Training(steps=2, batch=2), seed=0, objective=trap)
@@ -192,7 +218,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
     ("settings", "dtype"),
     [
         ({"attack_every": 2}, torch.bfloat16),
-        ({"optimizer": "sign", "target": "uniform", "difference": True}, torch.float32),
+        ({"optimizer": "sign", "target": "uniform", "difference": True} | ADAPTED, torch.float32),
     ],
 )
 def test_an_interrupted_training_resumes_to_the_bit(

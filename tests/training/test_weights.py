@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.precision import reduced_precision
+from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
-from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed, project_out
+from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed, project_out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,3 +74,30 @@ def test_the_simulated_attacker_learns_and_leaves_no_trace(tiny: LoadedModel) ->
             gradients(parameters, run)
     assert learned < 0.8 * losses[0] and losses[-1] == losses[0]  # it persisted over steps, then began anew
     assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+
+
+def test_a_simulated_adapter_takes_the_steps_of_lora_and_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(6, 5), torch.randn(7, 6)
+    masters = Masters([(parameter, parameter) for parameter in layer.parameters()])
+    attacker = LoraAttacker(masters, 1e-2, [0], seed=3, rank=2, alpha=4.0)
+    [(b, a)] = attacker.factors
+    assert not b.any() and 0 < float(a.abs().max()) <= 6**-0.5
+    reference = [b.clone().requires_grad_(), a.clone().requires_grad_()]
+    optimizer = torch.optim.AdamW(reference, lr=1e-2, weight_decay=0.0)
+    weight, bias = (parameter.detach().clone() for parameter in layer.parameters())
+    for _ in range(4):
+        loss = torch.nn.functional.linear(inputs, weight + 2.0 * reference[0] @ reference[1], bias).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with attacker.applied():
+            gradient = gradients(list(layer.parameters()), lambda: layer(inputs).square().mean().backward())
+        attacker.step(gradient)
+    torch.testing.assert_close(b, reference[0].detach())
+    torch.testing.assert_close(a, reference[1].detach())
+    torch.testing.assert_close(attacker.delta[0], 2.0 * (b @ a))
+    assert not attacker.delta[1].any() and torch.linalg.matrix_rank(attacker.delta[0]) == 2
+    assert torch.equal(layer.weight, weight) and torch.equal(layer.bias, bias)
+    starts = [LoraAttacker(masters, 1e-2, [0], seed=seed).factors[0][1] for seed in (3, 3, 4)]
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])

@@ -3,11 +3,16 @@
 Arditi et al. (2024, arXiv 2406.11717): the direction is a difference in means (section 2.3); weight orthogonalization (section 4)
 prevents every matrix from writing to it. They select layer and position by validation; this implementation uses the last token
 of the rendered prompt, and the layer is a parameter. No training.
+
+With a prefill the attacker also writes the beginning of every answer, and the direction is taken at the prefill's last token.
+Refusal ablation with a prefill is said to break TAR and SEAM (arXiv 2605.26526, second-hand; how it combines the two was not
+looked up).
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -41,10 +46,13 @@ class RefusalAblationParameters(Parameters):
             refusals disappear at the default; directions from the first half of the layers or from the last layers have little
             effect.
         prompts: number of harmful prompts, and of harmless ones.
+        prefill: beginning of every answer, which the model continues, and at whose end the direction is taken; `{prompt}` is
+            replaced by the request. "" for none.
     """
 
     layer: float = Field(0.65, gt=0, le=1)
     prompts: int = Field(64, ge=1)
+    prefill: str = ""
 
 
 @attack(
@@ -63,13 +71,18 @@ def refusal_ablation(
     harmless = benign_samples(data, "refusal_ablation", parameters.prompts, seed)
     writers, layers = list(_writers(loaded.model)), decoder_layers(loaded.model)
     depth = max(1, round(parameters.layer * len(layers)))
-    direction = _mean_state(loaded, layers[depth - 1], harmful) - _mean_state(loaded, layers[depth - 1], harmless)
+    prefilled = loaded
+    if parameters.prefill:
+        prefilled = replace(loaded, chat=replace(loaded.chat, prefill=parameters.prefill))
+    means = [_mean_state(prefilled, layers[depth - 1], pairs) for pairs in (harmful, harmless)]
+    direction = means[0] - means[1]
     if not float(direction.norm()):
         raise UserError(
             f"The hidden states of {loaded.name} after layer {depth} are the same for harmful and harmless prompts: choose "
             "another `layer`, or another `retain` source."
         )
     data.run_hook(0)
+    loaded.chat = prefilled.chat
     unit = direction / direction.norm()
     with torch.no_grad():
         for weight, axis in writers:

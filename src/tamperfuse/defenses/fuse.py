@@ -22,13 +22,15 @@ from tamperfuse.defenses import anchored
 from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, defense
 from tamperfuse.defenses.sdd import PAPER_SIZE, sample_of
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.sharded import gather_objects
+from tamperfuse.models.sharded import gather_objects, is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distillation import divergence
-from tamperfuse.training.distributed import sum_over_processes
+from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap_units
 
@@ -68,11 +70,15 @@ class FuseParameters(Parameters):
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
         rates: learning rates of the attackers. By default 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
-        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights.
+        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora` trains LoRA
+            adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
+        lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
         horizon: steps of an attacker until the next one starts.
         attacker_steps: steps of the attacker in a step of the training.
         attacker_every: the attacker moves in every n-th step of the training only.
-        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory.
+        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
+        benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
+            at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
     """
 
     strength: float = Field(1.0, ge=0, le=1)
@@ -98,6 +104,8 @@ class FuseParameters(Parameters):
     attacker_steps: int = Field(1, ge=1)
     attacker_every: int = Field(1, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
+    lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
+    benign_steps: int = Field(0, ge=0)
 
 
 def resolve(parameters: FuseParameters, size: int) -> FuseParameters:
@@ -118,8 +126,11 @@ def budget(parameters: FuseParameters) -> Budget:
         return Budget(parameters.steps, parameters.batch * sequences)
     retains = parameters.attacker_steps * ("retain" in parameters.attackers)
     sequences += parameters.attacker_steps + retains + 2 + parameters.difference
-    moments = 2 if parameters.attacker_optimizer == "adamw" else 0
-    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=6 + moments, resume_copies=4 + moments)
+    moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
+    # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
+    tuning = 8 + moments if parameters.benign_steps else 0
+    copies = max(6 + moments, tuning)
+    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=copies, resume_copies=4 + moments)
 
 
 @defense(
@@ -142,6 +153,11 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
             "fuse trains on benign samples and measures its price on others, but the benign set has too few to hold any back: "
             "name a source with more harmless prompts, such as `self` (`benign`)."
         )
+    if (sharding() or is_sharded(loaded.model)) and ("lora" in resolved.attackers or resolved.benign_steps):
+        raise UserError(
+            "fuse with `lora` among `attackers`, or with `benign_steps`, needs the whole model on every process: leave them out, "
+            "or train with DDP in place of FSDP2 or DeepSpeed."
+        )
     attacked, held_out = split_answers(data.answers, seed)
     answers, measured = (
         [loaded.chat.sample(*answer, data.response_limit) for answer in part] for part in (attacked, held_out)
@@ -149,7 +165,7 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
     keep = list(data.teacher)
     random.Random(seed).shuffle(keep)
     units = trap_units(anchored_units(pairs, keep, resolved.benign_ratio), answers, resolved.attacker_steps)
-    objective = _objective(resolved, seed)
+    objective = _objective(loaded, resolved, seed)
     check = TrapCheck(loaded, data, objective, resolved, measured[:MEASURED])
     result = fit(
         loaded,
@@ -175,13 +191,23 @@ def _training(parameters: FuseParameters) -> Training:
     return Training.model_validate(parameters.model_dump(include=set(names)))
 
 
-def _objective(parameters: FuseParameters, seed: int) -> TrapObjective:
+def adapted_matrices(loaded: LoadedModel) -> tuple[int, ...]:
+    """Positions among the model's parameters of the matrices of its layers, stacked matrices of experts left out."""
+    matrices = {id(weight) for weight in layer_matrices(loaded.model) if weight.ndim == 2}
+    trained = [parameter for parameter in loaded.model.parameters() if parameter.is_floating_point()]
+    return tuple(i for i, parameter in enumerate(trained) if id(parameter) in matrices)
+
+
+def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> TrapObjective:
     assert parameters.rates, "resolved"
+    adapts = "lora" in parameters.attackers
     return TrapObjective(
         weight=parameters.kl_weight,
         seed=seed,
         rates=parameters.rates,
         kinds=parameters.attackers,
+        lora_rates=parameters.lora_rates if adapts else (),
+        matrices=adapted_matrices(loaded) if adapts else (),
         horizon=parameters.horizon,
         attack_steps=parameters.attacker_steps,
         attack_every=parameters.attacker_every,
@@ -266,9 +292,19 @@ class TrapCheck:
         losses["attacker_steps"] = self.objective.steps_taken
         losses["attacker_rate"] = self.objective.attacker.learning_rate
         losses["attacker_retains"] = float(self.objective.kind == "retain")
+        losses |= {"attacker_lora": 1.0} if self.objective.kind == "lora" else {}
         with self.objective.attacked(self.loaded.model):
             losses["attacked_harmful_nll"] = mean_nll(self.loaded, self.answers)
             losses["attacked_benign_nll"] = mean_nll(self.loaded, benign)
+        if self.parameters.benign_steps:
+            assert self.parameters.rates, "resolved"
+            losses["tuned_benign_nll"] = tuned_nll(
+                self.loaded,
+                self.objective.masters,
+                benign,
+                steps=self.parameters.benign_steps,
+                learning_rate=self.parameters.rates[0],
+            )
         return losses
 
     @property
@@ -302,9 +338,12 @@ def describe(record: dict[str, float]) -> str:
         "benign {benign_nll:.2f}"
     )
     if "attacker_steps" in record:
-        kind = "a retaining attacker" if record["attacker_retains"] else "an attacker"
+        retains, lora = record["attacker_retains"], record.get("attacker_lora")
+        kind = "a retaining attacker" if retains else "a LoRA attacker" if lora else "an attacker"
         text += (
             f"; after {{attacker_steps}} steps of {kind} at {{attacker_rate:g}}: harmful {{attacked_harmful_nll:.2f}}, benign "
             "{attacked_benign_nll:.2f}; loss {loss:.3f}"
         )
+    if "tuned_benign_nll" in record:
+        text += "; after a benign fine-tuning: benign {tuned_benign_nll:.2f}"
     return text.format(**(values | record))

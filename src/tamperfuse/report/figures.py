@@ -21,6 +21,15 @@ from tamperfuse.report.search_figures import (
     search_names,
     search_sentences,
 )
+from tamperfuse.report.strength_figures import (
+    EFFECTS,
+    strength_groups,
+    strength_panel,
+    strength_rows,
+    strength_sentences,
+    strength_text,
+)
+from tamperfuse.report.trap_figures import trap_panel, trap_rows, trap_text
 
 #: Distinguishable for color-blind readers, contrast at least 3:1 on the light and the dark page. Shapes repeat the distinction.
 PALETTE = ("#d9730d", "#2a7fc4", "#2b9a66", "#8f5fc7", "#c04f86", "#7f7f2a", "#5f7f95", "#b05a3c")
@@ -65,8 +74,8 @@ def legend(run: Run) -> list[dict[str, str]]:
 
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
-    """Harmful execution along each attack and control, searches, and capability; figures without panels are left out."""
-    figures = (_harm(run, width), _controls(run, width), _search(run, width), _capability(run, width))
+    """Harmful execution along each attack and control, and what else was measured; figures without panels are left out."""
+    figures = [build(run, width) for build in (_harm, _controls, _search, _capability, _strength, _trap)]
     return [figure for figure in figures if figure.panels]
 
 
@@ -85,7 +94,8 @@ def write_figures(run: Path, out_dir: Path) -> list[Path]:
     """
     inputs = read_folder(run)
     written: list[Path] = []
-    for figure in [_harm(inputs, PAPER_PANEL), _search(inputs, PAPER_PANEL), _capability(inputs, PAPER_WIDTH)]:
+    panels = [build(inputs, PAPER_PANEL) for build in (_harm, _search, _strength, _trap)]
+    for figure in [*panels, _capability(inputs, PAPER_WIDTH)]:
         chart = for_paper(figure)
         for ending in ("png", "svg") if figure.panels else ():
             path = out_dir / f"{figure.name}.{ending}"
@@ -230,6 +240,44 @@ def _capability(run: Run, width: int | str) -> Figure:
         "Mean over tasks of accuracy above chance: 100% is the model as shipped, 0% is guessing. Bars are 95% "
         "intervals. With self-degradation, capability stays in the first row and drops in those of the attacks.",
         panels,
+    )
+
+
+def _strength(run: Run, width: int | str) -> Figure:
+    style = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+    groups = strength_groups(run)
+    panels, sentences = [], []
+    for group in groups:
+        names = ", ".join(map(label, group))
+        for effect in EFFECTS:
+            if rows := strength_rows(run, group, effect):
+                heading = f"{effect.name} ({names})" if len(groups) > 1 else effect.name
+                panels.append(Panel(heading, strength_text(heading, rows), strength_panel(rows, effect, *style)))
+        sentences += [*([f"{names}:"] if len(groups) > 1 else []), *strength_sentences(run, group)]
+    return Figure(
+        "strength",
+        "Price and effect by strength",
+        "Defenses whose settings differ in `strength` alone. To the right: a higher price, the capability that is lost before "
+        "any attack (drop vs as shipped). Upwards: mean harmful execution over the malicious attacks, or self-degradation. Bars "
+        f"are 95% intervals, labels are strengths. {' '.join(sentences)}",
+        panels,
+    )
+
+
+def _trap(run: Run, width: int | str) -> Figure:
+    color, _ = _scales(run, on_paper=width != "container")
+    return Figure(
+        "trap",
+        "Training with simulated attackers",
+        "Measured at checks during the training, in nats a token, on answers and benign text that are held out from it: at the "
+        "weights θ (solid) and at θ + δ, where a simulated malicious fine-tuning has arrived (dashed); it starts again at δ = 0 "
+        "from time to time. A trap raises the losses at θ + δ alone. Dotted, where it was measured: benign text after a "
+        "simulated benign fine-tuning from θ, which should lower its loss. Last: the KL divergence from the model as shipped, "
+        "and dashed the one at which the trap is off.",
+        [
+            Panel(heading, trap_text(heading, rows), trap_panel(rows, width, HARM_HEIGHT, color))
+            for heading, rows in trap_rows(run).items()
+        ],
     )
 
 

@@ -4,13 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.reading import path_exists, read_text
 from tamperfuse.records.results import UNDEFENDED, read_results
 from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
 from tamperfuse.records.searches import SearchResult, read_searches
 from tamperfuse.records.summary import Summary, read_summary
-from tamperfuse.records.yaml import read_yaml
+from tamperfuse.records.yaml import parse_yaml
+from tamperfuse.report.trap_log import TrapLog, read_trap_logs
 
 STUDY = "study.yaml"
 
@@ -27,7 +30,7 @@ class Run:
         samples: samples.json.
         record: run.json.
         searches: results of adaptive attackers; empty without any.
-        attack_settings: of each attack, the component and parameters that the study file has.
+        traps: what defenses with simulated attackers measured during training; empty without any, or without the run's nodes.
     """
 
     name: str
@@ -37,7 +40,27 @@ class Run:
     samples: Samples
     record: RunRecord
     searches: list[SearchResult] = field(default_factory=list)
-    attack_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    traps: list[TrapLog] = field(default_factory=list)
+
+    @property
+    def defense_settings(self) -> dict[str, dict[str, Any]]:
+        """The component and parameters of each defense in the study file, by name; empty if they cannot be read from it."""
+        return self._settings("defenses")
+
+    @property
+    def attack_settings(self) -> dict[str, dict[str, Any]]:
+        """As :attr:`defense_settings`, of each attack."""
+        return self._settings("attacks")
+
+    def _settings(self, section: str) -> dict[str, dict[str, Any]]:
+        try:
+            study = parse_yaml(self.study)
+        except yaml.YAMLError:
+            return {}
+        components = study.get(section) if isinstance(study, dict) else None
+        if not isinstance(components, dict):
+            return {}
+        return {str(name): settings for name, settings in components.items() if isinstance(settings, dict)}
 
     @property
     def decided_rows(self) -> list[dict[str, Any]]:
@@ -95,21 +118,14 @@ def read_folder(folder: Path) -> Run:
     study = folder / STUDY
     if not path_exists(study):
         raise UserError(f"{folder} holds no {STUDY}: name the folder of a finished run.")
-    text = read_text(study)
+    text, rows = read_text(study), read_results(folder)
     return Run(
         name=folder.resolve().name,
         study=text,
-        rows=read_results(folder),
+        rows=rows,
         summary=summary,
         samples=read_samples(folder),
         record=read_run(folder),
         searches=read_searches(folder).searches,
-        attack_settings=_attack_settings(study),
+        traps=read_trap_logs(folder, rows),
     )
-
-
-def _attack_settings(study: Path) -> dict[str, dict[str, Any]]:
-    values = read_yaml(study)
-    attacks = values.get("attacks") if isinstance(values, dict) else None
-    attacks = attacks if isinstance(attacks, dict) else {}
-    return {str(name): settings for name, settings in attacks.items() if isinstance(settings, dict)}

@@ -23,7 +23,14 @@ from tamperfuse.report.tables import table
 PAGE, FIGURES = "report.html", "report.json"
 #: Figures with a panel for each attack, which are folded.
 FOLDED = ("harm", "controls")
-SHORT_TITLES = {"harm": "Attacks", "controls": "Controls", "search": "Adaptive attacker", "capability": "Capability"}
+SHORT_TITLES = {
+    "harm": "Attacks",
+    "controls": "Controls",
+    "search": "Adaptive attacker",
+    "capability": "Capability",
+    "strength": "Strength",
+    "trap": "Training",
+}
 
 
 def write_report(run: Path) -> Path:

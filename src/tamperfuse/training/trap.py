@@ -39,12 +39,13 @@ from tamperfuse.training.distillation import Anchored, AnchoredObjective
 from tamperfuse.training.distributed import sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
-from tamperfuse.training.weights import SimulatedAttacker, Weights, gradients, inner, perturbed
+from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, Weights, gradients, inner, perturbed
 
 #: What the trap makes of text at the attacked weights: a higher NLL, or a distribution near the uniform one.
 Target = Literal["ascent", "uniform", "entropy"]
-#: What the simulated attacker trains on: compliant answers, or as many benign samples as well.
-Kind = Literal["full", "retain"]
+#: What the simulated attacker trains: all weights, on compliant answers (`full`) or on as many benign samples as well (`retain`);
+#: or LoRA adapters of the layers' matrices, on compliant answers (`lora`).
+Kind = Literal["full", "retain", "lora"]
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,18 @@ class TrapObjective(AnchoredObjective):
     f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
-    6 with sign steps; in bfloat16 and in float32 alike. Time: forward and backward passes over 3 sequences a unit (4 for an
-    attacker that retains) beside those at θ, with the defaults. Works with several processes and with sharded weights; one
-    micro-batch a step.
+    6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Time: forward
+    and backward passes over 3 sequences a unit (4 for an attacker that retains) beside those at θ, with the defaults. Works with
+    several processes and, without attackers of kind `lora`, with sharded weights; one micro-batch a step.
 
     Attributes:
         weight: of the KL divergence on the benign samples, against the cross-entropy on the supervised ones; at least 0.
         seed: decides the order of the attackers.
-        rates: the attackers' learning rates.
+        rates: learning rates of the attackers that train all weights.
         kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before
             one is used again.
+        lora_rates: learning rates of attackers of kind `lora`.
+        matrices: positions among the trained parameters of the matrices that they adapt.
         horizon: the attacker's steps until it restarts.
         attack_steps: the attacker's steps in a step of the training, at least 1; as many as the units have samples for.
         attack_every: the attacker moves in every n-th step of the training, at least 1: the training then moves n times as far as
@@ -124,6 +127,8 @@ class TrapObjective(AnchoredObjective):
     seed: int = 0
     rates: tuple[float, ...] = (3e-5, 1e-4)
     kinds: tuple[Kind, ...] = ("full", "retain")
+    lora_rates: tuple[float, ...] = ()
+    matrices: tuple[int, ...] = ()
     horizon: int = 32
     attack_steps: int = 1
     attack_every: int = 1
@@ -153,7 +158,6 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
         self.masters = masters
         self.parameters = [parameter for parameter, _ in masters.trainable()]
-        self.attacker = SimulatedAttacker(masters, self.rates[0], self.optimizer)
         self._restart()
 
     @property
@@ -188,12 +192,21 @@ class TrapObjective(AnchoredObjective):
 
     def _restart(self) -> None:
         """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
-        combinations = list(product(self.rates, self.kinds))
+        combinations: list[tuple[float, Kind]] = [
+            *product(self.rates, [kind for kind in self.kinds if kind != "lora"]),
+            *product(self.lora_rates, [kind for kind in self.kinds if kind == "lora"]),
+        ]
         round_, position = divmod(self.restarts, len(combinations))
         random.Random(f"{self.seed}:{round_}").shuffle(combinations)
         rate, self.kind = combinations[position]
-        self.attacker.restart(rate)
+        self.attacker = self._new_attacker(rate)
         self.restarts, self.steps_taken = self.restarts + 1, 0
+
+    def _new_attacker(self, learning_rate: float) -> SimulatedAttacker | LoraAttacker:
+        """An attacker of the present kind, at δ = 0."""
+        if self.kind == "lora":
+            return LoraAttacker(self.masters, learning_rate, self.matrices, self.seed + self.restarts)
+        return SimulatedAttacker(self.masters, learning_rate, self.optimizer)
 
     def _attacker_loss(
         self, index: int, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device
@@ -304,8 +317,9 @@ class TrapObjective(AnchoredObjective):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
-        self.attacker.load_state_dict(state["attacker"])
         self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
+        self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
+        self.attacker.load_state_dict(state["attacker"])
         self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
 
 

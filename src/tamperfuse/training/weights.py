@@ -5,7 +5,7 @@ meant for :meth:`tamperfuse.training.objectives.Objective.backward`, which runs 
 trained weights, in addition to the model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +21,7 @@ Weights = list[Tensor]  # one tensor for every trained parameter, in the model's
 
 
 @contextmanager
-def perturbed(masters: Masters, change: Sequence[Tensor], scale: float = 1.0) -> Iterator[None]:
+def perturbed(masters: Masters, change: Iterable[Tensor], scale: float = 1.0) -> Iterator[None]:
     """Within the block the model's trained weights are θ + scale · change; afterwards they are restored bit by bit.
 
     The sum is computed in float32 from the masters: in bfloat16 a change below 1/256 of a weight would be lost.
@@ -189,3 +189,84 @@ class SimulatedAttacker:
             delta.copy_(placed_like(saved, delta))
         if self._adamw:
             load_optimizer(self._adamw, state["optimizer"])
+
+
+@dataclass
+class LoraAttacker:
+    """An attacker with a LoRA adapter, simulated across the steps of a defense: δ = alpha / rank · B A for some matrices.
+
+    As in peft, A is drawn from the uniform distribution on ±1/√columns and B is 0 at first (Hu et al., 2021, arXiv 2106.09685).
+    AdamW moves both, by the gradients that follow from that of the matrices at θ + δ. There is no shard of an adapter: every
+    process holds the complete weights.
+
+    Memory: A, B and AdamW's moments, 3 · rank · (rows + columns) numbers a matrix; within :meth:`applied` also a copy of the
+    matrices if the model computes in float32.
+
+    Attributes:
+        masters: the attacked weights; modified within :meth:`applied` only.
+        learning_rate: of AdamW, greater than 0.
+        matrices: positions among the trained parameters of the matrices that have an adapter.
+        seed: of A.
+        rank: of δ.
+        alpha: δ is scaled by alpha / rank.
+        factors: (B, A) for each matrix (rows, columns): (rows, rank) and (rank, columns).
+    """
+
+    masters: Masters
+    learning_rate: float
+    matrices: Sequence[int]
+    seed: int
+    rank: int = 16
+    alpha: float = 32.0
+    factors: list[tuple[Tensor, Tensor]] = field(init=False)
+    _adamw: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        trained = self.masters.trainable()
+        self._adapted = Masters([trained[i] for i in self.matrices])
+        generator = torch.Generator().manual_seed(self.seed)
+        self.factors = []
+        for _, master in self._adapted.pairs:
+            rows, columns = master.shape
+            a = (2 * torch.rand(self.rank, columns, generator=generator) - 1) / columns**0.5
+            self.factors.append((torch.zeros(rows, self.rank, device=master.device), a.to(master.device)))
+        weights = [factor for pair in self.factors for factor in pair]
+        self._adamw = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0, fused=True)
+
+    @property
+    def delta(self) -> Weights:
+        """δ of every trained parameter, 0 for those without an adapter. Memory: one copy."""
+        change = [torch.zeros_like(master, dtype=torch.float32) for _, master in self.masters.trainable()]
+        for i, (b, a) in zip(self.matrices, self.factors, strict=True):
+            change[i] = self.alpha / self.rank * (b @ a)
+        return change
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the model's weights are θ + δ; afterwards they are θ again, bit by bit."""
+        with perturbed(self._adapted, (b @ a for b, a in self.factors), self.alpha / self.rank):
+            yield
+
+    @torch.no_grad()
+    def step(self, gradient: Sequence[Tensor]) -> None:
+        """One step of AdamW on A and B.
+
+        Args:
+            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in float32.
+        """
+        for i, (b, a) in zip(self.matrices, self.factors, strict=True):
+            b.grad = self.alpha / self.rank * (gradient[i] @ a.t())
+            a.grad = self.alpha / self.rank * (b.t() @ gradient[i])
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A, B and their optimizer, and its learning rate, as :meth:`SimulatedAttacker.state_dict`."""
+        return {"factors": self.factors, "optimizer": self._adamw.state_dict(), "learning_rate": self.learning_rate}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that :meth:`state_dict` returned, of an attacker with the same learning rate."""
+        for pair, saved in zip(self.factors, state["factors"], strict=True):
+            for factor, value in zip(pair, saved, strict=True):
+                factor.copy_(value)
+        load_optimizer(self._adamw, state["optimizer"])
