@@ -99,12 +99,12 @@ def open_without_hub(study: Study, run: Path) -> tuple[StudyContext, int, dict[s
     for task in study.evaluate.capability:
         if task != "builtin":
             name = task.task if isinstance(task, CapabilityTask) else task
-            reader.read(name, partial(load_tasks, [task]), (), "questions as long as the built-in ones")
+            reader.read(name, partial(load_tasks, [task]), (), "its questions")
     sources = [source for source in study.benign.sources if source != SELF]
-    benign = [prompt for source in sources for prompt, _ in reader.rows(source, "no further benign prompts")]
-    retain = reader.read(study.retain, lambda: list(read_source(study.retain)), [], "harmless samples of the attacker")
+    benign = [prompt for source in sources for prompt, _ in reader.rows(source, "no prompts beside the others")]
+    retain = reader.read(study.retain, lambda: list(read_source(study.retain)), [], "its samples")
     for source in study.pairs.sources:
-        reader.rows(source, "irrelevant responses")
+        reader.rows(source, "its responses")
     fingerprint = content_hash(["placeholder", study.model])  # no key of a plan with placeholders is that of a result
     context = StudyContext(study, run, threat, benign, retain, fingerprint, encoder, template)
     context.pair_responses, context.harmless, context.tasks_fingerprint = [], [], ""
