@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import AutoConfig
 
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.evaluation.capability import CapabilityTask
@@ -31,7 +32,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_task(tasks: list[str | CapabilityTask]) -> None:
         raise HubUnreachable(f"{tasks} cannot be loaded")
 
-    monkeypatch.setattr("tamperfuse.models.load.AutoConfig.from_pretrained", unreachable)
+    read = AutoConfig.from_pretrained
+    monkeypatch.setattr(
+        "tamperfuse.models.load.AutoConfig.from_pretrained",
+        lambda name, **options: read(name, **options) if Path(name).exists() else unreachable(),
+    )
     monkeypatch.setattr("datasets.get_dataset_split_names", lambda *_, **__: unreachable())
     monkeypatch.setattr("datasets.load_dataset", unreachable)
     monkeypatch.setattr(dry_run, "load_tasks", no_task)  # listing lm-eval's tasks takes long
@@ -60,27 +65,26 @@ def test_sizes_that_names_state(name: str, size: int | None) -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-@pytest.mark.parametrize(("name", "size"), [("paper-7b", "7"), ("paper-8b", "8")])
-def test_the_studies_of_larger_models_are_planned_without_the_hub(
-    name: str, size: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_study_of_a_model_and_data_on_the_hub_is_planned_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimates, "matrix_rate", lambda: 1e11)
     monkeypatch.setattr(dry_run, "machine_memory", lambda: 16 * 10**9)
     monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
-    study = load_study(STUDIES / f"{name}.yaml")
+    study = load_study(STUDIES / "paper-7b.yaml")
     plan = run_study(study, tmp_path / "runs" / "paper", dry_run=True)
     assert isinstance(plan, DryRun) and not plan.finished
     assert not (tmp_path / "runs").exists()
     unread = [study.model, study.threat, "mmlu", "openbookqa", "GAIR/lima", "tatsu-lab/alpaca"]
     assert plan.unread == unread
     [sentence] = [line for line in caplog.messages if line.startswith("The Hub cannot be reached")]
-    assert f"{study.model} ({size} billion parameters, by its name)" in sentence and "2,000 prompts" in sentence
+    assert f"{study.model} (7 billion parameters, by its name)" in sentence and "2,000 prompts" in sentence
     assert all(source in sentence for source in unread)
     [machines] = [line for line in caplog.messages if line.startswith("This machine has 16.0 GB")]
     assert "H100 SXM (80.0 GB): too small" in machines and "H200 SXM (141.0 GB): about " in machines
     assert any(line.startswith("Judge llm, at most: ") for line in caplog.messages)
-    paper = next(node for node in plan.plan.nodes if node.what == "sdd, seed 0")
-    assert paper.disk > 4 * float(size) * 1e9  # the model in float32
+    hardened = next(node for node in plan.plan.nodes if node.what == "sdd, seed 0")
+    assert hardened.disk > 4 * 7e9  # the model in float32
 
 
 def test_the_two_larger_models_have_one_study() -> None:

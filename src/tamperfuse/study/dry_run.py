@@ -120,7 +120,9 @@ def _model_size(name: str, reader: _Reader) -> int:
     if resolve_model(name) is not None:
         return parameter_count(name)
     stated = stated_size(name)
-    size = reader.read(name, lambda: parameter_count(name), stated, f"{(stated or 0) / 1e9:g} billion parameters, by its name")
+    size = reader.read(
+        name, lambda: parameter_count(name), stated, f"{(stated or 0) / 1e9:g} billion parameters, by its name"
+    )
     if size is None:
         raise UserError(
             f"The Hub cannot be reached, and the name {name} states no size, without which there is nothing to estimate from: go "

@@ -106,7 +106,11 @@ def run_study(
         if dry_run:
             for sentence in dry_run_sentences(study, nodes, done, size, unread):
                 log.info("%s", sentence)
-            keys, seconds, needed = sorted({node.key for node in nodes} & done), min(LONGEST, seconds), min(2**62, needed)
+            keys, seconds, needed = (
+                sorted({node.key for node in nodes} & done),
+                min(LONGEST, seconds),
+                min(2**62, needed),
+            )
             return DryRun(plan=plan, finished=keys, seconds=seconds, disk=needed, unread=list(unread))
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
