@@ -120,8 +120,8 @@ def notes(summary: Summary) -> list[str]:
     """The run's inputs, and how a setting was chosen."""
     seeds = ", ".join(map(str, summary.seeds))
     return [
-        f"{summary.model}, {summary.threat}, seeds {seeds}; {summary.seconds / 60:.0f} minutes. After an attack: the strongest of "
-        f"its settings by the judge `{summary.judge}` on the same prompts, which is named and which favours the attacker."
+        f"{summary.model}, {summary.threat}, seeds {seeds}; {summary.seconds / 60:.0f} minutes. After an attack: the strongest "
+        f"of its settings by the judge `{summary.judge}` on the same prompts, which is named and which favours the attacker."
     ]
 
 

@@ -100,7 +100,7 @@ def test_without_the_hub_only_a_dry_run_goes_on(study: Study, tmp_path: Path) ->
         run_study(changed(study, model="owner/model-7b"), out)
     with pytest.raises(HubUnreachable, match=r"'owner/prompts' cannot be reached .* local path"):
         run_study(changed(study, threat="owner/prompts"), out)
-    with pytest.raises(UserError, match="the name owner/model states no size.*download the model"):
+    with pytest.raises(UserError, match=r"the name owner/model states no size.*download the model"):
         run_study(changed(study, model="owner/model"), out, dry_run=True)
     with pytest.raises(UserError, match="needs 601 prompts of the part evaluation; owner/prompts has 600"):
         evaluate = {**study.evaluate.model_dump(mode="json"), "prompts": 601}

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import MOST_PROMPTS, PARTS, SHARES, Threat, ThreatPrompt, load_threat
 from tamperfuse.evaluation.capability import CapabilityTask, load_tasks
@@ -30,7 +31,7 @@ from tamperfuse.study.judging import check_encoder
 from tamperfuse.study.node import Node
 from tamperfuse.study.spec import Study, resolve_study
 
-T = TypeVar("T")
+T, P = TypeVar("T"), TypeVar("P")
 # "7b" in Llama-2-7b-chat; neither "A3B", the active parameters in Qwen3-30B-A3B, nor "8x7B", a number of experts.
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z0-9])", re.IGNORECASE)
 _UNITS = {"b": 1e9, "m": 1e6}
@@ -57,7 +58,7 @@ class _Reader:
     def __init__(self) -> None:
         self.unread: dict[str, str] = {}
 
-    def read(self, name: str, load: Callable[[], T], placeholder: T, planned_as: str) -> T:
+    def read(self, name: str, load: Callable[[], T], placeholder: P, planned_as: str) -> T | P:
         """What `load` returns, or the placeholder if the Hub cannot be reached."""
         try:
             return load()
@@ -65,9 +66,10 @@ class _Reader:
             self.unread[name] = planned_as
             return placeholder
 
-    def rows(self, source: str, planned_as: str) -> list[tuple[str, str]]:
-        """(prompt, response) of the rows of a source; none if it cannot be reached."""
-        return self.read(source, lambda: [(row.prompt, row.response) for row in read_source(source)], [], planned_as)
+    def rows(self, source: str, planned_as: str) -> list[Example]:
+        """The rows of a source; none if it cannot be reached."""
+        nothing: list[Example] = []
+        return self.read(source, lambda: list(read_source(source)), nothing, planned_as)
 
 
 def open_without_hub(study: Study, run: Path) -> tuple[StudyContext, int, dict[str, str]]:
@@ -99,10 +101,10 @@ def open_without_hub(study: Study, run: Path) -> tuple[StudyContext, int, dict[s
     for task in study.evaluate.capability:
         if task != "builtin":
             name = task.task if isinstance(task, CapabilityTask) else task
-            reader.read(name, partial(load_tasks, [task]), (), "its questions")
+            reader.read(name, partial(load_tasks, [task]), None, "its questions")
     sources = [source for source in study.benign.sources if source != SELF]
-    benign = [prompt for source in sources for prompt, _ in reader.rows(source, "no prompts beside the others")]
-    retain = reader.read(study.retain, lambda: list(read_source(study.retain)), [], "its samples")
+    benign = [row.prompt for source in sources for row in reader.rows(source, "no prompts beside the others")]
+    retain = reader.rows(study.retain, "its samples")
     for source in study.pairs.sources:
         reader.rows(source, "its responses")
     fingerprint = content_hash(["placeholder", study.model])  # no key of a plan with placeholders is that of a result
