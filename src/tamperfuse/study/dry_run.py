@@ -31,7 +31,8 @@ from tamperfuse.study.judging import check_encoder
 from tamperfuse.study.node import Node
 from tamperfuse.study.spec import Study, resolve_study
 
-T, P = TypeVar("T"), TypeVar("P")
+T = TypeVar("T")
+P = TypeVar("P")
 # "7b" in Llama-2-7b-chat; neither "A3B", the active parameters in Qwen3-30B-A3B, nor "8x7B", a number of experts.
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([bm])(?![A-Za-z0-9])", re.IGNORECASE)
 _UNITS = {"b": 1e9, "m": 1e6}
