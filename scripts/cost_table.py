@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cost_model import (
-    DECODING,
     MEASURED,
     MEMORY,
     PEAK,
     SHAPES,
-    UTILISATION,
     Figures,
     Model,
     Shards,
@@ -30,7 +28,7 @@ from cost_model import (
 )
 from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.estimates import PROMPT_TOKENS, Costs
+from tamperfuse.study.estimates import DECODING, PROMPT_TOKENS, UTILISATION, Costs
 from tamperfuse.study.sections import RESPONSE_TOKENS
 from tamperfuse.training.accelerations import USABLE_MEMORY
 from tamperfuse.training.rows import ROW_TOKENS

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import HubUnreachable, UserError
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 _SOURCE = re.compile(
@@ -51,8 +51,8 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
         The name of the split, and its rows with their numbers from 1.
 
     Raises:
-        UserError: the data set does not exist, is gated, cannot be reached (now or while rows are read), or has no such
-            configuration or split.
+        UserError: the data set does not exist, is gated, or has no such configuration or split.
+        HubUnreachable: the Hub cannot be reached, now or while rows are read.
     """
     import datasets  # 1 s to import
     from datasets.exceptions import DatasetNotFoundError
@@ -97,8 +97,8 @@ def _cannot_open(name: str, problem: str) -> str:
     return f"The Hub data set {name!r} cannot be opened ({first}): check configuration, revision and split."
 
 
-def _unreachable(name: str, error: Exception) -> UserError:
-    return UserError(
+def _unreachable(name: str, error: Exception) -> HubUnreachable:
+    return HubUnreachable(
         f"The Hub data set {name!r} cannot be reached ({_first_line(error)[:120]}): go online, or "
         "download it elsewhere and give its local path."
     )

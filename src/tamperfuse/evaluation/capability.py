@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.hub_ids import is_unreachable
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.errors import UserError, unknown_name
+from tamperfuse.records.errors import HubUnreachable, UserError, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of
 from tamperfuse.records.reading import check_files_named_in, path_exists
 
@@ -223,7 +224,8 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
                 f"The capability task in {name} cannot be loaded ({_first_line(error)}): check the file, and the data and "
                 "functions that it names."
             ) from error
-        raise UserError(
+        kind = HubUnreachable if is_unreachable(error) else UserError
+        raise kind(
             f"The data of the capability task {name!r} cannot be loaded ({_first_line(error)}): use `builtin`, or a machine that "
             "has access to the Hub or has the data in its cache."
         ) from error

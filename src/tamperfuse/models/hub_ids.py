@@ -46,6 +46,18 @@ def check_hub_id(name: str, kind: str = "model") -> None:
     _print_once(name, kind)
 
 
+def is_unreachable(error: BaseException) -> bool:
+    """Whether a library failed since the Hub cannot be reached and its files are not in the cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError) for cause in causes)
+
+
 @cache
 def _print_once(name: str, kind: str) -> None:
     log.info("%s is no folder here: the %s is taken from the Hub.", name, kind)

@@ -34,13 +34,13 @@ from tamperfuse.models.checks import (
 )
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.hub_ids import check_hub_id
+from tamperfuse.models.hub_ids import check_hub_id, is_unreachable
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.models.sharded import check_on_every_process, is_sharded
 from tamperfuse.models.sharded_loading import can_be_sharded, distribution, prepare_shards, read_shards
 from tamperfuse.models.window import context_window
-from tamperfuse.records.errors import UserError, is_panic, unknown_name
+from tamperfuse.records.errors import HubUnreachable, UserError, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, LEFT_OUT, Provenance, read_provenance, write_provenance
@@ -358,15 +358,14 @@ def model_fingerprint(name: str, chat_template: str = "") -> str:
 
 @contextmanager
 def errors_explained(name: str, folder: Path | None) -> Iterator[None]:
-    """Turn the exceptions of libraries that read a checkpoint into a UserError; damaged files raise exceptions of any kind."""
+    """Turn any exception of a library that reads a checkpoint into a UserError."""
     try:
         yield
-    except UserError:
-        raise
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_panic(error):
+        if isinstance(error, UserError) or not (isinstance(error, Exception) or is_panic(error)):
             raise
-        raise UserError(_load_error(name, folder, error)) from error
+        kind = HubUnreachable if folder is None and is_unreachable(error) else UserError
+        raise kind(_load_error(name, folder, error)) from error
 
 
 def _load_error(name: str, folder: Path | None, error: BaseException) -> str:

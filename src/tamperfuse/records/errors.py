@@ -26,6 +26,10 @@ class UserError(Exception):
     """
 
 
+class HubUnreachable(UserError):
+    """A model or a data set of the Hub cannot be read since the Hub cannot be reached. A dry run does without it."""
+
+
 def unknown_name(kind: str, name: object, names: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the most similar name that does.
 

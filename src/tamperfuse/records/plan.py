@@ -80,6 +80,7 @@ class DryRun(BaseModel):
         finished: keys of those whose results exist.
         seconds: that the others are expected to take.
         disk: bytes that they are expected to take at most.
+        unread: what was planned without since the Hub cannot be reached; no finished node is recognised then.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +89,7 @@ class DryRun(BaseModel):
     finished: list[str]
     seconds: Moment
     disk: Number
+    unread: list[str] = []
 
 
 class RunningWork(BaseModel):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from tamperfuse.attacks import AttackData
 from tamperfuse.attacks.base import AttackTraits
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.exclude_threat import read_outside_threat
+from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Part, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
@@ -78,14 +80,7 @@ class StudyContext:
         check_encoder(encoder)  # a missing encoder is reported before the first node runs
         tokens = study.evaluate.response_tokens
         threat = within_window(load_threat(study.threat, encoder), study.model, tokens, template)
-        needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
-        for part, count in needs.items():
-            available = len(threat.part(part))
-            if count > available:
-                raise UserError(
-                    f"The study needs {count} prompts of the part {part}; {study.threat} has {available}: lower the number "
-                    "in `evaluate`."
-                )
+        check_prompts(study, threat)
         if any(task != "builtin" for task in study.evaluate.capability):
             load_tasks(study.evaluate.capability, reread=True)  # a missing task is reported before hours of training
         benign = benign_prompts(study.benign.sources, threat, encoder)
@@ -124,6 +119,12 @@ class StudyContext:
     def harmless(self) -> list[HarmlessPrompt]:
         """The harmless prompts of the benign answer rate."""
         return harmless_prompts(self.study.evaluate.harmless, self.threat, self.encoder)
+
+    @cached_property
+    def pair_responses(self) -> list[Example]:
+        """The responses that SDD pairs are drawn from."""
+        rows = chain.from_iterable(map(read_source, self.study.pairs.sources))
+        return [example for example in rows if example.response]
 
     @cached_property
     def tasks_fingerprint(self) -> str:
@@ -186,6 +187,22 @@ class StudyContext:
             raise UserError(
                 f"The attack {attack} needs {budget.shots} shots; the attacker part of {self.study.threat} has {prompts} "
                 "prompts: lower the number, or name a threat with more."
+            )
+
+
+def check_prompts(study: Study, threat: Threat) -> None:
+    """Check that a threat has as many prompts as a study measures on.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
+    for part, count in needs.items():
+        available = len(threat.part(part))
+        if count > available:
+            raise UserError(
+                f"The study needs {count} prompts of the part {part}; {study.threat} has {available}: lower the number in "
+                "`evaluate`."
             )
 
 

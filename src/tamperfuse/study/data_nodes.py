@@ -6,7 +6,6 @@ from pathlib import Path
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.corpora.overlap import plain
-from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import Part, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -183,7 +182,7 @@ def pairs_node(context: StudyContext, seed: int) -> Node:
     """SDD pairs for one seed."""
     spec = context.study.pairs
     prompts = context.threat.examples("defender")
-    responses = [example for example in read_source(spec.responses) if example.response]
+    responses = context.pair_responses
     filters = FilterSettings(language=spec.language) if spec.filters else None
     check_language(spec.language)
 

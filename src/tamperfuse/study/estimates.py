@@ -26,6 +26,57 @@ OTHER_MEMORY, OVERHEAD_MEMORY = 6, 2 * 2**30
 OVERHEAD_SECONDS = 6.0  # of a node: loading a model, writing results
 
 
+# An assumption for GPUs, which were never measured: the share of the rate in its data sheet that training and scoring reach, and
+# generation, which memory limits. The tables of docs/cost.md rest on it too.
+UTILISATION, DECODING = 0.4, 0.1
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU by its data sheet.
+
+    Attributes:
+        name: of the product.
+        rate: dense bfloat16 operations per second.
+        memory: bytes.
+    """
+
+    name: str
+    rate: float
+    memory: float
+
+
+H100 = Accelerator("NVIDIA H100 SXM", 989e12, 80e9)
+ACCELERATORS = (H100, Accelerator("NVIDIA H200 SXM", 989e12, 141e9))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Arithmetic of a device.
+
+    Attributes:
+        rate: operations per second of a large matrix product.
+        training: share of it that training reaches, in (0, 1].
+        decoding: likewise, generation.
+        scoring: likewise, scoring.
+    """
+
+    rate: float
+    training: float
+    decoding: float
+    scoring: float
+
+    @classmethod
+    def here(cls) -> "Speed":
+        """That of this machine."""
+        return cls(matrix_rate(), TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE)
+
+    @classmethod
+    def of(cls, accelerator: Accelerator) -> "Speed":
+        """That of an accelerator, by its data sheet and the assumed utilisation."""
+        return cls(accelerator.rate, UTILISATION, DECODING, UTILISATION)
+
+
 @dataclass
 class Costs:
     """Tokens that a node uses: an estimate before it runs, a count afterwards."""
@@ -109,17 +160,19 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def seconds_for(costs: Costs, nodes: int, size: int) -> float:
-    """Time that some work takes on this machine; infinity for sizes beyond any machine.
+def seconds_for(costs: Costs, nodes: int, size: int, speed: Speed | None = None) -> float:
+    """Time that some work takes; infinity for sizes beyond any machine.
 
     Args:
         costs: tokens.
         nodes: nodes, or trials of a search, that share the work.
         size: parameters of the model.
+        speed: of the device; None for this machine.
     """
     if max(costs.trained, costs.generated, costs.scored, nodes) > LARGEST_COUNT:
         return math.inf
-    forward = 2 * size / matrix_rate()
-    seconds = costs.trained * 3 * forward / TRAIN_SHARE
-    seconds += costs.generated * forward / DECODE_SHARE + costs.scored * forward / SCORE_SHARE
+    speed = speed or Speed.here()
+    forward = 2 * size / speed.rate
+    seconds = costs.trained * 3 * forward / speed.training
+    seconds += costs.generated * forward / speed.decoding + costs.scored * forward / speed.scoring
     return seconds + nodes * OVERHEAD_SECONDS

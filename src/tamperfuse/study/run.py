@@ -14,7 +14,7 @@ import torch
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
 from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
@@ -26,6 +26,7 @@ from tamperfuse.study import cluster
 from tamperfuse.study.announce import announce, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
 from tamperfuse.study.estimates import check_affordable
 from tamperfuse.study.node import FinishedNode, Node, execute, reuse_result
 from tamperfuse.study.paid_judges import check_judges, request_estimates
@@ -68,7 +69,7 @@ def run_study(
     Args:
         study: the study; its presets are resolved.
         out: the run's folder, created if it does not exist.
-        dry_run: print the plan and stop.
+        dry_run: print the plan and stop; without the Hub, of what can be read (:mod:`tamperfuse.study.dry_run`).
         only: patterns of labels: only nodes that match one run, with those that they depend on. Results are written once all
             nodes of the study have run.
         executor: "local" runs one node after another in this process, "processes" several at a time in processes of their own,
@@ -93,11 +94,9 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(existing_objects_left_out())
         machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
-        context = StudyContext.open(study, out)
+        context, every_node, size, unread = _open(study, out, dry_run)
         study = context.study
-        every_node = build_nodes(context)
         nodes = select_nodes(every_node, only)
-        size = parameter_count(study.model)
         workers, threads = _division(nodes, size, executor, workers, machines)
         plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
         seconds = announce(nodes, plan, done, out, size)
@@ -105,8 +104,14 @@ def run_study(
             log.info("%s", sentence)
         needed = disk_needed(plan.nodes, done, workers)
         if dry_run:
-            keys = sorted({node.key for node in nodes} & done)
-            return DryRun(plan=plan, finished=keys, seconds=min(LONGEST, seconds), disk=min(2**62, needed))
+            for sentence in dry_run_sentences(study, nodes, done, size, unread):
+                log.info("%s", sentence)
+            keys, seconds, needed = (
+                sorted({node.key for node in nodes} & done),
+                min(LONGEST, seconds),
+                min(2**62, needed),
+            )
+            return DryRun(plan=plan, finished=keys, seconds=seconds, disk=needed, unread=list(unread))
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
@@ -128,6 +133,18 @@ def run_study(
                 return None
             record = _record(finished, started, time.perf_counter() - start)
             return _write_results(study, out, finished, record, context.threat.source)
+
+
+def _open(study: Study, out: Path, dry_run: bool) -> tuple[StudyContext, list[Node], int, dict[str, str]]:
+    """The study's context, its nodes, the size of its model, and for a dry run without the Hub what could not be read."""
+    try:
+        context = StudyContext.open(study, out)
+        return context, build_nodes(context), parameter_count(context.study.model), {}
+    except HubUnreachable:
+        if not dry_run:
+            raise
+    context, size, unread = open_without_hub(study, out)
+    return context, build_nodes(context), size, unread
 
 
 def _division(

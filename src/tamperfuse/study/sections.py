@@ -21,7 +21,7 @@ class PairsSpec(BaseModel):
     """How SDD pairs are drawn.
 
     Attributes:
-        responses: source of the irrelevant answers.
+        responses: source of the irrelevant answers, or a list of sources.
         per_prompt: responses that each prompt is paired with, at most. The paper has one, which a small model memorises.
         pool: responses that are used at all, a random sample of the source's. A small model learns a few as answers to every
             prompt of the threat; of hundreds, none becomes likelier than the answer itself.
@@ -32,7 +32,7 @@ class PairsSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    responses: str = "builtin:benign"
+    responses: str | Annotated[tuple[str, ...], Field(min_length=1)] = "builtin:benign"
     per_prompt: int = Field(6, ge=1, le=100)
     pool: int = Field(6, ge=1)
     threshold: float = Field(0.25, gt=-1, le=1)
@@ -41,8 +41,15 @@ class PairsSpec(BaseModel):
 
     @field_validator("responses")
     @classmethod
-    def _expand_home(cls, source: str) -> str:
-        return os.path.expanduser(source)
+    def _expand_home(cls, responses: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(responses, str):
+            return os.path.expanduser(responses)
+        return tuple(dict.fromkeys(map(os.path.expanduser, responses)))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources of `responses`."""
+        return (self.responses,) if isinstance(self.responses, str) else self.responses
 
 
 class BenignSpec(BaseModel):

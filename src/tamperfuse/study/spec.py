@@ -203,13 +203,17 @@ def _cycle(names: Sequence[str]) -> UserError:
     )
 
 
-def resolve_study(study: Study) -> Study:
+def resolve_study(study: Study, size: int | None = None) -> Study:
     """Replace presets by their values, so that every parameter that a result depends on is in the study.
+
+    Args:
+        study: the study.
+        size: parameters of its model; None to read its configuration.
 
     Raises:
         UserError: the model's configuration cannot be read, which says how large it is.
     """
-    size = parameter_count(study.model)
+    size = parameter_count(study.model) if size is None else size
     defenses = {}
     for name, spec in study.defenses.items():
         component = DEFENSES.get(spec.defense)
