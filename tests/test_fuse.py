@@ -112,12 +112,6 @@ def test_what_needs_the_whole_model_is_refused_in_shards(
         component.run(tiny, data_of(tiny), component.parse(values, "fuse"), 0)
 
 
-def test_later_parameters_are_in_keys_only_where_they_are_set() -> None:
-    later = {"lora_rates", "benign_steps"}
-    assert not later & FuseParameters(lora_rates=(3e-4, 1e-3)).model_dump(mode="json").keys()
-    assert later <= FuseParameters(lora_rates=(1e-3,), benign_steps=2).model_dump(mode="json").keys()
-
-
 def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None:
     def copies(**values: Any) -> tuple[int, int]:
         needed = budget(FuseParameters(**values))

@@ -103,12 +103,6 @@ def test_refusal_ablation_with_a_prefill_takes_the_direction_after_it(
     assert float((last_states(attacked.loaded, ["any request"])[1] @ direction).abs().max()) < 1e-4
 
 
-def test_a_missing_prefill_is_not_in_the_key() -> None:
-    component = ATTACKS.get("refusal_ablation")
-    assert "prefill" not in component.parse({}, "").model_dump(mode="json")
-    assert component.parse({"prefill": "Sure: "}, "").model_dump(mode="json")["prefill"] == "Sure: "
-
-
 def test_refusal_ablation_finds_its_matrices_in_gpt2() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=8, n_layer=2, n_head=2))
     names = {id(p): name for name, p in model.named_parameters()}

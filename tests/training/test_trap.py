@@ -186,6 +186,13 @@ def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: L
     assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
 
 
+@pytest.mark.parametrize("cap", [1e-3, 1e3])
+def test_an_attacker_whose_model_is_broken_is_followed_by_the_next(tiny: LoadedModel, cap: float) -> None:
+    trap = objective(horizon=100, cap=cap, patience=3)  # every token is above the small cap, none near the large one
+    fit(tiny, units(tiny, 3), Training(steps=4, batch=2), seed=0, objective=trap)
+    assert (trap.restarts, trap.steps_taken) == ((2, 1) if cap < 1 else (1, 4))
+
+
 def test_the_training_can_be_faster_than_its_attacker(tiny: LoadedModel) -> None:
     trap = objective(attack_every=3)
     fit(tiny, units(tiny), Training(steps=7, batch=1), seed=0, objective=trap)

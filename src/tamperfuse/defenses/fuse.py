@@ -40,7 +40,9 @@ log = logging.getLogger("tamperfuse")
 SMALL = {"learning_rate": 7e-5, "rates": (3e-5, 1e-4)}
 LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
-FADE = 1.0  # nats a token from its target within which a part of the trap becomes weaker
+FADE = 5.0  # nats a token from its target within which a part of the trap becomes weaker
+BROKEN_AFTER = 8  # steps within that distance after which the next attacker starts
+WARMUP = 0.05  # share of the steps: AdamW's first steps are of full size in every weight, and the trap's are large
 MEASURED = 16  # samples of each kind whose NLL is taken at a check
 NLL = ("harmful_nll", "benign_nll", "attacked_harmful_nll", "attacked_benign_nll")
 
@@ -188,7 +190,7 @@ def _sdd_training(parameters: FuseParameters) -> anchored.AnchoredTraining:
 
 def _training(parameters: FuseParameters) -> Training:
     names = ("steps", "learning_rate", "batch", "schedule")
-    return Training.model_validate(parameters.model_dump(include=set(names)))
+    return Training.model_validate(parameters.model_dump(include=set(names)) | {"warmup": WARMUP})
 
 
 def adapted_matrices(loaded: LoadedModel) -> tuple[int, ...]:
@@ -217,6 +219,7 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
         harmful=parameters.harmful_norm,
         benign=parameters.benign_norm,
         fade=FADE,
+        patience=BROKEN_AFTER,
         benign_after=parameters.benign_after,
         difference=parameters.difference,
         orthogonal=parameters.orthogonal,

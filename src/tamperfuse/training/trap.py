@@ -102,7 +102,7 @@ class TrapObjective(AnchoredObjective):
             one is used again.
         lora_rates: learning rates of attackers of kind `lora`.
         matrices: positions among the trained parameters of the matrices that they adapt.
-        horizon: the attacker's steps until it restarts.
+        horizon: the attacker's steps until the next one starts, at the latest.
         attack_steps: the attacker's steps in a step of the training, at least 1; as many as the units have samples for.
         attack_every: the attacker moves in every n-th step of the training, at least 1: the training then moves n times as far as
             an attacker of its learning rate.
@@ -112,6 +112,8 @@ class TrapObjective(AnchoredObjective):
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
         fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
+        patience: steps of the training in a row with every part of the trap within `fade` of its target, after which the attacker's
+            model counts as broken and the next attacker starts.
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
@@ -120,6 +122,7 @@ class TrapObjective(AnchoredObjective):
         last_loss: this process's share of the last step's loss at θ.
         kind: of the present attacker.
         steps_taken: by the present attacker since its restart.
+        near_target: steps of the training in a row, so far, with every part of the trap within `fade` of its target.
         trap_steps: steps of the training with the trap so far.
         restarts: attackers so far.
     """
@@ -138,6 +141,7 @@ class TrapObjective(AnchoredObjective):
     harmful: float = 1.5
     benign: float = 1.0
     fade: float = 1.0
+    patience: int = 8
     benign_after: int = 0
     difference: bool = False
     orthogonal: bool = True
@@ -146,12 +150,13 @@ class TrapObjective(AnchoredObjective):
     last_loss: float = field(default=math.nan, init=False)
     kind: Kind = field(default="full", init=False)
     steps_taken: int = field(default=0, init=False)
+    near_target: int = field(default=0, init=False)
     trap_steps: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        state = ("scale", "last_loss", "kind", "steps_taken", "trap_steps", "restarts", "records")
+        state = ("scale", "last_loss", "kind", "steps_taken", "near_target", "trap_steps", "restarts", "records")
         return {name: value for name, value in super().settings().items() if name not in state}
 
     def begin(self, masters: Masters) -> None:
@@ -182,7 +187,7 @@ class TrapObjective(AnchoredObjective):
 
     def _attack(self, accumulate: Accumulate, index: int) -> None:
         """One step of the attacker, on each unit's answer of that index."""
-        if self.steps_taken >= self.horizon:
+        if self.steps_taken >= self.horizon or self.near_target >= self.patience:
             self._restart()
         loss = partial(self._attacker_loss, index)
         with self.attacker.applied():
@@ -200,7 +205,7 @@ class TrapObjective(AnchoredObjective):
         random.Random(f"{self.seed}:{round_}").shuffle(combinations)
         rate, self.kind = combinations[position]
         self.attacker = self._new_attacker(rate)
-        self.restarts, self.steps_taken = self.restarts + 1, 0
+        self.restarts, self.steps_taken, self.near_target = self.restarts + 1, 0, 0
 
     def _new_attacker(self, learning_rate: float) -> SimulatedAttacker | LoraAttacker:
         """An attacker of the present kind, at δ = 0."""
@@ -224,13 +229,18 @@ class TrapObjective(AnchoredObjective):
         if self.steps_taken > self.benign_after:
             parts.append((self.benign, self._benign, self._benign_at_theta if self.difference else None))
         total: Weights | None = None
+        fades = []
         for weight, attacked, here in parts:
             if weight:
-                total = self._add_part(total, weight, *self._part(accumulate, attacked, here))
+                gradient, fade = self._part(accumulate, attacked, here)
+                total = self._add_part(total, weight, gradient, fade)
+                fades.append(fade)
+                del gradient
+        self.near_target = self.near_target + 1 if max(fades, default=0.0) < 1.0 else 0
         return total
 
     def _add_part(self, total: Weights | None, weight: float, gradient: Weights, fade: float) -> Weights | None:
-        """Add a part to the sum, None for an empty one. A function of its own, so that the part's memory is free afterwards."""
+        """Add a part to the sum, None for an empty one."""
         length = math.sqrt(inner(gradient, gradient))
         if not length or not fade:
             return total
@@ -309,6 +319,7 @@ class TrapObjective(AnchoredObjective):
             "attacker": self.attacker.state_dict(),
             "kind": self.kind,
             "steps_taken": self.steps_taken,
+            "near_target": self.near_target,
             "trap_steps": self.trap_steps,
             "restarts": self.restarts,
             "scale": self.scale,
@@ -318,6 +329,7 @@ class TrapObjective(AnchoredObjective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
         self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
+        self.near_target = state["near_target"]
         self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
         self.attacker.load_state_dict(state["attacker"])
         self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
