@@ -282,6 +282,7 @@ IRRELEVANT = {
     "study.cluster": "which machines run a node",
     "study.data_nodes": "names of nodes; the prompts that are measured are hashed; an estimate",
     "study.disk": "estimates",
+    "study.dry_run": "likewise",
     "study.estimates": "likewise",
     "study.further_judges": "names of nodes and files",
     "study.keys": "the keys themselves",
