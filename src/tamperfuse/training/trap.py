@@ -112,8 +112,8 @@ class TrapObjective(AnchoredObjective):
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
         fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
-        patience: steps of the training in a row with every part of the trap within `fade` of its target, after which the attacker's
-            model counts as broken and the next attacker starts.
+        patience: steps of the training in a row with every part of the trap within `fade` of its target, after which the
+            attacker's model counts as broken and the next attacker starts.
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
