@@ -42,6 +42,9 @@ def test_a_run_leaves_its_files_and_no_attacked_weights(finished_run: Path) -> N
     assert not any(list(folder.rglob("*.safetensors")) for folder in attacked), "attacked weights must not be kept"
     hardened = [f for f in folders if json.loads((f / "node.json").read_text())["kind"] == "defense"]
     assert all((folder / "checkpoint" / "tamperfuse.json").exists() for folder in hardened)
+    measured = {row["node"] for row in rows if (row["defense"], row["attack"]) == ("sdd", "")}
+    parents = [json.loads((finished_run / "nodes" / key / "node.json").read_text())["parents"] for key in measured]
+    assert {parent[0] for parent in parents} < {folder.name for folder in hardened}, "the page reads the training there"
     responses = [row for folder in attacked for row in read_rows(folder / "responses.parquet", Response)]
     assert {type(row.cut) for row in responses} == {bool}
     assert {type(sample.cut) for sample in read_samples(finished_run).samples} == {bool}
