@@ -22,42 +22,44 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pages import replace_tables, table
 from tamperfuse.models import packed_check
+from tamperfuse.models.chat import Sample
 from tamperfuse.models.decoding import decoding
 from tamperfuse.models.packed import is_packed, pack, packed_logits
 from tamperfuse.records.errors import UserError
+from tamperfuse.training.batches import pack_samples
+from tamperfuse.training.objectives import response_nll
 from tiny_architectures import SIZES, tiny_model
 
 DECODED = 4
 LENGTHS = (90, 25, 60)  # tokens of the sequences that are compared, longer than those of the check at load
-EXACT = 1e-3  # largest difference of two logits, as a share of their spread
+EXACT = 1e-3  # largest relative difference of two logits, and of two gradients
 STEPS, LEARNING_RATE = 20, 1e-2  # of the training of the second comparison
 
-Row = tuple[
-    str, str, str, str
-]  # architecture, "packed" | "plain" | "refused" | "WRONG" | "not built", difference, reason
+# Architecture, "packed" | "plain" | "refused" | "WRONG" | "not built", difference of logits, of gradients, reason.
+Row = tuple[str, str, str, str, str]
 
 
 def row_of(kind: str) -> Row:
-    """How an architecture runs, with random weights and after a short training; the larger difference of the two."""
-    results, differences, reasons = [], [], []
+    """How an architecture runs, with random weights and after a short training; the larger differences of the two."""
+    results, logits, gradients, reasons = [], [], [], []
     for trained in (False, True):
-        result, difference, reason = outcome(kind, trained)
+        result, differences, reason = outcome(kind, trained)
         if trained and result == "not built":
             reasons.append(f"cannot be trained: {reason}")
             break
         results.append(result)
-        differences.append(difference)
         reasons.append(reason)
         if result in ("not built", "refused"):
-            return kind, result, "", reason
-    worst = max(differences)
+            return kind, result, "", "", reason
+        logits.append(differences[0])
+        gradients.append(differences[1])
     result = next(name for name in ("WRONG", "plain", "packed") if name in results)
-    return kind, result, f"{worst:.0e}", next(filter(None, reasons), "").replace("|", "/")
+    reason = next(filter(None, reasons), "").replace("|", "/")
+    return kind, result, f"{max(logits):.0e}", f"{max(gradients):.0e}", reason
 
 
-@torch.no_grad()
-def outcome(kind: str, trained: bool) -> tuple[str, float, str]:
-    """Result, largest difference of two logits as a share of their spread, and the reason for whatever is not packed."""
+def outcome(kind: str, trained: bool) -> tuple[str, tuple[float, float], str]:
+    """Result, largest relative differences of two logits and of two gradients, and the reason for whatever is not packed."""
     sequences = [
         [3, 4, *torch.randint(3, SIZES["vocab_size"], (n,), generator=torch.Generator().manual_seed(n)).tolist()]
         for n in LENGTHS
@@ -67,14 +69,23 @@ def outcome(kind: str, trained: bool) -> tuple[str, float, str]:
         if trained:
             train(plain, sequences)
             model.load_state_dict(plain.state_dict())
-        alone = [forward(plain, tokens) for tokens in sequences]
+        with torch.no_grad():
+            alone = [forward(plain, tokens) for tokens in sequences]
     except Exception as error:  # of an architecture that cannot be built this small, or whose own code fails
         first = (str(error).strip().splitlines() or [""])[0]
-        return "not built", 0.0, f"{type(error).__name__}: {first[:90]}"
+        return "not built", (0.0, 0.0), f"{type(error).__name__}: {first[:90]}"
     try:
         reason = reason_for_plain(model)
     except UserError as error:
-        return "refused", 0.0, str(error).partition(" ")[2].partition(":")[0]
+        return "refused", (0.0, 0.0), str(error).partition(" ")[2].partition(":")[0]
+    differences = logit_difference(model, sequences, alone), gradient_difference(plain, model, sequences)
+    wrong = not all(difference <= EXACT for difference in differences)  # NaN is wrong as well
+    return "WRONG" if wrong else "packed" if is_packed(model) else "plain", differences, reason
+
+
+@torch.no_grad()
+def logit_difference(model: PreTrainedModel, sequences: Sequence[list[int]], alone: Sequence[torch.Tensor]) -> float:
+    """Largest difference of packed rows and decoding to each sequence alone, as a share of the spread of logits."""
     row, layout = pack(sequences, 2, model.device)
     logits = packed_logits(model, row, layout, torch.arange(row.shape[1]))
     segments = torch.split(logits[layout.prefix :], list(layout.lengths))
@@ -87,8 +98,30 @@ def outcome(kind: str, trained: bool) -> tuple[str, float, str]:
     worst = max(
         *(float((a[layout.prefix :] - b).abs().max()) for a, b in zip(alone, segments, strict=True)),
         *(float((a[-DECODED - 1 :] - b).abs().max()) for a, b in zip(alone, decoded, strict=True)),
-    ) / float(torch.cat(alone).std())
-    return "WRONG" if not worst <= EXACT else "packed" if is_packed(model) else "plain", worst, reason
+    )
+    return worst / float(torch.cat(list(alone)).std())
+
+
+def gradient_difference(plain: PreTrainedModel, model: PreTrainedModel, sequences: Sequence[list[int]]) -> float:
+    """Largest difference of two gradients of the NLL, of a batch to each sequence alone, relative to the parameter's largest.
+
+    Gradients below a thousandth of the model's largest are relative to that.
+    """
+    plain.zero_grad()  # of its training
+    for tokens in sequences:
+        loss = torch.nn.functional.cross_entropy(
+            forward(plain, tokens)[1:-1], torch.tensor(tokens[2:]), reduction="sum"
+        )
+        torch.autograd.backward(loss)
+    batch = pack_samples([Sample(tokens, 2) for tokens in sequences], model.device)
+    torch.autograd.backward(response_nll(model, batch).sum())
+    pairs = [
+        (a.grad, b.grad)
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+        if a.grad is not None and b.grad is not None
+    ]
+    largest = max(float(b.abs().max()) for _, b in pairs)
+    return max(float((a - b).abs().max()) / max(float(b.abs().max()), largest / 1000) for a, b in pairs)
 
 
 def forward(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
@@ -97,7 +130,6 @@ def forward(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
     return logits.float()
 
 
-@torch.enable_grad()
 def train(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> None:
     """Train a model on a few sequences, at a rate that changes all of its weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
@@ -137,8 +169,8 @@ def log_lines() -> Iterator[list[str]]:
 
 def rows_in(page: str) -> list[Row]:
     """The rows of a page's table."""
-    cells = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
-    return [(kind, result, difference, reason) for kind, result, difference, reason in cells]
+    cells = re.findall(r"^\| `(.+?)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
+    return [(kind, result, logits, gradients, reason) for kind, result, logits, gradients, reason in cells]
 
 
 def computed(kinds: Sequence[str]) -> list[Row]:
@@ -154,10 +186,10 @@ def computed(kinds: Sequence[str]) -> list[Row]:
 
 def tables(rows: Sequence[Row]) -> str:
     """The table and the totals, as Markdown."""
-    counts = Counter(result for _, result, _, _ in rows)
+    counts = Counter(result for _, result, *_ in rows)
     total = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     lines = [[f"`{kind}`", *rest] for kind, *rest in sorted(rows)]
-    header = ["architecture", "runs", "largest difference", "reason"]
+    header = ["architecture", "runs", "logits", "gradients", "reason"]
     return "\n".join([*table(header, lines), "", f"{total}; transformers {transformers.__version__}."])
 
 

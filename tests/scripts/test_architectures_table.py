@@ -14,26 +14,40 @@ def test_a_row_compares_a_model_at_random_and_after_training(monkeypatch: pytest
     import architectures_table as script
 
     monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
-    kind, result, difference, reason = script.row_of("llama")
-    assert (kind, result, reason) == ("llama", "packed", "") and 0 < float(difference) < 1e-4
-    kind, result, difference, reason = script.row_of("bloom")
-    assert (kind, result) == ("bloom", "plain") and float(difference) < 1e-4 and "differ" in reason
-    assert script.row_of("bert")[1:3] == ("refused", "")
-    assert script.row_of("blt")[1:3] == ("not built", "")
+    kind, result, logits, gradients, reason = script.row_of("llama")
+    assert (
+        (kind, result, reason) == ("llama", "packed", "") and 0 < float(logits) < 1e-4 and 0 < float(gradients) < 1e-4
+    )
+    kind, result, logits, gradients, reason = script.row_of("bloom")
+    assert (
+        (kind, result) == ("bloom", "plain") and "differ" in reason and float(logits) < 1e-4 and float(gradients) < 1e-4
+    )
+    assert script.row_of("bert")[1:4] == ("refused", "", "")
+    assert script.row_of("blt")[1:4] == ("not built", "", "")
+
+
+@pytest.mark.parametrize("what", ["logit_difference", "gradient_difference"])
+def test_a_difference_is_said_to_be_wrong(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import architectures_table as script
+
+    monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
+    monkeypatch.setattr(script, what, lambda *_: 2e-3)
+    assert script.row_of("llama")[1] == "WRONG"
 
 
 def test_named_rows_are_replaced_and_the_others_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     import architectures_table as script
 
-    rows = {"llama": ("llama", "packed", "3e-06", ""), "gpt2": ("gpt2", "plain", "0e+00", "a / b")}
+    rows = {"llama": ("llama", "packed", "3e-06", "4e-06", ""), "gpt2": ("gpt2", "plain", "0e+00", "0e+00", "a / b")}
     monkeypatch.setattr(script, "row_of", rows.__getitem__)
     monkeypatch.setattr(script, "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", list(rows))
     monkeypatch.setattr(packed_check, "_remembered", packed_check._remembered)  # the script replaces it
     page = tmp_path / "models.md"
     page.write_text("above\n<!-- tables: python scripts/architectures_table.py x -->\nold\n<!-- end of tables -->\n")
     script.main([str(page)])
-    rows["gpt2"] = ("gpt2", "packed", "1e-06", "")
+    rows["gpt2"] = ("gpt2", "packed", "1e-06", "2e-06", "")
     script.main([str(page), "gpt2"])
     assert script.rows_in(page.read_text()) == [rows["gpt2"], rows["llama"]]
     assert "2 packed; transformers" in page.read_text()
