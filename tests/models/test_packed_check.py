@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tamperfuse.models import packed_check
@@ -46,6 +47,20 @@ def test_why_a_configuration_cannot_be_packed_is_remembered(
     for _ in range(2):
         prepare_forward(Gemma2ForCausalLM(config))
     assert len(checked) == 1 and caplog.text.count("because Gemma2Attention gives its attention softcap") == 2
+
+
+def test_a_collapsed_model_is_not_packed_and_says_nothing_about_others(
+    checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Logits that depend on the last token alone are equal in packed rows whatever attention does there."""
+    collapsed, healthy = (LlamaForCausalLM(LlamaConfig(**SIZES)) for _ in range(2))
+    with torch.no_grad():
+        for layer in collapsed.model.layers:
+            layer.self_attn.o_proj.weight.mul_(1e-4)
+    prepare_forward(collapsed)
+    assert collapsed.config._attn_implementation != ATTENTION and "hardly depend on earlier tokens" in caplog.text
+    prepare_forward(healthy)
+    assert healthy.config._attn_implementation == ATTENTION and len(checked) == 2
 
 
 def test_packed_batches_can_be_turned_off(

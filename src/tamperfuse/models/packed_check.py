@@ -30,7 +30,10 @@ log = logging.getLogger("tamperfuse")
 TOLERANCE = 1e-3
 PREFIX, SUFFIXES = 3, (7, 40, 23)  # numbers of tokens that the sequences share, and that each adds
 DECODED = 2  # tokens at the end of each sequence that are decoded one by one
-VERSION = 1  # of this check; raise it when it becomes stricter
+# What earlier tokens change in the logits, as a share of their spread, below which the check cannot tell: models that have not
+# collapsed stay above 1.
+CONTEXT = 0.1
+VERSION = 2  # of this check; raise it when it becomes stricter
 
 
 def prepare_forward(model: PreTrainedModel) -> None:
@@ -59,7 +62,8 @@ def prepare_forward(model: PreTrainedModel) -> None:
         model.train(training)
     if reason:
         log.warning(
-            "%s is run one sequence length at a time instead of on packed batches, because %s: exact, but several times slower.",
+            "%s is run one sequence length at a time instead of on packed batches, because %s: exact, but training takes about "
+            "twice as long, and generation up to 30 times.",
             *(model_class(model).__name__, reason),
         )
     dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
@@ -82,10 +86,11 @@ def _checked(model: PreTrainedModel) -> str:
     remembered = _remembered(model)
     reason = _recalled(model, remembered)
     if reason is None:
-        reason = _not_packed_because(model, model.config._attn_implementation)
+        reason, lasting = _not_packed_because(model, model.config._attn_implementation)
         if reason:
             _check_causal(model)
-        _remember(remembered, reason)
+        if lasting:
+            _remember(remembered, reason)
     elif not reason:
         _switch(model)
     return reason
@@ -106,14 +111,22 @@ class _NotPacked(Exception):
     """Why a model cannot be run on packed batches; its text follows "because"."""
 
 
-def _not_packed_because(model: PreTrainedModel, before: str) -> str:
-    """Switch a model to packed attention and compare; on failure switch back and return the reason."""
+class _CannotTell(_NotPacked):
+    """Likewise, for a reason that lies in its weights: other models of its configuration are checked anew."""
+
+
+def _not_packed_because(model: PreTrainedModel, before: str) -> tuple[str, bool]:
+    """Switch a model to packed attention and compare; on failure switch back.
+
+    Returns:
+        The reason, "" for none, and whether it holds for all models of this configuration.
+    """
     try:
         _check(model)
     except (_NotPacked, UserError) as error:  # a UserError is that of the attention function
         model.set_attn_implementation(before)
-        return str(error)
-    return ""
+        return str(error), not isinstance(error, _CannotTell)
+    return "", True
 
 
 def _switch(model: PreTrainedModel) -> None:
@@ -152,6 +165,7 @@ def _check(model: PreTrainedModel) -> None:
 
     Raises:
         _NotPacked: they differ, or packed rows fail.
+        _CannotTell: the logits hardly depend on earlier tokens, so wrong attention would not show.
         UserError: the attention function was given something that it does not support, or the model's own forward pass fails.
     """
     sequences = _sequences(model)
@@ -159,6 +173,8 @@ def _check(model: PreTrainedModel) -> None:
         alone = [model(input_ids=torch.tensor([tokens], device=model.device)).logits[0].float() for tokens in sequences]
     except Exception as error:  # the model's own code raises what it likes
         raise _NotPacked(f"{type(error).__name__} in its forward pass") from error
+    spread = float(torch.cat(alone).std())
+    _check_context(model, sequences[1], alone[1], spread)
     _switch(model)
     windows: set[int | None] = set()
     try:
@@ -167,13 +183,24 @@ def _check(model: PreTrainedModel) -> None:
         raise
     except Exception as error:  # the model's own code raises what it likes
         raise _NotPacked(f"{type(error).__name__} in its forward pass") from error
-    spread = float(torch.cat(alone).std())
     ends = [logits[-DECODED - 1 :] for logits in alone]
     for expected, computed, name in ((alone, packed, "packed rows"), (ends, decoded, "decoding")):
         difference = max(float((a - b).abs().max()) for a, b in zip(expected, computed, strict=True)) / spread
         if not difference <= TOLERANCE:  # NaN is a failure as well
             raise _NotPacked(f"its logits in {name} differ by {difference:.2g} of their spread")
     _check_windows(model, windows)
+
+
+def _check_context(model: PreTrainedModel, tokens: list[int], logits: Tensor, spread: float) -> None:
+    """Check that the logits of the second half of a sequence depend on the first.
+
+    Raises:
+        _CannotTell: they hardly do, as in a model that has collapsed.
+    """
+    half = len(tokens) // 2
+    without = model(input_ids=torch.tensor([tokens[half:]], device=model.device)).logits[0].float()
+    if not float((logits[half:] - without).abs().max()) > CONTEXT * spread:
+        raise _CannotTell("its logits hardly depend on earlier tokens, so the check at load cannot tell")
 
 
 def _sequences(model: PreTrainedModel) -> list[list[int]]:
