@@ -92,7 +92,7 @@ def test_without_pairs_the_filters_of_the_command_pair_apply(
         ),
     ]
     monkeypatch.setattr(DEFENSES, "components", dict(DEFENSES.components))
-    monkeypatch.setattr("tamperfuse.study.data_nodes.read_source", lambda source: [*unfit, *fit])
+    monkeypatch.setattr("tamperfuse.study.context.read_source", lambda source: [*unfit, *fit])
 
     @defense("paired", Parameters, needs_pairs=True)
     def paired(loaded: LoadedModel, data: DefenseData, parameters: Parameters, seed: int) -> DefenseResult:

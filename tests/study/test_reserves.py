@@ -31,7 +31,7 @@ def stored_bytes(state: Any) -> int:
 @pytest.mark.parametrize("optimizer", ["adamw", "sign"])
 def test_the_reserve_of_fuse_has_room_for_what_its_objective_stores(tiny: LoadedModel, optimizer: str) -> None:
     parameters = resolve(FuseParameters.model_validate({"attacker_optimizer": optimizer}), 1)
-    objective = _objective(parameters, 0)
+    objective = _objective(tiny, parameters, 0)
     with reduced_precision(tiny.model, torch.float32) as masters:
         objective.begin(masters)
         trained = [master for _, master in masters.trainable()]
