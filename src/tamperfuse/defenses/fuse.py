@@ -37,7 +37,7 @@ from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap
 log = logging.getLogger("tamperfuse")
 
 # For SmolLM2-135M; larger models are fine-tuned at lower rates, by the attacker as well.
-SMALL = {"learning_rate": 7e-5, "rates": (3e-5, 1e-4)}
+SMALL = {"learning_rate": 2e-4, "rates": (1e-5, 3e-5, 1e-4)}
 LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
 FADE = 5.0  # nats a token from its target within which a part of the trap becomes weaker
@@ -58,7 +58,7 @@ class FuseParameters(Parameters):
         patience: checks in a row above `price` (whatever the strength) at which training ends.
         check_every: steps between two checks.
         steps: optimizer steps.
-        learning_rate: of AdamW. By default 7e-5, and 2e-5 from 3 billion parameters.
+        learning_rate: of AdamW. By default 2e-4, and 2e-5 from 3 billion parameters.
         schedule: of the learning rate: `linear` falls to 0. The trap appears only while the training is faster than its attacker.
         batch: units in a step, each with one pair, `benign_ratio` benign samples and `attacker_steps` + 1 compliant answers.
         benign_ratio: benign samples in a step for each pair, at least 1.
@@ -71,7 +71,8 @@ class FuseParameters(Parameters):
         benign_after: steps of an attacker after which the benign part acts.
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
-        rates: learning rates of the attackers. By default 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
+        mask: whether the trap acts only in weights where its sign is that of a moving average of that gradient.
+        rates: learning rates of the attackers. By default 1e-5, 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
         attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora` trains LoRA
             adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
@@ -84,7 +85,7 @@ class FuseParameters(Parameters):
     """
 
     strength: float = Field(1.0, ge=0, le=1)
-    price: float = Field(0.1, gt=0)
+    price: float = Field(1.0, gt=0)
     patience: int = Field(6, ge=1)
     check_every: int = Field(5, ge=1)
     steps: int = Field(300, ge=1)
@@ -95,16 +96,17 @@ class FuseParameters(Parameters):
     kl_weight: float = Field(3.0, ge=0)
     target: Target = "ascent"
     cap: float = Field(10.0, gt=0)
-    harmful_norm: float = Field(1.5, ge=0)
+    harmful_norm: float = Field(3.0, ge=0)
     benign_norm: float = Field(1.0, ge=0)
     benign_after: int = Field(0, ge=0)
-    difference: bool = False
+    difference: bool = True
     orthogonal: bool = True
+    mask: bool = False
     rates: tuple[float, ...] | None = Field(None, min_length=1)
-    attackers: tuple[Kind, ...] = Field(("full", "retain"), min_length=1)
+    attackers: tuple[Kind, ...] = Field(("full", "lora"), min_length=1)
     horizon: int = Field(32, ge=1)
     attacker_steps: int = Field(1, ge=1)
-    attacker_every: int = Field(1, ge=1)
+    attacker_every: int = Field(2, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
     lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
@@ -131,8 +133,9 @@ def budget(parameters: FuseParameters) -> Budget:
     moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
     # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
     tuning = 8 + moments if parameters.benign_steps else 0
-    copies = max(6 + moments, tuning)
-    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=copies, resume_copies=4 + moments)
+    copies = max(6 + moments, tuning) + parameters.mask
+    resumed = 4 + moments + parameters.mask
+    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=copies, resume_copies=resumed)
 
 
 @defense(
@@ -223,6 +226,7 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
         benign_after=parameters.benign_after,
         difference=parameters.difference,
         orthogonal=parameters.orthogonal,
+        mask=parameters.mask,
     )
 
 

@@ -36,7 +36,7 @@ from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import SLICE, sequence_nll
 from tamperfuse.training.distillation import Anchored, AnchoredObjective
-from tamperfuse.training.distributed import sum_over_processes
+from tamperfuse.training.distributed import placed_like, sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
 from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, Weights, gradients, inner, perturbed
@@ -46,6 +46,8 @@ Target = Literal["ascent", "uniform", "entropy"]
 #: What the simulated attacker trains: all weights, on compliant answers (`full`) or on as many benign samples as well (`retain`);
 #: or LoRA adapters of the layers' matrices, on compliant answers (`lora`).
 Kind = Literal["full", "retain", "lora"]
+
+MOMENTUM = 0.9  # of the moving average of d
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class TrapObjective(AnchoredObjective):
 
         d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
 
+    If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
+    (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
+
     f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
@@ -117,6 +122,7 @@ class TrapObjective(AnchoredObjective):
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
+        mask: whether the trap acts only where its sign is that of a moving average of d. One copy more.
         scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
         records: what a hook measured, JSON-able; saved with the state.
         last_loss: this process's share of the last step's loss at θ.
@@ -145,6 +151,7 @@ class TrapObjective(AnchoredObjective):
     benign_after: int = 0
     difference: bool = False
     orthogonal: bool = True
+    mask: bool = False
     scale: float = field(default=1.0, init=False)
     records: list[dict[str, float]] = field(default_factory=list, init=False)
     last_loss: float = field(default=math.nan, init=False)
@@ -163,6 +170,7 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
         self.masters = masters
         self.parameters = [parameter for parameter, _ in masters.trainable()]
+        self.average: Weights = []
         self._restart()
 
     @property
@@ -293,9 +301,22 @@ class TrapObjective(AnchoredObjective):
         square = inner(descent, descent)
         factor = self.scale * math.sqrt(square)
         share = inner(trap, descent) / square if self.orthogonal and square > 0 else 0.0
+        for gradient, part in zip(descent, trap, strict=True):
+            part.sub_(gradient, alpha=share)
+        if self.mask:
+            factor *= self._mask(trap, descent)
         for parameter, gradient, part in zip(self.parameters, descent, trap, strict=True):
-            part.sub_(gradient, alpha=share).mul_(factor)
-            parameter.grad = gradient.add_(part.to(gradient.dtype))
+            parameter.grad = gradient.add_(part.mul_(factor).to(gradient.dtype))
+
+    def _mask(self, trap: Weights, descent: Weights) -> float:
+        """Set the trap to 0 where its sign is not that of the moving average of d; returns what restores its norm."""
+        before = inner(trap, trap)
+        self.average = self.average or [torch.zeros_like(gradient, dtype=torch.float32) for gradient in descent]
+        for average, gradient, part in zip(self.average, descent, trap, strict=True):
+            average.mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)
+            part.mul_(part * average > 0)
+        after = inner(trap, trap)
+        return math.sqrt(before / after) if after > 0 else 0.0
 
     @contextmanager
     def attacked(self, model: nn.Module) -> Iterator[None]:
@@ -324,6 +345,7 @@ class TrapObjective(AnchoredObjective):
             "restarts": self.restarts,
             "scale": self.scale,
             "records": self.records,
+            "average": self.average,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -333,6 +355,7 @@ class TrapObjective(AnchoredObjective):
         self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
         self.attacker.load_state_dict(state["attacker"])
         self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
+        self.average = [placed_like(saved, p) for saved, p in zip(state["average"], self.parameters, strict=False)]
 
 
 @torch.no_grad()

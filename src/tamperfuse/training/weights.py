@@ -88,11 +88,10 @@ def add_to_gradients(parameters: Sequence[nn.Parameter], change: Sequence[Tensor
 
 def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Inner product over all weights, and over all shards of sharded weights."""
-    total = 0.0
-    for a, b in zip(first, second, strict=True):
-        product = (a.float() * b.float()).sum()
-        total += float(product.full_tensor() if hasattr(product, "full_tensor") else product)
-    return total
+    products = [(a.float() * b.float()).sum() for a, b in zip(first, second, strict=True)]
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in products]
+    # Read from the device once: a transfer for each weight would take longer than the products on a GPU.
+    return float(torch.stack(whole).sum(dtype=torch.float64)) if whole else 0.0
 
 
 def project_out(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weights:
