@@ -2,8 +2,6 @@
 
 import random
 
-from pydantic import Field
-
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.defenses.anchored import AnchoredTraining, budget, needs_benign, stops, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
@@ -12,10 +10,7 @@ from tamperfuse.models.load import LoadedModel
 
 
 class RefusalParameters(AnchoredTraining):
-    """Parameters of `refusal`: those of the training, with more steps at a higher rate (docs/research.md, row 29)."""
-
-    steps: int = Field(150, ge=1)
-    learning_rate: float = Field(1e-4, gt=0, lt=1)
+    """Parameters of `refusal`: those of the training."""
 
 
 @defense("refusal", RefusalParameters, needs_benign=needs_benign, needs_held_out=stops, budget=budget)
