@@ -74,6 +74,13 @@ def test_every_measure_has_a_row_and_every_defense_a_column(script: Any, finishe
     assert near[1:] == [percent(d.benign_answer_rate_near) for d in defenses]
 
 
+def test_the_page_has_a_place_for_the_tables(script: Any, finished_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "fuse.md"
+    shutil.copy(ROOT / "docs" / "fuse.md", page)
+    script.main([str(finished_run), str(page)])
+    assert cells(page.read_text(encoding="utf-8").partition("## Results")[2], "measure")
+
+
 def test_the_undefended_model_is_not_compared_with_itself(script: Any, finished_run: Path, sdd: DefenseSummary) -> None:
     text = script.tables(finished_run)
     assert cells(text, "reduction, pooled") == ["", "", percent(sdd.reduction_vs_undefended.pooled)]
