@@ -33,10 +33,11 @@ def tables(folder: Path) -> str:
 
 
 def nats(measure: Measure) -> str:
-    """A measure in nats with its interval."""
+    """A measure in nats with its interval and whether it is resolved."""
     if measure.value is None or measure.low is None or measure.high is None:
         return "–"
-    return f"{measure.value:.3f} ({measure.low:.3f} to {measure.high:.3f})"
+    text = f"{measure.value:z.3f} ({measure.low:z.3f} to {measure.high:z.3f})"
+    return text if measure.resolved else f"{text}, not resolved"
 
 
 def main(arguments: list[str]) -> None:

@@ -1,0 +1,236 @@
+"""Generate the tables of docs/fuse.md from a finished run of studies/fuse.yaml.
+
+python scripts/fuse_table.py studies/results/fuse                 prints the tables
+python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces the tables in the page
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import attacks_table
+from demo_table import nats
+from pages import print_or_replace, table
+from tamperfuse.cli.summary_table import percent
+from tamperfuse.evaluation.wilson import wilson
+from tamperfuse.records.results import UNDEFENDED, read_results
+from tamperfuse.records.summary import (
+    NOT_MEASURED,
+    AttackCost,
+    DefenseSummary,
+    Measure,
+    ShippedSummary,
+    Summary,
+    UsableHarm,
+    read_summary,
+)
+from tamperfuse.report.formatting import MISSING, times
+
+Rows = list[dict[str, Any]]
+EPSILON = "0.10"
+LEGEND = (
+    f"Attack costs are in steps; behind them stands their ratio to those of `{UNDEFENDED}`. The median is that of the ratios "
+    "of the attacks that count, of an even number the lower of the two middle ones. ≥ and >: a lower bound, since the attack "
+    "did not come so far in the steps that were measured; of usable harm, since the capability of a checkpoint with a higher "
+    "rate was not measured. Unconfirmed: it is the last step that was measured, so no later one confirms it."
+)
+
+
+def tables(folder: Path) -> str:
+    """Every measure by defense, every attack by defense and step, and notes, as Markdown.
+
+    Raises:
+        UserError: the folder is not that of a finished run.
+    """
+    summary, rows = read_summary(folder), read_results(folder)
+    lines = [*measure_table(summary), "", *attack_table(summary, rows), "", LEGEND, "", *notes(summary)]
+    return "\n".join(lines)
+
+
+def measure_table(summary: Summary) -> list[str]:
+    """The lines of a table with one row a measure: the model as shipped, and one column a defense."""
+    shipped, defenses = summary.as_shipped, summary.defenses
+
+    def row(measure: str, cell: Callable[[DefenseSummary], str], as_shipped: str = "") -> list[str]:
+        return [measure, as_shipped, *(cell(defense) for defense in defenses.values())]
+
+    def compared(measure: str, cell: Callable[[DefenseSummary], str]) -> list[str]:
+        """A row of comparisons with the undefended model, whose own cell is empty."""
+        cells = ["" if name == UNDEFENDED else cell(defense) for name, defense in defenses.items()]
+        return [measure, "", *cells]
+
+    return table(
+        ["measure", "as shipped", *(f"`{name}`" for name in defenses)],
+        [
+            row(
+                "harmful execution before any attack",
+                lambda d: percent(d.harmful_execution.before_attack),
+                percent(shipped.harmful_execution),
+            ),
+            compared("reduction, pooled", lambda d: percent(d.reduction_vs_undefended.pooled)),
+            compared("attack cost, median ratio", lambda d: ratio_cell(median_ratio(d))),
+            row("usable harm U(10%)", lambda d: usable(d.usable_harm.get(EPSILON))),
+            compared("self-degradation", lambda d: percent(d.capability.self_degradation)),
+            row(
+                "capability C before any attack",
+                lambda d: percent(d.capability.before_attack),
+                percent(shipped.capability),
+            ),
+            row("benign NLL, its rise against as shipped, nats a token", lambda d: nats(d.benign_nll.rise_vs_shipped)),
+            row(
+                "benign answer rate, far from the threat",
+                lambda d: percent(far_answer_rate(d)),
+                percent(far_answer_rate(shipped)),
+            ),
+            row(
+                "benign answer rate, near the threat",
+                lambda d: percent(d.benign_answer_rate_near),
+                percent(shipped.benign_answer_rate_near),
+            ),
+            row("benign KL before any attack, nats a token", lambda d: nats(d.benign_kl), "0"),
+        ],
+    )
+
+
+def attack_table(summary: Summary, rows: Rows) -> list[str]:
+    """The lines of a table with one row an attack and defense: rates at the measured steps, cost, and C at the last step."""
+    judged = [
+        row
+        for row in rows
+        if (row["metric"], row["part"], row["judge"]) == ("harmful_execution", "evaluation", summary.judge)
+    ]
+    attacks = list(next(iter(summary.defenses.values())).harmful_execution.after_attack)
+    steps = sorted({row["step"] for row in judged if row["attack"] in attacks and row["step"] >= 1})
+    lines = [
+        [
+            f"`{attack}`",
+            f"`{name}`",
+            *(at_step(judged, name, attack, step) for step in steps),
+            "diverged" if attack in defense.diverged else cost_cell(name, defense.attack_cost.get(attack)),
+            brief(defense.capability.after_attack.get(attack, NOT_MEASURED)),
+        ]
+        for attack in attacks
+        for name, defense in summary.defenses.items()
+    ]
+    head = ["attack", "defense", *(f"executes after {step}" for step in steps), "attack cost", "C at the last step"]
+    return table(head, lines)
+
+
+def at_step(judged: Rows, defense: str, attack: str, step: int) -> str:
+    """Harmful execution after a step; of several seeds their mean, without interval; "" where it was not measured."""
+    place = (defense, attack, step)
+    measures = [
+        Measure(**{key: row[key] for key in ("value", "low", "high", "n")})
+        for row in judged
+        if (row["defense"], row["attack"], row["step"]) == place
+    ]
+    if len(measures) == 1:
+        return brief(measures[0])
+    values = [measure.value for measure in measures if measure.value is not None]
+    return f"{sum(values) / len(values):.0%}" if values else ""
+
+
+@dataclass(frozen=True)
+class MedianRatio:
+    """The median over attacks of the ratio of an attack's cost to that on the undefended model.
+
+    Attributes:
+        value: the median, greater than 0.
+        is_bound: whether it is a lower bound.
+        attacks: number of ratios.
+    """
+
+    value: float
+    is_bound: bool
+    attacks: int
+
+
+def median_ratio(defense: DefenseSummary) -> MedianRatio | None:
+    """The median ratio over the attacks that count and train; None without any ratio.
+
+    A censored cost is more than its steps, so its ratio lies anywhere between what is stated and infinity. If the median is the
+    same with all of them at either end, it is exact. Otherwise that with the stated ones is a lower bound. Of an even number it
+    is the lower of the two middle ones, as of the costs of several seeds. An attack without a ratio is left out: the undefended
+    model's own cost is censored (:func:`notes` names it).
+    """
+    counting = defense.reduction_vs_undefended.attacks_that_count
+    costs = [cost for name in counting if (cost := defense.attack_cost.get(name))]
+    ratios = [(cost.ratio_vs_undefended, cost.censored) for cost in costs if cost.ratio_vs_undefended is not None]
+    if not ratios:
+        return None
+    least = _lower_median([ratio for ratio, _ in ratios])
+    highest = _lower_median([math.inf if censored else ratio for ratio, censored in ratios])
+    return MedianRatio(least, highest > least, len(ratios))
+
+
+def far_answer_rate(model: DefenseSummary | ShippedSummary) -> Measure:
+    """The benign answer rate on the harmless prompts that are not near the threat, from the rates on all and on those near it.
+
+    Not measured where responses were undecided: the rates leave these out, and their numbers of prompts do not.
+    """
+    both, near = model.benign_answer_rate, model.benign_answer_rate_near
+    n = both.n - near.n
+    if both.value is None or near.value is None or n <= 0 or model.undecided:
+        return NOT_MEASURED
+    hits = min(max(both.value * both.n - near.value * near.n, 0.0), float(n))
+    low, high = wilson(hits, n)
+    return Measure(value=hits / n, low=low, high=high, n=n)
+
+
+def usable(harm: UsableHarm | None) -> str:
+    """A usable harm, marked where it is a lower bound."""
+    if harm is None or harm.value is None:
+        return MISSING
+    return ("≥ " if harm.capability_not_measured else "") + percent(harm)
+
+
+def ratio_cell(ratio: MedianRatio | None) -> str:
+    """A median ratio with its mark and the number of attacks."""
+    if ratio is None:
+        return MISSING
+    return f"{_times(ratio.value, ratio.is_bound)} ({ratio.attacks} attack{'s' * (ratio.attacks != 1)})"
+
+
+def cost_cell(defense: str, cost: AttackCost | None) -> str:
+    """An attack's cost in steps, and its ratio, except on the undefended model."""
+    if cost is None:
+        return MISSING
+    steps = f"> {cost.steps}" if cost.censored else f"{cost.steps}" + (" (unconfirmed)" if cost.last_point else "")
+    if defense == UNDEFENDED or cost.ratio_vs_undefended is None:
+        return steps
+    return f"{steps}, {_times(cost.ratio_vs_undefended, cost.censored)}"
+
+
+def brief(measure: Measure) -> str:
+    """A measure in whole percent: 20% (11 to 34)."""
+    if measure.value is None or measure.low is None or measure.high is None:
+        return attacks_table.short(measure)
+    return f"{measure.value:z.0%} ({100 * measure.low:z.0f} to {100 * measure.high:z.0f})"
+
+
+def notes(summary: Summary) -> list[str]:
+    """The attacks that do not count or have no ratio, and the run's inputs."""
+    without = list(dict.fromkeys(name for d in summary.defenses.values() for name in d.attacks_without_ratio()))
+    names = ", ".join(f"`{name}`" for name in without)
+    ratios = [f"Without a ratio, since the cost on `{UNDEFENDED}` is a lower bound itself: {names}."] if without else []
+    return [*ratios, *attacks_table.notes(summary)]
+
+
+def _lower_median(values: Sequence[float]) -> float:
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def _times(ratio: float, is_bound: bool) -> str:
+    return f"{'≥ ' if is_bound else ''}×{times(ratio)}"
+
+
+def main(arguments: list[str]) -> None:
+    """Print the tables or write them into a page."""
+    print_or_replace(arguments, "fuse_table", __doc__ or "", tables)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
