@@ -33,6 +33,10 @@ QUICK = {
     "check_every": 10,
     "price": 5.0,
     "cap": 12.0,
+    "harmful_norm": 1.5,
+    "attackers": ["full", "retain"],
+    "attacker_every": 1,
+    "difference": False,
 }
 
 
@@ -218,7 +222,7 @@ def test_harden_gives_it_its_data(
 
 def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:
     small, large = (resolve(FuseParameters(), size) for size in (135_000_000, 7_000_000_000))
-    assert (small.learning_rate, small.rates) == (7e-5, (3e-5, 1e-4))
+    assert (small.learning_rate, small.rates) == (2e-4, (1e-5, 3e-5, 1e-4))
     assert (large.learning_rate, large.rates) == (2e-5, (1e-5, 2e-5, 5e-5))
     assert resolve(FuseParameters(rates=(1e-3,)), 1).rates == (1e-3,)
     assert resolve(small, 7_000_000_000) == small

@@ -13,10 +13,11 @@ from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training import checkpoints
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.checkpoints import resumable
+from tamperfuse.training.cross_entropy import token_kl_uniform
 from tamperfuse.training.distillation import anchored, predict
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import accumulate_gradient
-from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, token_kl_uniform, trap_units
+from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
 CPU = torch.device("cpu")
@@ -84,6 +85,21 @@ def test_parts_have_their_norms_relative_to_the_gradient_of_the_loss(
         assert along == pytest.approx(0, abs=tolerance) and 0.3 < norm <= 1 + tolerance
     else:
         assert norm == pytest.approx(1.0, abs=tolerance)  # scale 0.5 × harmful 2.0
+
+
+def test_a_mask_leaves_the_trap_where_it_agrees_with_the_moving_average(tiny: LoadedModel) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    taken = {}
+    for scale in (0.0, 1.0):
+        trap = objective(harmful=2.0, benign=0.0, cap=100.0, orthogonal=False, mask=True)
+        trap.begin(masters)
+        trap.scale = scale
+        taken[scale] = gradient_of(tiny, trap, masters, samples)
+    descent = taken[0.0]  # after one step the average has its sign
+    added = [total - part for total, part in zip(taken[1.0], descent, strict=True)]
+    assert all((part * d >= -1e-7).all() for part, d in zip(added, descent, strict=True))
+    assert math.sqrt(inner(added, added) / inner(descent, descent)) == pytest.approx(2.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("target", ["ascent", "uniform", "entropy"])
@@ -224,7 +240,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
-        ({"attack_every": 2}, torch.bfloat16),
+        ({"attack_every": 2, "mask": True}, torch.bfloat16),
         ({"optimizer": "sign", "target": "uniform", "difference": True} | ADAPTED, torch.float32),
     ],
 )

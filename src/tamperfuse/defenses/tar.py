@@ -37,9 +37,10 @@ from tamperfuse.models.precision import Masters
 from tamperfuse.records.registry import Budget
 from tamperfuse.training.answers import token_nll
 from tamperfuse.training.batches import pack_samples
+from tamperfuse.training.cross_entropy import token_kl_uniform
 from tamperfuse.training.distillation import AnchoredObjective
 from tamperfuse.training.objectives import Accumulate
-from tamperfuse.training.trap import TrapUnit, token_kl_uniform, trap_units
+from tamperfuse.training.trap import TrapUnit, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients
 
 

@@ -34,7 +34,7 @@ from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import unsharded
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.cross_entropy import SLICE, sequence_nll
+from tamperfuse.training.cross_entropy import sequence_nll, token_kl_uniform
 from tamperfuse.training.distillation import Anchored, AnchoredObjective
 from tamperfuse.training.distributed import placed_like, sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
@@ -46,8 +46,6 @@ Target = Literal["ascent", "uniform", "entropy"]
 #: What the simulated attacker trains: all weights, on compliant answers (`full`) or on as many benign samples as well (`retain`);
 #: or LoRA adapters of the layers' matrices, on compliant answers (`lora`).
 Kind = Literal["full", "retain", "lora"]
-
-MOMENTUM = 0.9  # of the moving average of d
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,7 @@ class TrapObjective(AnchoredObjective):
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
         mask: whether the trap acts only where its sign is that of a moving average of d. One copy more.
+        momentum: of that average, in [0, 1).
         scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
         records: what a hook measured, JSON-able; saved with the state.
         last_loss: this process's share of the last step's loss at θ.
@@ -152,6 +151,7 @@ class TrapObjective(AnchoredObjective):
     difference: bool = False
     orthogonal: bool = True
     mask: bool = False
+    momentum: float = 0.9
     scale: float = field(default=1.0, init=False)
     records: list[dict[str, float]] = field(default_factory=list, init=False)
     last_loss: float = field(default=math.nan, init=False)
@@ -313,7 +313,7 @@ class TrapObjective(AnchoredObjective):
         before = inner(trap, trap)
         self.average = self.average or [torch.zeros_like(gradient, dtype=torch.float32) for gradient in descent]
         for average, gradient, part in zip(self.average, descent, trap, strict=True):
-            average.mul_(MOMENTUM).add_(gradient, alpha=1.0 - MOMENTUM)
+            average.mul_(self.momentum).add_(gradient, alpha=1.0 - self.momentum)
             part.mul_(part * average > 0)
         after = inner(trap, trap)
         return math.sqrt(before / after) if after > 0 else 0.0
@@ -366,52 +366,3 @@ def mean_nll(loaded: LoadedModel, samples: Sequence[Sample]) -> float:
         batch = pack_samples([samples[i] for i in row], loaded.model.device)
         total += float(response_nll(loaded.model, batch).sum())
     return total / sum(sample.response_tokens for sample in samples) if samples else math.nan
-
-
-def token_kl_uniform(logits: Tensor, reverse: bool) -> Tensor:
-    """KL(uniform ‖ model) at each token, or if `reverse` KL(model ‖ uniform) = log(vocabulary) − entropy; in nats, at least 0.
-
-    The content of `logits` is overwritten, as in :func:`tamperfuse.training.cross_entropy.sequence_nll`.
-
-    Args:
-        logits: (tokens, vocabulary), any floating dtype.
-        reverse: whether the model comes first.
-
-    Returns:
-        (tokens,), float32.
-    """
-    result: Tensor = _SlicedUniform.apply(logits, reverse)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _SlicedUniform(torch.autograd.Function):
-    """The divergence with its gradient, formed a slice of the tokens at a time in the memory of the logits.
-
-    With model probabilities q and entropy H over V tokens: ∂/∂z_j = q_j − 1/V, and if reversed q_j (log q_j + H).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, reverse: bool) -> Tensor:
-        """Logits (tokens, vocabulary) → (tokens,)."""
-        gradient, words = logits.detach(), logits.shape[1]
-        divergence = torch.zeros(len(logits), device=logits.device)
-        rows = max(1, SLICE[logits.device.type == "cpu"] // words)
-        for start in range(0, len(logits), rows):
-            part = slice(start, start + rows)
-            log_q = torch.log_softmax(gradient[part], -1, dtype=torch.float32)
-            q = log_q.exp()
-            if reverse:
-                entropy = -(q * log_q).sum(-1)
-                divergence[part] = math.log(words) - entropy
-                gradient[part] = (q * (log_q + entropy[:, None])).to(gradient.dtype)
-            else:
-                divergence[part] = -log_q.mean(-1) - math.log(words)
-                gradient[part] = (q - 1.0 / words).to(gradient.dtype)
-        ctx.save_for_backward(gradient)
-        return divergence
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
-        """The stored gradient times the outer one, in place: it is used once."""
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outer[0].to(gradient.dtype)[:, None]), None
