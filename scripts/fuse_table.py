@@ -1,7 +1,7 @@
-"""Generate the tables of docs/fuse.md from a finished run of studies/fuse.yaml.
+"""Generate the tables of docs/fuse.md and README.md from a finished run of studies/fuse.yaml.
 
 python scripts/fuse_table.py studies/results/fuse                 prints the tables
-python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces the tables in the page
+python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces the tables in the page; in README.md there is one
 """
 
 import math
@@ -48,6 +48,12 @@ def tables(folder: Path) -> str:
     summary, rows = read_summary(folder), read_results(folder)
     lines = [*measure_table(summary), "", *attack_table(summary, rows), "", LEGEND, "", *notes(summary)]
     return "\n".join(lines)
+
+
+def overview(folder: Path) -> str:
+    """Every measure by defense, and notes, as Markdown; errors as :func:`tables`."""
+    summary = read_summary(folder)
+    return "\n".join([*measure_table(summary), "", *notes(summary)])
 
 
 def measure_table(summary: Summary) -> list[str]:
@@ -229,7 +235,8 @@ def _times(ratio: float, is_bound: bool) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print the tables or write them into a page."""
-    print_or_replace(arguments, "fuse_table", __doc__ or "", tables)
+    short = any(Path(page).name == "README.md" for page in arguments[1:])
+    print_or_replace(arguments, "fuse_table", __doc__ or "", overview if short else tables)
 
 
 if __name__ == "__main__":

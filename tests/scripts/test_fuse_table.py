@@ -81,6 +81,13 @@ def test_the_page_has_a_place_for_the_tables(script: Any, finished_run: Path, tm
     assert cells(page.read_text(encoding="utf-8").partition("## Results")[2], "measure")
 
 
+def test_the_readme_has_the_first_table_alone(script: Any, finished_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("<!-- tables: python scripts/fuse_table.py x -->\n<!-- end of tables -->\n")
+    script.main([str(finished_run), str(page)])
+    assert "| measure |" in page.read_text() and "| attack |" not in page.read_text()
+
+
 def test_the_undefended_model_is_not_compared_with_itself(script: Any, finished_run: Path, sdd: DefenseSummary) -> None:
     text = script.tables(finished_run)
     assert cells(text, "reduction, pooled") == ["", "", percent(sdd.reduction_vs_undefended.pooled)]
