@@ -56,12 +56,15 @@ def row_of(kind: str) -> Row:
         gradients.append(differences[1])
     result = next(name for name in ("WRONG", "plain", "packed") if name in results)
     reason = next(filter(None, reasons), "").replace("|", "/")
-    compared = [difference for difference in gradients if not math.isnan(difference)]
+    compared = [difference for difference in gradients if difference is not None]
     return kind, result, f"{max(logits):.0e}", f"{max(compared):.0e}" if compared else "–", reason
 
 
-def outcome(kind: str, trained: bool) -> tuple[str, tuple[float, float], str]:
-    """Result, largest relative differences of two logits and of two gradients, and the reason for whatever is not packed."""
+def outcome(kind: str, trained: bool) -> tuple[str, tuple[float, float | None], str]:
+    """Result, largest relative differences of two logits and of two gradients, and the reason for whatever is not packed.
+
+    The difference of gradients is None if they are not compared.
+    """
     sequences = [
         [3, 4, *torch.randint(3, SIZES["vocab_size"], (n,), generator=torch.Generator().manual_seed(n)).tolist()]
         for n in LENGTHS
@@ -75,14 +78,15 @@ def outcome(kind: str, trained: bool) -> tuple[str, tuple[float, float], str]:
             alone = [forward(plain, tokens) for tokens in sequences]
     except Exception as error:  # of an architecture that cannot be built this small, or whose own code fails
         first = (str(error).strip().splitlines() or [""])[0]
-        return "not built", (0.0, 0.0), f"{type(error).__name__}: {first[:90]}"
+        return "not built", (0.0, None), f"{type(error).__name__}: {first[:90]}"
     try:
         reason = reason_for_plain(model)
     except UserError as error:
-        return "refused", (0.0, 0.0), str(error).partition(" ")[2].partition(":")[0]
-    differences = logit_difference(model, sequences, alone), gradient_difference(plain, model, sequences)
-    wrong = not differences[0] <= EXACT or differences[1] > EXACT  # logits that are NaN are wrong as well
-    return "WRONG" if wrong else "packed" if is_packed(model) else "plain", differences, reason
+        return "refused", (0.0, None), str(error).partition(" ")[2].partition(":")[0]
+    logits, gradients = logit_difference(model, sequences, alone), gradient_difference(plain, model, sequences)
+    exact = logits <= EXACT and (gradients is None or gradients <= EXACT)  # logits that are NaN are wrong as well
+    result = "packed" if is_packed(model) else "plain"
+    return result if exact else "WRONG", (logits, gradients), reason
 
 
 @torch.no_grad()
@@ -104,10 +108,13 @@ def logit_difference(model: PreTrainedModel, sequences: Sequence[list[int]], alo
     return worst / float(torch.cat(list(alone)).std())
 
 
-def gradient_difference(plain: PreTrainedModel, model: PreTrainedModel, sequences: Sequence[list[int]]) -> float:
+def gradient_difference(plain: PreTrainedModel, model: PreTrainedModel, sequences: Sequence[list[int]]) -> float | None:
     """Largest difference of two gradients of the NLL, of a batch to each sequence alone, relative to the parameter's largest.
 
-    Gradients below a thousandth of the model's largest are relative to that. nan if the model's own backward pass fails.
+    Gradients below a thousandth of the model's largest are relative to that.
+
+    Returns:
+        None if the model's own backward pass fails, so that there is nothing to compare with; inf if a gradient is NaN.
     """
     plain.zero_grad()  # of its training
     for tokens in sequences:
@@ -117,7 +124,7 @@ def gradient_difference(plain: PreTrainedModel, model: PreTrainedModel, sequence
         try:
             torch.autograd.backward(loss)
         except Exception:  # Reformer's asserts that the model is in training mode
-            return math.nan
+            return None
     batch = pack_samples([Sample(tokens, 2) for tokens in sequences], model.device)
     torch.autograd.backward(response_nll(model, batch).sum())
     pairs = [

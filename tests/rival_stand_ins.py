@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.device import own_device
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters
 from tamperfuse.training.answers import AnsweredUnit, answered
@@ -43,16 +44,18 @@ def hardened(folder: Path, name: str, seed: int = 3, **values: Any) -> tuple[Loa
 
 
 def plain_model(folder: Path) -> nn.Module:
-    """The model as transformers loads it, in float32: without packed batches, and differentiable twice."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    """The model as transformers loads it, in float32 on this process's device: no packed batches, and differentiable twice."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.to(own_device())
 
 
 def plain_nll(model: nn.Module, samples: Sequence[Sample]) -> Tensor:
     """Mean over samples of the NLL per response token, written down with plain PyTorch."""
     losses = []
     for sample in samples:
-        logits = model(input_ids=torch.tensor([sample.tokens])).logits[0, sample.start - 1 : -1]
-        losses.append(nn.functional.cross_entropy(logits, torch.tensor(sample.tokens[sample.start :])))
+        logits = model(input_ids=torch.tensor([sample.tokens], device=model.device)).logits[0, sample.start - 1 : -1]
+        targets = torch.tensor(sample.tokens[sample.start :], device=model.device)
+        losses.append(nn.functional.cross_entropy(logits, targets))
     return torch.stack(losses).mean()
 
 
@@ -73,8 +76,8 @@ def gradient_of(loaded: LoadedModel, objective: Objective[Any], units: Sequence[
     masters = Masters([(parameter, parameter) for parameter in loaded.model.parameters()])
     objective.begin(masters)
     parameters = [parameter for parameter, _ in masters.trainable()]
-    cpu = torch.device("cpu")
-    return gradients(parameters, lambda: accumulate_gradient(objective, loaded.model, units, len(units), cpu))
+    device = loaded.model.device
+    return gradients(parameters, lambda: accumulate_gradient(objective, loaded.model, units, len(units), device))
 
 
 def distance(values: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -29,7 +29,7 @@ def weights(loaded: LoadedModel) -> torch.Tensor:
 
 def nll(loaded: LoadedModel) -> torch.Tensor:
     """Of one response, computed with the model as it is."""
-    batch = pack_samples([loaded.chat.sample("a prompt", "a response of a few words", 32)], torch.device("cpu"))
+    batch = pack_samples([loaded.chat.sample("a prompt", "a response of a few words", 32)], loaded.model.device)
     with torch.no_grad():
         return response_nll(loaded.model, batch)
 

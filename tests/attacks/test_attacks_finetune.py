@@ -73,7 +73,7 @@ def test_the_retain_objective_is_a_weighted_sum_of_two_losses(tiny: LoadedModel)
         RetainPair(chat.sample("a", "harm " * (i + 1), 30), chat.sample("b", "good text " * (3 - i), 30))
         for i in range(3)
     ]
-    loss = RetainObjective(weight=0.5).loss(tiny.model, pairs, 3, torch.device("cpu"))
+    loss = RetainObjective(weight=0.5).loss(tiny.model, pairs, 3, tiny.model.device)
     harmful, benign = (mean_nll(tiny, [getattr(pair, side) for pair in pairs]) for side in ("harmful", "benign"))
     assert float(loss.detach()) == pytest.approx((sum(harmful) + 0.5 * sum(benign)) / 3, rel=0.01)
 

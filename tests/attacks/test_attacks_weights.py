@@ -56,8 +56,8 @@ def test_a_template_that_drops_system_prompts_is_a_user_error(attacked, name: st
 def last_states(loaded: LoadedModel, prompts: list[str]) -> list[torch.Tensor]:
     """The output of every layer at the last token of each prompt: one (prompts, hidden) for each layer."""
     sequences = [loaded.chat.prompt(prompt) for prompt in prompts]
-    row, layout = pack(sequences, max(map(len, sequences)), torch.device("cpu"))
-    ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)
+    row, layout = pack(sequences, max(map(len, sequences)), loaded.model.device)
+    ends = layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths, device=row.device), 0)
     outputs: list[torch.Tensor] = []
     hooks = [layer.register_forward_hook(lambda _, __, out: outputs.append(out)) for layer in loaded.model.model.layers]
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_refusal_ablation_needs_a_direction_and_an_architecture_it_knows(attacke
 
 def test_refusal_ablation_refuses_a_norm_that_writes_the_direction_back(attacked) -> None:
     mlp = attacked.loaded.model.model.layers[1].mlp
-    forward, scale = mlp.forward, torch.linspace(0.5, 2.0, 48)
+    forward, scale = mlp.forward, torch.linspace(0.5, 2.0, 48, device=attacked.loaded.model.device)
     mlp.forward = lambda x: forward(x) * scale.to(x.dtype)  # as the weight of a norm after down_proj
     with pytest.raises(UserError, match="it has a norm after the matrices that are changed"):
         attacked.run("refusal_ablation", prompts=8)
@@ -176,7 +176,7 @@ def test_merge_extrapolates_beyond_the_model_before_hardening(attacked) -> None:
 
 def test_merge_needs_the_same_architecture(attacked, tmp_path: object) -> None:
     layer = attacked.loaded.model.model.layers[0].mlp
-    layer.up_proj.weight = torch.nn.Parameter(torch.zeros(4, 48))
+    layer.up_proj.weight = torch.nn.Parameter(layer.up_proj.weight.new_zeros(4, 48))
     with pytest.raises(UserError, match=r"differ in model\.layers\.0\.mlp\.up_proj"):
         attacked.run("merge")
 

@@ -30,7 +30,9 @@ def one_by_one(tiny: LoadedModel, prompt: list[int], new: int) -> list[int]:
     tokens = list(prompt)
     with torch.no_grad():
         for _ in range(new):
-            following = int(tiny.model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax())
+            following = int(
+                tiny.model(input_ids=torch.tensor([tokens], device=tiny.model.device)).logits[0, -1].argmax()
+            )
             if following == tiny.chat.end:
                 break
             tokens.append(following)
@@ -235,7 +237,7 @@ def test_scores_are_log_likelihoods(tiny: LoadedModel) -> None:
     tiny.model.set_attn_implementation("eager")
     tiny.model.requires_grad_(False)
     for sample, (value, greedy) in zip(samples, scores, strict=True):
-        logits = tiny.model(input_ids=torch.tensor([sample.tokens])).logits[0].log_softmax(-1)
+        logits = tiny.model(input_ids=torch.tensor([sample.tokens], device=tiny.model.device)).logits[0].log_softmax(-1)
         picked = [logits[i - 1, sample.tokens[i]] for i in range(sample.start, len(sample.tokens))]
         assert value == pytest.approx(float(sum(picked)), rel=0.02)
         best = [int(logits[i - 1].argmax()) == sample.tokens[i] for i in range(sample.start, len(sample.tokens))]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.score import score
@@ -50,7 +49,7 @@ def test_an_answer_beyond_the_ceiling_has_no_gradient(plugin: Any, tiny: LoadedM
     for ceiling, has_gradient in ((0.01, False), (100.0, True)):
         tiny.model.zero_grad()
         objective = plugin.AscentObjective(ceiling)
-        loss = objective.loss(tiny.model, [plugin.SignedSample(sample, forget=True)], 1, torch.device("cpu"))
+        loss = objective.loss(tiny.model, [plugin.SignedSample(sample, forget=True)], 1, tiny.model.device)
         loss.backward()
         gradients = [p.grad for p in tiny.model.parameters() if p.grad is not None]
         assert any(bool(gradient.abs().max() > 0) for gradient in gradients) == has_gradient

@@ -243,19 +243,19 @@ def test_an_adapter_is_merged_into_its_base(
     with caplog.at_level(logging.INFO, "tamperfuse"):
         loaded = load_model(str(folder))
     assert "is a peft adapter of" in caplog.text
-    plain = LlamaForCausalLM.from_pretrained(tiny_folder)
+    plain = LlamaForCausalLM.from_pretrained(tiny_folder).to(loaded.model.device)
     lora = load_file(folder / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
     update = lora[f"{prefix}.lora_B.weight"] @ lora[f"{prefix}.lora_A.weight"] * 8 / 4  # lora_alpha / r
     merged, before = (m.model.layers[0].self_attn.q_proj.weight for m in (loaded.model, plain))
-    assert torch.allclose(merged, before + update, atol=1e-6)
+    assert torch.allclose(merged, before + update.to(before.device), atol=1e-6)
     assert float((merged - before).detach().abs().max()) > 0.01
     assert loaded.base == str(tiny_folder) and loaded.origin == str(folder)
     save_model(loaded, tmp_path / "out", Provenance(origin=loaded.origin, made_by="test", source=loaded.name))
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
     record = read_provenance(tmp_path / "out")
     assert record is not None and (record.source, record.base) == (str(folder), str(tiny_folder))
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").to(loaded.model.device)
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name)), name
     assert parameter_count(str(folder)) == parameter_count(str(tiny_folder))

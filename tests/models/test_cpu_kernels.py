@@ -47,11 +47,12 @@ def results(folder: Path, kernels: str) -> Results:
         patch.setenv(VARIABLE, kernels)
         patch.setattr("tamperfuse.evaluation.generate.compute_dtype", lambda device: (torch.float32, ""))
         loaded = load_model(str(folder))
+        loaded.model.to("cpu")  # on a GPU some kernels are never used
         samples = [loaded.chat.sample(f"question {i // 3}", f"the answer is {i * 3}", 30) for i in range(9)]
         losses, gradients = [], []
 
         def differentiate(module: nn.Module) -> None:
-            loss = accumulate_gradient(SupervisedObjective(), module, samples, 100, torch.device("cpu"))
+            loss = accumulate_gradient(SupervisedObjective(), module, samples, 100, loaded.model.device)
             losses.append(float(loss))
             gradients.extend(p.grad.clone() for p in module.parameters() if p.grad is not None)
             module.zero_grad()

@@ -18,7 +18,7 @@ def collapse_of(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
     """The mean NLL of the one token at the positions of each response."""
     losses = []
     for sample in samples:
-        logits = model(input_ids=torch.tensor([sample.tokens])).logits[0, sample.start - 1 : -1]
+        logits = model(input_ids=torch.tensor([sample.tokens], device=model.device)).logits[0, sample.start - 1 : -1]
         losses.append(-logits.log_softmax(-1)[:, TOKEN].mean())
     return torch.stack(losses).mean()
 

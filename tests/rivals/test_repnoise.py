@@ -16,8 +16,6 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.training.distillation import AnchoredObjective
 from tamperfuse.training.layer_losses import evenly_spaced
 
-CPU = torch.device("cpu")
-
 
 def plain_layers(model: nn.Module, sample: Sample) -> tuple[list[Tensor], list[Tensor]]:
     """The NLL of a response at each layer, and the MLPs' outputs on it."""
@@ -26,12 +24,12 @@ def plain_layers(model: nn.Module, sample: Sample) -> tuple[list[Tensor], list[T
         layer.mlp.register_forward_hook(lambda _, __, output: activations.append(output))
         for layer in model.model.layers
     ]
-    out = model(input_ids=torch.tensor([sample.tokens]), output_hidden_states=True)
+    out = model(input_ids=torch.tensor([sample.tokens], device=model.device), output_hidden_states=True)
     for hook in hooks:
         hook.remove()
     places = slice(sample.start - 1, len(sample.tokens) - 1)
     logits = [*(model.lm_head(model.model.norm(h)) for h in out.hidden_states[1:-1]), out.logits]
-    target = torch.tensor(sample.tokens[sample.start :])
+    target = torch.tensor(sample.tokens[sample.start :], device=model.device)
     return [nn.functional.cross_entropy(x[0, places], target) for x in logits], [a[0, places] for a in activations]
 
 
@@ -78,8 +76,8 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_split(tiny: LoadedModel) -> 
     units = units_of(tiny)[:4]
     objective = RepNoiseObjective(noise=0.0, ascent=1.0, layers=2)
     with torch.no_grad():
-        whole = objective.answers_loss(tiny.model, units, 4, CPU)
-        parts = sum(objective.answers_loss(tiny.model, part, 4, CPU) for part in (units[:1], units[1:]))
+        whole = objective.answers_loss(tiny.model, units, 4, tiny.model.device)
+        parts = sum(objective.answers_loss(tiny.model, part, 4, tiny.model.device) for part in (units[:1], units[1:]))
     assert float(whole) == pytest.approx(float(parts), rel=1e-5)
 
 
@@ -94,4 +92,4 @@ def test_a_model_without_packed_batches_is_refused(tiny: LoadedModel) -> None:
     assert tiny.model.config._attn_implementation == ATTENTION
     tiny.model.config._attn_implementation = "eager"
     with pytest.raises(UserError, match="cannot be run on packed batches"):
-        RepNoiseObjective().answers_loss(tiny.model, units_of(tiny)[:1], 1, CPU)
+        RepNoiseObjective().answers_loss(tiny.model, units_of(tiny)[:1], 1, tiny.model.device)

@@ -54,9 +54,9 @@ def test_compliant_answers_become_unlikely_at_every_layer(tiny: LoadedModel, tin
     losses = []
     for unit in units:
         tokens, start = unit.answer.tokens, unit.answer.start
-        out = model(input_ids=torch.tensor([tokens]), output_hidden_states=True)
+        out = model(input_ids=torch.tensor([tokens], device=model.device), output_hidden_states=True)
         logits = [model.lm_head(model.model.norm(out.hidden_states[1])), out.logits]
-        target = torch.tensor(tokens[start:])
+        target = torch.tensor(tokens[start:], device=model.device)
         nll = [nn.functional.cross_entropy(x[0, start - 1 : -1], target) for x in logits]
         losses.append(torch.log(1 + torch.stack(nll).mean()))
     expected = plain_gradient(model, -0.5 * torch.stack(losses).mean())

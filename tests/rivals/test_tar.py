@@ -30,7 +30,7 @@ def tar_units(loaded: LoadedModel, steps: int) -> list[TrapUnit]:
 def entropy_of(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
     entropies = []
     for sample in samples:
-        logits = model(input_ids=torch.tensor([sample.tokens])).logits[0, sample.start - 1 : -1]
+        logits = model(input_ids=torch.tensor([sample.tokens], device=model.device)).logits[0, sample.start - 1 : -1]
         entropies.append(torch.distributions.Categorical(logits=logits).entropy().mean())
     return torch.stack(entropies).mean()
 
@@ -69,7 +69,7 @@ def test_every_step_of_the_training_has_a_new_attacker_at_a_drawn_rate(tiny: Loa
 
 
 def _accumulate(loaded: LoadedModel, loss, units) -> torch.Tensor:
-    value = loss(loaded.model, units, len(units), torch.device("cpu"))
+    value = loss(loaded.model, units, len(units), loaded.model.device)
     value.backward()
     return value.detach()
 

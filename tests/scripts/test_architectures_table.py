@@ -1,8 +1,10 @@
 """The table of architectures: one row in full, and rows that are replaced in a page."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from tamperfuse.models import packed_check
 
@@ -26,14 +28,39 @@ def test_a_row_compares_a_model_at_random_and_after_training(monkeypatch: pytest
     assert script.row_of("blt")[1:4] == ("not built", "", "")
 
 
-@pytest.mark.parametrize("what", ["logit_difference", "gradient_difference"])
-def test_a_difference_is_said_to_be_wrong(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("what", "difference"),
+    [("logit_difference", 2e-3), ("logit_difference", math.nan), ("gradient_difference", 2e-3)],
+)
+def test_a_difference_is_said_to_be_wrong(what: str, difference: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(SCRIPTS)
     import architectures_table as script
 
     monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
-    monkeypatch.setattr(script, what, lambda *_: 2e-3)
+    monkeypatch.setattr(script, what, lambda *_: difference)
     assert script.row_of("llama")[1] == "WRONG"
+
+
+def test_gradients_that_cannot_be_compared_are_not_wrong_and_nan_ones_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import architectures_table as script
+
+    monkeypatch.setattr(packed_check, "_remembered", lambda model: None)
+    backward = torch.autograd.backward
+
+    def with_nan(loss: torch.Tensor) -> None:
+        backward(loss * math.nan)
+
+    def fails(loss: torch.Tensor) -> None:
+        raise AssertionError("only in training mode")
+
+    monkeypatch.setattr(torch.autograd, "backward", with_nan)
+    assert script.outcome("gpt2", False)[:2] == ("WRONG", (pytest.approx(0, abs=1e-4), math.inf))
+    monkeypatch.setattr(torch.autograd, "backward", fails)
+    result, (_, gradients), _ = script.outcome("gpt2", False)
+    assert result in ("packed", "plain") and gradients is None
+    monkeypatch.setattr(script, "outcome", lambda kind, trained: (result, (1e-6, gradients), ""))
+    assert script.row_of("gpt2") == ("gpt2", result, "1e-06", "–", "")
 
 
 def test_named_rows_are_replaced_and_the_others_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -33,6 +33,14 @@ def test_wilson_contains_its_rate(n: int, data: st.DataObject) -> None:
     assert hits / n - 1e-12 <= high <= 1.0
 
 
+def test_wilson_ends_exactly_at_rates_of_zero_and_one() -> None:
+    for n in range(1, 1000):
+        low, high = wilson(0, n)
+        assert low == 0.0 and 0.0 < high < 1.0
+        low, high = wilson(float(n), n)
+        assert high == 1.0 and 0.0 < low < 1.0
+
+
 def test_a_difference_is_resolved_only_if_its_interval_excludes_zero() -> None:
     rng = np.random.default_rng(0)
     assert not mean(rng.normal(0, 1, 200), difference=True).resolved

@@ -17,25 +17,24 @@ from tamperfuse.training.objectives import SupervisedObjective
 GIB = 2**30
 SEVEN_BILLION = MemoryEstimate(weights=14 * GIB, trained=7 * 10**9, activations=20 * GIB, checkpointed=2 * GIB)
 EVERYTHING = frozenset({"bitsandbytes", "liger_kernel"})
-LONG = Training(steps=500)
+ADAMW = Training(steps=500)
 
 
 def test_a_cpu_gets_checkpointing_when_memory_does_not_suffice_and_nothing_else() -> None:
-    assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, LONG) == Acceleration()
-    chosen = choose(Machine("cpu", 100 * GIB, EVERYTHING), SEVEN_BILLION, LONG)
-    assert chosen.checkpointing and not (chosen.eight_bit or chosen.liger or chosen.compile)
+    assert choose(Machine("cpu", 512 * GIB, EVERYTHING), SEVEN_BILLION, ADAMW) == Acceleration()
+    chosen = choose(Machine("cpu", 100 * GIB, EVERYTHING), SEVEN_BILLION, ADAMW)
+    assert chosen.checkpointing and not (chosen.eight_bit or chosen.liger)
     assert len(chosen.reasons) == 1 and "are needed without it, 90.0 GiB are usable" in chosen.reasons[0]
 
 
 @pytest.mark.parametrize(
     ("memory", "installed", "training", "expected"),
     [
-        (640, EVERYTHING, LONG, {"liger"}),
-        (640, frozenset(), LONG, {"compile"}),
-        (640, frozenset(), Training(steps=50), set()),
-        (130, EVERYTHING, LONG, {"checkpointing", "liger"}),
-        (110, EVERYTHING, LONG, {"checkpointing", "eight_bit", "liger"}),
-        (110, frozenset(), LONG, {"checkpointing"}),
+        (640, EVERYTHING, ADAMW, {"liger"}),
+        (640, frozenset(), ADAMW, set()),
+        (130, EVERYTHING, ADAMW, {"checkpointing", "liger"}),
+        (110, EVERYTHING, ADAMW, {"checkpointing", "eight_bit", "liger"}),
+        (110, frozenset(), ADAMW, {"checkpointing"}),
         (90, EVERYTHING, Training(steps=500, optimizer="sgd"), {"checkpointing", "liger"}),
     ],
 )
@@ -43,7 +42,7 @@ def test_a_gpu_gets_what_is_installed_and_what_memory_needs(
     memory: int, installed: frozenset[str], training: Training, expected: set[str]
 ) -> None:
     chosen = choose(Machine("cuda", memory * GIB, installed), SEVEN_BILLION, training)
-    chosen_names = {name for name in ("checkpointing", "eight_bit", "liger", "compile") if getattr(chosen, name)}
+    chosen_names = {name for name in ("checkpointing", "eight_bit", "liger") if getattr(chosen, name)}
     assert chosen_names == expected and len(chosen.reasons) == len(expected)
 
 

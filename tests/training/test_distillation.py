@@ -104,7 +104,7 @@ def test_the_first_tokens_of_a_response_count_more(tiny: LoadedModel) -> None:
         loss = AnchoredObjective(0.0).loss(tiny.model, anchored([sample], [], 0), 1, tiny.model.device)
         logits = packed_logits(tiny.model, batch.row, batch.layout, batch.positions)
     nll = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-    weights = torch.tensor([OPENING_WEIGHT] * OPENING + [1.0] * (sample.response_tokens - OPENING))
+    weights = nll.new_tensor([OPENING_WEIGHT] * OPENING + [1.0] * (sample.response_tokens - OPENING))
     assert float(loss) == pytest.approx(float((nll * weights).sum() / weights.sum()), rel=1e-3)
 
 

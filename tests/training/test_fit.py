@@ -131,7 +131,7 @@ def test_a_batch_in_several_rows_gives_the_same_gradient(
         tiny.model.zero_grad()
         backward = Mock(side_effect=torch.autograd.backward)
         for _ in range(2):  # what is there already is added to
-            loss = accumulate_gradient(SupervisedObjective(), tiny.model, batch, total, torch.device("cpu"), backward)
+            loss = accumulate_gradient(SupervisedObjective(), tiny.model, batch, total, tiny.model.device, backward)
         assert backward.call_count == 2 * rows
         losses.append(float(loss))
         gradients.append({n: p.grad.clone() for n, p in tiny.model.named_parameters() if p.grad is not None})

@@ -17,7 +17,6 @@ from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import Accumulate, Objective, SupervisedObjective, accumulate_gradient
 
-CPU = torch.device("cpu")
 TRAINING = Training(steps=3, batch=4, learning_rate=1e-3)
 
 
@@ -85,7 +84,7 @@ def test_an_objective_may_accumulate_several_losses(tiny: LoadedModel) -> None:
     taken = []
     for objective in (SupervisedObjective(), TwoLosses()):
         tiny.model.zero_grad()
-        loss = accumulate_gradient(objective, tiny.model, samples(tiny), 50, CPU)
+        loss = accumulate_gradient(objective, tiny.model, samples(tiny), 50, tiny.model.device)
         taken.append((float(loss), [p.grad.clone() for p in tiny.model.parameters() if p.grad is not None]))
     assert taken[1][0] == pytest.approx(1.5 * taken[0][0])
     assert all(torch.allclose(b, 1.5 * a, atol=1e-6) for a, b in zip(taken[0][1], taken[1][1], strict=True))

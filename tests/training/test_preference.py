@@ -10,8 +10,6 @@ from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import accumulate_gradient
 from tamperfuse.training.preference import Preference, PreferenceObjective, preferences
 
-CPU = torch.device("cpu")
-
 
 def pairs(tiny: LoadedModel) -> list[tuple[Sample, Sample]]:
     chat = tiny.chat
@@ -26,15 +24,15 @@ def test_the_loss_is_that_of_trl(tiny: LoadedModel, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("tamperfuse.training.preference.compute_dtype", lambda _: (torch.float32, "to compare"))
     from datasets import Dataset
 
-    reference = copy.deepcopy(tiny.model)
+    reference = copy.deepcopy(tiny.model).to("cpu")
     reference.set_attn_implementation("eager")
     both = pairs(tiny)
     samples = preferences(tiny, both)
     with torch.no_grad():  # away from the reference, else every loss is log 2
         for parameter in tiny.model.parameters():
             parameter.mul_(1.3)
-    loss = accumulate_gradient(PreferenceObjective(beta=0.4), tiny.model, samples, len(samples), CPU)
-    policy = copy.deepcopy(tiny.model)
+    loss = accumulate_gradient(PreferenceObjective(beta=0.4), tiny.model, samples, len(samples), tiny.model.device)
+    policy = copy.deepcopy(tiny.model).to("cpu")
     policy.set_attn_implementation("eager")
     trainer = trl.DPOTrainer(
         model=policy,
@@ -68,7 +66,7 @@ def test_training_raises_the_chosen_answer_over_the_rejected_one(tiny: LoadedMod
 def test_a_preference_weighs_one_whatever_its_length(tiny_folder: Path) -> None:
     model = load_model(str(tiny_folder))
     samples = preferences(model, pairs(model))
-    together = accumulate_gradient(PreferenceObjective(), model.model, samples, 4, CPU)
-    alone = [accumulate_gradient(PreferenceObjective(), model.model, [one], 1, CPU) for one in samples]
+    together = accumulate_gradient(PreferenceObjective(), model.model, samples, 4, model.model.device)
+    alone = [accumulate_gradient(PreferenceObjective(), model.model, [one], 1, model.model.device) for one in samples]
     assert float(together) == pytest.approx(float(sum(alone)) / 4, abs=1e-4)
     assert isinstance(samples[0], Preference) and samples[0].response_tokens == 1

@@ -20,7 +20,6 @@ from tamperfuse.training.objectives import accumulate_gradient
 from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
-CPU = torch.device("cpu")
 # With the seed of the interrupted training the second attacker, during which it is interrupted, has an adapter.
 ADAPTED = {"kinds": ("full", "lora"), "lora_rates": (1e-2, 2e-2), "matrices": (2, 5)}
 TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
@@ -39,7 +38,9 @@ def objective(**settings: Any) -> TrapObjective:
 
 def gradient_of(loaded: LoadedModel, trap: TrapObjective, masters: Masters, samples: list[TrapUnit]) -> list[Any]:
     parameters = [parameter for parameter, _ in masters.trainable()]
-    return gradients(parameters, lambda: accumulate_gradient(trap, loaded.model, samples, len(samples), CPU))
+    return gradients(
+        parameters, lambda: accumulate_gradient(trap, loaded.model, samples, len(samples), loaded.model.device)
+    )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -121,7 +122,7 @@ def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_tar
 
     def loss() -> float:
         with torch.no_grad(), trap.attacker.applied():
-            return float(trap._target_loss(tiny.model, text, CPU))
+            return float(trap._target_loss(tiny.model, text, tiny.model.device))
 
     before = loss()
     with perturbed(masters, change, 1e-3):
@@ -148,7 +149,7 @@ def test_the_difference_vanishes_where_the_attacker_has_not_moved(tiny: LoadedMo
         gradient_of(tiny, trap, masters, samples)
 
         def accumulate(loss: Any) -> torch.Tensor:
-            value = loss(tiny.model, samples, len(samples), CPU)
+            value = loss(tiny.model, samples, len(samples), tiny.model.device)
             value.backward()
             return value.detach()
 
@@ -234,7 +235,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
         again = [parameter.detach().clone() for parameter in tiny.model.parameters()]
     assert all(torch.allclose(a, t, atol=1e-6) for a, t in zip(again, there, strict=True))
     if optimizer == "sign":
-        assert torch.allclose(change[0].abs(), torch.tensor(1e-3))
+        assert torch.allclose(change[0].abs(), torch.full_like(change[0], 1e-3))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:
     samples = [tiny.chat.sample("a question", "an answer", 20)]
 
     def run() -> None:
-        accumulate_gradient(SupervisedObjective(), tiny.model, samples, 3, torch.device("cpu"))
+        accumulate_gradient(SupervisedObjective(), tiny.model, samples, 3, tiny.model.device)
 
     taken = gradients(parameters, run)
     assert torch.equal(parameters[0].grad, torch.ones_like(parameters[0])) and parameters[1].grad is None
@@ -58,7 +58,7 @@ def test_the_simulated_attacker_learns_and_leaves_no_trace(tiny: LoadedModel) ->
     before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
 
     def run() -> None:
-        loss = accumulate_gradient(SupervisedObjective(), tiny.model, samples, total, torch.device("cpu"))
+        loss = accumulate_gradient(SupervisedObjective(), tiny.model, samples, total, tiny.model.device)
         losses.append(float(loss))
 
     with reduced_precision(tiny.model, torch.bfloat16) as masters:

@@ -26,7 +26,7 @@ OTHER_MEMORY, OVERHEAD_MEMORY = 6, 2 * 2**30
 OVERHEAD_SECONDS = 6.0  # of a node: loading a model, writing results
 
 
-# An assumption for GPUs, which were never measured: the share of the rate in its data sheet that training and scoring reach, and
+# An assumption for GPUs, not a measurement: the share of the rate in its data sheet that training and scoring reach, and
 # generation, which memory limits. The tables of docs/cost.md rest on it too.
 UTILISATION, DECODING = 0.4, 0.1
 

@@ -1,13 +1,14 @@
 """Libraries and techniques that make a training smaller or faster; chosen automatically and logged with the reason.
 
 None of them changes the result beyond rounding, except for the 8-bit optimizer, which is used only when memory would not
-suffice otherwise. On a CPU only gradient checkpointing applies. **The choices for GPUs have never run on one**: tests cover
-the rule with simulated hardware, and the libraries are called as their documentation says.
+suffice otherwise. On a CPU only gradient checkpointing applies. Trainings without any of these have run on a GPU. **None of the
+three has run on one**: tests cover the rule with simulated hardware, and the libraries are called as their documentation says.
 
     gradient checkpointing   if memory does not suffice: the backward pass recomputes activations, a third more work
     8-bit optimizer          on a GPU, if memory still does not suffice and bitsandbytes is installed: AdamW's moments in 2 bytes
     Liger kernels            on a GPU, if liger-kernel is installed: fused norms, rotary embeddings and MLPs
-    torch.compile            on a GPU, from `COMPILE_STEPS` steps, if neither Liger nor checkpointing changes the forward pass
+
+torch.compile is not used: on a GPU, compiling for rows of any length had not ended after five minutes (docs/training.md).
 """
 
 import importlib.util
@@ -29,7 +30,6 @@ from tamperfuse.training.rows import ROW_TOKENS
 
 log = logging.getLogger("tamperfuse")
 
-COMPILE_STEPS = 200  # compiling for rows of any length takes minutes
 USABLE_MEMORY = 0.9  # share; the rest is for the system and the allocator
 MASTER, GRADIENT, MOMENTS, EIGHT_BIT_MOMENTS = 4, 2, 8, 2  # bytes per trained weight
 
@@ -115,7 +115,6 @@ class Acceleration:
     checkpointing: bool = False
     eight_bit: bool = False
     liger: bool = False
-    compile: bool = False
     reasons: tuple[str, ...] = ()
 
 
@@ -146,10 +145,7 @@ def choose(machine: Machine, estimate: MemoryEstimate, training: Training) -> Ac
     liger = gpu and "liger_kernel" in machine.installed
     if liger:
         reasons.append("Liger kernels: liger-kernel is installed")
-    compiled = gpu and not liger and not checkpointing and training.steps >= COMPILE_STEPS
-    if compiled:
-        reasons.append(f"torch.compile: {training.steps} steps repay compilation")
-    return Acceleration(checkpointing, eight_bit, liger, compiled, tuple(reasons))
+    return Acceleration(checkpointing, eight_bit, liger, tuple(reasons))
 
 
 @contextmanager
@@ -183,8 +179,6 @@ def accelerated(
 
         # Not Liger's loss: training/cross_entropy.py forms logits at response positions only.
         _apply_liger_kernel_to_instance(loaded.model, fused_linear_cross_entropy=False, cross_entropy=False)
-    if acceleration.compile:
-        module.compile(dynamic=True)
     try:
         yield acceleration
     finally:
