@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ LEGEND = (
     f"Attack costs are in steps; behind them stands their ratio to those of `{UNDEFENDED}`. The median is that of the ratios "
     "of the attacks that count, of an even number the lower of the two middle ones. ≥ and >: a lower bound, since the attack "
     "did not come so far in the steps that were measured; of usable harm, since the capability of a checkpoint with a higher "
-    "rate was not measured. Unconfirmed: it is the last step that was measured, so no later one confirms it."
+    "rate was not measured. Unconfirmed: it is the last step that was measured, so no later one confirms it. Scores after benign "
+    "fine-tuning are less those of the undefended model."
 )
 
 
@@ -53,7 +55,7 @@ def tables(folder: Path) -> str:
 def overview(folder: Path) -> str:
     """Every measure by defense, and notes, as Markdown; errors as :func:`tables`."""
     summary = read_summary(folder)
-    return "\n".join([*measure_table(summary), "", *notes(summary)])
+    return "\n".join([*measure_table(summary), "", LEGEND, "", *notes(summary)])
 
 
 def measure_table(summary: Summary) -> list[str]:
@@ -97,8 +99,23 @@ def measure_table(summary: Summary) -> list[str]:
                 percent(shipped.benign_answer_rate_near),
             ),
             row("benign KL before any attack, nats a token", lambda d: nats(d.benign_kl), "0"),
+            *(
+                compared(f"benign fine-tuning, score of `{task}`", partial(score_gap, task))
+                for task in benign_tasks(summary)
+            ),
         ],
     )
+
+
+def benign_tasks(summary: Summary) -> list[str]:
+    """The tasks of benign fine-tuning."""
+    return list(dict.fromkeys(task for defense in summary.defenses.values() for task in defense.benign_finetune))
+
+
+def score_gap(task: str, defense: DefenseSummary) -> str:
+    """The score after benign fine-tuning on a task, less the undefended model's."""
+    gap = defense.benign_finetune.get(task)
+    return percent(gap.gap_vs_undefended) if gap else MISSING
 
 
 def attack_table(summary: Summary, rows: Rows) -> list[str]:

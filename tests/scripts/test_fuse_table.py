@@ -9,7 +9,15 @@ import pytest
 
 from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.results import read_results, write_results
-from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, UsableHarm, read_summary, write_summary
+from tamperfuse.records.summary import (
+    AttackCost,
+    DefenseSummary,
+    GapVsUndefended,
+    Measure,
+    UsableHarm,
+    read_summary,
+    write_summary,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +94,13 @@ def test_the_readme_has_the_first_table_alone(script: Any, finished_run: Path, t
     page.write_text("<!-- tables: python scripts/fuse_table.py x -->\n<!-- end of tables -->\n")
     script.main([str(finished_run), str(page)])
     assert "| measure |" in page.read_text() and "| attack |" not in page.read_text()
+
+
+def test_scores_after_benign_fine_tuning_are_compared(script: Any, sdd: DefenseSummary) -> None:
+    gap = Measure(value=-0.125, low=-0.25, high=-0.02, n=48)
+    tuned = sdd.model_copy(update={"benign_finetune": {"routing": GapVsUndefended(gap_vs_undefended=gap)}})
+    assert script.score_gap("routing", tuned) == percent(gap)
+    assert script.score_gap("dates", tuned) == "–"
 
 
 def test_the_undefended_model_is_not_compared_with_itself(script: Any, finished_run: Path, sdd: DefenseSummary) -> None:

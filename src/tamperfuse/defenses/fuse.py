@@ -88,7 +88,7 @@ class FuseParameters(Parameters):
     price: float = Field(1.0, gt=0)
     patience: int = Field(6, ge=1)
     check_every: int = Field(5, ge=1)
-    steps: int = Field(300, ge=1)
+    steps: int = Field(200, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
     schedule: Literal["constant", "linear"] = "linear"
     batch: int = Field(6, ge=1)
