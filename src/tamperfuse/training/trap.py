@@ -87,10 +87,10 @@ class TrapObjective(AnchoredObjective):
 
         d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
 
+    f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
+
     If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
     (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
-
-    f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
     6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Time: forward
