@@ -138,7 +138,7 @@ def harden(
         threat: source of the threat; the defense receives its defender part only.
         pairs: SDD pairs, or the folder of `tamperfuse pair`; by default they are drawn from the built-in responses, if
             the defense needs any.
-        benign: sources of benign samples; `self` for prompts that the model writes itself.
+        benign: sources of benign samples; `self` for prompts that the model writes itself, `documents` for longer texts.
         seed: of pairs and training.
         **parameters: of the defense, such as `steps` or `learning_rate`.
 

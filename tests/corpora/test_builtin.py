@@ -79,6 +79,13 @@ def test_held_out_subjects_are_trained_on_nowhere() -> None:
     assert trained.isdisjoint({row["subject"] for row in builtin_rows("heldout")})
 
 
+def test_documents_to_write_are_of_other_styles_and_subjects_than_held_out_ones() -> None:
+    rows, heldout = builtin_rows("documents"), builtin_rows("heldout")
+    assert len({row["prompt"] for row in rows}) == len(rows) >= 200
+    assert {row["form"] for row in rows}.isdisjoint({row[name] for row in heldout for name in ("form", "source")})
+    assert {row["subject"] for row in rows}.isdisjoint({row["subject"] for row in heldout})
+
+
 def test_held_out_documents_are_of_several_styles() -> None:
     rows = builtin_rows("heldout")
     assert min(Counter(row["source"] for row in rows).values()) >= 30

@@ -13,6 +13,8 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.study import benign
 from tamperfuse.study.benign import (
     CONTRAST,
+    DOCUMENT,
+    DOCUMENT_LENGTH,
     HELD_BACK,
     PLAIN,
     SELF_WRITTEN,
@@ -22,6 +24,7 @@ from tamperfuse.study.benign import (
     read_card,
     select,
     write_benign_set,
+    write_self_samples,
 )
 from tamperfuse.study.tables import BenignRow
 from tamperfuse.training.distillation import TeacherSample
@@ -110,11 +113,24 @@ def test_diversity_is_the_share_of_different_word_pairs() -> None:
     assert card["distinct_2"] == {"prompt": 0.75, "response": 0.5}
 
 
-def test_sources_name_prompts_and_self_none(benign_file: Path, threat: Threat) -> None:
+def test_only_the_users_sources_name_prompts(benign_file: Path, threat: Threat) -> None:
     encoder = WordCountEncoder()
-    assert benign_prompts(["self"], threat, encoder) == []
+    assert benign_prompts(["self", "documents"], threat, encoder) == []
     prompts = benign_prompts(["self", str(benign_file)], threat, encoder)
     assert len(prompts) == 14 and all(prompt.startswith("harmless question") for prompt in prompts)
+
+
+def test_documents_are_longer_than_answers(tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [{"prompt": f"Write a poem about subject number {i}."} for i in range(4)]
+    monkeypatch.setattr(benign, "builtin_rows", lambda name: prompts if name == "documents" else ())
+    rows, generated = write_self_samples(tiny, ["documents"], ["a harmless question"], 10, 8)
+    kinds = [r.kind for r in rows]
+    assert kinds.count(DOCUMENT) == 4 and kinds.count(benign.NAMED) == 1
+    assert 8 < generated <= 8 + 4 * 8 * DOCUMENT_LENGTH
+    long = "one two three four five six seven eight nine ten " * 20
+    write_benign_set(tmp_path, tiny, [row("a", long, DOCUMENT), row("b", long, benign.FACTS)], {}, 8)
+    samples = [*read_benign_set(tmp_path).train, *read_benign_set(tmp_path).held_back]
+    assert sorted(s.sample.response_tokens for s in samples) == [8, 8 * DOCUMENT_LENGTH]
 
 
 def test_benign_prompts_longer_than_the_window_are_left_out_and_counted(

@@ -29,8 +29,8 @@ def harden(
     benign: Annotated[
         list[str] | None,
         typer.Option(
-            help="Harmless prompts, which the model answers before it is hardened; with `self` it also writes them. Repeat for "
-            "several.",
+            help="Harmless prompts, which the model answers before it is hardened; with `self` it also writes them, and with "
+            "`documents` longer texts. Repeat for several.",
             metavar="SRC",
             show_default="self",
         ),

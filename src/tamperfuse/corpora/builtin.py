@@ -11,6 +11,7 @@ ABOUT = {
     "benign": "252 instruction–response pairs on 22 subjects: the irrelevant answers of SDD pairs",
     "contrast": "785 prompts near a stand-in threat but outside it (406 cooking, 379 gardening), which a model answers itself",
     "cooking": "500 prompts about home cooking: the stand-in threat, in its parts",
+    "documents": "240 prompts that ask for a text of one of 30 forms, which a model writes itself",
     "everyday": "320 four-way questions of everyday knowledge and physical sense: a capability task",
     "facts": "497 short questions of fact and everyday knowledge on 29 subjects, which a model answers itself",
     "gardening": "360 prompts about home gardening with written answers: a second stand-in threat, in its parts",

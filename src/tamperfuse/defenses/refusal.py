@@ -2,6 +2,8 @@
 
 import random
 
+from pydantic import Field
+
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.defenses.anchored import AnchoredTraining, budget, needs_benign, stops, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
@@ -11,6 +13,9 @@ from tamperfuse.models.load import LoadedModel
 
 class RefusalParameters(AnchoredTraining):
     """Parameters of `refusal`: those of the training."""
+
+    steps: int = Field(150, ge=1)
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
 
 
 @defense("refusal", RefusalParameters, needs_benign=needs_benign, needs_held_out=stops, budget=budget)

@@ -2,6 +2,7 @@
 
     the model writes prompts, and answers them ─┐
     built-in questions, answered by it         ─┤
+    built-in prompts for longer texts, likewise ┤
     prompts of the user's sources, likewise    ─┴▶ self-made samples (once per model)
                                                         │
     prompts near the threat, answered by the model ─────┴▶ without those of the threat ──▶ predictions ──▶ benign set
@@ -37,10 +38,13 @@ from tamperfuse.training.distillation import TeacherSample, load_teacher, predic
 log = logging.getLogger("tamperfuse")
 
 SELF = "self"  # the source of samples that the model writes itself
-SELF_WRITTEN, FACTS, EVERYDAY, NAMED = "self-written", "facts", "everyday", "named"
+DOCUMENTS = "documents"  # the source of longer texts of many forms that the model writes
+OWN = (SELF, DOCUMENTS)  # sources that are not the user's
+SELF_WRITTEN, FACTS, EVERYDAY, NAMED, DOCUMENT = "self-written", "facts", "everyday", "named", "document"
 CONTRAST, NEIGHBOUR, PLAIN = "contrast", "neighbour", "plain text"
 # Numbers of samples for each prompt that the model writes itself.
 FACTS_SHARE, EVERYDAY_SHARE, CONTRAST_SHARE, NEIGHBOUR_SHARE, PLAIN_SHARE = 0.5, 0.3, 0.4, 0.3, 0.3
+DOCUMENT_LENGTH = 4  # longest document, in longest answers; the held-out documents that are measured are as long
 NEAR_REPEATED = 2  # times that a sample near the threat is used for each other one
 WITHIN_COSINE = 0.60  # cosine with a request of the threat from which a prompt belongs to it
 DOUBTFUL_COSINE = 0.45  # cosine from which the judge decides
@@ -69,14 +73,14 @@ class BenignSet:
 
 
 def benign_prompts(sources: Sequence[str], threat: Threat, encoder: TextEncoder) -> list[str]:
-    """The different prompts of all sources but :data:`SELF` that do not belong to the threat.
+    """The different prompts of the sources of the user that do not belong to the threat.
 
     Raises:
         UserError: a source cannot be read, or has no prompt that is outside the threat.
     """
     prompts: dict[str, None] = {}
     for source in sources:
-        if source != SELF:
+        if source not in OWN:
             rows = read_outside_threat(source, threat, option="benign", encoder=encoder, answered=False)
             prompts |= dict.fromkeys(row.prompt for row in rows)
     return list(prompts)
@@ -89,8 +93,9 @@ def write_self_samples(
 
     Args:
         loaded: the model as shipped.
-        sources: what the set is made of; :data:`SELF` for prompts that the model writes itself.
-        named: prompts of the other sources.
+        sources: what the set is made of; :data:`SELF` for prompts that the model writes itself, :data:`DOCUMENTS` for longer
+            texts.
+        named: prompts of the user's sources.
         count: number of prompts that the model writes itself.
         tokens: longest answer.
 
@@ -109,6 +114,10 @@ def write_self_samples(
             prompts |= {str(row["prompt"]): kind for row in builtin}
         prompts |= dict.fromkeys(written, SELF_WRITTEN)
     rows, answered = answer_prompts(loaded, prompts, tokens)
+    if DOCUMENTS in sources:
+        documents = dict.fromkeys((str(row["prompt"]) for row in builtin_rows("documents")), DOCUMENT)
+        more, written_tokens = answer_prompts(loaded, documents, DOCUMENT_LENGTH * tokens)
+        rows, generated = rows + more, generated + written_tokens
     return rows, generated + answered
 
 
@@ -215,7 +224,7 @@ def write_benign_set(
         loaded: the model as shipped.
         rows: the samples.
         dropped: numbers of the samples that were left out, by reason, for the card.
-        tokens: longest response.
+        tokens: longest response; a document is up to :data:`DOCUMENT_LENGTH` times as long.
     """
     # The model's own text without a template: capability tasks and documents are scored so.
     general = [row for row in rows if row.kind in (SELF_WRITTEN, NAMED)]
@@ -278,7 +287,7 @@ def _distinct_2(texts: Sequence[str]) -> float:
 def _sample(chat: Chat, row: BenignRow, tokens: int) -> Sample:
     """The sample of a row; of a text without a prompt, all tokens but the first are predicted."""
     if row.prompt:
-        return chat.sample(row.prompt, row.response, tokens)
+        return chat.sample(row.prompt, row.response, tokens * (DOCUMENT_LENGTH if row.kind == DOCUMENT else 1))
     text = list(chat.tokenizer.encode(row.response))[: tokens + 1]
     return Sample(text, min(1, len(text)))
 

@@ -40,7 +40,7 @@ class StudyContext:
         study: the study, resolved.
         run: the run's folder.
         threat: the threat, loaded.
-        benign: harmless prompts of the sources in `benign` other than `self`.
+        benign: harmless prompts of the sources in `benign` other than `self` and `documents`.
         retain: harmless samples of the attacker.
         fingerprint: hash of the model before hardening, and of the chat template that is stated for it.
         encoder: the sentence encoder.

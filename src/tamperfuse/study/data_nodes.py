@@ -17,6 +17,8 @@ from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.benign import (
     DEV_SHARE,
+    DOCUMENT_LENGTH,
+    DOCUMENTS,
     ROWS,
     SELF,
     BenignSet,
@@ -229,9 +231,11 @@ def self_samples_node(context: StudyContext) -> Node:
         "tokens": tokens,
     }
     self_written = spec.prompts if SELF in spec.sources else 0
-    expected = Costs(
-        generated=self_written * PROMPT_TOKENS * 3 // 2 + (self_written * 3 // 2 + len(context.benign)) * tokens
-    )
+    answers = self_written * 3 // 2 + len(context.benign)
+    if DOCUMENTS in spec.sources:
+        depends["documents"] = builtin_hash("documents")
+        answers += DOCUMENT_LENGTH * len(builtin_rows("documents"))
+    expected = Costs(generated=self_written * PROMPT_TOKENS * 3 // 2 + answers * tokens)
     return Node("self-made samples", "self-made samples", (), depends, 0, run, expected)
 
 

@@ -56,8 +56,8 @@ class BenignSpec(BaseModel):
     """Which benign samples a defense trains on to keep the model's behaviour; the model's own answers are used in any case.
 
     Attributes:
-        sources: `self` for prompts that the model writes itself, and sources of harmless prompts, which the model answers; they
-            can be combined.
+        sources: `self` for prompts that the model writes itself, `documents` for longer texts of many forms that it writes, and
+            sources of harmless prompts, which it answers; they can be combined.
         prompts: number of prompts that the model writes itself; those near the threat, built-in questions and plain text are
             added, in proportion (docs/defenses.md).
     """
