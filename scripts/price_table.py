@@ -28,7 +28,9 @@ def tables(folders: list[Path]) -> str:
     """
     columns = [column for folder in folders for column in _columns(folder)]
     names = list(columns[0][1])
-    lines = table(["measure", *(head for head, _ in columns)], [[name, *(c[name] for _, c in columns)] for name in names])
+    lines = table(
+        ["measure", *(head for head, _ in columns)], [[name, *(c[name] for _, c in columns)] for name in names]
+    )
     summaries = [read_summary(folder) for folder in folders]
     minutes = " and ".join(f"{summary.seconds / 60:.0f}" for summary in summaries)
     seeds = ", ".join(map(str, summaries[0].seeds))

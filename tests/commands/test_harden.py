@@ -9,8 +9,9 @@ import pytest
 from stand_ins import WordCountEncoder
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model, prepare_data
-from tamperfuse.corpora.examples import Example
+from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.threats import load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import defense
 from tamperfuse.models.load import LoadedModel, load_model, save_model
@@ -107,6 +108,21 @@ def test_without_pairs_the_filters_of_the_command_pair_apply(
     )
     for pairs in (data.pairs, read_pairs(tmp_path / "pairs")):
         assert pairs and {pair.response for pair in pairs} <= {row.response for row in fit}
+
+
+def test_pairs_with_prompts_that_models_are_measured_on_are_refused(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path
+) -> None:
+    parts = load_threat(str(threat_file), WordCountEncoder()).parts
+    prompts = [part[0].prompt for part in (parts["defender"], parts["evaluation"], parts["attacker"])]
+    pairs = [Pair(prompt.upper(), "an irrelevant answer", "", 0.1, "file", "file") for prompt in prompts]
+    component = DEFENSES.get("sdd")
+    arguments = (component, component.parse({}, "sdd"), str(threat_file), ["self"], 0)
+    with pytest.raises(
+        UserError, match=r"2 of 3 pairs .* attacked or measured .*\(part attacker and evaluation"
+    ) as error:
+        prepare_data(str(tiny_folder), *arguments, pairs=pairs)
+    assert "leave out the pairs" in str(error.value)
 
 
 @pytest.fixture

@@ -61,5 +61,5 @@ def test_without_a_run_the_usage_is_printed(script: Any, arguments: list[str]) -
 
 
 def test_other_folders_are_refused_in_a_sentence(script: Any, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="summary.json"):
+    with pytest.raises(SystemExit, match=r"summary\.json"):
         script.main([str(tmp_path)])

@@ -33,7 +33,7 @@ from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.data_nodes import PAIRS, defense_data, defense_data_nodes
+from tamperfuse.study.data_nodes import PAIRS, check_pairs, defense_data, defense_data_nodes
 from tamperfuse.study.node import Node, execute, node_folder, reuse_result
 from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import parse_study
@@ -150,7 +150,8 @@ def prepare_data(
         chat_template: of the origin, as of :func:`load_model`.
 
     Raises:
-        UserError: a source or the model cannot be read, or the cache cannot be written.
+        UserError: a source or the model cannot be read, the cache cannot be written, or a pair's prompt is in another part of
+            the threat than the defender's.
     """
     study = {
         "model": origin,
@@ -161,6 +162,7 @@ def prepare_data(
     }
     folder = cache_folder() / DATA
     context = StudyContext.open(parse_study(study, "harden"), folder, chat_template)
+    check_pairs(pairs or (), context.threat)
     resolved = component.parse(context.study.defenses["defense"].parameters, f"defense {component.name}")
     context.sharded = in_shards(component.traits.budget(resolved))
     nodes = [n for n in defense_data_nodes(context, "defense", seed) if pairs is None or n.kind != PAIRS]

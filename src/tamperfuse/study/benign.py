@@ -39,7 +39,7 @@ log = logging.getLogger("tamperfuse")
 
 SELF = "self"  # the source of samples that the model writes itself
 DOCUMENTS = "documents"  # the source of longer texts of many forms that the model writes
-OWN = (SELF, DOCUMENTS)  # sources that are not the user's
+MODEL_WRITTEN = (SELF, DOCUMENTS)  # sources that are not the user's
 SELF_WRITTEN, FACTS, EVERYDAY, NAMED, DOCUMENT = "self-written", "facts", "everyday", "named", "document"
 CONTRAST, NEIGHBOUR, PLAIN = "contrast", "neighbour", "plain text"
 # Numbers of samples for each prompt that the model writes itself.
@@ -80,7 +80,7 @@ def benign_prompts(sources: Sequence[str], threat: Threat, encoder: TextEncoder)
     """
     prompts: dict[str, None] = {}
     for source in sources:
-        if source not in OWN:
+        if source not in MODEL_WRITTEN:
             rows = read_outside_threat(source, threat, option="benign", encoder=encoder, answered=False)
             prompts |= dict.fromkeys(row.prompt for row in rows)
     return list(prompts)

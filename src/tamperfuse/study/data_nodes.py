@@ -7,13 +7,14 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.texts import normalise
-from tamperfuse.corpora.threats import Part, ThreatPrompt
+from tamperfuse.corpora.threats import PARTS, Part, Threat, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.models.encoder import MemoizedEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, sample_responses, write_pairs
 from tamperfuse.pairing.filters import check_language
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.benign import (
     DEV_SHARE,
@@ -104,6 +105,23 @@ def defense_data(
         executed=_executed(context, dev, read_thresholds(folders[BENIGN])) if dev else None,
         reference=context.study.model,
     )
+
+
+def check_pairs(pairs: Sequence[Pair], threat: Threat) -> None:
+    """Check that no pair has a prompt on which models are attacked or measured.
+
+    Raises:
+        UserError: a pair's prompt is in another part of the threat than the defender's.
+    """
+    part_of = {_key(p.prompt): part for part in PARTS if part != "defender" for p in threat.part(part)}
+    wrong = [pair.prompt for pair in pairs if _key(pair.prompt) in part_of]
+    if wrong:
+        parts = " and ".join(sorted({part_of[_key(prompt)] for prompt in wrong}))
+        raise UserError(
+            f"{len(wrong)} of {len(pairs)} pairs have prompts of {threat.source} that a defense must not see, since models are "
+            f"attacked or measured with them (part {parts}; the first is {wrong[0]!r}): leave out the pairs, so that `harden` "
+            "makes them from the defender part, or pair a file whose rows name their `part`."
+        )
 
 
 def _key(prompt: str) -> str:

@@ -23,7 +23,7 @@ from tamperfuse.records.amounts import duration, gigabytes
 from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.memory import machine_memory
-from tamperfuse.study.benign import OWN
+from tamperfuse.study.benign import MODEL_WRITTEN
 from tamperfuse.study.cluster import node_memory
 from tamperfuse.study.context import StudyContext, check_prompts
 from tamperfuse.study.estimates import ACCELERATORS, DECODING, UTILISATION, Costs, Speed, seconds_for
@@ -103,7 +103,7 @@ def open_without_hub(study: Study, run: Path) -> tuple[StudyContext, int, dict[s
         if task != "builtin":
             name = task.task if isinstance(task, CapabilityTask) else task
             reader.read(name, partial(load_tasks, [task]), None, "its questions")
-    sources = [source for source in study.benign.sources if source not in OWN]
+    sources = [source for source in study.benign.sources if source not in MODEL_WRITTEN]
     benign = [row.prompt for source in sources for row in reader.rows(source, "no prompts beside the others")]
     retain = reader.rows(study.retain, "its samples")
     for source in study.pairs.sources:
