@@ -42,8 +42,8 @@ TERMS = (
 )
 MARKS = (
     "The table of attacks has costs in steps, and behind them the multiple. They are lower bounds (>, ≥) where the attack did "
-    "not come so far in the steps that were measured. Unconfirmed: the cost is the last measured step, so no later one confirms it. "
-    "Usable harm is a lower bound where the capability of a checkpoint with a higher rate was not measured."
+    "not come so far in the steps that were measured. Unconfirmed: the cost is the last measured step, so no later one "
+    "confirms it. Usable harm is a lower bound where the capability of a checkpoint with a higher rate was not measured."
 )
 
 

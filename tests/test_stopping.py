@@ -8,6 +8,7 @@ import pytest
 from tamperfuse.defenses import DEFENSES, DefenseData
 from tamperfuse.defenses.sdd import SddParameters, resolve
 from tamperfuse.defenses.stopping import CHECKS, Stopping
+from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.distillation import predict
@@ -44,6 +45,15 @@ def test_a_resumed_training_stops_where_an_uninterrupted_one_does(tiny: LoadedMo
     assert not repeated(20), "a step that is repeated is counted once"
     assert [check.step for check in repeated.checks] == [10, 20]
     assert Stopping(tiny, data(tiny, []), 1.0, tmp_path).note(100).startswith("step 20")
+
+
+def test_a_price_that_is_not_a_number_is_a_divergence(tiny: LoadedModel, tmp_path: Path) -> None:
+    stopping = Stopping(tiny, data(tiny, [1.0]), 1.0, tmp_path)
+    for weight in tiny.model.parameters():
+        weight.data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="diverged at step 10"):
+        stopping(10)
+    assert not (tmp_path / CHECKS).exists()
 
 
 def test_a_damaged_record_of_checks_is_a_user_error(tiny: LoadedModel, tmp_path: Path) -> None:

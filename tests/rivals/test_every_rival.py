@@ -61,6 +61,15 @@ def test_it_is_registered_and_listed_and_says_what_it_needs(name: str) -> None:
     assert component.about in " ".join(CliRunner().invoke(app, ["list"], terminal_width=400).output.split())
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_its_default_training_is_as_long_as_that_of_fuse(name: str) -> None:
+    def sequences(component: str) -> int:
+        budget = DEFENSES.get(component).traits.budget(DEFENSES.get(component).parse({}, component))
+        return budget.steps * budget.batch
+
+    assert sequences(name) == pytest.approx(sequences("fuse"), rel=0.02)
+
+
 @pytest.mark.parametrize("name", list(QUICK))
 def test_it_is_deterministic_and_changes_the_model(name: str, tiny_folder: Path) -> None:
     (first, result), (second, again) = (hardened(tiny_folder, name, **QUICK[name]) for _ in range(2))

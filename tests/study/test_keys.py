@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -114,6 +115,16 @@ def test_every_constant_of_the_numerics_is_in_the_keys(
     after = {node.label: node.key for node in build_nodes(all_kinds)}
     assert before.keys() == after.keys()
     assert before != after
+
+
+def test_a_file_with_the_rows_of_a_built_in_threat_has_another_benign_set(
+    all_kinds: StudyContext, keys_of_all_kinds: dict[str, str]
+) -> None:
+    """Only the built-in threat has contrast prompts, and the prompts of both are the same."""
+    builtin = replace(all_kinds, threat=replace(all_kinds.threat, source="builtin:cooking"))
+    assert builtin.threat.fingerprint == all_kinds.threat.fingerprint
+    changed = {node.label for node in build_nodes(builtin) if node.key != keys_of_all_kinds[node.label]}
+    assert "benign set" in changed and "self-made samples" not in changed
 
 
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)

@@ -173,6 +173,17 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
 
 
 @pytest.mark.usefixtures("at_every_step")
+def test_the_path_of_the_model_may_be_spelled_differently(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(load_model(str(tiny_folder)), tmp_path, 2)
+    monkeypatch.chdir(tiny_folder.parent)
+    loaded = load_model(tiny_folder.name)
+    with resumable(tmp_path):
+        assert fit(loaded, samples(loaded), TRAINING, seed=1).resumed_at == 2
+
+
+@pytest.mark.usefixtures("at_every_step")
 def test_a_checkpoint_of_something_else_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     stopped(load_model(str(tiny_folder)), tmp_path, 2)
 

@@ -46,6 +46,12 @@ def test_frozen_weights_need_less_work(tiny: LoadedModel) -> None:
     assert telemetry.useful_work(tiny.model, batch) == expected
 
 
+def test_measuring_the_rate_draws_nothing_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    telemetry.matrix_rate.__wrapped__(8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_speed_counts_the_steps_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "matrix_rate", lambda: 1000.0)
     half = FitResult("", losses=[2.0, 1.5], tokens=400, seconds=4.0, steps=4, work=4000.0)

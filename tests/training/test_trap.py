@@ -203,6 +203,12 @@ def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: L
     assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
 
 
+def test_an_attacker_is_not_broken_while_no_part_acts(tiny: LoadedModel) -> None:
+    trap = objective(harmful=0.0, benign_after=6, horizon=100, patience=3)
+    fit(tiny, units(tiny, 3), Training(steps=8, batch=2), seed=0, objective=trap)
+    assert (trap.restarts, trap.steps_taken) == (1, 8)
+
+
 @pytest.mark.parametrize("cap", [1e-3, 1e3])
 def test_an_attacker_whose_model_is_broken_is_followed_by_the_next(tiny: LoadedModel, cap: float) -> None:
     trap = objective(horizon=100, cap=cap, patience=3)  # every token is above the small cap, none near the large one

@@ -11,7 +11,7 @@ to first order: the normalised step is a constant, so that each training step fo
 
 with three gradients. The authors train adapters of LoRA at learning rate 5e-4, batch 10, 20 epochs, λ = 5, α = 0.1.
 
-Different here: all weights train, at the learning rate of `refusal`; α is then the norm of a step of all weights. f is the loss
+Different here: all weights train, at 7e-5; α is then the norm of a step of all weights. f is the loss
 of `refusal`, which retains other abilities by distillation on the benign set. The paper has no such loss, and `benign_ratio: 0`
 leaves it out. Gradients are clipped to norm 1, as in all trainings here.
 """
@@ -38,13 +38,13 @@ class BoosterParameters(AnchoredTraining):
     """Parameters of `booster`: those of the training, and of the regularizer.
 
     Attributes:
-        steps: optimizer steps. With the default, as many sequences as `fuse` trains on.
-        attenuation: λ, weight of what a malicious step gains, at least 0; at 0 the training is that of `refusal`.
+        steps: optimizer steps. With the defaults, about as many sequences as `fuse` trains on.
+        attenuation: λ, weight of what a malicious step gains, at least 0; at 0 the loss is that of `refusal`.
         radius: α, norm of that step over all weights, greater than 0. AdamW at 3e-5 moves SmolLM2-135M by about 0.35 in its
             first step.
     """
 
-    steps: int = Field(300, ge=1)
+    steps: int = Field(195, ge=1)
     attenuation: float = Field(5.0, ge=0)
     radius: float = Field(0.1, gt=0)
 

@@ -42,14 +42,14 @@ class CtrapParameters(AnchoredTraining):
     """Parameters of `ctrap`: those of the training, and of the trap.
 
     Attributes:
-        steps: optimizer steps. With the default, as many sequences as `fuse` trains on.
+        steps: optimizer steps. With the defaults, about as many sequences as `fuse` trains on.
         benign_ratio: benign samples in a step for each refusal, at least 1; the first of them is to collapse after an attack.
         collapse: λ, weight of the collapse, at least 0.
         rate: α, learning rate of the simulated malicious step (of plain gradient descent), greater than 0.
         word: text whose first token is the one that the model is to repeat after a malicious step.
     """
 
-    steps: int = Field(300, ge=1)
+    steps: int = Field(195, ge=1)
     benign_ratio: int = Field(2, ge=1)
     collapse: float = Field(0.1, ge=0)
     rate: float = Field(0.1, gt=0)

@@ -128,14 +128,15 @@ def budget(parameters: FuseParameters) -> Budget:
     sequences = 1 + parameters.benign_ratio
     if not parameters.strength:
         return Budget(parameters.steps, parameters.batch * sequences)
-    retains = parameters.attacker_steps * ("retain" in parameters.attackers)
-    sequences += parameters.attacker_steps + retains + 2 + parameters.difference
+    sequences += 2 + parameters.difference
+    attacks = parameters.attacker_steps * (2 if "retain" in parameters.attackers else 1) / parameters.attacker_every
     moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
     # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
     tuning = 8 + moments if parameters.benign_steps else 0
     copies = max(6 + moments, tuning) + parameters.mask
     resumed = 4 + moments + parameters.mask
-    return Budget(parameters.steps, parameters.batch * sequences, memory_copies=copies, resume_copies=resumed)
+    batch = math.ceil(parameters.batch * (sequences + attacks))
+    return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=resumed)
 
 
 @defense(

@@ -39,13 +39,13 @@ class RepNoiseParameters(AnchoredTraining):
     """Parameters of `repnoise`: those of the training, and of what is done to compliant answers.
 
     Attributes:
-        steps: optimizer steps. With the default, as many sequences as `fuse` trains on.
+        steps: optimizer steps. With the defaults, about as many sequences as `fuse` trains on.
         noise: β, weight of the distance between representations and Gaussian noise, at least 0.
         ascent: α, weight of the logarithm of the answers' NLL, at least 0.
         layers: number of layers, evenly spaced and with the last among them, that both act on; the authors use all.
     """
 
-    steps: int = Field(390, ge=1)
+    steps: int = Field(245, ge=1)
     noise: float = Field(0.001, ge=0)
     ascent: float = Field(1.0, ge=0)
     layers: int = Field(8, ge=1)

@@ -45,16 +45,16 @@ class SeamParameters(AnchoredTraining):
     """Parameters of `seam`: those of the training, and of the losses that are added to it.
 
     Attributes:
-        steps: optimizer steps. With the default, as many sequences as `fuse` trains on.
+        steps: optimizer steps. With the defaults, about as many sequences as `fuse` trains on.
         batch: units in a step: a refusal, `benign_ratio` benign samples, a compliant answer.
         benign_ratio: benign samples in a step for each refusal, at least 1; g_b is that of the first of them.
         unlearning: weight of L_ul, at least 0.
         coupling: β, weight of the cosine, at least 0.
-        epsilon: ε, norm of the change of the weights for the differences of gradients, greater than 0.
+        epsilon: ε, greater than 0; the differences of gradients are taken over a change of the weights of norm ε √(1 − cos²).
         layers: number of layers, evenly spaced and with the last among them, for L_ul; the authors use all.
     """
 
-    steps: int = Field(260, ge=1)
+    steps: int = Field(160, ge=1)
     batch: int = Field(6, ge=1)
     benign_ratio: int = Field(2, ge=1)
     unlearning: float = Field(1.0, ge=0)

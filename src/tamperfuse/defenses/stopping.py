@@ -1,10 +1,12 @@
 """Early stopping of a defense: once its own prompts are no longer executed, or when the price exceeds what is allowed."""
 
 import logging
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tamperfuse.defenses.base import DefenseData
+from tamperfuse.models.finite import diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
@@ -70,6 +72,8 @@ class Stopping:
         executed = self.data.executed(self.loaded) if self.data.executed else None
         tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
         price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
+        if not math.isfinite(price):
+            raise diverged("the defense", step, f"its price is {price}")
         # A resumed training may repeat steps.
         self.checks = [check for check in self.checks if check.step < step] + [TrainingCheck(step, executed, price)]
         if self.folder and is_main():

@@ -48,7 +48,7 @@ class TarParameters(AnchoredTraining):
     """Parameters of `tar`: those of the training, and of the simulated attackers.
 
     Attributes:
-        steps: optimizer steps. With the default, as many sequences as `fuse` trains on.
+        steps: optimizer steps. With the defaults, about as many sequences as `fuse` trains on.
         batch: units in a step: a refusal, `benign_ratio` benign samples, `inner_steps` + 1 compliant answers.
         resistance: λ, weight of the entropy, at least 0.
         inner_steps: K, steps of the attacker in each step of the training.
@@ -56,7 +56,7 @@ class TarParameters(AnchoredTraining):
         rates: the attackers' learning rates; each step of the training draws one.
     """
 
-    steps: int = Field(130, ge=1)
+    steps: int = Field(85, ge=1)
     batch: int = Field(4, ge=1)
     resistance: float = Field(1.0, ge=0)
     inner_steps: int = Field(16, ge=1)

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -51,6 +52,7 @@ MODULES = (
     "evaluation.sampling",
     "evaluation.score",
     "evaluation.self_samples",
+    "evaluation.vllm_engine",
     "models.chat",
     "models.cpu.short_attention",
     "models.encoder",
@@ -101,11 +103,21 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
             "seed": seed,
             "precision": str(compute_dtype(own_device())[0]),
             **{package: _version(package) for package in ("torch", "transformers", "peft")},
+            **_accelerators(),
         }
     )[:16]
 
 
 _version = cache(version)
+
+
+def _accelerators() -> dict[str, str]:
+    """Versions of the installed packages that are used on a GPU if they are installed, and change results."""
+    if own_device().type == "cpu":
+        return {}
+    return {name: _version(name) for name in ("vllm", "bitsandbytes", "liger_kernel") if find_spec(name)}
+
+
 # The constants that were hashed last, and their hash: hashing them takes longer than all else that a study does for a node.
 _hashed: tuple[list[Any], str] = ([], "")
 

@@ -206,7 +206,6 @@ def _checkpoints(
         return None
     identity: dict[str, Any] = {
         **block.work,
-        "model": loaded.name,
         **hashes,
         "objective": {"type": type(objective).__name__, **objective.settings()},
         "training": training.model_dump(mode="json"),

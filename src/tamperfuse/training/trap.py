@@ -244,7 +244,8 @@ class TrapObjective(AnchoredObjective):
                 total = self._add_part(total, weight, gradient, fade)
                 fades.append(fade)
                 del gradient
-        self.near_target = self.near_target + 1 if max(fades, default=0.0) < 1.0 else 0
+        # Until a part acts, there is nothing to be near to.
+        self.near_target = self.near_target + 1 if fades and max(fades) < 1.0 else 0
         return total
 
     def _add_part(self, total: Weights | None, weight: float, gradient: Weights, fade: float) -> Weights | None:
