@@ -264,7 +264,6 @@ IRRELEVANT = {
     "evaluation.judges.failures": "reasons by name",
     "evaluation.judges.replies": "the name of a file",
     "evaluation.judges.rubrics": "the judge llm has its texts among its own constants",
-    "evaluation.vllm_engine": "decides which engine generates; outputs are compared in its tests",
     "evaluation.wilson": "intervals are computed from the nodes of a run, at the end of each",
     "models.bundled": "names and addresses of packages",
     "models.chat_template": "limits beyond which a template is refused",
