@@ -89,8 +89,9 @@ class StudyContext:
         return cls(study, run, threat, benign, retain, fingerprint, encoder, template)
 
     def reference(self) -> LoadedModel:
-        """The model before hardening; stays in memory until another model is loaded."""
+        """The model before hardening; stays in memory until another model is loaded. That of a judge is freed first."""
         if self._reference is None:
+            free_judge_model()
             self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
 
@@ -147,7 +148,9 @@ class StudyContext:
 
     def _judging(self, judge: JudgeSpec, name: str = "") -> Judging:
         tokens = self.study.evaluate.response_tokens
-        return Judging(judge, self.threat, self.harmless, tokens, self.encoder, self.reference, name)
+        return Judging(
+            judge, self.threat, self.harmless, tokens, self.encoder, self.reference, name, self.free_reference
+        )
 
     def attack_data(
         self,
