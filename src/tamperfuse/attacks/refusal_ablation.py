@@ -58,7 +58,7 @@ class RefusalAblationParameters(Parameters):
 @attack(
     "refusal_ablation",
     RefusalAblationParameters,
-    budget=lambda p: Budget(shots=p.prompts),
+    budget=lambda p: Budget(shots=p.prompts, benign=p.prompts),
     search_over={"layer": (0.2, 1.0)},
 )
 def refusal_ablation(

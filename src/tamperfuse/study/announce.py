@@ -10,9 +10,11 @@ from tamperfuse.records.errors import shown
 from tamperfuse.records.files import UNFINISHED
 from tamperfuse.records.plan import LONGEST, PlannedNode, RunPlan
 from tamperfuse.records.timing import WORK
+from tamperfuse.study.context import StudyContext
 from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import Costs, seconds_for
 from tamperfuse.study.node import FinishedNode, Node, work_seconds
+from tamperfuse.study.observe import heldout_documents
 from tamperfuse.study.remaining import disk_needed, folder_bytes
 from tamperfuse.study.selection import reruns_for_steps
 
@@ -74,6 +76,17 @@ def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: P
         gigabytes(disk_needed(plan.nodes, done, plan.workers)),
     )
     return seconds
+
+
+def log_fewer(context: StudyContext) -> None:
+    """Say where fewer harmless prompts or documents are measured than the study asks for, since no more are built in."""
+    evaluate = context.study.evaluate
+    for name, limit, there, what in (
+        ("harmless", evaluate.harmless, len(context.harmless), "harmless prompts outside the threat"),
+        ("heldout", evaluate.heldout, len(heldout_documents(evaluate.heldout)), "held-out documents"),
+    ):
+        if limit > there:
+            log.warning("The study asks for %d %s (`%s`); there are %d, which are all used.", limit, what, name, there)
 
 
 def log_left_over(out: Path, keys: Collection[str]) -> None:
