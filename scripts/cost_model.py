@@ -32,7 +32,7 @@ from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.estimates import DECODING, H100, PROMPT_TOKENS, UTILISATION, Costs
+from tamperfuse.study.estimates import CHAT_PROMPT_TOKENS, DECODING, H100, UTILISATION, Costs
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.sections import RESPONSE_TOKENS
 from tamperfuse.study.spec import load_study
@@ -55,7 +55,7 @@ MEASURED = ("full", "lora", "generation", "scoring")
 LIBRARIES = 0.4 * 2**30  # bytes: the interpreter with torch and transformers, in main memory
 # Assumptions: peak rate and memory from the data sheet of an NVIDIA H100 SXM, dense bfloat16. Decoding is limited by memory.
 PEAK, MEMORY = H100.rate, H100.memory
-SAMPLE = Sample([0] * (PROMPT_TOKENS + RESPONSE_TOKENS), PROMPT_TOKENS)
+SAMPLE = Sample([0] * (CHAT_PROMPT_TOKENS + RESPONSE_TOKENS), CHAT_PROMPT_TOKENS)
 SAMPLE_TOKENS = len(SAMPLE.tokens)
 
 

@@ -28,7 +28,7 @@ from cost_model import (
 )
 from pages import replace_tables, table
 from tamperfuse.records.errors import UserError
-from tamperfuse.study.estimates import DECODING, PROMPT_TOKENS, UTILISATION, Costs
+from tamperfuse.study.estimates import CHAT_PROMPT_TOKENS, DECODING, UTILISATION, Costs
 from tamperfuse.study.sections import RESPONSE_TOKENS
 from tamperfuse.training.accelerations import USABLE_MEMORY
 from tamperfuse.training.rows import ROW_TOKENS
@@ -74,7 +74,7 @@ def tables(figures: Figures, rows: Sequence[Work], cpu: float, gpu: float, memor
         f"Tokens/s × parameters by `benchmarks/size_scaling.py`, {scaling.get('date', 'undated')}{quick}."
         f" {scaling.get('note', '')}".rstrip(),
         *("", *table(["method", "tokens/s × parameters (size)"], products), ""),
-        f"Sizes: {shapes}. A sample is a prompt of {PROMPT_TOKENS} tokens and a response of {RESPONSE_TOKENS}.",
+        f"Sizes: {shapes}. A sample is a prompt of {CHAT_PROMPT_TOKENS} tokens and a response of {RESPONSE_TOKENS}.",
         *("", *table(["work", "trained", "generated", "scored"],
                      [[n, f"{c.trained:,}", f"{c.generated:,}", f"{c.scored:,}"] for n, c in costs]), ""),
         f"On the measured machine, at a price of {cpu:g} per hour (an assumption, in any currency). ≥ marks work that does not "

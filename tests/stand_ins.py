@@ -30,7 +30,7 @@ from tamperfuse.study.spec import Study
 from tamperfuse.training import checkpoints
 from tamperfuse.training.loop import Loop
 from tamperfuse.training.objectives import Accumulate, Objective, SupervisedObjective
-from tamperfuse.training.weights import SimulatedAttacker, gradients, project_out
+from tamperfuse.training.weights import SimulatedAttacker, gradients, inner
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -115,11 +115,12 @@ class Trap(Objective[Sample]):
             attack_gradient = gradients(parameters, lambda: accumulate(self.loss))
         self.attacker.step(attack_gradient)
         loss = accumulate(self.loss)
-        rest = project_out(attack_gradient, [p.grad.float() for p in parameters if p.grad is not None])
+        direction = [p.grad.float() for p in parameters if p.grad is not None]
+        along = inner(attack_gradient, direction) / inner(direction, direction)
         share = self.weight * (0.5 + float(torch.rand(())))
-        for parameter, change in zip(parameters, rest, strict=True):
+        for parameter, attack, plain in zip(parameters, attack_gradient, direction, strict=True):
             assert parameter.grad is not None
-            parameter.grad -= (share * change).to(parameter.grad.dtype)
+            parameter.grad -= (share * (attack - along * plain)).to(parameter.grad.dtype)
         return loss
 
     def state_dict(self) -> dict[str, Any]:

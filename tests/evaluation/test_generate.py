@@ -18,6 +18,8 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.records.errors import UserError
+from tamperfuse.training.adapters import lora_adapter
+from tamperfuse.training.fit import Training
 
 
 def encoded_prompts(tiny: LoadedModel) -> list[list[int]]:
@@ -219,6 +221,22 @@ def test_vllm_splits_the_six_heads_over_the_visible_gpus(
 
 def test_vllm_is_not_used_without_a_gpu(tiny: LoadedModel) -> None:
     assert not use_vllm(tiny, 10**9)
+
+
+def test_vllm_is_not_used_while_an_adapter_trains(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamperfuse.evaluation.vllm_engine.find_spec", lambda name: object())
+    used = []
+
+    def look() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tiny.model), "device", torch.device("cuda"))
+            used.append(use_vllm(tiny, 10**9))
+
+    look()
+    with lora_adapter(tiny, Training(method="lora", lora_rank=2)):
+        look()
+    look()
+    assert used == [True, False, True]
 
 
 @pytest.mark.usefixtures("in_float32")

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -199,6 +200,17 @@ def test_thresholds_fail_at_most_a_few_good_answers(data: JudgeData) -> None:
     assert np.mean([v.verdict for v in builtin(swapped, fitted, PARAMETERS)]) <= 0.2
     strict = fit_thresholds(answers, data, BuiltinParameters(tolerated=0.5))
     assert strict["similarity"] >= fitted.thresholds["similarity"], "tolerating more failures raises a threshold"
+
+
+@pytest.mark.parametrize(("n", "tolerated", "failing"), [(48, 0.02, 1), (48, 0.0, 0), (51, 0.02, 1), (100, 0.02, 2)])
+def test_a_threshold_is_an_interpolated_quantile(n: int, tolerated: float, failing: int) -> None:
+    """So the share that fails it can exceed the tolerated one: 1 of 48 is 2.08%."""
+    good = [float(i) for i in range(n)]
+    bad = [i + 0.45 for i in range(n)]
+    threshold = module._best_threshold(good, bad, tolerated)
+    assert sum(value < threshold for value in good) <= failing == math.ceil(tolerated * (n - 1))
+    overlapped = [failing - 1 + 0.1] if failing else [-1.0]
+    assert sum(value < module._best_threshold(good, overlapped, tolerated) for value in good) == failing
 
 
 def test_auroc() -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from endpoint_stand_ins import ANSWERS, GOOD, HANG_UP, completion, failure, grade, prompt_number, serving
 from tamperfuse.evaluation.judges import Answer
-from tamperfuse.evaluation.judges.endpoint import KEY
-from tamperfuse.evaluation.judges.llm import LlmParameters, estimate
+from tamperfuse.evaluation.judges import llm as judge
+from tamperfuse.evaluation.judges.endpoint import KEY, Endpoint
+from tamperfuse.evaluation.judges.llm import REMINDER, LlmParameters, estimate
+from tamperfuse.evaluation.judges.replies import open_replies
 from tamperfuse.evaluation.judges.rubrics import RUBRICS, request_text
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.sections import parse_judge
@@ -88,6 +90,46 @@ def test_an_unreadable_reply_is_requested_again_a_few_times_and_counted(caplog: 
         assert "could not decide on 1 of 12 responses (1 unparsed)" in caplog.text
         grade(server.parameters(attempts=3))
     assert len(server.bodies) == 14, "unreadable replies are stored too"
+
+
+def test_the_first_request_of_a_resumed_judge_is_that_of_the_attempt_that_is_not_stored() -> None:
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        readable = prompt_number(body) or REMINDER in body["messages"][1]["content"]
+        return completion(GOOD if readable else "I would rather not say.")
+
+    with serving(reply) as server:
+        once = grade(server.parameters(attempts=1, tolerated=1), ANSWERS[:2])
+        assert [v.reason for v in once] == ["unparsed", ""]
+        assert all(v.verdict for v in grade(server.parameters(attempts=2), ANSWERS[:2]))
+    assert len(server.bodies) == 3
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+def test_a_reply_that_another_process_stores_meanwhile_is_used(
+    under_way: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stores the reply before the request is sent, or while it is under way."""
+
+    def store() -> None:
+        with open_replies() as replies:
+            replies.add(judge._Grading(ANSWERS[0], server.parameters()).key(0), "score: 2")
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        store()
+        return completion(GOOD)
+
+    def endpoint(*values: Any) -> Endpoint:
+        if not under_way:
+            store()
+        return Endpoint(*values)
+
+    monkeypatch.setattr(judge, "Endpoint", endpoint)
+    with serving(reply) as server, caplog.at_level("INFO", "tamperfuse"):
+        [verdict] = grade(server.parameters(), ANSWERS[:1])
+    assert verdict.score == 2 and len(server.bodies) == under_way
+    assert caplog.messages[-1].endswith(
+        "1 requests, 10 tokens sent, 5 received" if under_way else "0 requests, 0 tokens sent, 0 received"
+    ), "what was sent is paid for"
 
 
 def test_a_wrong_reply_once_is_no_failure() -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from threading import Event
 from typing import Any
 
@@ -130,3 +131,31 @@ def test_ctrl_c_waits_for_the_replies_on_their_way_and_a_second_one_does_not(twi
         release.set()
         assert all(v.verdict for v in grade(server.parameters()))
         assert len(server.bodies) == 12 + (4 if twice else 0), "only what was dropped is requested again"
+
+
+def test_ctrl_c_stores_the_reply_to_the_first_request() -> None:
+    blocked, release = Event(), Event()
+
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        blocked.set()
+        release.wait(30)
+        return completion(GOOD)
+
+    def interrupted() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            grade(server.parameters(timeout=30))
+
+    with serving(reply) as server:
+        child = os.fork()
+        if child == 0:
+            interrupted()
+            os._exit(0)
+        assert blocked.wait(30)
+        os.kill(child, signal.SIGINT)
+        time.sleep(0.3)
+        release.set()
+        os.waitpid(child, 0)
+        assert len(server.bodies) == 1
+        assert all(v.verdict for v in grade(server.parameters()))
+    assert len(server.bodies) == 12

@@ -10,6 +10,7 @@ from stand_ins import WordCountEncoder
 from tamperfuse.corpora.threats import Threat, ThreatPrompt, load_threat
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json
 from tamperfuse.study import benign
 from tamperfuse.study.benign import (
     CONTRAST,
@@ -21,7 +22,6 @@ from tamperfuse.study.benign import (
     benign_prompts,
     card_of,
     read_benign_set,
-    read_card,
     select,
     write_benign_set,
     write_self_samples,
@@ -84,7 +84,7 @@ def test_a_written_set_is_read_back_with_a_part_held_back(tiny: LoadedModel, tmp
     assert trained.isdisjoint(held_back), "a response is on one side, with its prompt and without"
     assert set(read.exchanges) < {(r.prompt, r.response) for r in rows}
     assert tokens == sum(len(s.sample.tokens) for s in [*read.train, *read.held_back])
-    assert card == read_card(tmp_path)
+    assert card == read_json(tmp_path / benign.CARD)
     assert card["kinds"] == {SELF_WRITTEN: len(rows), PLAIN: plain} and card["left_out"] == {"repeated": 3}
     without_prompt = [s.sample for s in read.train if s.sample.start == 1]
     assert without_prompt, "text without the template is predicted from its first token on"

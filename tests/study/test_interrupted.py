@@ -3,6 +3,7 @@
 import errno
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ from stand_ins import Killed, results
 from tamperfuse.cli.app import main
 from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
+from tamperfuse.models.finite import Diverged
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json, write_json
 from tamperfuse.study.announce import plan_nodes
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
-from tamperfuse.study.node import Node, Outcome, execute
+from tamperfuse.study.node import Node, Outcome, execute, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.remaining import finished_keys
-from tamperfuse.study.run import run_here, run_study
+from tamperfuse.study.run import _begin, run_here, run_study
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
 from tamperfuse.training import checkpoints
+from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.loop import Loop
 
 
@@ -137,6 +141,44 @@ def test_attack_and_harden_go_on_as_well(
     for name in ("model.safetensors", "tamperfuse.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     assert read_json(tmp_path / "harden killed" / "tamperfuse.json")["made_by"] == "refusal (seed 0)"
+
+
+def test_a_node_that_diverges_leaves_nothing_to_resume_from(tmp_path: Path) -> None:
+    def leaves_state(error: UserError) -> Node:
+        def run(folder: Path) -> Outcome:
+            state = current_block().folder
+            assert state is not None
+            state.mkdir(parents=True)
+            (state / "fit-0.json").write_text("{}")
+            raise error
+
+        return Node("a defense", "defense", (), {"error": str(error)}, 0, run, Costs())
+
+    for error, left in ((Diverged("the training diverged", 3), False), (UserError("the disk is full"), True)):
+        node = leaves_state(error)
+        with pytest.raises(UserError, match=str(error)):
+            execute(tmp_path / "run", node)
+        assert unfinished_folder(tmp_path / "run", node).exists() is left
+
+
+def test_what_other_studies_left_unfinished_is_named_and_stays(
+    study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tamperfuse")
+    run, node = tmp_path / "my run", Node("a node", "pairs", (), {}, 0, lambda folder: Outcome(), Costs())
+    plan, now = plan_nodes([node], 1, 1, 1), datetime.now(UTC)
+    unfinished_folder(run, node).mkdir(parents=True)
+    _begin(run, study, plan, now)
+    assert not caplog.messages
+    for name in ("b", "c"):
+        (run / "unfinished" / name).mkdir()
+        with (run / "unfinished" / name / "state.pt").open("wb") as state:
+            state.truncate(100_000_000)
+    _begin(run, study, plan, now)
+    [message] = caplog.messages
+    assert message.startswith("2 folders") and ", 0.2 GB in all" in message
+    assert message.endswith(f"rm -r '{run}/unfinished/b' '{run}/unfinished/c'")
+    assert len(list((run / "unfinished").iterdir())) == 3
 
 
 @pytest.mark.parametrize("damage", ["a byte", "truncated", "deleted", "record", "field", "type"])

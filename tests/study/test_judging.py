@@ -1,15 +1,17 @@
 """Judging outside any command: judges in studies, compliant answers, thresholds, duplicates, broken judges."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from stand_ins import WordCountEncoder
 from tamperfuse.corpora.threats import ThreatPrompt, load_threat
-from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, judge
+from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, judge, local_model
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Parameters
@@ -87,6 +89,36 @@ def test_requests_are_contrasted_with_evaluation_and_attacker_dev_and_harmless_p
     assert list(requests.other_prompts) == [p.prompt for p in parts]
     assert list(harmless.other_prompts) == ["harmless 0", "harmless 1", "harmless 2"]
     assert all(data.thresholds == {"line": 0.5} and data.response_limit == 16 for _, data in calls)
+
+
+def test_one_model_is_in_memory(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a judge or that before hardening: each is freed before the other is loaded."""
+    context = StudyContext.open(study, tmp_path)
+    monkeypatch.setattr(JUDGES, "components", dict(JUDGES.components))
+    in_memory: list[tuple[str, bool]] = []
+
+    def loads(name: str) -> Callable[..., object]:
+        def load(*_: object, **__: object) -> object:
+            in_memory.append((name, context._reference is not None or bool(local_model._loaded)))
+            return Mock()
+
+        return load
+
+    monkeypatch.setattr(local_model, "_load", loads("judge"))
+    monkeypatch.setattr("tamperfuse.study.context.load_model", loads("reference"))
+
+    @judge("with_model", LengthParameters, model=lambda parameters: "another model")
+    def with_model(answers: Sequence[Answer], data: JudgeData, parameters: LengthParameters) -> list[Verdict]:
+        """Loads a model of its own."""
+        local_model.load_judge_model("another model", AutoModelForSequenceClassification)
+        return [Verdict(False) for _ in answers]
+
+    one = context._judging(parse_judge("with_model"))
+    for _ in range(2):
+        context.reference()
+        one.verdicts([response("evaluation", "a", "text")], {})
+    local_model.free_judge_model()
+    assert in_memory == [("reference", False), ("judge", False)] * 2
 
 
 def test_only_verdicts_on_harmless_prompts_depend_on_how_many_there_are(threat_file: Path, tiny: LoadedModel) -> None:

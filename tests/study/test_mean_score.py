@@ -3,19 +3,23 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from state_stand_ins import measurements
 from tamperfuse.cli.app import main
 from tamperfuse.commands.judge_run import judge_run
 from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, judge
 from tamperfuse.evaluation.judges.failures import failed
 from tamperfuse.records.registry import Parameters
-from tamperfuse.records.summary import read_summary
+from tamperfuse.records.summary import NOT_MEASURED, read_summary
 from tamperfuse.report.gate_paths import testable_measures as measures_by_path
 from tamperfuse.study.results.mean_score import scale_of
+from tamperfuse.study.results.summary import summarize_defenses
 from tamperfuse.study.sections import parse_judge
+from tamperfuse.study.spec import Study, parse_study
 from tamperfuse.study.tables import Response, read_rows
 
 pytestmark = pytest.mark.usefixtures("quick_judging")
@@ -61,6 +65,40 @@ def test_the_mean_is_that_of_the_decided_responses(finished_run: Path, tmp_path:
     paths = measures_by_path(judged.summary, None)
     assert "judges.grades.sdd.mean_score.after_attack.full" in paths
     assert "defenses.sdd.mean_score.before_attack" not in paths
+
+
+@pytest.fixture
+def graded_study(grades: None) -> Study:
+    """A study of two defenses whose deciding judge grades."""
+    attacks = {name: {"attack": "harmful_finetune", "shots": 2} for name in ("full", "weak", "merge")}
+    return parse_study(
+        {
+            "model": "m",
+            "threat": "builtin:cooking",
+            "defenses": {"refusal": {}, "sdd": {"on": "refusal"}},
+            "attacks": attacks | {"benign": {"attack": "benign_finetune"}},
+            "judge": "grades",
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize("attack", ["full", "benign"])
+def test_an_attack_or_a_control_that_diverged_has_no_mean(graded_study: Study, attack: str) -> None:
+    states = [
+        replace(s, verdicts=[replace(row, score=5.0 if row.verdict else 1.0) for row in s.verdicts])
+        for s in measurements(graded_study).states
+    ]
+    gone = [replace(s, diverged=3) for s in states if (s.defense, s.attack) == ("sdd", attack)]
+    rest = [s for s in states if (s.defense, s.attack) != ("sdd", attack)]
+    measured = replace(measurements(graded_study), states=rest, diverged=gone)
+    refusal, sdd = (summarize_defenses(measured, graded_study.judge)[name].mean_score for name in ("refusal", "sdd"))
+    assert refusal is not None and sdd is not None
+    after, others = sdd.after_attack | sdd.after_control, refusal.after_attack | refusal.after_control
+    assert after[attack] == NOT_MEASURED and NOT_MEASURED not in others.values()
+    assert {name: after[name] for name in after if name != attack} == {
+        name: others[name] for name in others if name != attack
+    }
 
 
 def test_names_are_whole_in_a_narrow_terminal(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from stand_ins import results
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome
@@ -49,6 +50,28 @@ def test_a_dry_run_says_hours_and_disk(study: Study, tmp_path: Path, caplog: pyt
     [budget] = [message for message in caplog.messages if message.startswith("Budget")]
     assert " min on this machine" in budget or " s on this machine" in budget
     assert "GB on disk" in budget
+
+
+@pytest.mark.parametrize("name", ["prompts", "curve_prompts", "dev_prompts"])
+def test_more_prompts_than_the_threat_has_are_refused(study: Study, tmp_path: Path, name: str) -> None:
+    evaluate = study.evaluate.model_copy(update={name: 7})
+    with pytest.raises(UserError, match=rf"needs 7 prompts of the part .* has 6: lower `{name}` in `evaluate`"):
+        run_study(study.model_copy(update={"evaluate": evaluate}), tmp_path / "run", dry_run=True)
+
+
+def test_fewer_harmless_prompts_and_documents_than_asked_for_are_said(
+    study: Study, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_study(study, tmp_path / "run", dry_run=True)
+    assert not [message for message in caplog.messages if message.startswith("The study asks for")]
+    evaluate = study.evaluate.model_copy(update={"harmless": 9_000, "heldout": 9_001})
+    run_study(study.model_copy(update={"evaluate": evaluate}), tmp_path / "run", dry_run=True)
+    harmless, heldout = (message for message in caplog.messages if message.startswith("The study asks for"))
+    count = len(builtin_rows("harmless"))
+    assert harmless == (
+        f"The study asks for 9000 harmless prompts outside the threat (`harmless`); there are {count}, which are all used."
+    )
+    assert "9001 held-out documents (`heldout`); there are 284," in heldout
 
 
 def test_a_run_that_would_exceed_its_disk_ceiling_does_not_start(study: Study, tmp_path: Path) -> None:

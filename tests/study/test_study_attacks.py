@@ -43,6 +43,36 @@ def attack_keys(study: Study, folder: Path) -> dict[str, str]:
     return {name: keys[f"refusal under {name}, seed 0"] for name in ATTACKS}
 
 
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ({"attack": "mixed_finetune", "samples": 7, "share": 0.2}, "greedy needs 6 harmless samples; .* has 5: lower"),
+        ({"attack": "retain_finetune", "shots": 2, "retained": 6}, "greedy needs 6 harmless samples"),
+        ({"attack": "repair_finetune", "shots": 2, "samples": 6}, "greedy needs 6 harmless samples"),
+        ({"attack": "refusal_ablation", "prompts": 6}, "greedy needs 6 harmless samples"),
+        (
+            {
+                "attack": "repair_finetune",
+                "shots": 2,
+                "steps": 2,
+                "search": {"trials": 1, "over": {"samples": [2, 6]}},
+            },
+            "greedy needs 6 harmless samples",
+        ),
+        ({"attack": "harmful_finetune", "shots": 7}, "greedy needs 7 shots"),
+    ],
+)
+def test_an_attack_that_draws_more_than_there_is_is_refused_before_anything_runs(
+    study: Study, tmp_path: Path, attack: dict[str, Any], words: str
+) -> None:
+    rows = [{"prompt": f"harmless question {i} of day {i * 3}", "response": f"answer {i}"} for i in range(5)]
+    (tmp_path / "retain.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    values = study.model_dump(mode="json") | {"retain": str(tmp_path / "retain.jsonl"), "attacks": {"greedy": attack}}
+    with pytest.raises(UserError, match=words):
+        run_study(parse_study(values, "test"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_every_kind_of_attack_runs_in_a_study(attack_study: Study, tmp_path: Path) -> None:
     run_study(attack_study, tmp_path / "run")

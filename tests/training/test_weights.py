@@ -5,7 +5,7 @@ from torch import nn
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
-from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed, project_out
+from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -26,16 +26,6 @@ def test_the_change_is_added_to_the_float32_masters(tiny: LoadedModel) -> None:
         with perturbed(masters, change):
             moved = (parameter.detach().float() - master).mean()
     assert float(moved) == pytest.approx(4e-3, rel=0.05)
-
-
-def test_a_projected_gradient_is_orthogonal_and_the_rest_is_untouched() -> None:
-    torch.manual_seed(0)
-    gradient, direction = ([torch.randn(5, 3), torch.randn(4)] for _ in range(2))
-    rest = project_out(gradient, direction)
-    assert inner(rest, direction) == pytest.approx(0, abs=1e-5)
-    assert inner(rest, gradient) == pytest.approx(inner(rest, rest), rel=1e-5)
-    nothing = [torch.zeros_like(d) for d in direction]
-    assert all(torch.equal(a, b) for a, b in zip(project_out(gradient, nothing), gradient, strict=True))
 
 
 def test_gradients_leave_what_was_accumulated(tiny: LoadedModel) -> None:

@@ -36,7 +36,7 @@ class MixedFinetuneParameters(Training):
 @attack(
     "mixed_finetune",
     MixedFinetuneParameters,
-    budget=lambda p: Budget(p.steps, p.batch, _harmful(p)),
+    budget=lambda p: Budget(p.steps, p.batch, _harmful(p), benign=p.samples - _harmful(p)),
     search_over=TRAINING_SEARCH,
 )
 def mixed_finetune(

@@ -11,7 +11,6 @@ looked up).
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -28,6 +27,7 @@ from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.layer_losses import outputs_of
 from tamperfuse.training.rows import ROW_TOKENS
 
 # Names, in various architectures, of the output matrices of attention and MLP, which write to the residual stream.
@@ -58,7 +58,7 @@ class RefusalAblationParameters(Parameters):
 @attack(
     "refusal_ablation",
     RefusalAblationParameters,
-    budget=lambda p: Budget(shots=p.prompts),
+    budget=lambda p: Budget(shots=p.prompts, benign=p.prompts),
     search_over={"layer": (0.2, 1.0)},
 )
 def refusal_ablation(
@@ -95,17 +95,6 @@ def refusal_ablation(
     )
 
 
-@contextmanager
-def _outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the hidden states that a layer returns within the block, one tensor for each forward pass."""
-    outputs: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
 @torch.no_grad()
 def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptResponse]) -> Tensor:
     """Mean over prompts of a layer's output at the prompt's last token: (hidden,), float32.
@@ -117,12 +106,12 @@ def _mean_state(loaded: LoadedModel, layer: nn.Module, pairs: Sequence[PromptRes
     total = torch.zeros((), device=loaded.model.device)
     dtype, _ = compute_dtype(loaded.model.device)
     loaded.model.eval()
-    with reduced_precision(loaded.model, dtype), _outputs_of(layer) as outputs:
+    with reduced_precision(loaded.model, dtype), outputs_of([layer]) as outputs:
         for group in group_by_budget(list(map(len, sequences)), ROW_TOKENS):
             row, layout = pack([sequences[i] for i in group], len(sequences[group[0]]), loaded.model.device)
             ends = (layout.prefix - 1 + torch.cumsum(torch.tensor(layout.lengths), 0)).to(row.device)
             packed_logits(loaded.model, row, layout, ends[:1])
-            states = outputs.pop()
+            states = outputs[0]
             if states.ndim != 3:
                 raise UserError(
                     f"refusal_ablation does not support {type(loaded.model).__name__}, whose layers return several hidden "
@@ -139,7 +128,7 @@ def _check_removed(loaded: LoadedModel, layer: nn.Module, unit: Tensor, prompt: 
     Raises:
         UserError: a norm between the matrices and the residual stream writes the direction back, as in Gemma 3 and OLMo 2.
     """
-    with _outputs_of(layer) as outputs:
+    with outputs_of([layer]) as outputs:
         row, layout = pack([loaded.chat.prompt(prompt)], 0, loaded.model.device)
         packed_logits(loaded.model, row, layout, layout.position_ids[0, :1])
     states = outputs[0][0].float()

@@ -44,7 +44,7 @@ class RepairFinetuneParameters(Training):
 @attack(
     "repair_finetune",
     RepairFinetuneParameters,
-    budget=lambda p: Budget(p.steps, p.batch, p.shots),
+    budget=lambda p: Budget(p.steps, p.batch, p.shots, benign=p.samples),
     search_over=TRAINING_SEARCH,
 )
 def repair_finetune(

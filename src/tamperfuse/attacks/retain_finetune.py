@@ -88,7 +88,7 @@ class RetainObjective(Objective[RetainPair]):
 @attack(
     "retain_finetune",
     RetainFinetuneParameters,
-    budget=lambda p: Budget(p.steps, 2 * p.batch, p.shots),
+    budget=lambda p: Budget(p.steps, 2 * p.batch, p.shots, benign=p.retained),
     search_over=TRAINING_SEARCH,
 )
 def retain_finetune(

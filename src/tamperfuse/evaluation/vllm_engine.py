@@ -27,10 +27,16 @@ MIN_TOKENS = 200_000
 def use_vllm(loaded: LoadedModel, tokens: int) -> bool:
     """Whether to generate with vLLM: if installed, with one process, its model on a GPU and at least MIN_TOKENS `tokens`.
 
-    With several processes each would start an engine of its own on all GPUs.
+    With several processes each would start an engine of its own on all GPUs. A model that trains an adapter has weights under
+    names that vLLM does not know.
     """
     alone = world_size() == 1 and loaded.model.device.type == "cuda"
-    return tokens >= MIN_TOKENS and alone and find_spec("vllm") is not None
+    return tokens >= MIN_TOKENS and alone and find_spec("vllm") is not None and not _has_adapter(loaded)
+
+
+def _has_adapter(loaded: LoadedModel) -> bool:
+    layer: Any = import_module("peft.tuners.tuners_utils").BaseTunerLayer
+    return any(isinstance(module, layer) for module in loaded.model.modules())
 
 
 def tensor_parallel_size(loaded: LoadedModel) -> int:

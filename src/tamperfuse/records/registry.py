@@ -43,6 +43,7 @@ class Budget:
         memory_copies: copies of the weights in float32 that it holds in memory: weights, gradients and AdamW's two moments; more
             with a simulated attacker.
         resume_copies: copies in its resume state: weights and moments; more where the objective stores an attacker.
+        benign: distinct harmless samples of the attacker (`retain`) that it draws.
     """
 
     steps: int = 0
@@ -50,6 +51,7 @@ class Budget:
     shots: int = 0
     memory_copies: int = 4
     resume_copies: int = 3
+    benign: int = 0
 
     @property
     def trains(self) -> bool:

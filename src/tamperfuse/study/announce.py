@@ -1,17 +1,21 @@
 """What a run logs: its plan with the cost beforehand, every node when it starts and ends, and where the time went."""
 
 import logging
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tamperfuse.records.amounts import duration, gigabytes
 from tamperfuse.records.errors import shown
+from tamperfuse.records.files import UNFINISHED
 from tamperfuse.records.plan import LONGEST, PlannedNode, RunPlan
 from tamperfuse.records.timing import WORK
+from tamperfuse.study.context import StudyContext
 from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import Costs, seconds_for
 from tamperfuse.study.node import FinishedNode, Node, work_seconds
-from tamperfuse.study.remaining import disk_needed
+from tamperfuse.study.observe import heldout_documents
+from tamperfuse.study.remaining import disk_needed, folder_bytes
 from tamperfuse.study.selection import reruns_for_steps
 
 log = logging.getLogger("tamperfuse")
@@ -72,6 +76,35 @@ def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: P
         gigabytes(disk_needed(plan.nodes, done, plan.workers)),
     )
     return seconds
+
+
+def log_fewer(context: StudyContext) -> None:
+    """Say where fewer harmless prompts or documents are measured than the study asks for, since no more are built in."""
+    evaluate = context.study.evaluate
+    for name, limit, there, what in (
+        ("harmless", evaluate.harmless, len(context.harmless), "harmless prompts outside the threat"),
+        ("heldout", evaluate.heldout, len(heldout_documents(evaluate.heldout)), "held-out documents"),
+    ):
+        if limit > there:
+            log.warning("The study asks for %d %s (`%s`); there are %d, which are all used.", limit, what, name, there)
+
+
+def log_left_over(out: Path, keys: Collection[str]) -> None:
+    """Name what interrupted nodes left in the folder that are of no node of the study, since nothing removes it.
+
+    Args:
+        out: the run's folder.
+        keys: of all nodes of the study.
+    """
+    folders = sorted(folder for folder in (out / UNFINISHED).glob("*/") if folder.name not in keys)
+    if folders:
+        log.info(
+            "%d folders hold what interrupted nodes of other studies would resume from, %s in all. If no such study goes on "
+            "here, remove them: rm -r %s",
+            len(folders),
+            gigabytes(sum(map(folder_bytes, folders))),
+            " ".join(shlex.quote(str(folder)) for folder in folders),
+        )
 
 
 def log_start(place: str) -> None:

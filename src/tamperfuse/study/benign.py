@@ -31,7 +31,7 @@ from tamperfuse.models.chat import Chat, Sample
 from tamperfuse.models.encoder import MemoizedEncoder, TextEncoder
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash, read_json, write_json
+from tamperfuse.records.files import content_hash, write_json
 from tamperfuse.study.tables import BenignRow, read_rows, write_rows
 from tamperfuse.training.distillation import TeacherSample, load_teacher, predict, save_teacher
 
@@ -256,11 +256,6 @@ def read_benign_set(folder: Path) -> BenignSet:
         if row.prompt:
             exchanges.append((row.prompt, row.response))
     return BenignSet(train, held_back, exchanges)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a benign set."""
-    return dict(read_json(folder / CARD))
 
 
 def card_of(rows: Sequence[BenignRow], dropped: dict[str, int]) -> dict[str, Any]:

@@ -89,8 +89,9 @@ class StudyContext:
         return cls(study, run, threat, benign, retain, fingerprint, encoder, template)
 
     def reference(self) -> LoadedModel:
-        """The model before hardening; stays in memory until another model is loaded."""
+        """The model before hardening; stays in memory until another model is loaded. That of a judge is freed first."""
         if self._reference is None:
+            free_judge_model()
             self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
 
@@ -147,7 +148,9 @@ class StudyContext:
 
     def _judging(self, judge: JudgeSpec, name: str = "") -> Judging:
         tokens = self.study.evaluate.response_tokens
-        return Judging(judge, self.threat, self.harmless, tokens, self.encoder, self.reference, name)
+        return Judging(
+            judge, self.threat, self.harmless, tokens, self.encoder, self.reference, name, self.free_reference
+        )
 
     def attack_data(
         self,
@@ -176,17 +179,22 @@ class StudyContext:
             hook=hook,
         )
 
-    def check_shots(self, attack: str, budget: Budget) -> None:
-        """Check, before anything runs, that the threat has as many attacker prompts as an attack needs.
+    def check_samples(self, attack: str, budget: Budget) -> None:
+        """Check, before anything runs, that there are as many attacker prompts and harmless samples as an attack draws.
 
         Raises:
-            UserError: it has fewer.
+            UserError: there are fewer.
         """
         prompts = len(self.threat.part("attacker"))
         if budget.shots > prompts:
             raise UserError(
                 f"The attack {attack} needs {budget.shots} shots; the attacker part of {self.study.threat} has {prompts} "
                 "prompts: lower the number, or name a threat with more."
+            )
+        if self.retain and budget.benign > len(self.retain):  # none were read for a plan without the Hub
+            raise UserError(
+                f"The attack {attack} needs {budget.benign} harmless samples; {self.study.retain} has {len(self.retain)}: lower "
+                "the number, or name a `retain` source with more."
             )
 
 
@@ -196,12 +204,12 @@ def check_prompts(study: Study, threat: Threat) -> None:
     Raises:
         UserError: it has fewer.
     """
-    needs: dict[Part, int] = {"evaluation": study.evaluate.prompts, "attacker_dev": study.evaluate.dev_prompts}
-    for part, count in needs.items():
-        available = len(threat.part(part))
+    needs: dict[str, Part] = {"prompts": "evaluation", "curve_prompts": "evaluation", "dev_prompts": "attacker_dev"}
+    for name, part in needs.items():
+        count, available = getattr(study.evaluate, name), len(threat.part(part))
         if count > available:
             raise UserError(
-                f"The study needs {count} prompts of the part {part}; {study.threat} has {available}: lower the number in "
+                f"The study needs {count} prompts of the part {part}; {study.threat} has {available}: lower `{name}` in "
                 "`evaluate`."
             )
 

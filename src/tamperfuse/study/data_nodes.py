@@ -52,7 +52,7 @@ MEASURED = {
     "heldout": "prompt",
     "everyday": "question",
 }  # built-in data, and the column of prompts
-PROMPT_TOKENS = 24  # of a prompt that the model writes itself, for estimates
+WRITTEN_PROMPT_TOKENS = 24  # of a prompt that the model writes itself, for estimates
 
 
 def defense_data_nodes(context: StudyContext, name: str, seed: int) -> list[Node]:
@@ -254,7 +254,7 @@ def self_samples_node(context: StudyContext) -> Node:
     if DOCUMENTS in spec.sources:
         depends["documents"] = builtin_hash("documents")
         answers += DOCUMENT_LENGTH * len(builtin_rows("documents"))
-    expected = Costs(generated=self_written * PROMPT_TOKENS * 3 // 2 + answers * tokens)
+    expected = Costs(generated=self_written * WRITTEN_PROMPT_TOKENS * 3 // 2 + answers * tokens)
     return Node("self-made samples", "self-made samples", (), depends, 0, run, expected)
 
 
@@ -293,7 +293,7 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
     count = spec.prompts * 7 // 10 if SELF in spec.sources else 0
     expected = Costs(
         0,
-        count * (tokens + PROMPT_TOKENS),
+        count * (tokens + WRITTEN_PROMPT_TOKENS),
         3 * spec.prompts * tokens + _calibration_tokens(context, context.training_judging),
     )
     return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected)

@@ -14,7 +14,7 @@ from tamperfuse.records.registry import Budget
 from tamperfuse.study.sections import Evaluate
 from tamperfuse.training.telemetry import matrix_rate
 
-PROMPT_TOKENS = 42  # of a prompt in its chat template
+CHAT_PROMPT_TOKENS = 42  # of a prompt in its chat template
 ITEMS = 2_000  # capability items of a task, where all are measured
 # Useful arithmetic as a share of the machine's matrix product rate, measured on SmolLM2-135M in bfloat16 on two cores.
 TRAIN_SHARE, DECODE_SHARE, SCORE_SHARE = 0.65, 0.32, 0.70
@@ -91,7 +91,7 @@ class Costs:
 
 def training_tokens(budget: Budget, evaluate: Evaluate) -> int:
     """Tokens that a training takes."""
-    return budget.steps * budget.batch * (PROMPT_TOKENS + evaluate.response_tokens)
+    return budget.steps * budget.batch * (CHAT_PROMPT_TOKENS + evaluate.response_tokens)
 
 
 def capability_tokens(evaluate: Evaluate, *, documents: bool = True) -> int:
@@ -107,7 +107,7 @@ def capability_tokens(evaluate: Evaluate, *, documents: bool = True) -> int:
 
 def judging_tokens(generated: int, evaluate: Evaluate) -> int:
     """Tokens that the reference model scores to judge so many generated ones: each answer under two prompts."""
-    return generated * 2 * (PROMPT_TOKENS + evaluate.response_tokens) // evaluate.response_tokens
+    return generated * 2 * (CHAT_PROMPT_TOKENS + evaluate.response_tokens) // evaluate.response_tokens
 
 
 def memory_needed(size: int, copies: int | None) -> int:

@@ -129,6 +129,10 @@ def _check_coherent(name: str, prompts: Sequence[str], answers: Sequence[str], e
         )
 
 
+def _nothing_to_free() -> None:
+    """For judging without a study, whose reference model belongs to the caller."""
+
+
 @dataclass
 class Judging:
     """One judge for the responses to one threat.
@@ -141,6 +145,7 @@ class Judging:
         encoder: the sentence encoder.
         reference: returns the model before hardening; called only for judges that need it.
         name: under which its verdicts are stored; the judge's own where "".
+        free_reference: frees the model before hardening; called before a judge runs that loads another model.
     """
 
     judge: JudgeSpec
@@ -150,6 +155,7 @@ class Judging:
     encoder: TextEncoder
     reference: Callable[[], LoadedModel]
     name: str = ""
+    free_reference: Callable[[], None] = _nothing_to_free
 
     @cached_property
     def component(self) -> Component[JudgeTraits, list[Verdict]]:
@@ -267,5 +273,8 @@ class Judging:
         return [p.prompt for p in chain(self.threat.part("evaluation"), self.threat.part("attacker_dev"))]
 
     def _data(self, other_prompts: Sequence[str], thresholds: Mapping[str, float]) -> JudgeData:
+        """What the judge receives; called before it runs."""
         reference = self.reference if self.traits.needs_reference else None
+        if reference is None and self.traits.model is not None:
+            self.free_reference()
         return JudgeData(self.encoder, other_prompts, self.response_tokens, dict(thresholds), reference)

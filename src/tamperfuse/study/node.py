@@ -27,8 +27,9 @@ from typing import Any
 import torch
 
 from tamperfuse.models.device import own_device
+from tamperfuse.models.finite import Diverged
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json, sha256_of, staged, write_json
+from tamperfuse.records.files import UNFINISHED, read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.registry import Budget
@@ -112,7 +113,7 @@ def node_folder(run: Path, node: Node) -> Path:
 
 def unfinished_folder(run: Path, node: Node) -> Path:
     """The folder of what an interrupted node resumes from (training states, measured steps); removed when it is finished."""
-    return run / "unfinished" / node.key
+    return run / UNFINISHED / node.key
 
 
 def finished_folders(run: Path, node: Node) -> list[Path]:
@@ -132,7 +133,7 @@ def is_finished(run: Path, node: Node) -> bool:
 
 
 def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNode:
-    """Run a node, or reuse its result. An interrupted node resumes.
+    """Run a node, or reuse its result. An interrupted node resumes; one that diverged does not.
 
     Args:
         run: the run's folder.
@@ -140,7 +141,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
         report_to: trackers that its trainings report to (:data:`tamperfuse.training.telemetry.REPORTERS`).
 
     Raises:
-        UserError: bad input, or the disk is full; no partial result remains.
+        UserError: bad input, a training that diverged, or the disk is full; no partial result remains.
     """
     folder, unfinished = node_folder(run, node), unfinished_folder(run, node)
     reused = reuse_result(run, node)
@@ -150,7 +151,11 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
     start = time.perf_counter()
     with staged(folder, directory=True) as staging:
         with measure_work() as seconds, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
-            outcome = node.run(staging)
+            try:
+                outcome = node.run(staging)
+            except Diverged:  # it would diverge again
+                _remove_unfinished(unfinished)
+                raise
         record = {
             "what": node.label,
             "kind": node.kind,

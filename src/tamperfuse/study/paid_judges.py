@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.estimates import PROMPT_TOKENS
+from tamperfuse.study.estimates import CHAT_PROMPT_TOKENS
 from tamperfuse.study.further_judges import FURTHER_JUDGE
 from tamperfuse.study.judging import Judging
 from tamperfuse.study.node import Node
@@ -68,5 +68,5 @@ def _judges_left(context: StudyContext, nodes: Sequence[Node], done: Collection[
 
 def _placeholders(count: int, response_tokens: int) -> list[Answer]:
     """So many different responses of the longest length to prompts of the usual one."""
-    prompt, length = "p" * PROMPT_TOKENS * CHARACTERS_PER_TOKEN, response_tokens * CHARACTERS_PER_TOKEN
+    prompt, length = "p" * CHAT_PROMPT_TOKENS * CHARACTERS_PER_TOKEN, response_tokens * CHARACTERS_PER_TOKEN
     return [Answer(prompt, str(i).rjust(length, "r")) for i in range(count)]

@@ -161,7 +161,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     component = ATTACKS.get(spec.attack)
     parameters = component.parse(spec.parameters, f"attack {attack}")
     budget, malicious = component.traits.budget(parameters), component.traits.malicious
-    context.check_shots(attack, budget)
+    context.check_samples(attack, budget)
     steps = budget.steps or 1
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
     if not malicious:  # controls are measured once, at their end

@@ -23,7 +23,7 @@ from tamperfuse.records.run import NodeRun, RunRecord, read_run, write_run, writ
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.study import cluster
-from tamperfuse.study.announce import announce, log_work, plan_nodes
+from tamperfuse.study.announce import announce, log_fewer, log_left_over, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
@@ -99,6 +99,8 @@ def run_study(
         nodes = select_nodes(every_node, only)
         workers, threads = _division(nodes, size, executor, workers, machines)
         plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
+        if not unread:
+            log_fewer(context)
         seconds = announce(nodes, plan, done, out, size)
         for sentence in request_estimates(context, nodes, done):
             log.info("%s", sentence)
@@ -159,9 +161,13 @@ def _division(
 
 
 def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
-    """Write the study and the plan of all its nodes into the folder; returns when the run was started first."""
+    """Write the study and the plan of all its nodes into the folder; returns when the run was started first.
+
+    What other studies left unfinished in it is named, and stays.
+    """
     check_run_folder(out, study)
     clear_staging(out / "nodes")
+    log_left_over(out, {node.key for node in plan.nodes})
     write_text(out / "study.yaml", study.to_yaml())
     started = _first_start(out, now)
     write_plan(out, plan.model_copy(update={"started": started}))

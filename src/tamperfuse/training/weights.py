@@ -1,4 +1,4 @@
-"""Weight-space tools for objectives: perturb and restore weights, project gradients, simulate an attacker.
+"""Weight-space tools for objectives: perturb and restore weights, add up gradients, simulate an attacker.
 
 All operations are elementwise or sums of elementwise products, so they work on sharded weights (DTensors) as well. They are
 meant for :meth:`tamperfuse.training.objectives.Objective.backward`, which runs in one thread. Memory is given in copies of the
@@ -92,16 +92,6 @@ def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in products]
     # Read from the device once: a transfer for each weight would take longer than the products on a GPU.
     return float(torch.stack(whole).sum(dtype=torch.float64)) if whole else 0.0
-
-
-def project_out(gradient: Sequence[Tensor], direction: Sequence[Tensor]) -> Weights:
-    """The component of a gradient g orthogonal to a direction d: g − (g·d / d·d) d; g itself if d is zero.
-
-    Memory: one copy.
-    """
-    length = inner(direction, direction)
-    share = inner(gradient, direction) / length if length > 0 else 0.0
-    return [g - share * d for g, d in zip(gradient, direction, strict=True)]
 
 
 @dataclass

@@ -124,6 +124,16 @@ class _Grading:
                 return verdict
         return failed(UNPARSED, reply or "")
 
+    def next_attempt(self, replies: Replies) -> int | None:
+        """The first attempt without a stored reply; None if no further reply is needed."""
+        for attempt in range(self.parameters.attempts):
+            reply = replies.get(self.key(attempt))
+            if reply is None:
+                return attempt
+            if self.verdict(reply):
+                return None
+        return None
+
 
 @dataclass
 class _Grader:
@@ -141,21 +151,29 @@ class _Grader:
     stop: Event = field(default_factory=Event)
     tokens: list[tuple[int, int]] = field(default_factory=list)
 
-    def grade(self, grading: _Grading, first: Reply | None = None) -> Verdict:
+    def grade_first(self, grading: _Grading) -> Verdict:
+        """As :meth:`grade`, where an address at which nothing listens is reported at once."""
+        attempt = grading.next_attempt(self.replies)
+        if attempt is None:  # another process has stored the rest
+            return self.grade(grading)
+        reply = self.endpoint.check_reachable(grading.messages(attempt))
+        if reply is None:
+            return self.grade(grading)
+        self._count(reply)
+        return self.grade(grading, (attempt, reply))
+
+    def grade(self, grading: _Grading, received: tuple[int, Reply] | None = None) -> Verdict:
         """The verdict on one response.
 
         Args:
             grading: the response.
-            first: a reply to the first attempt, if there is one that is not stored.
+            received: an attempt that is not stored and the reply to it, if it has been sent already.
         """
         text = ""
         for attempt in range(grading.parameters.attempts):
             stored = self.replies.get(grading.key(attempt))
             if stored is None:
-                if self.stop.is_set():
-                    raise UserError("The judge was stopped.")
-                reply, first = first or self.endpoint.ask(grading.messages(attempt)), None
-                self.tokens.append((reply.sent, reply.received))
+                reply = received[1] if received and received[0] == attempt else self._ask(grading.messages(attempt))
                 if reply.rejected:
                     return failed(REJECTED, reply.rejected)
                 if reply.text is None:
@@ -167,6 +185,16 @@ class _Grader:
             if verdict := grading.verdict(text):
                 return verdict
         return failed(UNPARSED, text)
+
+    def _ask(self, messages: list[dict[str, str]]) -> Reply:
+        if self.stop.is_set():
+            raise UserError("The judge was stopped.")
+        reply = self.endpoint.ask(messages)
+        self._count(reply)
+        return reply
+
+    def _count(self, reply: Reply) -> None:
+        self.tokens.append((reply.sent, reply.received))
 
 
 def estimate(answers: Sequence[Answer], parameters: LlmParameters) -> str:
@@ -235,7 +263,7 @@ def _ask(
     grader = _Grader(endpoint, replies)
 
     def grade_first(i: int) -> Verdict:
-        return grader.grade(gradings[i], endpoint.check_reachable(gradings[i].messages(0)))
+        return grader.grade_first(gradings[i])
 
     def grade(i: int) -> Verdict:
         return grader.grade(gradings[i])
@@ -256,7 +284,5 @@ def _ask(
                         check_failures("llm", failures, len(gradings), p.tolerated, _ADVICE)
     finally:
         endpoint.close()
-    sent, received = (sum(counts) for counts in zip(*grader.tokens, strict=True))
-    log.info(
-        "      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), f"{sent:,}", f"{received:,}"
-    )
+    sent, received = (f"{sum(counts[side] for counts in grader.tokens):,}" for side in (0, 1))
+    log.info("      judge llm: %d requests, %s tokens sent, %s received", len(grader.tokens), sent, received)

@@ -39,9 +39,9 @@ def mean_score(measured: StudyMeasurements, name: str, scale: Scale) -> MeanScor
 
 
 def _mean(states: Sequence[Measurements], steps: Sequence[int], scale: Scale) -> Measure:
-    """The mean over prompts of the mean over seeds, with its bootstrap interval over prompts."""
+    """The mean over prompts of the mean over seeds, with its bootstrap interval over prompts; not measured without a state."""
     tables = [_scores(state, step, scale) for state, step in zip(states, steps, strict=True)]
-    prompts = sorted(set.intersection(*map(set, tables)))
+    prompts = sorted(set.intersection(*map(set, tables))) if tables else []
     if not prompts:
         return NOT_MEASURED
     means = np.array([np.mean([table[prompt] for table in tables]) for prompt in prompts])

@@ -78,7 +78,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         seed: of the proposals and of every trial.
 
     Raises:
-        UserError: optuna is not installed, or the threat has fewer attacker prompts than a trial may use.
+        UserError: optuna is not installed, or there are fewer attacker prompts or harmless samples than a trial may use.
     """
     check_optuna()
     spec, evaluate = context.study.attacks[attack], context.study.evaluate
@@ -86,7 +86,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     assert search is not None
     largest = {parameter: _largest(values) for parameter, values in search.over.items()}
     budget = component.traits.budget(component.parse({**spec.parameters, **largest}, f"attack {attack}"))
-    context.check_shots(attack, budget)
+    context.check_samples(attack, budget)
     measured_steps = len(evaluate.measured_at(budget.steps or 1))
     responses = measured_steps * (evaluate.curve_prompts + evaluate.dev_prompts)
     generated = responses * evaluate.response_tokens * 9 // 10
