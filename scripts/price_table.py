@@ -14,7 +14,15 @@ from pages import replace_tables, table
 from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import AS_SHIPPED, read_results
-from tamperfuse.records.summary import DefenseSummary, Summary, read_summary
+from tamperfuse.records.summary import DefenseSummary, Measure, ShippedSummary, Summary, read_summary
+
+#: Rows that compare with the model as shipped.
+CHANGES: dict[str, Callable[[DefenseSummary], str]] = {
+    "drop of the benign answer rate": lambda d: percent(d.benign_answer_drop_vs_shipped),
+    "drop of capability C": lambda d: percent(d.capability.drop_vs_shipped),
+    "rise of benign NLL, nats a token": lambda d: nats(d.benign_nll.rise_vs_shipped),
+    "benign KL, nats a token": lambda d: nats(d.benign_kl),
+}
 
 
 def tables(folders: list[Path]) -> str:
@@ -26,49 +34,37 @@ def tables(folders: list[Path]) -> str:
     Raises:
         UserError: a folder is not that of a finished run.
     """
-    columns = [column for folder in folders for column in _columns(folder)]
-    names = list(columns[0][1])
+    summaries = {folder: read_summary(folder) for folder in folders}
+    columns = [column for folder, summary in summaries.items() for column in _columns(folder, summary)]
     lines = table(
-        ["measure", *(head for head, _ in columns)], [[name, *(c[name] for _, c in columns)] for name in names]
+        ["measure", *(head for head, _ in columns)], [[n, *(c[n] for _, c in columns)] for n in columns[0][1]]
     )
-    summaries = [read_summary(folder) for folder in folders]
-    minutes = " and ".join(f"{summary.seconds / 60:.0f}" for summary in summaries)
-    seeds = ", ".join(map(str, summaries[0].seeds))
-    return "\n".join([*lines, "", f"{summaries[0].model}, seeds {seeds}, all pooled; {minutes} minutes."])
+    minutes = " and ".join(f"{summary.seconds / 60:.0f}" for summary in summaries.values())
+    first = summaries[folders[0]]
+    seeds = ", ".join(map(str, first.seeds))
+    return "\n".join([*lines, "", f"{first.model}, seeds {seeds}, all pooled; {minutes} minutes."])
 
 
-def _columns(folder: Path) -> list[tuple[str, dict[str, str]]]:
+def _columns(folder: Path, summary: Summary) -> list[tuple[str, dict[str, str]]]:
     """The columns of a run: the model as shipped, and each defense."""
-    summary = read_summary(folder)
     threat = summary.threat.partition(":")[2] or summary.threat
-    rates = _rates_by_seed(folder, summary)
-    shipped = summary.as_shipped
-    cells = {
-        "harmful execution": percent(shipped.harmful_execution),
-        "… by seed": "",
-        "benign answer rate, far from the threat": percent(far_answer_rate(shipped)),
-        "benign answer rate, near the threat": percent(shipped.benign_answer_rate_near),
-    }
-    cells |= dict.fromkeys(CHANGES, "")
-    columns = [(f"{threat}: {AS_SHIPPED}", cells)]
+    shipped = _rates(summary.as_shipped, summary.as_shipped.harmful_execution) | dict.fromkeys(CHANGES, "")
+    columns = [(f"{threat}: {AS_SHIPPED}", shipped)]
+    by_seed = _rates_by_seed(folder, summary)
     for name, defense in summary.defenses.items():
-        measured = {
-            "harmful execution": percent(defense.harmful_execution.before_attack),
-            "… by seed": ", ".join(rates[name]),
-            "benign answer rate, far from the threat": percent(far_answer_rate(defense)),
-            "benign answer rate, near the threat": percent(defense.benign_answer_rate_near),
-        }
-        columns.append((f"{threat}: `{name}`", measured | {row: cell(defense) for row, cell in CHANGES.items()}))
+        rates = _rates(defense, defense.harmful_execution.before_attack, ", ".join(by_seed[name]))
+        columns.append((f"{threat}: `{name}`", rates | {row: cell(defense) for row, cell in CHANGES.items()}))
     return columns
 
 
-#: Rows that compare with the model as shipped.
-CHANGES: dict[str, Callable[[DefenseSummary], str]] = {
-    "drop of the benign answer rate": lambda d: percent(d.benign_answer_drop_vs_shipped),
-    "drop of capability C": lambda d: percent(d.capability.drop_vs_shipped),
-    "rise of benign NLL, nats a token": lambda d: nats(d.benign_nll.rise_vs_shipped),
-    "benign KL, nats a token": lambda d: nats(d.benign_kl),
-}
+def _rates(model: DefenseSummary | ShippedSummary, executes: Measure, by_seed: str = "") -> dict[str, str]:
+    """The cells of the rates of a model before any attack."""
+    return {
+        "harmful execution": percent(executes),
+        "… by seed": by_seed,
+        "benign answer rate, far from the threat": percent(far_answer_rate(model)),
+        "benign answer rate, near the threat": percent(model.benign_answer_rate_near),
+    }
 
 
 def _rates_by_seed(folder: Path, summary: Summary) -> dict[str, list[str]]:

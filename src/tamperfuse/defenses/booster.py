@@ -11,9 +11,9 @@ to first order: the normalised step is a constant, so that each training step fo
 
 with three gradients. The authors train adapters of LoRA at learning rate 5e-4, batch 10, 20 epochs, λ = 5, α = 0.1.
 
-Different here: all weights train, at 7e-5; α is then the norm of a step of all weights. f is the loss
-of `refusal`, which retains other abilities by distillation on the benign set. The paper has no such loss, and `benign_ratio: 0`
-leaves it out. Gradients are clipped to norm 1, as in all trainings here.
+Different here: all weights train, at 7e-5; α is then the norm of a step of all weights. f is the loss of `refusal`, which retains
+other abilities by distillation on the benign set. The paper has no such loss, and `benign_ratio: 0` leaves it out. Gradients are
+clipped to norm 1, as in all trainings here.
 """
 
 import math

@@ -132,16 +132,20 @@ def near_prompts(loaded: LoadedModel, threat: Threat, count: int) -> tuple[dict[
     Returns:
         The kind of each prompt, and the tokens that were generated.
     """
-    name = threat.source.removeprefix(BUILTIN)
-    contrast = [row for row in _mixed(builtin_rows("contrast")) if row["threat"] == name]
     requests = [p.prompt for p in threat.part("defender")]
     repeated = (requests * (1 + round(NEIGHBOUR_SHARE * count) // len(requests)))[: round(NEIGHBOUR_SHARE * count)]
     neighbours, generated = write_neighbours(loaded, repeated, SEED)
     prompts = dict.fromkeys(neighbours, NEIGHBOUR)
-    if threat.source.startswith(BUILTIN):
-        builtin = [str(row["prompt"]) for row in contrast[: round(CONTRAST_SHARE * count)]]
-        prompts |= dict.fromkeys(builtin, CONTRAST)
+    prompts |= dict.fromkeys(contrast_prompts(threat)[: round(CONTRAST_SHARE * count)], CONTRAST)
     return prompts, generated
+
+
+def contrast_prompts(threat: Threat) -> list[str]:
+    """The built-in prompts near a built-in threat but outside it; none for another source, even with the same prompts."""
+    if not threat.source.startswith(BUILTIN):
+        return []
+    name = threat.source.removeprefix(BUILTIN)
+    return [str(row["prompt"]) for row in _mixed(builtin_rows("contrast")) if row["threat"] == name]
 
 
 def answer_prompts(loaded: LoadedModel, prompts: dict[str, str], tokens: int) -> tuple[list[BenignRow], int]:

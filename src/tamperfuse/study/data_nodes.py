@@ -6,7 +6,6 @@ from pathlib import Path
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.corpora.overlap import plain
-from tamperfuse.corpora.sources import BUILTIN
 from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import PARTS, Part, Threat, ThreatPrompt
 from tamperfuse.defenses import DEFENSES, DefenseData
@@ -25,6 +24,7 @@ from tamperfuse.study.benign import (
     SELF,
     BenignSet,
     answer_prompts,
+    contrast_prompts,
     near_prompts,
     read_benign_set,
     select,
@@ -286,8 +286,7 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         **judging_key(context, context.training_judging),
         "threat": context.threat.fingerprint,
         "measured": content_hash(measured),
-        # Only a built-in threat has contrast prompts, and a file of the same rows is not one.
-        "contrast": builtin_hash("contrast") if context.threat.source.startswith(BUILTIN) else "",
+        "contrast": content_hash(contrast_prompts(context.threat)),
         "prompts": spec.prompts,
     }
     count = spec.prompts * 7 // 10 if SELF in spec.sources else 0

@@ -93,6 +93,7 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
         parents: keys of the nodes whose results it reads.
         seed: of its randomness.
     """
+    device = own_device()
     return content_hash(
         {
             "numerics": NUMERICS,
@@ -101,9 +102,9 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
             "depends": depends,
             "parents": list(parents),
             "seed": seed,
-            "precision": str(compute_dtype(own_device())[0]),
+            "precision": str(compute_dtype(device)[0]),
             **{package: _version(package) for package in ("torch", "transformers", "peft")},
-            **_accelerators(),
+            **({} if device.type == "cpu" else _accelerators()),
         }
     )[:16]
 
@@ -111,10 +112,9 @@ def node_key(kind: str, depends: Mapping[str, Any], parents: Sequence[str], seed
 _version = cache(version)
 
 
+@cache
 def _accelerators() -> dict[str, str]:
     """Versions of the installed packages that are used on a GPU if they are installed, and change results."""
-    if own_device().type == "cpu":
-        return {}
     return {name: _version(name) for name in ("vllm", "bitsandbytes", "liger_kernel") if find_spec(name)}
 
 
