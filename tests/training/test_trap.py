@@ -195,25 +195,23 @@ def test_a_benign_fine_tuning_lowers_its_loss_and_leaves_no_trace(tiny: LoadedMo
     assert all(torch.equal(p, b) and p.grad is None for p, b in zip(tiny.model.parameters(), before, strict=True))
 
 
-def test_attackers_restart_after_their_horizon_and_the_benign_part_waits(tiny: LoadedModel) -> None:
-    trap = objective(horizon=4, attack_steps=3)
+def test_attackers_restart_after_their_horizon(tiny: LoadedModel) -> None:
+    trap = objective(horizon=4, attack_steps=3, cap=1e-3)
     fit(tiny, units(tiny, 3), Training(steps=2, batch=2), seed=0, objective=trap)
     assert (trap.restarts, trap.steps_taken) == (2, 2)
     moved = [float(delta.abs().max()) for delta in trap.attacker.delta]
     assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
 
 
-def test_an_attacker_is_not_broken_while_no_part_acts(tiny: LoadedModel) -> None:
-    trap = objective(harmful=0.0, benign_after=6, horizon=100, patience=3)
-    fit(tiny, units(tiny, 3), Training(steps=8, batch=2), seed=0, objective=trap)
-    assert (trap.restarts, trap.steps_taken) == (1, 8)
-
-
-@pytest.mark.parametrize("cap", [1e-3, 1e3])
-def test_an_attacker_whose_model_is_broken_is_followed_by_the_next(tiny: LoadedModel, cap: float) -> None:
-    trap = objective(horizon=100, cap=cap, patience=3)  # every token is above the small cap, none near the large one
-    fit(tiny, units(tiny, 3), Training(steps=4, batch=2), seed=0, objective=trap)
-    assert (trap.restarts, trap.steps_taken) == ((2, 1) if cap < 1 else (1, 4))
+@pytest.mark.parametrize("kind", ["full", "retain"])
+def test_an_attacker_takes_more_steps_while_its_model_is_broken(tiny: LoadedModel, kind: Any) -> None:
+    nll = mean_nll(tiny, [sample for unit in units(tiny, 3) for sample in unit.attack])
+    taken = {}
+    for cap in (0.8 * nll, 1.5 * nll):
+        trap = objective(horizon=100, kinds=(kind,), rates=(1e-6,), cap=cap, fade=0.1, attack_steps=3, attack_every=5)
+        fit(tiny, units(tiny, 3), Training(steps=4, batch=2), seed=0, objective=trap)
+        taken[cap < nll] = (trap.restarts, trap.steps_taken)
+    assert taken == {True: (1, 12), False: (1, 1)}
 
 
 def test_the_training_can_be_faster_than_its_attacker(tiny: LoadedModel) -> None:
@@ -247,7 +245,7 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
-        ({"attack_every": 2, "mask": True}, torch.bfloat16),
+        ({"attack_every": 2, "mask": True, "cap": 5.0, "attack_steps": 2}, torch.bfloat16),
         ({"optimizer": "sign", "target": "uniform", "difference": True} | ADAPTED, torch.float32),
     ],
 )
@@ -270,7 +268,9 @@ def test_an_interrupted_training_resumes_to_the_bit(
                 raise Interrupted
 
         with resumable(folder):
-            losses = fit(loaded, units(loaded), TRAINING, seed=1, objective=trap, at_steps=range(9), hook=hook).losses
+            losses = fit(
+                loaded, units(loaded, trap.attack_steps), TRAINING, seed=1, objective=trap, at_steps=range(9), hook=hook
+            ).losses
         return loaded, losses, trap
 
     whole, losses, expected = train(99, None)

@@ -41,7 +41,6 @@ SMALL = {"learning_rate": 2e-4, "rates": (1e-5, 3e-5, 1e-4)}
 LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
 FADE = 5.0  # nats a token from its target within which a part of the trap becomes weaker
-BROKEN_AFTER = 8  # steps within that distance after which the next attacker starts
 WARMUP = 0.05  # share of the steps: AdamW's first steps are of full size in every weight, and the trap's are large
 MEASURED = 16  # samples of each kind whose NLL is taken at a check
 NLL = ("harmful_nll", "benign_nll", "attacked_harmful_nll", "attacked_benign_nll")
@@ -60,12 +59,13 @@ class FuseParameters(Parameters):
         steps: optimizer steps.
         learning_rate: of AdamW. By default 2e-4, and 2e-5 from 3 billion parameters.
         schedule: of the learning rate: `linear` falls to 0. The trap appears only while the training is faster than its attacker.
-        batch: units in a step, each with one pair, `benign_ratio` benign samples and `attacker_steps` + 1 compliant answers.
+        batch: units in a step, each with one pair, `benign_ratio` benign samples and compliant answers for the attacker and the
+            trap.
         benign_ratio: benign samples in a step for each pair, at least 1.
         kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
         target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
             KL(uniform ‖ model) or KL(model ‖ uniform).
-        cap: of a token's NLL, in nats, for `ascent`.
+        cap: of a token's NLL, in nats, for `ascent`; above it, on average, an attacker meets no trap.
         harmful_norm: norm of the part of the trap on compliant answers; 0 for none.
         benign_norm: norm of the part of the trap on benign samples; 0 for none.
         benign_after: steps of an attacker after which the benign part acts.
@@ -77,8 +77,9 @@ class FuseParameters(Parameters):
             adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
         horizon: steps of an attacker until the next one starts.
-        attacker_steps: steps of the attacker in a step of the training.
-        attacker_every: the attacker moves in every n-th step of the training only.
+        attacker_steps: steps of the attacker in a step of the training while its model is broken, that is, while its loss is
+            within 5 nats of `cap`.
+        attacker_every: until then the attacker moves in every n-th step of the training only.
         attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
         benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
             at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
@@ -104,8 +105,8 @@ class FuseParameters(Parameters):
     mask: bool = False
     rates: tuple[float, ...] | None = Field(None, min_length=1)
     attackers: tuple[Kind, ...] = Field(("full", "lora"), min_length=1)
-    horizon: int = Field(32, ge=1)
-    attacker_steps: int = Field(1, ge=1)
+    horizon: int = Field(48, ge=1)
+    attacker_steps: int = Field(3, ge=1)
     attacker_every: int = Field(2, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
     lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
@@ -129,7 +130,7 @@ def budget(parameters: FuseParameters) -> Budget:
     if not parameters.strength:
         return Budget(parameters.steps, parameters.batch * sequences)
     sequences += 2 + parameters.difference
-    attacks = parameters.attacker_steps * (2 if "retain" in parameters.attackers else 1) / parameters.attacker_every
+    attacks = parameters.attacker_steps * (2 if "retain" in parameters.attackers else 1)
     moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
     # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
     tuning = 8 + moments if parameters.benign_steps else 0
@@ -223,7 +224,6 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
         harmful=parameters.harmful_norm,
         benign=parameters.benign_norm,
         fade=FADE,
-        patience=BROKEN_AFTER,
         benign_after=parameters.benign_after,
         difference=parameters.difference,
         orthogonal=parameters.orthogonal,

@@ -53,7 +53,8 @@ class TrapUnit(Anchored):
     """A unit of a batch. The first of the distillation samples is also the trap's, the last a retaining attacker's.
 
     Attributes:
-        attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training.
+        attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training, at
+            most.
         harmful: a compliant answer whose NLL is raised at the attacked weights.
     """
 
@@ -72,7 +73,7 @@ def trap_units(units: Sequence[Anchored], answers: Sequence[Sample], steps: int)
     Args:
         units: with supervised and distillation samples.
         answers: compliant answers, at least one; repeated if there are fewer than the units need.
-        steps: the attacker's steps in a step of the training, at least 1.
+        steps: the attacker's steps in a step of the training at most, at least 1.
     """
     count = steps + 1
     drawn = [[answers[(i * count + j) % len(answers)] for j in range(count)] for i in range(len(units))]
@@ -88,6 +89,10 @@ class TrapObjective(AnchoredObjective):
         d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
 
     f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
+
+    The attacker's model counts as broken while the NLL of its batch is above `cap` − `fade`. The attacker then takes
+    `attack_steps` steps in a step of the training in place of one, so that the trap meets it where it has recovered; above `cap`
+    there is no trap.
 
     If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
     (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
@@ -105,18 +110,17 @@ class TrapObjective(AnchoredObjective):
             one is used again.
         lora_rates: learning rates of attackers of kind `lora`.
         matrices: positions among the trained parameters of the matrices that they adapt.
-        horizon: the attacker's steps until the next one starts, at the latest.
-        attack_steps: the attacker's steps in a step of the training, at least 1; as many as the units have samples for.
-        attack_every: the attacker moves in every n-th step of the training, at least 1: the training then moves n times as far as
-            an attacker of its learning rate.
+        horizon: the attacker's steps until the next one starts.
+        attack_steps: the attacker's steps in a step of the training while its model is broken, at least 1; as many as the units
+            have samples for.
+        attack_every: until then the attacker moves in every n-th step of the training, at least 1: the training then moves n
+            times as far as an attacker of its learning rate.
         optimizer: of the attacker.
         target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
-        cap: NLL of a token, in nats, from which `ascent` does not raise it further.
+        cap: NLL of a token, in nats, from which `ascent` does not raise it further, and the attacker is left alone.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
         fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
-        patience: steps of the training in a row with every part of the trap within `fade` of its target, after which the
-            attacker's model counts as broken and the next attacker starts.
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
@@ -127,7 +131,7 @@ class TrapObjective(AnchoredObjective):
         last_loss: this process's share of the last step's loss at θ.
         kind: of the present attacker.
         steps_taken: by the present attacker since its restart.
-        near_target: steps of the training in a row, so far, with every part of the trap within `fade` of its target.
+        attacker_loss: the present attacker's, before its last step, in nats a token; nan until it has taken one.
         trap_steps: steps of the training with the trap so far.
         restarts: attackers so far.
     """
@@ -146,7 +150,6 @@ class TrapObjective(AnchoredObjective):
     harmful: float = 1.5
     benign: float = 1.0
     fade: float = 1.0
-    patience: int = 8
     benign_after: int = 0
     difference: bool = False
     orthogonal: bool = True
@@ -157,13 +160,13 @@ class TrapObjective(AnchoredObjective):
     last_loss: float = field(default=math.nan, init=False)
     kind: Kind = field(default="full", init=False)
     steps_taken: int = field(default=0, init=False)
-    near_target: int = field(default=0, init=False)
+    attacker_loss: float = field(default=math.nan, init=False)
     trap_steps: int = field(default=0, init=False)
     restarts: int = field(default=0, init=False)
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        state = ("scale", "last_loss", "kind", "steps_taken", "near_target", "trap_steps", "restarts", "records")
+        state = ("scale", "last_loss", "kind", "steps_taken", "attacker_loss", "trap_steps", "restarts", "records")
         return {name: value for name, value in super().settings().items() if name not in state}
 
     def begin(self, masters: Masters) -> None:
@@ -182,26 +185,45 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is that at θ."""
         trap = None
         if self.scale > 0 and (self.harmful > 0 or self.benign > 0):
-            if self.trap_steps % self.attack_every == 0:
-                for index in range(self.attack_steps):
-                    self._attack(accumulate, index)
+            self._attack(accumulate)
             self.trap_steps += 1
-            trap = self._trap(accumulate)
+            if not self.attacker_loss >= self.cap:
+                trap = self._trap(accumulate)
         loss = accumulate(self.loss)
         self.last_loss = float(loss)
         if trap:
             self._add(trap)
         return loss
 
-    def _attack(self, accumulate: Accumulate, index: int) -> None:
-        """One step of the attacker, on each unit's answer of that index."""
-        if self.steps_taken >= self.horizon or self.near_target >= self.patience:
-            self._restart()
-        loss = partial(self._attacker_loss, index)
+    @property
+    def broken(self) -> bool:
+        """Whether the attacker's model is broken, by its last loss."""
+        return self.attacker_loss > self.cap - self.fade
+
+    def _attack(self, accumulate: Accumulate) -> None:
+        """The attacker's steps in a step of the training, each on other answers of the units."""
+        if self.trap_steps % self.attack_every and not self.broken:
+            return
+        for index in range(self.attack_steps):
+            if self.steps_taken >= self.horizon:
+                self._restart()
+            self._attacker_step(accumulate, index)
+            if not self.broken:
+                break
+
+    def _attacker_step(self, accumulate: Accumulate, index: int) -> None:
+        loss = 0.0
+
+        def run() -> None:
+            nonlocal loss
+            loss = float(accumulate(partial(self._attacker_loss, index)))
+
         with self.attacker.applied():
-            gradient = gradients(self.parameters, lambda: accumulate(loss))
+            gradient = gradients(self.parameters, run)
         self.attacker.step(gradient)
         self.steps_taken += 1
+        # An attacker that retains has as many benign samples.
+        self.attacker_loss = sum_over_processes(loss, self.parameters[0].device) / (2 if self.kind == "retain" else 1)
 
     def _restart(self) -> None:
         """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
@@ -213,7 +235,7 @@ class TrapObjective(AnchoredObjective):
         random.Random(f"{self.seed}:{round_}").shuffle(combinations)
         rate, self.kind = combinations[position]
         self.attacker = self._new_attacker(rate)
-        self.restarts, self.steps_taken, self.near_target = self.restarts + 1, 0, 0
+        self.restarts, self.steps_taken, self.attacker_loss = self.restarts + 1, 0, math.nan
 
     def _new_attacker(self, learning_rate: float) -> SimulatedAttacker | LoraAttacker:
         """An attacker of the present kind, at δ = 0."""
@@ -237,15 +259,11 @@ class TrapObjective(AnchoredObjective):
         if self.steps_taken > self.benign_after:
             parts.append((self.benign, self._benign, self._benign_at_theta if self.difference else None))
         total: Weights | None = None
-        fades = []
         for weight, attacked, here in parts:
             if weight:
                 gradient, fade = self._part(accumulate, attacked, here)
                 total = self._add_part(total, weight, gradient, fade)
-                fades.append(fade)
                 del gradient
-        # Until a part acts, there is nothing to be near to.
-        self.near_target = self.near_target + 1 if fades and max(fades) < 1.0 else 0
         return total
 
     def _add_part(self, total: Weights | None, weight: float, gradient: Weights, fade: float) -> Weights | None:
@@ -341,7 +359,7 @@ class TrapObjective(AnchoredObjective):
             "attacker": self.attacker.state_dict(),
             "kind": self.kind,
             "steps_taken": self.steps_taken,
-            "near_target": self.near_target,
+            "attacker_loss": self.attacker_loss,
             "trap_steps": self.trap_steps,
             "restarts": self.restarts,
             "scale": self.scale,
@@ -352,9 +370,9 @@ class TrapObjective(AnchoredObjective):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
         self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
-        self.near_target = state["near_target"]
         self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
         self.attacker.load_state_dict(state["attacker"])
+        self.attacker_loss = state["attacker_loss"]
         self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
         self.average = [placed_like(saved, p) for saved, p in zip(state["average"], self.parameters, strict=False)]
 
