@@ -8,8 +8,8 @@ where W₀ is the same matrix before alignment, here that of the model before an
 (`safety/LoX.py`), this is done for all weights with two or more dimensions, embeddings among them; others are not changed. There
 is no training and no data.
 
-The defaults, k = 6 and α = 1.25, are those of the authors' experiments with 7B models; whether they suit a small model that was
-aligned by `refusal` or `sdd` was not measured.
+The defaults, k = 6 and α = 1.25, are those of the authors' experiments with 7B models. For a small model that was aligned by
+`refusal` they are too high: it refuses most harmless prompts (studies/fuse.yaml).
 """
 
 import torch
@@ -37,7 +37,7 @@ class LoxParameters(Parameters):
 
 @defense("lox", LoxParameters)
 def lox(loaded: LoadedModel, data: DefenseData, parameters: LoxParameters, seed: int) -> DefenseResult:
-    """Experimental: low-rank extrapolation of what alignment changed; no training. Starts from an aligned model.
+    """Low-rank extrapolation of what alignment changed; no training. Starts from an aligned model.
 
     Memory: a second copy of the weights, and the singular vectors of the largest matrix (about two copies of it). Time: one
     singular value decomposition for each matrix.
