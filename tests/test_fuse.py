@@ -227,7 +227,7 @@ def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:
     assert (large.learning_rate, large.rates) == (2e-5, (1e-5, 2e-5, 5e-5))
     assert resolve(FuseParameters(rates=(1e-3,)), 1).rates == (1e-3,)
     assert resolve(small, 7_000_000_000) == small
-    assert budget(small).batch == 6 * (6 + 3) and budget(FuseParameters(strength=0)).batch == 6 * 3
+    assert budget(small).batch == 6 * (6 + 1) and budget(FuseParameters(strength=0)).batch == 6 * 3
 
 
 def test_the_log_says_what_was_measured(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -77,9 +77,9 @@ class FuseParameters(Parameters):
             adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
         horizon: steps of an attacker until the next one starts.
-        attacker_steps: steps of the attacker in a step of the training while its model is broken, that is, while its loss is
-            within 5 nats of `cap`.
-        attacker_every: until then the attacker moves in every n-th step of the training only.
+        attacker_steps: steps of the attacker, at most, in a step of the training while its model is broken, that is, while its
+            loss is above `cap` less 5 nats.
+        attacker_every: while it is not broken, the attacker moves in every n-th step of the training only.
         attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
         benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
             at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
@@ -130,13 +130,14 @@ def budget(parameters: FuseParameters) -> Budget:
     if not parameters.strength:
         return Budget(parameters.steps, parameters.batch * sequences)
     sequences += 2 + parameters.difference
-    attacks = parameters.attacker_steps * (2 if "retain" in parameters.attackers else 1)
+    # About one step of the attacker in each: one in `attacker_every` steps, and up to `attacker_steps` in one while it is broken.
+    attacks = 2 if "retain" in parameters.attackers else 1
     moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
     # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
     tuning = 8 + moments if parameters.benign_steps else 0
     copies = max(6 + moments, tuning) + parameters.mask
     resumed = 4 + moments + parameters.mask
-    batch = math.ceil(parameters.batch * (sequences + attacks))
+    batch = parameters.batch * (sequences + attacks)
     return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=resumed)
 
 

@@ -56,7 +56,7 @@ class TarParameters(AnchoredTraining):
         rates: the attackers' learning rates; each step of the training draws one.
     """
 
-    steps: int = Field(85, ge=1)
+    steps: int = Field(91, ge=1)
     batch: int = Field(4, ge=1)
     resistance: float = Field(1.0, ge=0)
     inner_steps: int = Field(16, ge=1)
