@@ -214,6 +214,18 @@ def test_an_attacker_takes_more_steps_while_its_model_is_broken(tiny: LoadedMode
     assert taken == {True: (1, 12), False: (1, 1)}
 
 
+def test_the_benign_part_waits_until_the_attacker_has_moved(tiny: LoadedModel) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    trap = objective(harmful=0.0, benign_after=1, horizon=100, cap=100.0)
+    trap.begin(masters)
+    first, second = (gradient_of(tiny, trap, masters, samples) for _ in range(2))
+    trap.scale = 0.0
+    descent = gradient_of(tiny, trap, masters, samples)
+    assert all(torch.equal(a, b) for a, b in zip(first, descent, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(second, descent, strict=True))
+
+
 def test_the_training_can_be_faster_than_its_attacker(tiny: LoadedModel) -> None:
     trap = objective(attack_every=3)
     fit(tiny, units(tiny), Training(steps=7, batch=1), seed=0, objective=trap)

@@ -65,7 +65,7 @@ class FuseParameters(Parameters):
         kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
         target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
             KL(uniform ‖ model) or KL(model ‖ uniform).
-        cap: of a token's NLL, in nats, for `ascent`; above it, on average, an attacker meets no trap.
+        cap: of a token's NLL, in nats, for `ascent`; with every target, an attacker whose loss is above it meets no trap.
         harmful_norm: norm of the part of the trap on compliant answers; 0 for none.
         benign_norm: norm of the part of the trap on benign samples; 0 for none.
         benign_after: steps of an attacker after which the benign part acts.

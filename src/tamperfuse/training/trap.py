@@ -19,7 +19,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -90,9 +90,8 @@ class TrapObjective(AnchoredObjective):
 
     f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
-    The attacker's model counts as broken while the NLL of its batch is above `cap` − `fade`. The attacker then takes
-    `attack_steps` steps in a step of the training in place of one, so that the trap meets it where it has recovered; above `cap`
-    there is no trap.
+    The attacker's model counts as broken while its loss is above `cap` − `fade`, whatever the target. It then takes up to
+    `attack_steps` steps in a step of the training, so that the trap meets it where it has recovered. Above `cap`, no trap.
 
     If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
     (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
@@ -111,10 +110,10 @@ class TrapObjective(AnchoredObjective):
         lora_rates: learning rates of attackers of kind `lora`.
         matrices: positions among the trained parameters of the matrices that they adapt.
         horizon: the attacker's steps until the next one starts.
-        attack_steps: the attacker's steps in a step of the training while its model is broken, at least 1; as many as the units
-            have samples for.
-        attack_every: until then the attacker moves in every n-th step of the training, at least 1: the training then moves n
-            times as far as an attacker of its learning rate.
+        attack_steps: the attacker's steps, at most, in a step of the training while its model is broken, at least 1; as many as
+            the units have samples for.
+        attack_every: while its model is not broken, the attacker moves in every n-th step of the training, at least 1: the
+            training then moves n times as far as an attacker of its learning rate.
         optimizer: of the attacker.
         target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
         cap: NLL of a token, in nats, from which `ascent` does not raise it further, and the attacker is left alone.
@@ -131,7 +130,8 @@ class TrapObjective(AnchoredObjective):
         last_loss: this process's share of the last step's loss at θ.
         kind: of the present attacker.
         steps_taken: by the present attacker since its restart.
-        attacker_loss: the present attacker's, before its last step, in nats a token; nan until it has taken one.
+        attacker_loss: the present attacker's before its last step, in nats a token, over all its samples; nan until it has
+            taken one.
         trap_steps: steps of the training with the trap so far.
         restarts: attackers so far.
     """
@@ -166,8 +166,11 @@ class TrapObjective(AnchoredObjective):
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        state = ("scale", "last_loss", "kind", "steps_taken", "attacker_loss", "trap_steps", "restarts", "records")
-        return {name: value for name, value in super().settings().items() if name not in state}
+        return {name: value for name, value in super().settings().items() if name not in self._state()}
+
+    def _state(self) -> dict[str, Any]:
+        """What changes during training, apart from tensors: the fields that are no settings."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not f.init}
 
     def begin(self, masters: Masters) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
@@ -212,18 +215,30 @@ class TrapObjective(AnchoredObjective):
                 break
 
     def _attacker_step(self, accumulate: Accumulate, index: int) -> None:
+        gradient, loss = self._gradient(accumulate, partial(self._attacker_loss, index), dtype=torch.float32)
+        self.attacker.step(gradient)
+        self.steps_taken += 1
+        self.attacker_loss = loss / (2 if self.kind == "retain" else 1)  # it has as many benign samples
+
+    def _gradient(
+        self,
+        accumulate: Accumulate,
+        attacked: Loss[TrapUnit],
+        here: Loss[TrapUnit] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Weights, float]:
+        """The gradient of a loss at θ + δ, and of another at θ, in a dtype, by default the parameters'; and the former loss."""
         loss = 0.0
 
         def run() -> None:
             nonlocal loss
-            loss = float(accumulate(partial(self._attacker_loss, index)))
+            with self.attacker.applied():
+                loss = float(accumulate(attacked))
+            if here:
+                accumulate(here)
 
-        with self.attacker.applied():
-            gradient = gradients(self.parameters, run)
-        self.attacker.step(gradient)
-        self.steps_taken += 1
-        # An attacker that retains has as many benign samples.
-        self.attacker_loss = sum_over_processes(loss, self.parameters[0].device) / (2 if self.kind == "retain" else 1)
+        gradient = gradients(self.parameters, run, dtype)
+        return gradient, sum_over_processes(loss, self.parameters[0].device)
 
     def _restart(self) -> None:
         """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
@@ -279,18 +294,8 @@ class TrapObjective(AnchoredObjective):
     def _part(
         self, accumulate: Accumulate, attacked: Loss[TrapUnit], here: Loss[TrapUnit] | None
     ) -> tuple[Weights, float]:
-        """The gradient of a loss at θ + δ, and of another at θ, in the parameters' dtype; and f, from the former."""
-        loss = 0.0
-
-        def run() -> None:
-            nonlocal loss
-            with self.attacker.applied():
-                loss = float(accumulate(attacked))
-            if here:
-                accumulate(here)
-
-        gradient = gradients(self.parameters, run, dtype=None)
-        loss = sum_over_processes(loss, self.parameters[0].device)
+        """The gradient of a loss at θ + δ, and of another at θ; and f, from the former."""
+        gradient, loss = self._gradient(accumulate, attacked, here)
         distance = loss + self.cap if self.target == "ascent" else loss
         return gradient, min(max(distance / self.fade, 0.0), 1.0)
 
@@ -357,23 +362,16 @@ class TrapObjective(AnchoredObjective):
         """The attacker, and what hooks set and recorded."""
         return {
             "attacker": self.attacker.state_dict(),
-            "kind": self.kind,
-            "steps_taken": self.steps_taken,
-            "attacker_loss": self.attacker_loss,
-            "trap_steps": self.trap_steps,
-            "restarts": self.restarts,
-            "scale": self.scale,
-            "records": self.records,
+            **self._state(),
             "average": self.average,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
-        self.kind, self.steps_taken, self.restarts = state["kind"], state["steps_taken"], state["restarts"]
+        for name in self._state():
+            setattr(self, name, state[name])
         self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
         self.attacker.load_state_dict(state["attacker"])
-        self.attacker_loss = state["attacker_loss"]
-        self.trap_steps, self.scale, self.records = state["trap_steps"], state["scale"], list(state["records"])
         self.average = [placed_like(saved, p) for saved, p in zip(state["average"], self.parameters, strict=False)]
 
 
