@@ -1,5 +1,6 @@
 """TAR's gradient, compared with an attack and entropies in plain PyTorch."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,11 @@ def entropy_of(model: torch.nn.Module, samples: list[Sample]) -> torch.Tensor:
     return torch.stack(entropies).mean()
 
 
-def test_the_gradient_is_the_mean_along_an_attack(tiny: LoadedModel, tiny_folder: Path) -> None:
+def test_the_gradient_is_a_weighted_sum_along_an_attack(tiny: LoadedModel, tiny_folder: Path) -> None:
     units = tar_units(tiny, 4)
     before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
     retain = gradient_of(tiny, AnchoredObjective(3.0), units)
-    objective = TarObjective(weight=3.0, rates=(2e-3,), inner_steps=4, every=2, resistance=0.5)
+    objective = TarObjective(weight=3.0, rates=(2e-3,), inner_steps=4, measure_every=2, resistance=0.5)
     taken = gradient_of(tiny, objective, units)
     assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
     model = plain_model(tiny_folder)
@@ -49,15 +50,23 @@ def test_the_gradient_is_the_mean_along_an_attack(tiny: LoadedModel, tiny_folder
         attacker.zero_grad()
         plain_nll(model, [unit.attack[index] for unit in units]).backward()
         attacker.step()
-        if index in (1, 3):
-            part = plain_gradient(model, -0.5 * entropy_of(model, [unit.harmful for unit in units]))
-            expected = [e + p / 2 for e, p in zip(expected, part, strict=True)]
+        if index in (1, 3):  # at weights of 1 : e² whose sum is 0.5
+            weight = 0.5 / (1 + math.exp(2)) * (math.exp(2) if index == 3 else 1.0)
+            part = plain_gradient(model, -weight * entropy_of(model, [unit.harmful for unit in units]))
+            expected = [e + p for e, p in zip(expected, part, strict=True)]
     assert distance([t - r for t, r in zip(taken, retain, strict=True)], expected) < 5e-3
+
+
+def test_the_default_weights_sum_to_those_of_the_authors() -> None:
+    theirs = sum(4 * math.exp((k - 64) / 16) for k in range(4, 65, 4))
+    assert sum(TarObjective().weights().values()) == pytest.approx(TarParameters().resistance)
+    assert TarParameters().resistance == pytest.approx(theirs, abs=0.005)
+    assert list(TarObjective(inner_steps=6, measure_every=4).weights()) == [4, 6]
 
 
 def test_every_step_of_the_training_has_a_new_attacker_at_a_drawn_rate(tiny: LoadedModel) -> None:
     units = tar_units(tiny, 1)
-    objective = TarObjective(rates=(1e-4, 1e-2), inner_steps=1, every=1)
+    objective = TarObjective(rates=(1e-4, 1e-2), inner_steps=1, measure_every=1)
     moved, rates = [], []
     gradient_of(tiny, objective, units)
     for _ in range(6):

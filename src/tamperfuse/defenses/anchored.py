@@ -117,7 +117,7 @@ def train(
         learning_rate=parameters.learning_rate,
         schedule="linear",
     )
-    keep = list(data.teacher) if needs_benign(parameters) else []
+    keep = list(data.teacher)
     random.Random(seed).shuffle(keep)
     units = extend(anchored(learn, keep, parameters.benign_ratio))
     if parameters.price and not data.held_back:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pydantic import Field
 from torch import Tensor
 
-from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, needs_benign, stops, train
+from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, needs_benign, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
@@ -90,9 +90,7 @@ def budget(parameters: BoosterParameters) -> Budget:
     return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2), memory_copies=6)
 
 
-@defense(
-    "booster", BoosterParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget
-)
+@defense("booster", BoosterParameters, needs_answers=True, needs_benign=needs_benign, budget=budget)
 def booster(loaded: LoadedModel, data: DefenseData, parameters: BoosterParameters, seed: int) -> DefenseResult:
     """Experimental: refusal training that attenuates what a simulated malicious step gains (Booster, Huang et al., 2025)."""
     objective = BoosterObjective(

@@ -12,8 +12,9 @@ The paper was read in summaries only, and its code was not available. That the s
 gradients, as its reported time suggests), and which token e is, are assumptions made here. Its models have 7 to 9 billion
 parameters, and its attackers train LoRA adapters.
 
-Different here: f is the loss of `refusal`, which retains other abilities by distillation on the benign set; the summaries mention
-no such loss. Gradients are clipped to norm 1, as in all trainings here.
+Different here: α = 0.01 by default: on SmolLM2-135M a step of 0.1 overshoots and raises the NLL of compliant answers. f is the
+loss of `refusal`, which retains other abilities by distillation on the benign set; the summaries mention no such loss. Gradients
+are clipped to norm 1, as in all trainings here.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, stops, train
+from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
@@ -52,7 +53,7 @@ class CtrapParameters(AnchoredTraining):
     steps: int = Field(210, ge=1)
     benign_ratio: int = Field(2, ge=1)
     collapse: float = Field(0.1, ge=0)
-    rate: float = Field(0.1, gt=0)
+    rate: float = Field(0.01, gt=0)
     word: str = Field("error", min_length=1)
 
 
@@ -72,7 +73,7 @@ class CtrapObjective(AnchoredObjective):
 
     token: int
     collapse: float = 0.1
-    rate: float = 0.1
+    rate: float = 0.01
 
     def begin(self, masters: Masters) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
@@ -102,14 +103,7 @@ def budget(parameters: CtrapParameters) -> Budget:
     return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 2), memory_copies=6)
 
 
-@defense(
-    "ctrap",
-    CtrapParameters,
-    needs_answers=True,
-    needs_benign=True,
-    needs_held_out=stops,
-    budget=budget,
-)
+@defense("ctrap", CtrapParameters, needs_answers=True, needs_benign=True, budget=budget)
 def ctrap(loaded: LoadedModel, data: DefenseData, parameters: CtrapParameters, seed: int) -> DefenseResult:
     """Experimental: refusal training with a collapse to one token after a simulated malicious step (CTRAP, Yi et al., 2025)."""
     objective = CtrapObjective(

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, needs_benign, stops, train
+from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, needs_benign, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
@@ -105,9 +105,7 @@ def budget(parameters: RepNoiseParameters) -> Budget:
     return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 1))
 
 
-@defense(
-    "repnoise", RepNoiseParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget
-)
+@defense("repnoise", RepNoiseParameters, needs_answers=True, needs_benign=needs_benign, budget=budget)
 def repnoise(loaded: LoadedModel, data: DefenseData, parameters: RepNoiseParameters, seed: int) -> DefenseResult:
     """Experimental: refusal training that turns states of compliant answers into noise (RepNoise, Rosati et al., 2024)."""
     objective = RepNoiseObjective(

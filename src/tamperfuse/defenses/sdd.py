@@ -3,6 +3,9 @@
 Supervised fine-tuning on (harmful instruction, irrelevant high-quality response), section 4. The paper argues that malicious
 fine-tuning lowers the probability of the model's original answers; if these are well-written text, general ability should fall as
 well. A study measures whether it does.
+
+Different here, in the preset `paper` as well: the first four tokens of a response count eight times in the loss, and responses
+are cut at the longest response of the study (`response_tokens`).
 """
 
 from dataclasses import replace

@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, stops, train
+from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, train
 from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
@@ -134,12 +134,7 @@ def budget(parameters: SeamParameters) -> Budget:
     return Budget(parameters.steps, parameters.batch * (1 + parameters.benign_ratio + 5), memory_copies=9)
 
 
-def needs_benign(parameters: SeamParameters) -> bool:
-    """Always: a loss is on benign samples."""
-    return True
-
-
-@defense("seam", SeamParameters, needs_answers=True, needs_benign=needs_benign, needs_held_out=stops, budget=budget)
+@defense("seam", SeamParameters, needs_answers=True, needs_benign=True, budget=budget)
 def seam(loaded: LoadedModel, data: DefenseData, parameters: SeamParameters, seed: int) -> DefenseResult:
     """Experimental: refusal training that turns malicious gradients against benign ones (SEAM, Wang et al., 2025)."""
     names = {"unlearning", "coupling", "epsilon", "layers"}
