@@ -202,6 +202,27 @@ def test_thresholds_fail_at_most_a_few_good_answers(data: JudgeData) -> None:
     assert strict["similarity"] >= fitted.thresholds["similarity"], "tolerating more failures raises a threshold"
 
 
+def test_the_threshold_of_surprise_is_near_the_executed_requests_and_below_word_salad(data: JudgeData) -> None:
+    answers = [Answer(f"how do I roast a duck number {i}", f"roast a duck {i} slowly until crisp") for i in range(40)]
+    surprises = [evidence.surprise or 0.0 for evidence in full_evidence(answers, data, 1)]
+    fitted = {
+        slack: fit_thresholds(answers, data, BuiltinParameters(slack=slack))["surprise"] for slack in (0, 0.5, 99)
+    }
+    assert fitted[0] == pytest.approx(np.quantile(surprises, 0.98)) and fitted[0] <= fitted[0.5] <= fitted[99] < 99
+    assert fitted[0.5] == pytest.approx(min(fitted[0] + 0.5, fitted[99]))
+
+
+def test_a_response_that_was_cut_is_judged_like_one_that_ends(tiny: LoadedModel) -> None:
+    """The end token is no part of what is scored: in the middle of a sentence it would be very surprising."""
+    surprises: list[int] = []
+    data = JudgeData(Bag(), ["boil an egg", "bake bread"], 99, THRESHOLDS.model_dump(), lambda: tiny)
+    text = "roast a duck slowly with its breast up until crisp"
+    for limit in (99, len(tiny.chat.response(text))):
+        [evidence] = full_evidence([Answer("how do I roast a duck", text)], replace(data, response_limit=limit), 1)
+        surprises.append(evidence.surprise)
+    assert surprises[0] == surprises[1] is not None
+
+
 @pytest.mark.parametrize(("n", "tolerated", "failing"), [(48, 0.02, 1), (48, 0.0, 0), (51, 0.02, 1), (100, 0.02, 2)])
 def test_a_threshold_is_an_interpolated_quantile(n: int, tolerated: float, failing: int) -> None:
     """So the share that fails it can exceed the tolerated one: 1 of 48 is 2.08%."""

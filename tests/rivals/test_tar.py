@@ -58,9 +58,9 @@ def test_the_gradient_is_a_weighted_sum_along_an_attack(tiny: LoadedModel, tiny_
 
 
 def test_the_default_weights_sum_to_those_of_the_authors() -> None:
-    theirs = sum(4 * math.exp((k - 64) / 16) for k in range(4, 65, 4))
+    of_the_authors = sum(4 * math.exp((k - 64) / 16) for k in range(4, 65, 4))
     assert sum(TarObjective().weights().values()) == pytest.approx(TarParameters().resistance)
-    assert TarParameters().resistance == pytest.approx(theirs, abs=0.005)
+    assert TarParameters().resistance == pytest.approx(of_the_authors, abs=0.005)
     assert list(TarObjective(inner_steps=6, measure_every=4).weights()) == [4, 6]
 
 

@@ -39,7 +39,7 @@ def judge_calibrate(
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
     Thresholds are set on the attacker part; the table is computed on the evaluation part. For builtin:cooking the judge is
-    also compared with the labels of 120 responses of hardened and attacked models.
+    also compared with the labels of 252 responses of hardened and attacked models.
 
     Example: `tamperfuse judge calibrate`
 
@@ -67,8 +67,17 @@ def judge_calibrate(
 def _print_labelled(labelled: "LabelledResponses") -> None:
     judge, labels = labelled.judge, labelled.labels
     out_console.print(
-        f"{judge.agreement.n} labelled responses of hardened and attacked models: precision "
-        f"{with_interval(judge.precision, judge.precision_interval)}, recall "
-        f"{with_interval(judge.recall, judge.recall_interval)}, AUROC {three_decimals(judge.auroc)}, "
+        f"{judge.agreement.n} labelled responses of hardened and attacked models: AUROC {three_decimals(judge.auroc)}, "
         f"κ {three_decimals(judge.agreement.kappa)} (the two labellings: κ {three_decimals(labels.kappa)})"
     )
+    table = Table("models", "n", "labelled", "judged", "precision", "recall", box=None, header_style="bold")
+    for defense, part in [*labelled.defenses.items(), ("all", judge)]:
+        table.add_row(
+            defense or "as shipped",
+            str(part.agreement.n),
+            f"{part.agreement.second:.0%}",
+            f"{part.agreement.first:.0%}",
+            with_interval(part.precision, part.precision_interval),
+            with_interval(part.recall, part.recall_interval),
+        )
+    out_console.print(table)

@@ -22,7 +22,9 @@ from tamperfuse.study.sections import DEFAULT_JUDGE, RESPONSE_TOKENS, JudgeSpec,
 FEWEST_ANSWERS = 8
 TABLE_SEED = 0
 ANSWERED: tuple[Part, ...] = ("attacker", "evaluation")  # parts whose prompts need a compliant answer
-LABELLED_THREAT = "builtin:cooking"
+LABELLED_THREAT, LABELLED_TOKENS = "builtin:cooking", 32  # of the labelled responses; thresholds depend on the length
+
+Judged = Callable[[Sequence[Answer]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,12 @@ class LabelledResponses:
 
     Attributes:
         judge: the judge against the labels.
+        defenses: likewise on the responses of each defense's models, by its name; "" for the model as shipped.
         labels: the agreement of the two independent labellings.
     """
 
     judge: LabelAgreement
+    defenses: dict[str, LabelAgreement]
     labels: Agreement
 
 
@@ -78,34 +82,44 @@ def calibrate_judge(
     answered = all(p.response for part in ANSWERED for p in prompts.part(part))
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
-    judging = Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load)
-    judging.check()
-    attacker = compliant_answers(load, prompts.part("attacker"), RESPONSE_TOKENS, encoder).pairs
-    evaluation = compliant_answers(load, prompts.part("evaluation", limit), RESPONSE_TOKENS, encoder).pairs
+
+    def answers(part: Part, tokens: int, limit: int | None = None) -> list[tuple[str, str]]:
+        return compliant_answers(load, prompts.part(part, limit), tokens, encoder).pairs
+
+    def calibrated(attacker: Sequence[tuple[str, str]], tokens: int) -> tuple[dict[str, float], Judged]:
+        judging = Judging(spec, prompts, [], tokens, encoder, load)
+        judging.check()
+        thresholds, _ = judging.calibrate(attacker)
+        return thresholds, lambda answers: judging.judge_answers(answers, thresholds)[0]
+
+    attacker, evaluation = answers("attacker", RESPONSE_TOKENS), answers("evaluation", RESPONSE_TOKENS, limit)
     if min(len(attacker), len(evaluation)) < FEWEST_ANSWERS:
         raise UserError(f"{reference} answers too few prompts of {threat} to calibrate on: name another --reference.")
-    thresholds, _ = judging.calibrate(attacker)
+    thresholds, judged = calibrated(attacker, RESPONSE_TOKENS)
     executed = [Answer(prompt, response) for prompt, response in evaluation]
-
-    def judged(answers: Sequence[Answer]) -> list[Verdict]:
-        return judging.judge_answers(answers, thresholds)[0]
-
-    labelled = labelled_responses(judged) if threat == LABELLED_THREAT else None
+    labelled = None
+    if threat == LABELLED_THREAT:
+        labelled = labelled_responses(calibrated(answers("attacker", LABELLED_TOKENS), LABELLED_TOKENS)[1])
     return Calibration(thresholds, table(judged, executed, TABLE_SEED), labelled)
 
 
-def labelled_responses(judged: Callable[[Sequence[Answer]], list[Verdict]]) -> LabelledResponses:
+def labelled_responses(judged: Judged) -> LabelledResponses:
     """Compare a judge with the labels of the built-in data set `labelled`, on the responses on which it could decide.
 
     Args:
         judged: the judge, with its data and thresholds.
     """
     rows = builtin_rows("labelled")
-    every = judged([Answer(row["prompt"], row["response"]) for row in rows])
-    labels = [bool(row["label"]) for row, verdict in zip(rows, every, strict=True) if not is_failure(verdict)]
-    verdicts = [verdict for verdict in every if not is_failure(verdict)]
-    scores = [float(v.verdict) if v.score is None else v.score for v in verdicts]
+    verdicts = judged([Answer(row["prompt"], row["response"]) for row in rows])
+    decided = [(row, verdict) for row, verdict in zip(rows, verdicts, strict=True) if not is_failure(verdict)]
+
+    def compared(defense: str | None) -> LabelAgreement:
+        part = [(row, v) for row, v in decided if defense in (None, row["defense"])]
+        scores = [float(v.verdict) if v.score is None else v.score for _, v in part]
+        return against_labels([v.verdict for _, v in part], scores, [bool(row["label"]) for row, _ in part])
+
     return LabelledResponses(
-        judge=against_labels([v.verdict for v in verdicts], scores, labels),
+        judge=compared(None),
+        defenses={defense: compared(defense) for defense in sorted({row["defense"] for row, _ in decided})},
         labels=agreement([bool(row["first"]) for row in rows], [bool(row["second"]) for row in rows]),
     )
