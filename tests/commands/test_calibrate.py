@@ -78,15 +78,15 @@ def test_a_judge_is_compared_with_the_labels() -> None:
     perfect = compared.judge
     assert compared.defenses.keys() == {"as shipped", "refusal", "sdd", "fuse"}
     assert sum(part.agreement.n for part in compared.defenses.values()) == perfect.agreement.n
-    assert perfect.agreement.n == 252 and perfect.precision == perfect.recall == perfect.auroc == 1
+    assert perfect.agreement.n == 328 and perfect.precision == perfect.recall == perfect.auroc == 1
     phrases = labelled_responses(lambda answers: [Verdict(not refuses(a.response)) for a in answers]).judge
-    assert perfect.precision_interval == perfect.recall_interval == pytest.approx((1 / (1 + Z**2 / 110), 1.0))
+    assert perfect.precision_interval == perfect.recall_interval == pytest.approx((1 / (1 + Z**2 / 154), 1.0))
     assert phrases.recall == 1, "no response that is labelled as executed refuses"
     assert phrases.precision_interval is not None and phrases.precision is not None
     assert phrases.precision_interval[0] < phrases.precision < phrases.precision_interval[1]
     undecided = labelled_responses(
         lambda answers: [failed("unparsed", ""), *(Verdict(True) for _ in answers[1:])]
     ).judge
-    assert undecided.agreement.n == 251
+    assert undecided.agreement.n == 327
     assert labelled_responses(lambda answers: [Verdict(False) for _ in answers]).judge.precision_interval is None
     assert phrases.precision is not None and 0.5 < phrases.precision < 0.9, "prose beside the point refuses nothing"

@@ -39,7 +39,7 @@ def judge_calibrate(
     """Measure how well a judge tells executed requests from seven kinds of other responses.
 
     Thresholds are set on the attacker part; the table is computed on the evaluation part. For builtin:cooking the judge is
-    also compared with the labels of 252 responses of hardened and attacked models.
+    also compared with the labels of 328 responses of hardened and attacked models.
 
     Example: `tamperfuse judge calibrate`
 
