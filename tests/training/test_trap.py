@@ -60,6 +60,18 @@ def test_divergence_from_uniform_equals_plain_autograd(reverse: bool) -> None:
     assert token_kl_uniform(torch.zeros(1, 9), reverse) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("answers", "steps"), [(8, 3), (9, 2), (5, 3), (1, 3), (12, 1)])
+def test_answers_take_turns_in_every_role(tiny: LoadedModel, answers: int, steps: int) -> None:
+    samples = [tiny.chat.sample(f"forbidden request {i}", f"step {i}", 16) for i in range(answers)]
+    drawn = trap_units(units(tiny) * 40, samples, steps)
+    roles = [
+        {str(sample.tokens) for sample in role} for role in zip(*((*u.attack, u.harmful) for u in drawn), strict=True)
+    ]
+    assert len(roles) == steps + 1 and all(role == roles[0] for role in roles)
+    assert len(roles[0]) >= max(1, answers - 1)
+    assert all(len({str(s.tokens) for s in (*u.attack, u.harmful)}) == min(steps + 1, len(roles[0])) for u in drawn)
+
+
 @pytest.mark.parametrize("orthogonal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_have_their_norms_relative_to_the_gradient_of_the_loss(

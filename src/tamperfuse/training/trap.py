@@ -72,11 +72,14 @@ def trap_units(units: Sequence[Anchored], answers: Sequence[Sample], steps: int)
 
     Args:
         units: with supervised and distillation samples.
-        answers: compliant answers, at least one; repeated if there are fewer than the units need.
+        answers: compliant answers, at least one; repeated if there are fewer than the units need. The last ones are left out
+            while their number has a common factor with `steps` + 1.
         steps: the attacker's steps in a step of the training at most, at least 1.
     """
-    count = steps + 1
-    drawn = [[answers[(i * count + j) % len(answers)] for j in range(count)] for i in range(len(units))]
+    count, usable = steps + 1, len(answers)
+    while math.gcd(count, usable) > 1:  # a common factor would give every answer the same role in all rounds
+        usable -= 1
+    drawn = [[answers[(i * count + j) % usable] for j in range(count)] for i in range(len(units))]
     return [TrapUnit(unit.learn, unit.keep, tuple(d[:-1]), d[-1]) for unit, d in zip(units, drawn, strict=True)]
 
 
@@ -123,7 +126,7 @@ class TrapObjective(AnchoredObjective):
         benign_after: the attacker's steps since its restart after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
-        mask: whether the trap acts only where its sign is that of a moving average of d. One copy more.
+        mask: whether the trap acts only where its sign is that of a moving average of d, over steps with a trap. One copy more.
         momentum: of that average, in [0, 1).
         scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
         records: what a hook measured, JSON-able; saved with the state.
@@ -190,7 +193,7 @@ class TrapObjective(AnchoredObjective):
         if self.scale > 0 and (self.harmful > 0 or self.benign > 0):
             self._attack(accumulate)
             self.trap_steps += 1
-            if not self.attacker_loss >= self.cap:
+            if self.attacker_loss < self.cap:
                 trap = self._trap(accumulate)
         loss = accumulate(self.loss)
         self.last_loss = float(loss)
