@@ -73,7 +73,7 @@ def _print_labelled(labelled: "LabelledResponses") -> None:
     table = Table("models", "n", "labelled", "judged", "precision", "recall", box=None, header_style="bold")
     for defense, part in [*labelled.defenses.items(), ("all", judge)]:
         table.add_row(
-            defense or "as shipped",
+            defense,
             str(part.agreement.n),
             f"{part.agreement.second:.0%}",
             f"{part.agreement.first:.0%}",

@@ -33,7 +33,7 @@ class LabelledResponses:
 
     Attributes:
         judge: the judge against the labels.
-        defenses: likewise on the responses of each defense's models, by its name; "" for the model as shipped.
+        defenses: likewise on the responses of each defense's models, by its name; "as shipped" for the model before hardening.
         labels: the agreement of the two independent labellings.
     """
 
