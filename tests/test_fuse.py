@@ -107,14 +107,11 @@ def test_a_measured_benign_fine_tuning_does_not_change_the_training(tiny_folder:
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), measured.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("values", [{"attackers": ["full", "lora"]}, {"benign_steps": 1}])
-def test_what_needs_the_whole_model_is_refused_in_shards(
-    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
-) -> None:
+def test_a_measured_benign_fine_tuning_is_refused_in_shards(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tamperfuse.defenses.fuse.sharding", lambda: "fsdp")
     component = DEFENSES.get("fuse")
-    with pytest.raises(UserError, match="needs the whole model on every process"):
-        component.run(tiny, data_of(tiny), component.parse(values, "fuse"), 0)
+    with pytest.raises(UserError, match="`benign_steps` needs the whole model on every process"):
+        component.run(tiny, data_of(tiny), component.parse({"benign_steps": 1}, "fuse"), 0)
 
 
 def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None:

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stand_ins import Trap
 from tamperfuse.models.device import own_device
 from tamperfuse.models.load import load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.training import distributed, rows
 from tamperfuse.training.fit import Training, fit
+from tamperfuse.training.objectives import Objective
+from tamperfuse.training.trap import TrapObjective
 
 HERE = Path(__file__).parent
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
@@ -98,7 +101,7 @@ def damaged(folder: Path, copy: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-@pytest.mark.parametrize("what", ["sft", "in_shards", "sgd", "trap", "fuse", "attack"])
+@pytest.mark.parametrize("what", ["sft", "in_shards", "sgd", "trap", "fuse", "fuse_whole", "attack"])
 def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, what: str) -> None:
     alone, together = runs["alone"][what], runs[way][what]
     assert together == pytest.approx(alone, rel=0.01)
@@ -107,8 +110,10 @@ def test_the_loss_curve_is_that_of_one_process(runs: dict[str, dict], way: str, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_a_hook_measures_at_the_attacked_weights(runs: dict[str, dict], way: str) -> None:
-    assert runs[way]["fuse_attacked"] == pytest.approx(runs["alone"]["fuse_attacked"], rel=0.01)
+@pytest.mark.parametrize("loading", ["fuse", "fuse_whole"])
+def test_a_hook_measures_at_the_attacked_weights(runs: dict[str, dict], way: str, loading: str) -> None:
+    what = f"{loading}_attacked"
+    assert runs[way][what] == pytest.approx(runs["alone"][what], rel=0.01)
 
 
 @pytest.mark.slow
@@ -232,3 +237,19 @@ def test_adafactor_over_shards_is_refused(tiny_folder: Path, monkeypatch: pytest
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="Adafactor cannot update sharded weights"):
         fit(loaded, samples, Training(steps=1, batch=1, optimizer="adafactor"), seed=0)
+
+
+@pytest.mark.parametrize("objective", [Trap(), TrapObjective(weight=1.0)], ids=["subclass", "trap"])
+def test_an_objective_that_changes_gradients_is_refused_under_deepspeed(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, objective: Objective
+) -> None:
+    loaded = load_model(str(tiny_folder))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match="use FSDP2 or DDP instead"):
+        fit(
+            loaded,
+            [loaded.chat.sample("request", "the answer", 20)],
+            Training(steps=1, batch=1),
+            seed=0,
+            objective=objective,
+        )

@@ -18,6 +18,7 @@ from stand_ins import Trap, WordCountEncoder
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.commands.harden import prepare_data
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.defenses.fuse import adapted_matrices
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.models import load, sharded_saving
 from tamperfuse.models.encoder import set_default_encoder
@@ -139,14 +140,26 @@ def pairs() -> list[tuple[str, str]]:
 def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
     """Losses at the weights, and NLL at the attacked weights as a hook measures it."""
     units = trap_units(anchored(samples, predict(loaded, samples[::-1]), 2), samples[4:], 1)
-    objective, attacked = TrapObjective(weight=0.2, rates=(3e-3,), horizon=5, harmful=0.3, benign=0.3), []
+    objective = TrapObjective(
+        weight=0.2,
+        rates=(3e-3,),
+        kinds=("full", "retain", "lora"),
+        lora_rates=(3e-2,),
+        matrices=adapted_matrices(loaded),
+        horizon=3,
+        harmful=0.3,
+        benign=0.3,
+    )
+    attacked, kinds = [], []
 
     def hook(step: int) -> None:
         with objective.attacked(loaded.model):
             attacked.append(mean_nll(loaded, samples))
+        kinds.append(objective.kind)
         objective.scale = sum_over_processes(objective.scale / world_size(), loaded.model.device)
 
-    losses = fit(loaded, units, TRAINING, seed=0, objective=objective, at_steps=(4, 8), hook=hook).losses
+    losses = fit(loaded, units, TRAINING, seed=0, objective=objective, at_steps=(2, 4, 8), hook=hook).losses
+    assert "lora" in kinds and objective.restarts == 3
     return losses, attacked
 
 
@@ -199,6 +212,8 @@ def main(folder: str, out: str) -> None:
     results["resumed"] = [resumed.resumed_at, float(same), float(resumed.losses == results["trap"])]
     loaded, samples = loaded_with(pairs())
     results["fuse"], results["fuse_attacked"] = fuse(loaded, samples)
+    loaded, samples = loaded_with(pairs(), sharded=False)
+    results["fuse_whole"], results["fuse_whole_attacked"] = fuse(loaded, samples)
     losses: list[float] = []
     plain = fit
 

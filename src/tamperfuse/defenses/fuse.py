@@ -161,10 +161,9 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
             "fuse trains on benign samples and measures its price on others, but the benign set has too few to hold any back: "
             "name a source with more harmless prompts, such as `self` (`benign`)."
         )
-    if (sharding() or is_sharded(loaded.model)) and ("lora" in resolved.attackers or resolved.benign_steps):
+    if resolved.benign_steps and (sharding() or is_sharded(loaded.model)):
         raise UserError(
-            "fuse with `lora` among `attackers`, or with `benign_steps`, needs the whole model on every process: leave them out, "
-            "or train with DDP in place of FSDP2 or DeepSpeed."
+            "fuse with `benign_steps` needs the whole model on every process: leave it out, or train with DDP in place of FSDP2."
         )
     attacked, held_out = split_answers(data.answers, seed)
     answers, measured = (

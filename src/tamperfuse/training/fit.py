@@ -74,11 +74,12 @@ def fit(
     Raises:
         Diverged: the loss, the weights or the predictions become NaN or infinite; a UserError, too.
         UserError: there are no samples, or all are longer than the model's window; adapter targets match no layer; the model
-            has fewer layers than are to be trained; Adafactor over shards; the checkpoint belongs to another training; the
-            disk is full; memory ran out.
+            has fewer layers than are to be trained; Adafactor over shards; an objective that changes gradients under DeepSpeed;
+            the checkpoint belongs to another training; the disk is full; memory ran out.
     """
     samples = _within_window(loaded, samples, label)
-    _check(samples, training)
+    objective = objective or SupervisedObjective()
+    _check(training, objective)
     check_seed(seed)
     if training.steps * training.batch > LARGEST_SCHEDULE:
         raise UserError(
@@ -90,7 +91,6 @@ def fit(
     dtype, reason = compute_dtype(loaded.model.device)
     tokens = sum(len(sample.tokens) for sample in order)
     result = FitResult(precision=reason, tokens=tokens, steps=training.steps)
-    objective = objective or SupervisedObjective()
     block = current_block()
     hashes = fingerprint(loaded, samples) if block.folder or world_size() > 1 else {}
     checkpoints = _checkpoints(loaded, hashes, training, seed, objective)
@@ -185,7 +185,9 @@ def _sequence_lengths(value: Any) -> list[int]:
     return parts or ([len(value.tokens)] if hasattr(value, "tokens") else [])
 
 
-def _check(samples: Sequence[Trainable], training: Training) -> None:
+def _check(training: Training, objective: Objective[Any]) -> None:
+    if sharding() == "deepspeed" and type(objective).backward is not Objective.backward:
+        raise UserError("This objective changes gradients, which DeepSpeed keeps to itself: use FSDP2 or DDP instead.")
     if training.optimizer == "adafactor" and sharding() == "fsdp":
         raise UserError("Adafactor cannot update sharded weights: use adamw or sgd, or DDP instead of FSDP2.")
     if training.batch % world_size():

@@ -102,7 +102,7 @@ class TrapObjective(AnchoredObjective):
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
     6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Time: forward
     and backward passes over 3 sequences a unit (4 for an attacker that retains) beside those at θ, with the defaults. Works with
-    several processes and, without attackers of kind `lora`, with sharded weights; one micro-batch a step.
+    several processes and with sharded weights; one micro-batch a step.
 
     Attributes:
         weight: of the KL divergence on the benign samples, against the cross-entropy on the supervised ones; at least 0.

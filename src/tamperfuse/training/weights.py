@@ -1,8 +1,8 @@
 """Weight-space tools for objectives: perturb and restore weights, add up gradients, simulate an attacker.
 
-All operations are elementwise or sums of elementwise products, so they work on sharded weights (DTensors) as well. They are
-meant for :meth:`tamperfuse.training.objectives.Objective.backward`, which runs in one thread. Memory is given in copies of the
-trained weights, in addition to the model.
+They work on sharded weights (DTensors) as well: operations are elementwise or sums of elementwise products, and a LoRA adapter
+is whole on every process. They are meant for :meth:`tamperfuse.training.objectives.Objective.backward`, which runs in one
+thread. Memory is given in copies of the trained weights, in addition to the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tamperfuse.models.precision import Masters
+from tamperfuse.models.sharded import unsharded
 from tamperfuse.training.distributed import placed_like
 from tamperfuse.training.optimizers import load_optimizer
 
@@ -185,8 +186,8 @@ class LoraAttacker:
     """An attacker with a LoRA adapter, simulated across the steps of a defense: δ = alpha / rank · B A for some matrices.
 
     As in peft, A is drawn from the uniform distribution on ±1/√columns and B is 0 at first (Hu et al., 2021, arXiv 2106.09685).
-    AdamW moves both, by the gradients that follow from that of the matrices at θ + δ. There is no shard of an adapter: every
-    process holds the complete weights.
+    AdamW moves both, by the gradients that follow from that of the matrices at θ + δ. If the weights are sharded, every process
+    holds the whole adapter and gathers one gradient after the other in :meth:`step`.
 
     Memory: A, B and AdamW's moments, 3 · rank · (rows + columns) numbers a matrix; within :meth:`applied` also a copy of the
     matrices if the model computes in float32.
@@ -227,13 +228,14 @@ class LoraAttacker:
         """δ of every trained parameter, 0 for those without an adapter. Memory: one copy."""
         change = [torch.zeros_like(master, dtype=torch.float32) for _, master in self.masters.trainable()]
         for i, (b, a) in zip(self.matrices, self.factors, strict=True):
-            change[i] = self.alpha / self.rank * (b @ a)
+            change[i] = placed_like(self.alpha / self.rank * (b @ a), change[i])
         return change
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the model's weights are θ + δ; afterwards they are θ again, bit by bit."""
-        with perturbed(self._adapted, (b @ a for b, a in self.factors), self.alpha / self.rank):
+        products = (placed_like(b @ a, m) for (b, a), (_, m) in zip(self.factors, self._adapted.pairs, strict=True))
+        with perturbed(self._adapted, products, self.alpha / self.rank):
             yield
 
     @torch.no_grad()
@@ -244,8 +246,9 @@ class LoraAttacker:
             gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in float32.
         """
         for i, (b, a) in zip(self.matrices, self.factors, strict=True):
-            b.grad = self.alpha / self.rank * (gradient[i] @ a.t())
-            a.grad = self.alpha / self.rank * (b.t() @ gradient[i])
+            complete = unsharded(gradient[i])
+            b.grad = self.alpha / self.rank * (complete @ a.t())
+            a.grad = self.alpha / self.rank * (b.t() @ complete)
         self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
 
