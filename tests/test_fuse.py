@@ -66,11 +66,12 @@ def losses_under_attack(loaded: LoadedModel, data: DefenseData) -> tuple[float, 
     return mean_nll(loaded, samples), mean_nll(loaded, [teacher.sample for teacher in data.held_back])
 
 
-def test_losses_after_an_attack_are_higher_with_the_trap(tiny_folder: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_losses_after_an_attack_are_higher_with_the_trap(tiny_folder: Path, optimizer: str) -> None:
     names = ("steps", "batch", "learning_rate")
     plain, data, _ = hardened(tiny_folder, "sdd", **{name: QUICK[name] for name in names})
     without = losses_under_attack(plain, data)
-    trapped, data, result = hardened(tiny_folder, **QUICK)
+    trapped, data, result = hardened(tiny_folder, **QUICK, optimizer=optimizer)
     first, *_, last = result.facts["trap"]
     assert first["step"] == 0 and "attacked_harmful_nll" not in first and first["scale"] == pytest.approx(1.0, abs=1e-2)
     assert last["step"] == 30 and last["attacker_steps"] == 10 and 0 < last["scale"] < 1
@@ -122,6 +123,7 @@ def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None
     assert copies() == copies(attackers=("full", "lora")) == (8, 6)
     assert copies(attackers=("lora",)) == copies(attacker_optimizer="sign") == (6, 4)
     assert copies(benign_steps=4) == (10, 6)
+    assert copies(optimizer="adafactor") == (6, 4) and copies(optimizer="adafactor", attackers=("lora",)) == (4, 2)
 
 
 def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: Path) -> None:
@@ -176,7 +178,7 @@ def test_an_interrupted_hardening_resumes_to_the_bit_with_its_budget(
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
     with resumable(tmp_path):
         _, _, again = hardened(tiny_folder, **values)
-    assert "8 steps; what was measured in them was not kept" in again.notes[1]
+    assert again.facts == expected.facts and again.notes == expected.notes
 
 
 def test_what_is_held_out_shares_no_prompt_with_what_the_attacker_trains_on() -> None:

@@ -57,7 +57,8 @@ class FuseParameters(Parameters):
         patience: checks in a row above `price` (whatever the strength) at which training ends.
         check_every: steps between two checks.
         steps: optimizer steps.
-        learning_rate: of AdamW. By default 2e-4, and 2e-5 from 3 billion parameters.
+        learning_rate: of the optimizer. By default 2e-4, and 2e-5 from 3 billion parameters.
+        optimizer: of the weights. Adafactor takes two copies of the weights less than AdamW, which is used at strength 0.
         schedule: of the learning rate: `linear` falls to 0. The trap appears only while the training is faster than its attacker.
         batch: units in a step, each with one pair, `benign_ratio` benign samples and compliant answers for the attacker and the
             trap.
@@ -91,6 +92,7 @@ class FuseParameters(Parameters):
     check_every: int = Field(5, ge=1)
     steps: int = Field(200, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
     batch: int = Field(6, ge=1)
     benign_ratio: int = Field(2, ge=1)
@@ -132,11 +134,12 @@ def budget(parameters: FuseParameters) -> Budget:
     sequences += 2 + parameters.difference
     # About one step of the attacker in each: one in `attacker_every` steps, and up to `attacker_steps` in one while it is broken.
     attacks = 2 if "retain" in parameters.attackers else 1
-    moments = 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
-    # At a check: weights, AdamW's moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
-    tuning = 8 + moments if parameters.benign_steps else 0
-    copies = max(6 + moments, tuning) + parameters.mask
-    resumed = 4 + moments + parameters.mask
+    moments = 2 if parameters.optimizer == "adamw" else 0
+    moments += 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
+    # At a check: weights, moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
+    tuning = 6 + moments if parameters.benign_steps else 0
+    copies = max(4 + moments, tuning) + parameters.mask
+    resumed = 2 + moments + parameters.mask
     batch = parameters.batch * (sequences + attacks)
     return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=resumed)
 
@@ -194,7 +197,7 @@ def _sdd_training(parameters: FuseParameters) -> anchored.AnchoredTraining:
 
 
 def _training(parameters: FuseParameters) -> Training:
-    names = ("steps", "learning_rate", "batch", "schedule")
+    names = ("steps", "learning_rate", "batch", "schedule", "optimizer")
     return Training.model_validate(parameters.model_dump(include=set(names)) | {"warmup": WARMUP})
 
 
@@ -333,8 +336,6 @@ class TrapCheck:
         Args:
             steps: optimizer steps of the training.
         """
-        if not self.objective.records:
-            return f"{steps} steps; what was measured in them was not kept when the training resumed after its end"
         return f"{describe(self.objective.records[-1])}; stopped because {self.reason or f'all {steps} steps are done'}"
 
 

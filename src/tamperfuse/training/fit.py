@@ -106,7 +106,9 @@ def fit(
         elif hook and 0 in at_steps:
             run_hook(hook, 0, module)
         seconds_before = result.seconds
-        if not (saved and saved["ended"]):
+        if saved and saved["ended"]:
+            objective.load_recorded(saved["recorded"])
+        else:
             with (
                 accelerated(module, loaded, training, dtype) as acceleration,
                 progress(label, training.steps) as advance,

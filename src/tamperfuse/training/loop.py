@@ -267,7 +267,10 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             self.checkpoints.save(step, self._resume_state(last))
 
     def _resume_state(self, last: bool) -> dict[str, Any]:
-        """What is needed to continue; after the last step, the final weights only. The main process gathers all shards."""
+        """What is needed to continue; after the last step, the final weights and what hooks recorded only.
+
+        The main process gathers all shards.
+        """
         state = {
             "step": self.state.global_step,
             "ended": last,
@@ -276,7 +279,7 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
             "weights": [on_main_process(master.detach()) for _, master in self.masters.trainable()],
         }
         if last:
-            return state
+            return state | {"recorded": self.objective.recorded()}
         return state | {
             "optimizer": on_main_process(self.inner_optimizer.state_dict()),
             "schedule": self.lr_scheduler.state_dict(),

@@ -99,6 +99,13 @@ class Objective(ABC, Generic[S]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`state_dict` returned; called after `begin`."""
 
+    def recorded(self) -> dict[str, Any]:
+        """What hooks recorded with the objective, JSON-able: unlike the state, it is kept when the training has ended."""
+        return {}
+
+    def load_recorded(self, recorded: dict[str, Any]) -> None:
+        """Take what :meth:`recorded` returned, for a training that had ended."""
+
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):

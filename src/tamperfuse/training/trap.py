@@ -100,7 +100,8 @@ class TrapObjective(AnchoredObjective):
     (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
 
     Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
-    6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Time: forward
+    6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Two less where
+    the weights are trained with Adafactor. Time: forward
     and backward passes over 3 sequences a unit (4 for an attacker that retains) beside those at θ, with the defaults. Works with
     several processes and with sharded weights; one micro-batch a step.
 
@@ -368,6 +369,14 @@ class TrapObjective(AnchoredObjective):
             **self._state(),
             "average": self.average,
         }
+
+    def recorded(self) -> dict[str, Any]:
+        """See :meth:`tamperfuse.training.objectives.Objective.recorded`."""
+        return {"records": self.records}
+
+    def load_recorded(self, recorded: dict[str, Any]) -> None:
+        """See :meth:`tamperfuse.training.objectives.Objective.load_recorded`."""
+        self.records = recorded["records"]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
