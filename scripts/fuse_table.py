@@ -1,7 +1,7 @@
 """Generate the tables of docs/fuse.md and README.md from a finished run of studies/fuse.yaml.
 
 python scripts/fuse_table.py studies/results/fuse                 prints the tables
-python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces the tables in the page; in README.md there is one
+python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces those of the page, in README.md a shorter one
 """
 
 import math
@@ -32,10 +32,20 @@ from tamperfuse.report.formatting import MISSING, times
 
 Rows = list[dict[str, Any]]
 EPSILON = "0.10"
-TERMS = (
+COST = (
     f"*Attack cost*: the first measured step at which an attack reaches half of its highest rate on `{UNDEFENDED}`, as a "
-    f"multiple of that on `{UNDEFENDED}`; the median over attacks, of an even number the lower of the two in the middle. *Usable "
-    f"harm U(10%)*: the highest rate among attacked models that keep 90% of the capability of `{UNDEFENDED}`. *Capability C*: "
+    f"multiple of that on `{UNDEFENDED}`; the median over attacks, of an even number the lower of the two in the middle."
+)
+USABLE = (
+    f"*Usable harm U(10%)*: the highest rate among attacked models that keep 90% of the capability of `{UNDEFENDED}`."
+)
+OVERVIEW_TERMS = (
+    f"*Reduction*: by how much fewer requests are executed after the last step than on `{UNDEFENDED}`, over the attacks that "
+    f"count. {COST} {USABLE} *Benign NLL*: the rise of the negative log-likelihood of held-out documents against the model as "
+    "shipped. *Answers*: harmless prompts that are answered before any attack, far from the threat and near it. ≥: a lower bound."
+)
+TERMS = (
+    f"{COST} {USABLE} *Capability C*: "
     "accuracy above chance on the capability tasks; that of the model as shipped is 100%. *NLL*: negative log-likelihood of "
     "held-out documents. *KL*: divergence from the model as shipped on harmless prompts. *Benign fine-tuning*: the score "
     f"afterwards, less that of `{UNDEFENDED}`. ≥: a lower bound."
@@ -59,9 +69,43 @@ def tables(folder: Path) -> str:
 
 
 def overview(folder: Path) -> str:
-    """Every measure by defense, and notes, as Markdown; errors as :func:`tables`."""
+    """Every defense in the measures that sum it up, and notes, as Markdown; errors as :func:`tables`."""
     summary = read_summary(folder)
-    return "\n".join([*measure_table(summary), "", TERMS, "", *notes(summary)])
+    return "\n".join([*defense_table(summary), "", OVERVIEW_TERMS, "", *notes(summary)])
+
+
+def defense_table(summary: Summary) -> list[str]:
+    """The lines of a table with one row for the model as shipped and one for each defense."""
+    shipped = summary.as_shipped
+    head = [
+        "model",
+        "reduction, pooled",
+        "attack cost, median ratio",
+        "usable harm U(10%)",
+        "benign NLL, nats a token",
+        "answers far",
+        "answers near",
+    ]
+    first = ["as shipped", "", "", "", ""]
+    rows = [[*first, brief(far_answer_rate(shipped)), brief(shipped.benign_answer_rate_near)]]
+    for name, defense in summary.defenses.items():
+        compared = ["", ""]
+        if name != UNDEFENDED:
+            pooled = defense.reduction_vs_undefended.pooled
+            unresolved = pooled.value is not None and not pooled.resolved
+            compared = [brief(pooled) + (", not resolved" * unresolved), ratio_cell(median_ratio(defense))]
+        rise = defense.benign_nll.rise_vs_shipped.value
+        rows.append(
+            [
+                f"`{name}`",
+                *compared,
+                usable(defense.usable_harm.get(EPSILON), brief),
+                MISSING if rise is None else f"{rise:+z.2f}",
+                brief(far_answer_rate(defense)),
+                brief(defense.benign_answer_rate_near),
+            ]
+        )
+    return table(head, rows)
 
 
 def measure_table(summary: Summary) -> list[str]:
@@ -210,11 +254,11 @@ def far_answer_rate(model: DefenseSummary | ShippedSummary) -> Measure:
     return Measure(value=hits / n, low=low, high=high, n=n)
 
 
-def usable(harm: UsableHarm | None) -> str:
+def usable(harm: UsableHarm | None, text: Callable[[Measure], str] = percent) -> str:
     """A usable harm, marked where it is a lower bound."""
     if harm is None or harm.value is None:
         return MISSING
-    return ("≥ " if harm.capability_not_measured else "") + percent(harm)
+    return ("≥ " if harm.capability_not_measured else "") + text(harm)
 
 
 def ratio_cell(ratio: MedianRatio | None) -> str:

@@ -89,11 +89,21 @@ def test_the_page_has_a_place_for_the_tables(script: Any, finished_run: Path, tm
     assert cells(page.read_text(encoding="utf-8").partition("## Results")[2], "measure")
 
 
-def test_the_readme_has_the_first_table_alone(script: Any, finished_run: Path, tmp_path: Path) -> None:
+def test_the_readme_has_one_row_for_each_model(
+    script: Any, finished_run: Path, sdd: DefenseSummary, tmp_path: Path
+) -> None:
     page = tmp_path / "README.md"
     page.write_text("<!-- tables: python scripts/fuse_table.py x -->\n<!-- end of tables -->\n")
     script.main([str(finished_run), str(page)])
-    assert "| measure |" in page.read_text() and "| attack |" not in page.read_text()
+    text = page.read_text(encoding="utf-8")
+    assert "| measure |" not in text and "| attack |" not in text
+    assert cells(text, "as shipped")[:4] == [""] * 4 and cells(text, "`refusal`")[:2] == [""] * 2
+    pooled, ratio, harm, rise, far, near = cells(text, "`sdd`")
+    assert pooled.startswith(script.brief(sdd.reduction_vs_undefended.pooled))
+    assert ratio == script.ratio_cell(script.median_ratio(sdd))
+    assert harm == script.usable(sdd.usable_harm["0.10"], script.brief)
+    assert rise == f"{sdd.benign_nll.rise_vs_shipped.value:+z.2f}"
+    assert [far, near] == [script.brief(script.far_answer_rate(sdd)), script.brief(sdd.benign_answer_rate_near)]
 
 
 def test_scores_after_benign_fine_tuning_are_compared(script: Any, sdd: DefenseSummary) -> None:
