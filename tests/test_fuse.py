@@ -86,6 +86,18 @@ def test_strength_0_is_sdd(tiny_folder: Path) -> None:
     assert result.facts == {} and result.tokens_trained > 0
 
 
+def test_without_weight_the_pairs_are_not_learned(tiny_folder: Path) -> None:
+    def learned(weight: float) -> float:
+        loaded, data, _ = hardened(tiny_folder, strength=0, steps=20, batch=2, learning_rate=1e-3, pair_weight=weight)
+        return mean_nll(loaded, [loaded.chat.sample(pair.prompt, pair.response, 16) for pair in data.pairs])
+
+    plain = load_model(str(tiny_folder))
+    untrained = mean_nll(plain, [plain.chat.sample(p.prompt, p.response, 16) for p in data_of(plain).pairs])
+    assert learned(0.0) > untrained - 0.1 and learned(1.0) < untrained - 0.5
+    with pytest.raises(UserError, match="`kl_weight` and `pair_weight` are both 0"):
+        DEFENSES.get("fuse").parse({"kl_weight": 0, "pair_weight": 0}, "fuse")
+
+
 def test_attackers_with_an_adapter_and_a_benign_fine_tuning_are_in_the_log(
     tiny_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

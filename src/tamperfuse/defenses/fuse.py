@@ -14,9 +14,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tamperfuse.defenses import anchored
 from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, defense
@@ -28,8 +28,8 @@ from tamperfuse.models.sharded import gather_objects, is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.benign_tuning import tuned_nll
+from tamperfuse.training.distillation import AnchoredObjective, divergence
 from tamperfuse.training.distillation import anchored as anchored_units
-from tamperfuse.training.distillation import divergence
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap_units
@@ -63,7 +63,8 @@ class FuseParameters(Parameters):
         batch: units in a step, each with one pair, `benign_ratio` benign samples and compliant answers for the attacker and the
             trap.
         benign_ratio: benign samples in a step for each pair, at least 1.
-        kl_weight: of the KL divergence on the benign samples, against the cross-entropy on the pairs.
+        kl_weight: weight of the KL divergence on the benign samples.
+        pair_weight: weight of the cross-entropy on the pairs of SDD; 0 for the trap and distillation alone.
         target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
             KL(uniform ‖ model) or KL(model ‖ uniform).
         cap: of a token's NLL, in nats, for `ascent`; with every target, an attacker whose loss is above it meets no trap.
@@ -97,6 +98,7 @@ class FuseParameters(Parameters):
     batch: int = Field(6, ge=1)
     benign_ratio: int = Field(2, ge=1)
     kl_weight: float = Field(3.0, ge=0)
+    pair_weight: float = Field(1.0, ge=0)
     target: Target = "ascent"
     cap: float = Field(10.0, gt=0)
     harmful_norm: float = Field(3.0, ge=0)
@@ -113,6 +115,12 @@ class FuseParameters(Parameters):
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
     lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _loss_is_not_empty(self) -> Self:
+        if not (self.kl_weight or self.pair_weight):
+            raise ValueError("`kl_weight` and `pair_weight` are both 0, so there is no loss: set one of them above 0")
+        return self
 
 
 def resolve(parameters: FuseParameters, size: int) -> FuseParameters:
@@ -158,7 +166,8 @@ def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, see
     resolved = resolve(parameters, loaded.model.num_parameters())
     pairs = [sample_of(loaded.chat, pair, "", data.response_limit) for pair in data.pairs]
     if not resolved.strength:
-        return anchored.train(loaded, pairs, data, _sdd_training(resolved), seed, "SDD")
+        loss = AnchoredObjective(resolved.kl_weight, resolved.pair_weight)
+        return anchored.train(loaded, pairs, data, _sdd_training(resolved), seed, "SDD", loss)
     if not data.teacher or not data.held_back:
         raise UserError(
             "fuse trains on benign samples and measures its price on others, but the benign set has too few to hold any back: "
@@ -213,6 +222,7 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
     adapts = "lora" in parameters.attackers
     return TrapObjective(
         weight=parameters.kl_weight,
+        supervised=parameters.pair_weight,
         seed=seed,
         rates=parameters.rates,
         kinds=parameters.attackers,

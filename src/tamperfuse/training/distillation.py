@@ -197,7 +197,7 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
 
 @dataclass
 class AnchoredObjective(Objective[Anchored]):
-    """Mean NLL of the supervised samples + weight × mean KL(teacher ‖ model) on the benign samples; a mean over units.
+    """supervised × mean NLL of the supervised samples + weight × mean KL(teacher ‖ model) on the benign ones; a mean over units.
 
     Both means are over response tokens, in nats; the first :data:`OPENING` tokens of a response to a prompt count
     :data:`OPENING_WEIGHT` times. Time: that of supervised fine-tuning on all sequences. Memory: likewise, and
@@ -205,9 +205,11 @@ class AnchoredObjective(Objective[Anchored]):
 
     Attributes:
         weight: of the KL divergence, at least 0.
+        supervised: weight of the NLL, at least 0.
     """
 
     weight: float = 1.0
+    supervised: float = 1.0
 
     def loss(self, model: nn.Module, samples: Sequence[Anchored], total: int, device: torch.device) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.loss`; `total` counts units."""
@@ -221,7 +223,7 @@ class AnchoredObjective(Objective[Anchored]):
                 sequences.append(sample)
                 ids.append(torch.tensor(sample.tokens[sample.start :], dtype=torch.int32)[:, None])
                 probabilities.append(torch.ones(sample.response_tokens, 1))
-                weights += [w / learned for w in _opening_weights(sample)]
+                weights += [self.supervised * w / learned for w in _opening_weights(sample)]
             anchored = sum(sum(_opening_weights(teacher.sample)) for teacher in unit.keep)
             for teacher in unit.keep:
                 sequences.append(teacher.sample)

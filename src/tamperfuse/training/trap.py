@@ -106,7 +106,7 @@ class TrapObjective(AnchoredObjective):
     several processes and with sharded weights; one micro-batch a step.
 
     Attributes:
-        weight: of the KL divergence on the benign samples, against the cross-entropy on the supervised ones; at least 0.
+        weight: of the KL divergence on the benign samples, at least 0; `supervised`: of the NLL of the supervised ones.
         seed: decides the order of the attackers.
         rates: learning rates of the attackers that train all weights.
         kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before
