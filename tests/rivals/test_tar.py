@@ -20,7 +20,7 @@ from tamperfuse.defenses.tar import TarObjective, TarParameters, budget
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.distillation import AnchoredObjective
-from tamperfuse.training.trap import TrapUnit, trap_units
+from tamperfuse.training.trap_units import TrapUnit, trap_units
 
 
 def tar_units(loaded: LoadedModel, steps: int) -> list[TrapUnit]:
@@ -70,7 +70,7 @@ def test_every_step_of_the_training_has_a_new_attacker_at_a_drawn_rate(tiny: Loa
     moved, rates = [], []
     gradient_of(tiny, objective, units)
     for _ in range(6):
-        objective.backward(lambda loss: _accumulate(tiny, loss, units))
+        objective.backward(lambda loss, used: _accumulate(tiny, loss, units))
         moved.append(max(float(delta.abs().max()) for delta in objective.attacker.delta))
         rates.append(objective.attacker.learning_rate)
     assert moved == pytest.approx(rates, rel=0.05)  # one step of AdamW

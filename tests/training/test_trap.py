@@ -14,10 +14,11 @@ from tamperfuse.training import checkpoints
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.cross_entropy import token_kl_uniform
-from tamperfuse.training.distillation import anchored, predict
+from tamperfuse.training.distillation import anchored, first_benign, predict
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import accumulate_gradient
-from tamperfuse.training.trap import TrapObjective, TrapUnit, mean_nll, trap_units
+from tamperfuse.training.trap import TrapObjective, mean_nll
+from tamperfuse.training.trap_units import TrapUnit, harmful_answer, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
 # With the seed of the interrupted training the second attacker, during which it is interrupted, has an adapter.
@@ -130,11 +131,11 @@ def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_tar
     setattr(trap, part, 1.0)
     whole = gradient_of(tiny, trap, masters, samples)
     change = [descent_part - total for total, descent_part in zip(whole, descent, strict=True)]
-    text = [unit.harmful if part == "harmful" else unit.keep[0].sample for unit in samples]
+    used = harmful_answer if part == "harmful" else first_benign
 
     def loss() -> float:
         with torch.no_grad(), trap.attacker.applied():
-            return float(trap._target_loss(tiny.model, text, tiny.model.device))
+            return float(trap._target_loss(used, tiny.model, samples, len(samples), tiny.model.device))
 
     before = loss()
     with perturbed(masters, change, 1e-3):
@@ -160,12 +161,12 @@ def test_the_difference_vanishes_where_the_attacker_has_not_moved(tiny: LoadedMo
         trap.begin(masters)
         gradient_of(tiny, trap, masters, samples)
 
-        def accumulate(loss: Any) -> torch.Tensor:
+        def accumulate(loss: Any, used: Any) -> torch.Tensor:
             value = loss(tiny.model, samples, len(samples), tiny.model.device)
             value.backward()
             return value.detach()
 
-        part, _ = trap._part(accumulate, trap._benign, trap._benign_at_theta)
+        part, _ = trap._part(accumulate, first_benign, True)
         norms[rate] = math.sqrt(inner(part, part))
     assert norms[1e-8] < 1e-3 * norms[1e-2]
 

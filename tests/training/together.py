@@ -34,7 +34,8 @@ from tamperfuse.training import checkpoints, rows
 from tamperfuse.training.distillation import anchored, predict
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.trap import TrapObjective, mean_nll, trap_units
+from tamperfuse.training.trap import TrapObjective, mean_nll
+from tamperfuse.training.trap_units import trap_units
 from tamperfuse.training.weights import perturbed
 
 rows.ROW_TOKENS = 80  # several rows per step
@@ -144,7 +145,7 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
         weight=0.2,
         rates=(3e-3,),
         kinds=("full", "retain", "lora"),
-        lora_rates=(3e-2,),
+        lora_rates=(1e-2,),
         matrices=adapted_matrices(loaded),
         horizon=3,
         harmful=0.3,

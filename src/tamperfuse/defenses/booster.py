@@ -28,7 +28,7 @@ from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.registry import Budget
-from tamperfuse.training.answers import answer_loss, answered
+from tamperfuse.training.answers import answer_loss, answer_of, answered
 from tamperfuse.training.distillation import AnchoredObjective
 from tamperfuse.training.objectives import Accumulate
 from tamperfuse.training.weights import add_to_gradients, gradients, inner, perturbed
@@ -72,15 +72,15 @@ class BoosterObjective(AnchoredObjective):
     def backward(self, accumulate: Accumulate) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is f."""
         parameters = [parameter for parameter, _ in self.masters.trainable()]
-        gain = gradients(parameters, lambda: accumulate(answer_loss))
+        gain = gradients(parameters, lambda: accumulate(answer_loss, answer_of))
         length = math.sqrt(inner(gain, gain))
         if length:
             with perturbed(self.masters, gain, -self.radius / length):
-                after = gradients(parameters, lambda: accumulate(answer_loss), dtype=None)
+                after = gradients(parameters, lambda: accumulate(answer_loss, answer_of), dtype=None)
             for here, there in zip(gain, after, strict=True):
                 here.sub_(there)
             del after
-        loss = accumulate(self.loss)
+        loss = self.accumulate_loss(accumulate)
         add_to_gradients(parameters, gain, self.attenuation)
         return loss
 

@@ -31,10 +31,10 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.registry import Budget
-from tamperfuse.training.answers import AnsweredUnit, answer_loss, answered
+from tamperfuse.training.answers import AnsweredUnit, answer_loss, answer_of, answered
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import sequence_nll
-from tamperfuse.training.distillation import AnchoredObjective
+from tamperfuse.training.distillation import AnchoredObjective, first_benign
 from tamperfuse.training.objectives import Accumulate
 from tamperfuse.training.weights import gradients, perturbed
 
@@ -82,11 +82,11 @@ class CtrapObjective(AnchoredObjective):
     def backward(self, accumulate: Accumulate) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is the sum."""
         parameters = [parameter for parameter, _ in self.masters.trainable()]
-        malicious = gradients(parameters, lambda: accumulate(answer_loss))
+        malicious = gradients(parameters, lambda: accumulate(answer_loss, answer_of))
         with perturbed(self.masters, malicious, -self.rate):
-            collapse = accumulate(self.collapse_loss)
+            collapse = accumulate(self.collapse_loss, first_benign)
         del malicious
-        return collapse + accumulate(self.loss)
+        return collapse + self.accumulate_loss(accumulate)
 
     def collapse_loss(
         self, model: nn.Module, units: Sequence[AnsweredUnit], total: int, device: torch.device

@@ -32,7 +32,8 @@ from tamperfuse.training.distillation import AnchoredObjective, divergence
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll, trap_units
+from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll
+from tamperfuse.training.trap_units import trap_units
 
 log = logging.getLogger("tamperfuse")
 

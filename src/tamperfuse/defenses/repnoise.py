@@ -27,7 +27,7 @@ from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget
-from tamperfuse.training.answers import AnsweredUnit, answered
+from tamperfuse.training.answers import AnsweredUnit, answer_of, answered
 from tamperfuse.training.distillation import AnchoredObjective
 from tamperfuse.training.layer_losses import layer_nll
 from tamperfuse.training.objectives import Accumulate
@@ -70,7 +70,7 @@ class RepNoiseObjective(AnchoredObjective):
 
     def backward(self, accumulate: Accumulate) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is the sum."""
-        return accumulate(self.loss) + accumulate(self.answers_loss)
+        return self.accumulate_loss(accumulate) + accumulate(self.answers_loss, answer_of)
 
     def answers_loss(self, model: nn.Module, units: Sequence[AnsweredUnit], total: int, device: torch.device) -> Tensor:
         """β · MMD² − α · log(1 + NLL) of compliant answers; a mean over units. Draws random numbers."""

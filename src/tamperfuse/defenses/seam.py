@@ -34,8 +34,8 @@ from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.registry import Budget
-from tamperfuse.training.answers import AnsweredUnit, answer_loss, answered, token_nll
-from tamperfuse.training.distillation import AnchoredObjective
+from tamperfuse.training.answers import AnsweredUnit, answer_of, answered, nll_of
+from tamperfuse.training.distillation import AnchoredObjective, first_benign
 from tamperfuse.training.layer_losses import layer_nll
 from tamperfuse.training.objectives import Accumulate
 from tamperfuse.training.weights import Weights, add_to_gradients, gradients, inner, perturbed
@@ -91,7 +91,7 @@ class SeamObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report leaves the cosine out."""
         parameters = [parameter for parameter, _ in self.masters.trainable()]
         cosine = self.cosine_gradient(accumulate) if self.coupling else None
-        loss = accumulate(self.loss) + accumulate(self.unlearning_loss)
+        loss = self.accumulate_loss(accumulate) + accumulate(self.unlearning_loss, answer_of)
         if cosine:
             add_to_gradients(parameters, cosine, self.coupling)
         return loss
@@ -99,7 +99,7 @@ class SeamObjective(AnchoredObjective):
     def cosine_gradient(self, accumulate: Accumulate) -> Weights:
         """The gradient of cos(g_a, g_b), estimated by differences; zeros if g_a or g_b is zero."""
         parameters = [parameter for parameter, _ in self.masters.trainable()]
-        runs = partial(accumulate, answer_loss), partial(accumulate, benign_loss)
+        runs = [partial(accumulate, partial(nll_of, used), used) for used in (answer_of, first_benign)]
         pair = gradients(parameters, runs[0]), gradients(parameters, runs[1])
         lengths = [math.sqrt(inner(gradient, gradient)) for gradient in pair]
         total = [torch.zeros_like(part) for part in pair[0]]
@@ -122,11 +122,6 @@ class SeamObjective(AnchoredObjective):
         """L_ul: −log(1 + NLL) of compliant answers; a mean over units."""
         nll, _ = layer_nll(model, [unit.answer for unit in units], device, self.layers)
         return -self.unlearning * torch.log1p(nll).sum() / total
-
-
-def benign_loss(model: nn.Module, units: Sequence[AnsweredUnit], total: int, device: torch.device) -> Tensor:
-    """The mean NLL a token of the first benign sample of each unit; a mean over units."""
-    return token_nll(model, [unit.keep[0].sample for unit in units], device).sum() / total
 
 
 def budget(parameters: SeamParameters) -> Budget:

@@ -33,12 +33,12 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
 from tamperfuse.records.registry import Budget
-from tamperfuse.training.answers import token_nll
+from tamperfuse.training.answers import nll_of
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import token_kl_uniform
 from tamperfuse.training.distillation import AnchoredObjective
 from tamperfuse.training.objectives import Accumulate
-from tamperfuse.training.trap import TrapUnit, trap_units
+from tamperfuse.training.trap_units import TrapUnit, attack_answer, harmful_answer, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients
 
 
@@ -100,20 +100,15 @@ class TarObjective(AnchoredObjective):
         self.steps_taken += 1
         weights = self.weights()
         for index in range(self.inner_steps):
+            used = partial(attack_answer, index)
             with self.attacker.applied():
-                gradient = gradients(self.parameters, partial(accumulate, partial(self.attacker_loss, index)))
+                gradient = gradients(self.parameters, partial(accumulate, partial(nll_of, used), used))
             self.attacker.step(gradient)
             del gradient
             if index + 1 in weights:
                 with self.attacker.applied():
-                    accumulate(partial(self.resistance_loss, weights[index + 1]))
-        return accumulate(self.loss)
-
-    def attacker_loss(
-        self, index: int, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device
-    ) -> Tensor:
-        """Mean NLL a token of the answers for this step of the attacker; a mean over units."""
-        return token_nll(model, [unit.attack[index] for unit in units], device).sum() / total
+                    accumulate(partial(self.resistance_loss, weights[index + 1]), harmful_answer)
+        return self.accumulate_loss(accumulate)
 
     def resistance_loss(
         self, weight: float, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device

@@ -1,7 +1,9 @@
 """Units with a compliant answer besides supervised and distillation samples, for objectives that work against such answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +40,33 @@ def answered(units: Sequence[Anchored], answers: Sequence[Sample]) -> list[Answe
     return [AnsweredUnit(unit.learn, unit.keep, answers[i % len(answers)]) for i, unit in enumerate(units)]
 
 
+def answer_of(unit: AnsweredUnit) -> list[Sample]:
+    """The compliant answer of a unit, for losses on it alone."""
+    return [unit.answer]
+
+
 def token_nll(model: nn.Module, samples: Sequence[Sample], device: torch.device) -> Tensor:
     """−log p(response | prompt) of each sample, in nats a response token: (samples,)."""
     batch = pack_samples(samples, device)
     return response_nll(model, batch) / torch.tensor(batch.counts, device=device)
 
 
-def answer_loss(model: nn.Module, units: Sequence[AnsweredUnit], total: int, device: torch.device) -> Tensor:
-    """The loss of malicious fine-tuning: the mean NLL a token of the compliant answers, a mean over units.
+def nll_of(
+    used: Callable[[Any], Sequence[Sample]], model: nn.Module, units: Sequence[Any], total: int, device: torch.device
+) -> Tensor:
+    """The loss of fine-tuning on some of a unit's sequences: their mean NLL a token, summed over a unit's, a mean over units.
 
-    Its signature is that of :meth:`tamperfuse.training.objectives.Objective.loss`.
+    With its first argument given, its signature is that of :meth:`tamperfuse.training.objectives.Objective.loss`.
+
+    Args:
+        used: those sequences of a unit.
+        model: see there; so are the others.
+        units: at least one.
+        total: units in the whole batch.
+        device: where to compute.
     """
-    return token_nll(model, [unit.answer for unit in units], device).sum() / total
+    return token_nll(model, [sample for unit in units for sample in used(unit)], device).sum() / total
+
+
+#: The loss of malicious fine-tuning on units with a compliant answer.
+answer_loss = partial(nll_of, answer_of)

@@ -10,6 +10,7 @@ during training (Hinton et al., 2015, arXiv 1503.02531; top-k truncation as in P
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import SLICE
-from tamperfuse.training.objectives import Objective
+from tamperfuse.training.objectives import Accumulate, Objective
 from tamperfuse.training.rows import ROW_TOKENS
 
 # What a model does with a prompt, such as declining it, is decided in the first tokens of its response.
@@ -164,15 +165,24 @@ class Anchored:
     keep: tuple[TeacherSample, ...]
 
     @property
+    def anchored(self) -> list[Sample]:
+        """The sequences of the loss of :class:`AnchoredObjective`."""
+        return [*self.learn, *(teacher.sample for teacher in self.keep)]
+
+    @property
     def tokens(self) -> list[int]:
         """Tokens of all sequences."""
-        sequences = [*self.learn, *(teacher.sample for teacher in self.keep)]
-        return [token for sample in sequences for token in sample.tokens]
+        return [token for sample in self.anchored for token in sample.tokens]
 
     @property
     def response_tokens(self) -> int:
         """1: the loss is a mean over units."""
         return 1
+
+
+def first_benign(unit: Anchored) -> list[Sample]:
+    """The first of a unit's benign samples, for losses on it alone."""
+    return [unit.keep[0].sample]
 
 
 def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int) -> list[Anchored]:
@@ -210,6 +220,10 @@ class AnchoredObjective(Objective[Anchored]):
 
     weight: float = 1.0
     supervised: float = 1.0
+
+    def accumulate_loss(self, accumulate: Accumulate) -> Tensor:
+        """Accumulate the gradient of `loss`, for subclasses whose units have further sequences; returns the loss, detached."""
+        return accumulate(self.loss, attrgetter("anchored"))
 
     def loss(self, model: nn.Module, samples: Sequence[Anchored], total: int, device: torch.device) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.loss`; `total` counts units."""

@@ -36,8 +36,17 @@ class Loss(Protocol[S_contra]):
         ...
 
 
-#: Accumulates the gradient of a loss over the micro-batch, at the model's current weights; returns the loss, detached.
-Accumulate = Callable[[Loss[Any]], Tensor]
+class Accumulate(Protocol):
+    """Accumulates the gradient of a loss over the micro-batch, at the model's current weights."""
+
+    def __call__(self, loss: Loss[Any], used: Callable[[Any], Sequence[Sample]] | None = None, /) -> Tensor:
+        """Run the forward and backward passes, and return the loss, detached.
+
+        Args:
+            loss: the loss.
+            used: the sequences of a sample that this loss runs through the model, by which rows are split; None for all.
+        """
+        ...
 
 
 class Objective(ABC, Generic[S]):
@@ -134,12 +143,14 @@ def accumulate_gradient(
     Returns:
         The share of the batch's loss, detached.
     """
-    lengths = [len(sample.tokens) for sample in samples]
 
-    def accumulate(loss: Loss[S]) -> Tensor:
+    def accumulate(loss: Loss[S], used: Callable[[S], Sequence[Sample]] | None = None, /) -> Tensor:
         def row_loss(row: list[int]) -> Tensor:
             return loss(model, [samples[i] for i in row], total, device)
 
+        lengths = [
+            sum(len(sequence.tokens) for sequence in used(sample)) if used else len(sample.tokens) for sample in samples
+        ]
         return backward_in_rows(lengths, row_loss, backward, device)
 
     return objective.backward(accumulate)

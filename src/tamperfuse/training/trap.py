@@ -17,7 +17,7 @@ That benign text should fail at attacked weights is the idea of SEAM (Wang et al
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -33,12 +33,14 @@ from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import unsharded
 from tamperfuse.records.batching import group_by_budget
+from tamperfuse.training.answers import nll_of
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import sequence_nll, token_kl_uniform
-from tamperfuse.training.distillation import Anchored, AnchoredObjective
+from tamperfuse.training.distillation import AnchoredObjective, first_benign
 from tamperfuse.training.distributed import placed_like, sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
+from tamperfuse.training.trap_units import TrapUnit, attack_answer, harmful_answer
 from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, Weights, gradients, inner, perturbed
 
 #: What the trap makes of text at the attacked weights: a higher NLL, or a distribution near the uniform one.
@@ -46,41 +48,6 @@ Target = Literal["ascent", "uniform", "entropy"]
 #: What the simulated attacker trains: all weights, on compliant answers (`full`) or on as many benign samples as well (`retain`);
 #: or LoRA adapters of the layers' matrices, on compliant answers (`lora`).
 Kind = Literal["full", "retain", "lora"]
-
-
-@dataclass(frozen=True)
-class TrapUnit(Anchored):
-    """A unit of a batch. The first of the distillation samples is also the trap's, the last a retaining attacker's.
-
-    Attributes:
-        attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training, at
-            most.
-        harmful: a compliant answer whose NLL is raised at the attacked weights.
-    """
-
-    attack: tuple[Sample, ...]
-    harmful: Sample
-
-    @property
-    def tokens(self) -> list[int]:
-        """Tokens of all sequences."""
-        return [*super().tokens, *(token for sample in (*self.attack, self.harmful) for token in sample.tokens)]
-
-
-def trap_units(units: Sequence[Anchored], answers: Sequence[Sample], steps: int) -> list[TrapUnit]:
-    """Add compliant answers to units; as many units, in the same order.
-
-    Args:
-        units: with supervised and distillation samples.
-        answers: compliant answers, at least one; repeated if there are fewer than the units need. The last ones are left out
-            while their number has a common factor with `steps` + 1.
-        steps: the attacker's steps in a step of the training at most, at least 1.
-    """
-    count, usable = steps + 1, len(answers)
-    while math.gcd(count, usable) > 1:  # a common factor would give every answer the same role in all rounds
-        usable -= 1
-    drawn = [[answers[(i * count + j) % usable] for j in range(count)] for i in range(len(units))]
-    return [TrapUnit(unit.learn, unit.keep, tuple(d[:-1]), d[-1]) for unit, d in zip(units, drawn, strict=True)]
 
 
 @dataclass(kw_only=True)
@@ -196,7 +163,7 @@ class TrapObjective(AnchoredObjective):
             self.trap_steps += 1
             if self.attacker_loss < self.cap:
                 trap = self._trap(accumulate)
-        loss = accumulate(self.loss)
+        loss = self.accumulate_loss(accumulate)
         self.last_loss = float(loss)
         if trap:
             self._add(trap)
@@ -219,7 +186,8 @@ class TrapObjective(AnchoredObjective):
                 break
 
     def _attacker_step(self, accumulate: Accumulate, index: int) -> None:
-        gradient, loss = self._gradient(accumulate, partial(self._attacker_loss, index), dtype=torch.float32)
+        used = partial(self._attacker_samples, index)
+        gradient, loss = self._gradient(accumulate, partial(nll_of, used), used, dtype=torch.float32)
         self.attacker.step(gradient)
         self.steps_taken += 1
         self.attacker_loss = loss / (2 if self.kind == "retain" else 1)  # it has as many benign samples
@@ -227,22 +195,23 @@ class TrapObjective(AnchoredObjective):
     def _gradient(
         self,
         accumulate: Accumulate,
-        attacked: Loss[TrapUnit],
-        here: Loss[TrapUnit] | None = None,
+        loss: Loss[TrapUnit],
+        used: Callable[[TrapUnit], Sequence[Sample]],
+        difference: bool = False,
         dtype: torch.dtype | None = None,
     ) -> tuple[Weights, float]:
-        """The gradient of a loss at θ + δ, and of another at θ, in a dtype, by default the parameters'; and the former loss."""
-        loss = 0.0
+        """The gradient of a loss at θ + δ, less that at θ if `difference`, by default in the parameters' dtype; and the loss."""
+        value = 0.0
 
         def run() -> None:
-            nonlocal loss
+            nonlocal value
             with self.attacker.applied():
-                loss = float(accumulate(attacked))
-            if here:
-                accumulate(here)
+                value = float(accumulate(loss, used))
+            if difference:
+                accumulate(lambda *arguments: -loss(*arguments), used)
 
         gradient = gradients(self.parameters, run, dtype)
-        return gradient, sum_over_processes(loss, self.parameters[0].device)
+        return gradient, sum_over_processes(value, self.parameters[0].device)
 
     def _restart(self) -> None:
         """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
@@ -262,25 +231,20 @@ class TrapObjective(AnchoredObjective):
             return LoraAttacker(self.masters, learning_rate, self.matrices, self.seed + self.restarts)
         return SimulatedAttacker(self.masters, learning_rate, self.optimizer)
 
-    def _attacker_loss(
-        self, index: int, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device
-    ) -> Tensor:
-        """Mean NLL a token of the compliant answers; plus that of benign samples if the attacker retains."""
-        samples = [unit.attack[index] for unit in units]
-        if self.kind == "retain":
-            samples += [unit.keep[-1].sample for unit in units if unit.keep]
-        batch = pack_samples(samples, device)
-        return (response_nll(model, batch) / torch.tensor(batch.counts, device=device)).sum() / total
+    def _attacker_samples(self, index: int, unit: TrapUnit) -> list[Sample]:
+        """A unit's compliant answer for a step of the attacker; also a benign sample if the attacker retains."""
+        retained = [unit.keep[-1].sample] if self.kind == "retain" and unit.keep else []
+        return [*attack_answer(index, unit), *retained]
 
     def _trap(self, accumulate: Accumulate) -> Weights | None:
         """Σ_i w_i f_i g_i / ‖g_i‖ at θ + δ, in float32; None if there is nothing to raise."""
-        parts: list[tuple[float, Loss[TrapUnit], Loss[TrapUnit] | None]] = [(self.harmful, self._harmful, None)]
+        parts: list[tuple[float, Callable[[TrapUnit], list[Sample]], bool]] = [(self.harmful, harmful_answer, False)]
         if self.steps_taken > self.benign_after:
-            parts.append((self.benign, self._benign, self._benign_at_theta if self.difference else None))
+            parts.append((self.benign, first_benign, self.difference))
         total: Weights | None = None
-        for weight, attacked, here in parts:
+        for weight, used, difference in parts:
             if weight:
-                gradient, fade = self._part(accumulate, attacked, here)
+                gradient, fade = self._part(accumulate, used, difference)
                 total = self._add_part(total, weight, gradient, fade)
                 del gradient
         return total
@@ -296,32 +260,30 @@ class TrapObjective(AnchoredObjective):
         return total
 
     def _part(
-        self, accumulate: Accumulate, attacked: Loss[TrapUnit], here: Loss[TrapUnit] | None
+        self, accumulate: Accumulate, used: Callable[[TrapUnit], list[Sample]], difference: bool
     ) -> tuple[Weights, float]:
-        """The gradient of a loss at θ + δ, and of another at θ; and f, from the former."""
-        gradient, loss = self._gradient(accumulate, attacked, here)
+        """The gradient of the trap's loss on some sequences at θ + δ, less that at θ if `difference`; and f, from that loss."""
+        gradient, loss = self._gradient(accumulate, partial(self._target_loss, used), used, difference)
         distance = loss + self.cap if self.target == "ascent" else loss
         return gradient, min(max(distance / self.fade, 0.0), 1.0)
 
-    def _harmful(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
-        return self._target_loss(model, [unit.harmful for unit in units], device) / total
-
-    def _benign(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
-        return self._target_loss(model, [unit.keep[0].sample for unit in units], device) / total
-
-    def _benign_at_theta(self, model: nn.Module, units: Sequence[TrapUnit], total: int, device: torch.device) -> Tensor:
-        return -self._benign(model, units, total, device)
-
-    def _target_loss(self, model: nn.Module, samples: Sequence[Sample], device: torch.device) -> Tensor:
-        """What the trap lowers: a mean over the tokens of each sample, summed over samples."""
-        batch = pack_samples(samples, device)
+    def _target_loss(
+        self,
+        used: Callable[[TrapUnit], list[Sample]],
+        model: nn.Module,
+        units: Sequence[TrapUnit],
+        total: int,
+        device: torch.device,
+    ) -> Tensor:
+        """What the trap lowers: a mean over the tokens of each sample, and over units."""
+        batch = pack_samples([sample for unit in units for sample in used(unit)], device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
         if self.target == "ascent":
             tokens = -sequence_nll(logits, batch.targets, [1] * len(batch.targets)).clamp(max=self.cap)
         else:
             tokens = token_kl_uniform(logits, self.target == "entropy")
         counts = torch.tensor(batch.counts)
-        return (tokens / counts.repeat_interleave(counts).to(device)).sum()
+        return (tokens / counts.repeat_interleave(counts).to(device)).sum() / total
 
     def _add(self, trap: Weights) -> None:
         """Add the trap, in the scale of the gradient d at θ, to that gradient."""
