@@ -1,7 +1,7 @@
-"""Generate the tables of docs/fuse.md and README.md from a finished run of studies/fuse.yaml.
+"""Generate tables of README.md, docs/fuse.md and docs/defenses.md from finished runs of studies/fuse.yaml and rivals.yaml.
 
 python scripts/fuse_table.py studies/results/fuse                 prints the tables
-python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces those of the page, in README.md a shorter one
+python scripts/fuse_table.py studies/results/fuse docs/fuse.md    replaces those of the page; other pages have a shorter one
 """
 
 import math
@@ -303,7 +303,7 @@ def _times(ratio: float, is_bound: bool) -> str:
 
 def main(arguments: list[str]) -> None:
     """Print the tables or write them into a page."""
-    short = any(Path(page).name == "README.md" for page in arguments[1:])
+    short = any(Path(page).name != "fuse.md" for page in arguments[1:])
     print_or_replace(arguments, "fuse_table", __doc__ or "", overview if short else tables)
 
 

@@ -60,7 +60,7 @@ def changed(run: Path, folder: Path, **updates: Any) -> Path:
 
 
 def test_every_measure_has_a_row_and_every_defense_a_column(script: Any, finished_run: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
+    page = tmp_path / "fuse.md"
     page.write_text("above\n<!-- tables: python scripts/fuse_table.py x -->\nold\n<!-- end of tables -->\nbelow\n")
     script.main([str(finished_run), str(page)])
     text = page.read_text(encoding="utf-8")
