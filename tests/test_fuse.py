@@ -35,7 +35,6 @@ QUICK = {
     "cap": 12.0,
     "harmful_norm": 1.5,
     "attackers": ["full", "retain"],
-    "attacker_every": 1,
     "attacker_steps": 1,
     "difference": False,
 }
@@ -74,9 +73,9 @@ def test_losses_after_an_attack_are_higher_with_the_trap(tiny_folder: Path, opti
     trapped, data, result = hardened(tiny_folder, **QUICK, optimizer=optimizer)
     first, *_, last = result.facts["trap"]
     assert first["step"] == 0 and "attacked_harmful_nll" not in first and first["scale"] == pytest.approx(1.0, abs=1e-2)
-    assert last["step"] == 30 and last["attacker_steps"] == 10 and 0 < last["scale"] < 1
+    assert last["step"] == 30 and 0 < last["attacker_steps"] <= 10 and 0 < last["scale"] < 1
     harmful, benign = losses_under_attack(trapped, data)
-    assert harmful > without[0] + 0.5 and benign > without[1] + 0.5
+    assert harmful > without[0] + 0.5 and benign > without[1] + 0.3
 
 
 def test_strength_0_is_sdd(tiny_folder: Path) -> None:
@@ -132,10 +131,10 @@ def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None
         needed = budget(FuseParameters(**values))
         return needed.memory_copies, needed.resume_copies
 
-    assert copies() == copies(attackers=("full", "lora")) == (8, 6)
-    assert copies(attackers=("lora",)) == copies(attacker_optimizer="sign") == (6, 4)
-    assert copies(benign_steps=4) == (10, 6)
-    assert copies(optimizer="adafactor") == (6, 4) and copies(optimizer="adafactor", attackers=("lora",)) == (4, 2)
+    assert copies() == copies(attackers=("full", "lora")) == (9, 7) and copies(attackers=("full",)) == (8, 6)
+    assert copies(attackers=("lora",)) == (6, 4) and copies(attacker_optimizer="sign") == (7, 5)
+    assert copies(benign_steps=4) == (11, 7) and copies(attackers=("full", "retain")) == (11, 9)
+    assert copies(optimizer="adafactor") == (7, 5) and copies(optimizer="adafactor", attackers=("lora",)) == (4, 2)
 
 
 def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: Path) -> None:
@@ -234,11 +233,12 @@ def test_harden_gives_it_its_data(
 
 def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:
     small, large = (resolve(FuseParameters(), size) for size in (135_000_000, 7_000_000_000))
-    assert (small.learning_rate, small.rates) == (2e-4, (1e-5, 3e-5, 1e-4))
-    assert (large.learning_rate, large.rates) == (2e-5, (1e-5, 2e-5, 5e-5))
+    assert (small.learning_rate, small.rates) == (2e-4, (1e-4,))
+    assert (large.learning_rate, large.rates) == (2e-5, (5e-5,))
     assert resolve(FuseParameters(rates=(1e-3,)), 1).rates == (1e-3,)
     assert resolve(small, 7_000_000_000) == small
-    assert budget(small).batch == 6 * (6 + 1) and budget(FuseParameters(strength=0)).batch == 6 * 3
+    assert budget(small).batch == 6 * (6 + 4) and budget(FuseParameters(attackers=("retain",))).batch == 6 * (6 + 8)
+    assert budget(FuseParameters(strength=0)).batch == 6 * 3
 
 
 def test_the_log_says_what_was_measured(tiny_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,14 +55,15 @@ def test_losses_and_price_of_each_check_are_drawn(
         (5, "at θ", 2.5),
         (5, "at θ + δ", 6.0),
     ]
-    assert harmful[-1]["attacker"] == "retaining, 5 steps at 3e-05" and harmful[0]["defense"] == "SDD"
+    assert (harmful[-1]["attacker"], harmful[-1]["steps"]) == ("retaining at 3e-05", "5")
+    assert harmful[0]["defense"] == "SDD" and not harmful[0]["attacker"]
     assert [r["value"] for r in benign] == [1.0, 1.1, 4.0]
     assert [r["value"] for r in price] == [0.0, 0.05, 0.02, 0.05], "allowed: strength × price"
     page = write_report(folder)
     assert '<a href="#trap">Training</a>' in page.read_text(encoding="utf-8")
     panels = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))["figures"]["trap"]["panels"]
     assert [panel["heading"] for panel in panels] == list(rows)
-    assert "SDD, seed 0, at θ + δ: 6.00" in panels[0]["alt_text"]
+    assert "SDD, seed 0, at θ + δ (retaining at 3e-05): 6.00" in panels[0]["alt_text"]
 
 
 def test_a_study_file_without_a_price_leaves_the_allowed_one_out(make_run: Callable[..., Path]) -> None:

@@ -65,4 +65,4 @@ def test_a_training_step_lowers_what_a_malicious_step_gains(tiny: LoadedModel, t
 
 def test_the_budget_counts_compliant_answers_twice() -> None:
     parameters = BoosterParameters(batch=4, benign_ratio=2)
-    assert (budget(parameters).steps, budget(parameters).batch) == (210, 20)
+    assert (budget(parameters).steps, budget(parameters).batch) == (360, 20)

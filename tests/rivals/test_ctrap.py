@@ -58,4 +58,4 @@ def test_benign_text_collapses_after_a_malicious_step(tiny_folder: Path) -> None
 
 def test_the_budget_counts_compliant_answers_and_what_collapses() -> None:
     parameters = CtrapParameters(batch=4, benign_ratio=2)
-    assert (budget(parameters).steps, budget(parameters).batch) == (210, 20)
+    assert (budget(parameters).steps, budget(parameters).batch) == (360, 20)

@@ -65,6 +65,6 @@ def test_compliant_answers_become_unlikely_at_every_layer(tiny: LoadedModel, tin
 
 def test_the_budget_counts_every_pass() -> None:
     parameters = SeamParameters(batch=2, benign_ratio=1)
-    assert (budget(parameters).steps, budget(parameters).batch) == (175, 14)
+    assert (budget(parameters).steps, budget(parameters).batch) == (300, 14)
     with pytest.raises(ValueError, match="benign_ratio"):
         SeamParameters(benign_ratio=0)

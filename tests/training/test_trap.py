@@ -21,7 +21,6 @@ from tamperfuse.training.trap import TrapObjective, mean_nll
 from tamperfuse.training.trap_units import TrapUnit, harmful_answer, trap_units
 from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
 
-# With the seed of the interrupted training the second attacker, during which it is interrupted, has an adapter.
 ADAPTED = {"kinds": ("full", "lora"), "lora_rates": (1e-2, 2e-2), "matrices": (2, 5)}
 TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
 
@@ -87,7 +86,7 @@ def test_parts_have_their_norms_relative_to_the_gradient_of_the_loss(
             trap.begin(masters)
             trap.scale = scale
             taken[scale] = gradient_of(tiny, trap, masters, samples)
-            assert trap.steps_taken == (scale > 0)
+            assert trap.attackers.meetings == (scale > 0)
         assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
     descent = taken[0.0]
     added = [total - part for total, part in zip(taken[0.5], descent, strict=True)]
@@ -134,7 +133,7 @@ def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_tar
     used = harmful_answer if part == "harmful" else first_benign
 
     def loss() -> float:
-        with torch.no_grad(), trap.attacker.applied():
+        with torch.no_grad(), trap.attack.attacker.applied():
             return float(trap._target_loss(used, tiny.model, samples, len(samples), tiny.model.device))
 
     before = loss()
@@ -171,18 +170,24 @@ def test_the_difference_vanishes_where_the_attacker_has_not_moved(tiny: LoadedMo
     assert norms[1e-8] < 1e-3 * norms[1e-2]
 
 
-def test_every_combination_of_attackers_comes_before_one_comes_again(tiny: LoadedModel) -> None:
+def met(trap: TrapObjective) -> tuple[float, str]:
+    return trap.attack.attacker.learning_rate, trap.attack.kind
+
+
+def test_every_round_has_each_attacker_once(tiny: LoadedModel) -> None:
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    drawn = {}
-    for seed in (0, 1, 2):
+    orders = set()
+    for seed in (0, 1):
         trap = objective(seed=seed, rates=(1e-4, 1e-3, 1e-2))
         trap.begin(masters)
-        drawn[seed] = [(trap.attacker.learning_rate, trap.kind)]
-        for _ in range(5):
-            trap._restart()
-            drawn[seed].append((trap.attacker.learning_rate, trap.kind))
-        assert len(set(drawn[seed])) == 6
-    assert len({tuple(order) for order in drawn.values()}) > 1
+        for _ in range(3):
+            order = []
+            for _ in range(6):
+                trap.attackers.meet()
+                order.append(met(trap))
+            assert len(set(order)) == 6
+            orders.add(tuple(order))
+    assert len(orders) > 1
 
 
 def test_attackers_with_an_adapter_take_their_turn_and_change_its_matrices_alone(tiny: LoadedModel) -> None:
@@ -192,10 +197,9 @@ def test_attackers_with_an_adapter_take_their_turn_and_change_its_matrices_alone
     order = []
     for _ in range(4):
         gradient_of(tiny, trap, masters, units(tiny)[:3])
-        order.append((trap.attacker.learning_rate, trap.kind))
-        moved = {i for i, delta in enumerate(trap.attacker.delta) if delta.any()}
-        assert (moved == {2, 5}) == (trap.kind == "lora")
-        trap._restart()
+        order.append(met(trap))
+        moved = {i for i, delta in enumerate(trap.attack.attacker.delta) if delta.any()}
+        assert (moved == {2, 5}) == (trap.attack.kind == "lora")
     assert set(order) == {(1e-4, "full"), (1e-4, "retain"), (1e-3, "lora"), (1e-2, "lora")}
 
 
@@ -208,41 +212,58 @@ def test_a_benign_fine_tuning_lowers_its_loss_and_leaves_no_trace(tiny: LoadedMo
     assert all(torch.equal(p, b) and p.grad is None for p, b in zip(tiny.model.parameters(), before, strict=True))
 
 
-def test_attackers_restart_after_their_horizon(tiny: LoadedModel) -> None:
-    trap = objective(horizon=4, attack_steps=3, cap=1e-3)
-    fit(tiny, units(tiny, 3), Training(steps=2, batch=2), seed=0, objective=trap)
-    assert (trap.restarts, trap.steps_taken) == (2, 2)
-    moved = [float(delta.abs().max()) for delta in trap.attacker.delta]
-    assert 0 < max(moved) <= 2 * trap.attacker.learning_rate * 1.01
+@pytest.mark.parametrize("horizon", [3, 30])
+def test_attackers_start_again_after_a_third_of_the_horizon_to_all_of_it(tiny: LoadedModel, horizon: int) -> None:
+    trap = objective(horizon=horizon, kinds=("full",), rates=(1e-3,))
+    trap.begin(Masters([(parameter, parameter) for parameter in tiny.model.parameters()]))
+    lasts, first = set(), trap.attack
+    for _ in range(40):
+        lasts.add(trap.attack.last)
+        trap.attack.steps = trap.attack.last - 1
+        trap.attackers.start_again()
+        assert trap.attack.steps == trap.attack.last - 1, "it has a step left"
+        trap.attack.steps += 1
+        trap.attackers.start_again()
+        assert trap.attack.steps == 0 and math.isnan(trap.attack.loss) and met(trap) == (1e-3, "full")
+    assert trap.attack is not first and trap.attackers.starts == 41
+    assert min(lasts) >= horizon / 3 and max(lasts) <= horizon and len(lasts) > 2
 
 
-@pytest.mark.parametrize("kind", ["full", "retain"])
-def test_an_attacker_takes_more_steps_while_its_model_is_broken(tiny: LoadedModel, kind: Any) -> None:
-    nll = mean_nll(tiny, [sample for unit in units(tiny, 3) for sample in unit.attack])
+def test_an_attacker_takes_its_steps_where_it_is_met_and_no_others(tiny: LoadedModel) -> None:
+    trap = objective(horizon=100, rates=(1e-3,), attack_steps=3)
+    fit(tiny, units(tiny, 3), Training(steps=5, batch=2), seed=0, objective=trap)
+    assert trap.attackers.meetings == 5
+    assert sorted(attack.steps for attack in trap.attackers.attacks) == [6, 9]
+    for attack in trap.attackers.attacks:
+        moved = max(float(delta.abs().max()) for delta in attack.attacker.delta)
+        assert 0 < moved <= attack.steps * 1e-3 * 1.1
+
+
+def test_an_attacker_above_the_cap_meets_no_trap(tiny: LoadedModel) -> None:
+    samples = units(tiny)[:3]
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    nll = mean_nll(tiny, [sample for unit in samples for sample in unit.attack])
     taken = {}
     for cap in (0.8 * nll, 1.5 * nll):
-        trap = objective(horizon=100, kinds=(kind,), rates=(1e-6,), cap=cap, fade=0.1, attack_steps=3, attack_every=5)
-        fit(tiny, units(tiny, 3), Training(steps=4, batch=2), seed=0, objective=trap)
-        taken[cap < nll] = (trap.restarts, trap.steps_taken)
-    assert taken == {True: (1, 12), False: (1, 1)}
+        trap = objective(kinds=("full",), cap=cap, target="uniform")  # raises predictions at any NLL
+        trap.begin(masters)
+        taken[cap < nll] = gradient_of(tiny, trap, masters, samples)
+    trap.scale = 0.0
+    descent = gradient_of(tiny, trap, masters, samples)
+    equal = {above: all(map(torch.equal, gradient, descent)) for above, gradient in taken.items()}
+    assert equal == {True: True, False: False}
 
 
 def test_the_benign_part_waits_until_the_attacker_has_moved(tiny: LoadedModel) -> None:
     samples = units(tiny)[:3]
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    trap = objective(harmful=0.0, benign_after=1, horizon=100, cap=100.0)
+    trap = objective(harmful=0.0, benign_after=1, horizon=100, cap=100.0, kinds=("full",), rates=(1e-3,))
     trap.begin(masters)
     first, second = (gradient_of(tiny, trap, masters, samples) for _ in range(2))
     trap.scale = 0.0
     descent = gradient_of(tiny, trap, masters, samples)
     assert all(torch.equal(a, b) for a, b in zip(first, descent, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(second, descent, strict=True))
-
-
-def test_the_training_can_be_faster_than_its_attacker(tiny: LoadedModel) -> None:
-    trap = objective(attack_every=3)
-    fit(tiny, units(tiny), Training(steps=7, batch=1), seed=0, objective=trap)
-    assert (trap.trap_steps, trap.steps_taken) == (7, 3), "the attacker moves in the steps 0, 3 and 6"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sign"])
@@ -270,8 +291,8 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
-        ({"attack_every": 2, "mask": True, "cap": 5.0, "attack_steps": 2}, torch.bfloat16),
-        ({"optimizer": "sign", "target": "uniform", "difference": True} | ADAPTED, torch.float32),
+        ({"mask": True, "cap": 20.0, "attack_steps": 2}, torch.bfloat16),
+        ({"optimizer": "sign", "target": "uniform", "difference": True, "attack_steps": 2} | ADAPTED, torch.float32),
     ],
 )
 def test_an_interrupted_training_resumes_to_the_bit(
@@ -304,23 +325,24 @@ def test_an_interrupted_training_resumes_to_the_bit(
     rest, again, resumed = train(99, tmp_path)
     assert losses == again and len(losses) == TRAINING.steps
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
-    assert resumed.records == expected.records and resumed.restarts == expected.restarts > 1
+    assert resumed.records == expected.records and resumed.attackers.starts == expected.attackers.starts > 4
 
 
 def test_the_state_is_plain_and_settings_are_part_of_the_identity(tiny: LoadedModel, tmp_path: Path) -> None:
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
     trap = objective()
     trap.begin(masters)
-    trap.attacker.step([torch.ones_like(parameter) for parameter in tiny.model.parameters()])
+    trap.attack.attacker.step([torch.ones_like(parameter) for parameter in tiny.model.parameters()])
     torch.save(trap.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     other = objective()
     other.begin(masters)
     other.load_state_dict(state)
-    assert all(torch.equal(a, b) for a, b in zip(other.attacker.delta, trap.attacker.delta, strict=True))
+    deltas = (trap.attack.attacker.delta for trap in (other, trap))
+    assert all(torch.equal(a, b) for a, b in zip(*deltas, strict=True))
     fresh = objective().settings()
     assert {"harmful", "benign", "rates", "kinds", "target", "weight"} <= set(fresh)
-    assert not {"scale", "restarts", "records"} & set(fresh)
+    assert not {"scale", "last_loss", "records"} & set(fresh)
     assert objective(cap=3.0).settings() != fresh
 
 

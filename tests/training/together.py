@@ -156,11 +156,11 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
     def hook(step: int) -> None:
         with objective.attacked(loaded.model):
             attacked.append(mean_nll(loaded, samples))
-        kinds.append(objective.kind)
+        kinds.append(objective.attack.kind)
         objective.scale = sum_over_processes(objective.scale / world_size(), loaded.model.device)
 
     losses = fit(loaded, units, TRAINING, seed=0, objective=objective, at_steps=(2, 4, 8), hook=hook).losses
-    assert "lora" in kinds and objective.restarts == 3
+    assert "lora" in kinds and objective.attackers.starts > 3
     return losses, attacked
 
 

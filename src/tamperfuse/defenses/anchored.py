@@ -31,9 +31,10 @@ class AnchoredTraining(Parameters):
         learning_rate: peak value of AdamW's; it falls linearly to 0.
         batch: supervised samples in a step.
         benign_ratio: benign samples in a step for each supervised sample, at least 0.
-        price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends; it
-            also ends once no held-out prompt of the defender is executed any more. None to train for all steps.
-        check_every: steps between two checks of both.
+        price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends.
+            That of `refusal`, `sdd` and `sdd_reject` then also ends once no held-out prompt of the defender is executed any
+            more. None to train for all steps.
+        check_every: steps between two checks.
         kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on the supervised ones.
     """
 

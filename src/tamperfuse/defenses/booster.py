@@ -44,7 +44,7 @@ class BoosterParameters(AnchoredTraining):
             first step.
     """
 
-    steps: int = Field(210, ge=1)
+    steps: int = Field(360, ge=1)
     attenuation: float = Field(5.0, ge=0)
     radius: float = Field(0.1, gt=0)
 

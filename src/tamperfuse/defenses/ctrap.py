@@ -50,7 +50,7 @@ class CtrapParameters(AnchoredTraining):
         word: text whose first token is the one that the model is to repeat after a malicious step.
     """
 
-    steps: int = Field(210, ge=1)
+    steps: int = Field(360, ge=1)
     benign_ratio: int = Field(2, ge=1)
     collapse: float = Field(0.1, ge=0)
     rate: float = Field(0.01, gt=0)

@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,19 +27,20 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import gather_objects, is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
+from tamperfuse.training.attackers import Kind
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.distillation import AnchoredObjective, divergence
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.trap import Kind, Target, TrapObjective, mean_nll
+from tamperfuse.training.trap import Target, TrapObjective, mean_nll
 from tamperfuse.training.trap_units import trap_units
 
 log = logging.getLogger("tamperfuse")
 
 # For SmolLM2-135M; larger models are fine-tuned at lower rates, by the attacker as well.
-SMALL = {"learning_rate": 2e-4, "rates": (1e-5, 3e-5, 1e-4)}
-LARGE = {"learning_rate": 2e-5, "rates": (1e-5, 2e-5, 5e-5)}
+SMALL: dict[str, Any] = {"learning_rate": 2e-4, "rates": (1e-4,)}
+LARGE: dict[str, Any] = {"learning_rate": 2e-5, "rates": (5e-5,)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
 FADE = 5.0  # nats a token from its target within which a part of the trap becomes weaker
 WARMUP = 0.05  # share of the steps: AdamW's first steps are of full size in every weight, and the trap's are large
@@ -56,11 +57,12 @@ class FuseParameters(Parameters):
         price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the trap is off at
             full strength.
         patience: checks in a row above `price` (whatever the strength) at which training ends.
-        check_every: steps between two checks.
+        check_every: steps between two checks; at strength 0 there is none.
         steps: optimizer steps.
         learning_rate: of the optimizer. By default 2e-4, and 2e-5 from 3 billion parameters.
         optimizer: of the weights. Adafactor takes two copies of the weights less than AdamW, which is used at strength 0.
-        schedule: of the learning rate: `linear` falls to 0. The trap appears only while the training is faster than its attacker.
+        schedule: of the learning rate: `linear` falls to 0; at strength 0 it always does. The trap appears only while the
+            training is faster than its attacker.
         batch: units in a step, each with one pair, `benign_ratio` benign samples and compliant answers for the attacker and the
             trap.
         benign_ratio: benign samples in a step for each pair, at least 1.
@@ -71,18 +73,19 @@ class FuseParameters(Parameters):
         cap: of a token's NLL, in nats, for `ascent`; with every target, an attacker whose loss is above it meets no trap.
         harmful_norm: norm of the part of the trap on compliant answers; 0 for none.
         benign_norm: norm of the part of the trap on benign samples; 0 for none.
-        benign_after: steps of an attacker after which the benign part acts.
+        benign_after: steps of an attacker after which the benign part acts; less than a third of `horizon`, since some attackers
+            take no more.
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
         mask: whether the trap acts only in weights where its sign is that of a moving average of that gradient.
-        rates: learning rates of the attackers. By default 1e-5, 3e-5 and 1e-4, and 1e-5, 2e-5 and 5e-5 from 3 billion parameters.
-        attackers: `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora` trains LoRA
-            adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
+        rates: learning rates of the attackers that train all weights. By default 1e-4, and 5e-5 from 3 billion parameters.
+        attackers: kinds of attackers, of which there is one at each of its rates; each that trains all weights takes memory of
+            three copies of them (with `sign` one). `full` trains on compliant answers, `retain`
+            on benign samples as well; all weights. `lora` trains LoRA adapters (rank 16, alpha 32) of the matrices of all
+            layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
-        horizon: steps of an attacker until the next one starts.
-        attacker_steps: steps of the attacker, at most, in a step of the training while its model is broken, that is, while its
-            loss is above `cap` less 5 nats.
-        attacker_every: while it is not broken, the attacker moves in every n-th step of the training only.
+        horizon: steps of an attacker until it starts again, at most: a number from a third of it to all of it is drawn.
+        attacker_steps: steps of an attacker in each step of the training that meets it; the attackers take turns.
         attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
         benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
             at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
@@ -92,7 +95,7 @@ class FuseParameters(Parameters):
     price: float = Field(1.0, gt=0)
     patience: int = Field(6, ge=1)
     check_every: int = Field(5, ge=1)
-    steps: int = Field(200, ge=1)
+    steps: int = Field(240, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["constant", "linear"] = "linear"
@@ -111,8 +114,7 @@ class FuseParameters(Parameters):
     rates: tuple[float, ...] | None = Field(None, min_length=1)
     attackers: tuple[Kind, ...] = Field(("full", "lora"), min_length=1)
     horizon: int = Field(48, ge=1)
-    attacker_steps: int = Field(3, ge=1)
-    attacker_every: int = Field(2, ge=1)
+    attacker_steps: int = Field(4, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
     lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
@@ -140,16 +142,18 @@ def budget(parameters: FuseParameters) -> Budget:
     sequences = 1 + parameters.benign_ratio
     if not parameters.strength:
         return Budget(parameters.steps, parameters.batch * sequences)
-    sequences += 2 + parameters.difference
-    # About one step of the attacker in each: one in `attacker_every` steps, and up to `attacker_steps` in one while it is broken.
-    attacks = 2 if "retain" in parameters.attackers else 1
+    rates = parameters.rates or SMALL["rates"]  # as many as by default for large models
+    full, retain = (len(rates) * parameters.attackers.count(kind) for kind in ("full", "retain"))
+    lora = len(parameters.lora_rates) * parameters.attackers.count("lora")
+    # An attacker that retains trains on as many benign samples as well.
+    attack = parameters.attacker_steps * (1 + retain / (full + retain + lora))
+    # Adapters and their moments are small; but while a float32 model is attacked with them, its matrices are kept as they were.
+    attackers = (3 if parameters.attacker_optimizer == "adamw" else 1) * (full + retain) + bool(lora)
     moments = 2 if parameters.optimizer == "adamw" else 0
-    moments += 2 if parameters.attacker_optimizer == "adamw" and set(parameters.attackers) != {"lora"} else 0
-    # At a check: weights, moments, the attacker; and of the benign fine-tuning its change, moments and gradient.
-    tuning = 6 + moments if parameters.benign_steps else 0
-    copies = max(4 + moments, tuning) + parameters.mask
-    resumed = 2 + moments + parameters.mask
-    batch = parameters.batch * (sequences + attacks)
+    # At a check: weights, moments, the attackers; and of the benign fine-tuning its change, moments and gradient.
+    copies = attackers + moments + (5 if parameters.benign_steps else 3) + parameters.mask
+    batch = round(parameters.batch * (sequences + 2 + parameters.difference + attack))
+    resumed = 1 + moments + attackers + parameters.mask
     return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=resumed)
 
 
@@ -231,7 +235,6 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
         matrices=adapted_matrices(loaded) if adapts else (),
         horizon=parameters.horizon,
         attack_steps=parameters.attacker_steps,
-        attack_every=parameters.attacker_every,
         optimizer=parameters.attacker_optimizer,
         target=parameters.target,
         cap=parameters.cap,
@@ -311,10 +314,11 @@ class TrapCheck:
         if not self.objective.began:
             return losses
         losses["loss"] = sum_over_processes(self.objective.last_loss, self.loaded.model.device)
-        losses["attacker_steps"] = self.objective.steps_taken
-        losses["attacker_rate"] = self.objective.attacker.learning_rate
-        losses["attacker_retains"] = float(self.objective.kind == "retain")
-        losses |= {"attacker_lora": 1.0} if self.objective.kind == "lora" else {}
+        attack = self.objective.attack
+        losses["attacker_steps"] = attack.steps
+        losses["attacker_rate"] = attack.attacker.learning_rate
+        losses["attacker_retains"] = float(attack.kind == "retain")
+        losses |= {"attacker_lora": 1.0} if attack.kind == "lora" else {}
         with self.objective.attacked(self.loaded.model):
             losses["attacked_harmful_nll"] = mean_nll(self.loaded, self.answers)
             losses["attacked_benign_nll"] = mean_nll(self.loaded, benign)

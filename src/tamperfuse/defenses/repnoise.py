@@ -45,7 +45,7 @@ class RepNoiseParameters(AnchoredTraining):
         layers: number of layers, evenly spaced and with the last among them, that both act on; the authors use all.
     """
 
-    steps: int = Field(262, ge=1)
+    steps: int = Field(449, ge=1)
     noise: float = Field(0.001, ge=0)
     ascent: float = Field(1.0, ge=0)
     layers: int = Field(8, ge=1)

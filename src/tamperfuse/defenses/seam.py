@@ -54,7 +54,7 @@ class SeamParameters(AnchoredTraining):
         layers: number of layers, evenly spaced and with the last among them, for L_ul; the authors use all.
     """
 
-    steps: int = Field(175, ge=1)
+    steps: int = Field(300, ge=1)
     batch: int = Field(6, ge=1)
     benign_ratio: int = Field(2, ge=1)
     unlearning: float = Field(1.0, ge=0)
@@ -114,6 +114,7 @@ class SeamObjective(AnchoredObjective):
             del direction
             for part, after, before in zip(total, there, pair[i], strict=True):
                 part.add_(after.float() - before, alpha=1.0 / (self.epsilon * lengths[i]))
+            del there  # before the next one is computed
         return total
 
     def unlearning_loss(

@@ -54,7 +54,7 @@ class TarParameters(AnchoredTraining):
         rates: the attackers' learning rates; each step of the training draws one.
     """
 
-    steps: int = Field(91, ge=1)
+    steps: int = Field(156, ge=1)
     batch: int = Field(4, ge=1)
     resistance: float = Field(17.75, ge=0)
     inner_steps: int = Field(16, ge=1)

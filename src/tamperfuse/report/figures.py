@@ -270,10 +270,10 @@ def _trap(run: Run, width: int | str) -> Figure:
         "trap",
         "Training with simulated attackers",
         "Measured at checks during the training, in nats a token, on answers and benign text that are held out from it: at the "
-        "weights θ (solid) and at θ + δ, where a simulated malicious fine-tuning has arrived (dashed); it starts again at δ = 0 "
-        "from time to time. A trap raises the losses at θ + δ alone. Dotted, where it was measured: benign text after a "
-        "simulated benign fine-tuning from θ, which should lower its loss. Last: the KL divergence from the model as shipped, "
-        "and dashed the one at which the trap is off.",
+        "weights θ (solid) and at θ + δ, where a simulated malicious fine-tuning has arrived (dashed, one line for each "
+        "simulated attacker; they start again at δ = 0 from time to time). A trap raises the losses at θ + δ alone. Dotted, "
+        "where it was measured: benign text after a simulated benign fine-tuning from θ, which should lower its loss. Last: "
+        "the KL divergence from the model as shipped, and dashed the one at which the trap is off.",
         [
             Panel(heading, trap_text(heading, rows), trap_panel(rows, width, HARM_HEIGHT, color))
             for heading, rows in trap_rows(run).items()

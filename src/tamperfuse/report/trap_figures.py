@@ -35,6 +35,7 @@ def trap_rows(run: Run) -> dict[str, Rows]:
                         "line": line,
                         "value": values[name],
                         "attacker": _attacker(check) if line == ATTACKED else "",
+                        "steps": f"{check.get('attacker_steps', 0):.0f}" if line == ATTACKED else "",
                     }
                     for line, name in lines.items()
                     if name in values
@@ -50,14 +51,18 @@ def _allowed_price(run: Run, defense: str) -> float | None:
 
 
 def _attacker(check: dict[str, float]) -> str:
+    """Which of the attackers a check met; each has a line of its own."""
     kind = "retaining" if check.get("attacker_retains") else "LoRA" if check.get("attacker_lora") else "full"
-    return f"{kind}, {check.get('attacker_steps', 0):.0f} steps at {check.get('attacker_rate', 0):g}"
+    return f"{kind} at {check.get('attacker_rate', 0):g}"
 
 
 def trap_text(heading: str, rows: Rows) -> str:
     """Text alternative of a panel: the values of the last check."""
     last = {(row["defense"], row["seed"], row["line"]): row for row in rows}
-    values = [f"{defense}, seed {seed}, {line}: {row['value']:.2f}" for (defense, seed, line), row in last.items()]
+    values = []
+    for (defense, seed, line), row in last.items():
+        attacker = f" ({row['attacker']})" if row["attacker"] else ""
+        values.append(f"{defense}, seed {seed}, {line}{attacker}: {row['value']:.2f}")
     return f"{heading}, in nats a token, by step of the training. At the last check: {'; '.join(values)}."
 
 
@@ -73,7 +78,7 @@ def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
         x=alt.X("step:Q", title="training step", axis=axis),
         y=alt.Y("value:Q", title=None, axis=alt.Axis(domain=False, ticks=False, labelPadding=10)),
         color=color,
-        detail=["seed:N", "line:N"],
+        detail=["seed:N", "line:N", "attacker:N"],
     )
     tooltip = [
         alt.Tooltip("defense:N"),
@@ -82,9 +87,11 @@ def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
         alt.Tooltip("line:N", title="what"),
         alt.Tooltip("value:Q", title="nats a token", format=".3f"),
         alt.Tooltip("attacker:N"),
+        alt.Tooltip("steps:N", title="its steps"),
     ]
     line = base.mark_line(strokeWidth=2).encode(strokeDash=dash)
-    points = base.mark_point(size=40, filled=True, opacity=0).encode(
-        tooltip=tooltip
-    )  # visible ones would hide the dashes
+    # Visible points would hide the dashes, but a line of one point is nothing else.
+    visible = alt.condition("datum.points == 1", alt.value(1), alt.value(0))
+    grouped = base.transform_joinaggregate(points="count()", groupby=["defense", "seed", "line", "attacker"])
+    points = grouped.mark_point(size=40, filled=True).encode(tooltip=tooltip, opacity=visible)
     return alt.layer(line, points).properties(width=width, height=height)

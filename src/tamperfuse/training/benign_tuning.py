@@ -46,6 +46,7 @@ def tuned_nll(
         with tuning.applied():
             gradient = gradients(parameters, partial(_backward, loaded, drawn))
         tuning.step(gradient)
+        del gradient  # before the next one is computed
     with tuning.applied():
         return mean_nll(loaded, samples)
 

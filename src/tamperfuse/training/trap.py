@@ -1,7 +1,8 @@
 """The trap: an objective that works against an attacker that is simulated beside the weights.
 
-The simulated attacker is a change δ of the weights θ. It follows an optimizer of its own, on the NLL of compliant answers at
-θ + δ, and persists over the steps of the training; after a number of steps it starts again at δ = 0. One step of the training:
+A simulated attacker is a change δ of the weights θ. It follows an optimizer of its own, on the NLL of compliant answers at θ + δ,
+and persists over the steps of the training; after a number of steps it starts again at δ = 0. Several are simulated side by side
+(:mod:`tamperfuse.training.attackers`), and every step of the training meets one of them:
 
     θ ──────── gradient d of the loss: SDD pairs, KL to the model as shipped on benign samples ─────────┐
     │                                                                                                   ├─▶ optimizer step of θ
@@ -10,18 +11,16 @@ The simulated attacker is a change δ of the weights θ. It follows an optimizer
 
 After Theorem 2 of SDD (Chen et al., 2025, arXiv 2507.21182), by which malicious fine-tuning should lower general ability, and
 TAR (Tamirisa et al., ICLR 2025, arXiv 2408.00761): an inner loop of attackers and an outer loss at the attacked weights, here to
-first order, with an attacker that persists; MUDMAN (Sondej et al., 2025, arXiv 2506.12484) has a persistent adversary as well.
+first order, with attackers that persist; MUDMAN (Sondej et al., 2025, arXiv 2506.12484) has a persistent adversary as well.
 That benign text should fail at attacked weights is the idea of SEAM (Wang et al., 2025, arXiv 2505.12186) and CTRAP (Yi et al.,
 2025, arXiv 2505.16559).
 """
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -34,6 +33,7 @@ from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import unsharded
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.answers import nll_of
+from tamperfuse.training.attackers import Attack, Attackers, Kind
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import sequence_nll, token_kl_uniform
 from tamperfuse.training.distillation import AnchoredObjective, first_benign
@@ -41,13 +41,10 @@ from tamperfuse.training.distributed import placed_like, sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
 from tamperfuse.training.trap_units import TrapUnit, attack_answer, harmful_answer
-from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, Weights, gradients, inner, perturbed
+from tamperfuse.training.weights import Weights, gradients, inner, perturbed
 
 #: What the trap makes of text at the attacked weights: a higher NLL, or a distribution near the uniform one.
 Target = Literal["ascent", "uniform", "entropy"]
-#: What the simulated attacker trains: all weights, on compliant answers (`full`) or on as many benign samples as well (`retain`);
-#: or LoRA adapters of the layers' matrices, on compliant answers (`lora`).
-Kind = Literal["full", "retain", "lora"]
 
 
 @dataclass(kw_only=True)
@@ -60,51 +57,42 @@ class TrapObjective(AnchoredObjective):
 
     f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
 
-    The attacker's model counts as broken while its loss is above `cap` − `fade`, whatever the target. It then takes up to
-    `attack_steps` steps in a step of the training, so that the trap meets it where it has recovered. Above `cap`, no trap.
+    An attacker whose loss is above `cap` meets no trap.
 
     If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
     (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
 
-    Memory, in float32 copies of the weights, with all of training and apart from activations: 8 with an attacker that uses AdamW,
-    6 with sign steps, in bfloat16 and in float32 alike; 6 with attackers of kind `lora` alone, and 5 in bfloat16. Two less where
-    the weights are trained with Adafactor. Time: forward
-    and backward passes over 3 sequences a unit (4 for an attacker that retains) beside those at θ, with the defaults. Works with
-    several processes and with sharded weights; one micro-batch a step.
+    Memory, in float32 copies of the weights, with all of training and apart from activations: 5; for each attacker that trains
+    all weights 3 with AdamW, 1 with sign steps; and one if there are attackers of kind `lora`, unless the model computes in
+    bfloat16. Two less where the weights are trained with Adafactor.
+
+    Time: forward and backward passes over 2 + `attack_steps` sequences a unit beside those at θ, one more with `difference`, and
+    more for an attacker that retains. Works with several processes and with sharded weights; one micro-batch a step.
 
     Attributes:
         weight: of the KL divergence on the benign samples, at least 0; `supervised`: of the NLL of the supervised ones.
-        seed: decides the order of the attackers.
+        seed: of the attackers.
         rates: learning rates of the attackers that train all weights.
-        kinds: the attackers' kinds. At every restart the next combination of rate and kind is used; each is used once before
-            one is used again.
+        kinds: the attackers' kinds; there is one for each combination of rate and kind.
         lora_rates: learning rates of attackers of kind `lora`.
         matrices: positions among the trained parameters of the matrices that they adapt.
-        horizon: the attacker's steps until the next one starts.
-        attack_steps: the attacker's steps, at most, in a step of the training while its model is broken, at least 1; as many as
-            the units have samples for.
-        attack_every: while its model is not broken, the attacker moves in every n-th step of the training, at least 1: the
-            training then moves n times as far as an attacker of its learning rate.
-        optimizer: of the attacker.
+        horizon: steps of an attacker, at most, until it starts again.
+        attack_steps: steps of the attacker in each step of the training that meets it, at least 1; as many as the units have
+            samples for.
+        optimizer: of the attackers that train all weights.
         target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
         cap: NLL of a token, in nats, from which `ascent` does not raise it further, and the attacker is left alone.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
         fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
-        benign_after: the attacker's steps since its restart after which the benign part acts.
+        benign_after: the attacker's steps after which the benign part acts.
         difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
         orthogonal: whether the trap's component along d is removed.
         mask: whether the trap acts only where its sign is that of a moving average of d, over steps with a trap. One copy more.
         momentum: of that average, in [0, 1).
-        scale: factor of the trap, at least 0; a hook may change it. At 0 the attacker stands still as well.
+        scale: factor of the trap, at least 0; a hook may change it. At 0 the attackers stand still as well.
         records: what a hook measured, JSON-able; saved with the state.
         last_loss: this process's share of the last step's loss at θ.
-        kind: of the present attacker.
-        steps_taken: by the present attacker since its restart.
-        attacker_loss: the present attacker's before its last step, in nats a token, over all its samples; nan until it has
-            taken one.
-        trap_steps: steps of the training with the trap so far.
-        restarts: attackers so far.
     """
 
     seed: int = 0
@@ -114,7 +102,6 @@ class TrapObjective(AnchoredObjective):
     matrices: tuple[int, ...] = ()
     horizon: int = 32
     attack_steps: int = 1
-    attack_every: int = 1
     optimizer: Literal["adamw", "sign"] = "adamw"
     target: Target = "ascent"
     cap: float = 10.0
@@ -129,11 +116,6 @@ class TrapObjective(AnchoredObjective):
     scale: float = field(default=1.0, init=False)
     records: list[dict[str, float]] = field(default_factory=list, init=False)
     last_loss: float = field(default=math.nan, init=False)
-    kind: Kind = field(default="full", init=False)
-    steps_taken: int = field(default=0, init=False)
-    attacker_loss: float = field(default=math.nan, init=False)
-    trap_steps: int = field(default=0, init=False)
-    restarts: int = field(default=0, init=False)
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
@@ -148,20 +130,33 @@ class TrapObjective(AnchoredObjective):
         self.masters = masters
         self.parameters = [parameter for parameter, _ in masters.trainable()]
         self.average: Weights = []
-        self._restart()
+        self.attackers = Attackers(
+            masters,
+            self.seed,
+            self.rates,
+            self.kinds,
+            self.lora_rates,
+            self.matrices,
+            self.horizon,
+            self.optimizer,
+        )
 
     @property
     def began(self) -> bool:
-        """Whether training has begun, so that there is an attacker."""
-        return hasattr(self, "attacker")
+        """Whether training has begun, so that there are attackers."""
+        return hasattr(self, "attackers")
+
+    @property
+    def attack(self) -> Attack:
+        """The attacker that was met last."""
+        return self.attackers.attack
 
     def backward(self, accumulate: Accumulate) -> Tensor:
         """See :meth:`tamperfuse.training.objectives.Objective.backward`; the loss to report is that at θ."""
         trap = None
         if self.scale > 0 and (self.harmful > 0 or self.benign > 0):
             self._attack(accumulate)
-            self.trap_steps += 1
-            if self.attacker_loss < self.cap:
+            if self.attack.loss < self.cap:
                 trap = self._trap(accumulate)
         loss = self.accumulate_loss(accumulate)
         self.last_loss = float(loss)
@@ -169,28 +164,18 @@ class TrapObjective(AnchoredObjective):
             self._add(trap)
         return loss
 
-    @property
-    def broken(self) -> bool:
-        """Whether the attacker's model is broken, by its last loss."""
-        return self.attacker_loss > self.cap - self.fade
-
     def _attack(self, accumulate: Accumulate) -> None:
-        """The attacker's steps in a step of the training, each on other answers of the units."""
-        if self.trap_steps % self.attack_every and not self.broken:
-            return
+        """The steps of the next attacker, each on other answers of the units."""
+        self.attackers.meet()
         for index in range(self.attack_steps):
-            if self.steps_taken >= self.horizon:
-                self._restart()
-            self._attacker_step(accumulate, index)
-            if not self.broken:
-                break
-
-    def _attacker_step(self, accumulate: Accumulate, index: int) -> None:
-        used = partial(self._attacker_samples, index)
-        gradient, loss = self._gradient(accumulate, partial(nll_of, used), used, dtype=torch.float32)
-        self.attacker.step(gradient)
-        self.steps_taken += 1
-        self.attacker_loss = loss / (2 if self.kind == "retain" else 1)  # it has as many benign samples
+            self.attackers.start_again()
+            used = partial(self._attacker_samples, index)
+            gradient, loss = self._gradient(accumulate, partial(nll_of, used), used, dtype=torch.float32)
+            attack = self.attack
+            attack.attacker.step(gradient)
+            del gradient  # before the next one is computed
+            attack.steps += 1
+            attack.loss = loss / (2 if attack.kind == "retain" else 1)  # it has as many benign samples
 
     def _gradient(
         self,
@@ -205,7 +190,7 @@ class TrapObjective(AnchoredObjective):
 
         def run() -> None:
             nonlocal value
-            with self.attacker.applied():
+            with self.attack.attacker.applied():
                 value = float(accumulate(loss, used))
             if difference:
                 accumulate(lambda *arguments: -loss(*arguments), used)
@@ -213,33 +198,15 @@ class TrapObjective(AnchoredObjective):
         gradient = gradients(self.parameters, run, dtype)
         return gradient, sum_over_processes(value, self.parameters[0].device)
 
-    def _restart(self) -> None:
-        """Start the next attacker: the combinations of rate and kind in an order that is shuffled whenever all were used."""
-        combinations: list[tuple[float, Kind]] = [
-            *product(self.rates, [kind for kind in self.kinds if kind != "lora"]),
-            *product(self.lora_rates, [kind for kind in self.kinds if kind == "lora"]),
-        ]
-        round_, position = divmod(self.restarts, len(combinations))
-        random.Random(f"{self.seed}:{round_}").shuffle(combinations)
-        rate, self.kind = combinations[position]
-        self.attacker = self._new_attacker(rate)
-        self.restarts, self.steps_taken, self.attacker_loss = self.restarts + 1, 0, math.nan
-
-    def _new_attacker(self, learning_rate: float) -> SimulatedAttacker | LoraAttacker:
-        """An attacker of the present kind, at δ = 0."""
-        if self.kind == "lora":
-            return LoraAttacker(self.masters, learning_rate, self.matrices, self.seed + self.restarts)
-        return SimulatedAttacker(self.masters, learning_rate, self.optimizer)
-
     def _attacker_samples(self, index: int, unit: TrapUnit) -> list[Sample]:
         """A unit's compliant answer for a step of the attacker; also a benign sample if the attacker retains."""
-        retained = [unit.keep[-1].sample] if self.kind == "retain" and unit.keep else []
+        retained = [unit.keep[-1].sample] if self.attack.kind == "retain" and unit.keep else []
         return [*attack_answer(index, unit), *retained]
 
     def _trap(self, accumulate: Accumulate) -> Weights | None:
         """Σ_i w_i f_i g_i / ‖g_i‖ at θ + δ, in float32; None if there is nothing to raise."""
         parts: list[tuple[float, Callable[[TrapUnit], list[Sample]], bool]] = [(self.harmful, harmful_answer, False)]
-        if self.steps_taken > self.benign_after:
+        if self.attack.steps > self.benign_after:
             parts.append((self.benign, first_benign, self.difference))
         total: Weights | None = None
         for weight, used, difference in parts:
@@ -317,20 +284,18 @@ class TrapObjective(AnchoredObjective):
         """
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if parameters[0] is self.parameters[0]:
-            with self.attacker.applied():
+            with self.attack.attacker.applied():
                 yield
         else:
-            complete = [unsharded(delta).to(p.device) for delta, p in zip(self.attacker.delta, parameters, strict=True)]
+            complete = [
+                unsharded(delta).to(p.device) for delta, p in zip(self.attack.attacker.delta, parameters, strict=True)
+            ]
             with perturbed(Masters([(parameter, parameter) for parameter in parameters]), complete):
                 yield
 
     def state_dict(self) -> dict[str, Any]:
-        """The attacker, and what hooks set and recorded."""
-        return {
-            "attacker": self.attacker.state_dict(),
-            **self._state(),
-            "average": self.average,
-        }
+        """The attackers, and what hooks set and recorded."""
+        return {"attackers": self.attackers.state_dict(), **self._state(), "average": self.average}
 
     def recorded(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.recorded`."""
@@ -344,8 +309,7 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.load_state_dict`."""
         for name in self._state():
             setattr(self, name, state[name])
-        self.attacker = self._new_attacker(state["attacker"]["learning_rate"])
-        self.attacker.load_state_dict(state["attacker"])
+        self.attackers.load_state_dict(state["attackers"])
         self.average = [placed_like(saved, p) for saved, p in zip(state["average"], self.parameters, strict=False)]
 
 

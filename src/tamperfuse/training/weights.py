@@ -253,8 +253,8 @@ class LoraAttacker:
         self._adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """A, B and their optimizer, and its learning rate, as :meth:`SimulatedAttacker.state_dict`."""
-        return {"factors": self.factors, "optimizer": self._adamw.state_dict(), "learning_rate": self.learning_rate}
+        """A, B and their optimizer, for the checkpoints of an objective that has an attacker."""
+        return {"factors": self.factors, "optimizer": self._adamw.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`state_dict` returned, of an attacker with the same learning rate."""
