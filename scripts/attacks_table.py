@@ -57,11 +57,13 @@ def notes(summary: Summary) -> list[str]:
     """The attacks that do not count, and the run's inputs."""
     weak = summary.defenses[UNDEFENDED].reduction_vs_undefended.too_weak
     names = ", ".join(f"`{name}`" for name in weak) or "none"
+    return [f"Too weak to count (below 80% on `{UNDEFENDED}`): {names}.", run_inputs(summary)]
+
+
+def run_inputs(summary: Summary) -> str:
+    """The run's inputs, and how long it took."""
     seeds = ", ".join(map(str, summary.seeds))
-    return [
-        f"Too weak to count (below 80% on `{UNDEFENDED}`): {names}.",
-        f"{summary.model}, {summary.threat}, seeds {seeds}; {summary.seconds / 60:.0f} minutes.",
-    ]
+    return f"{summary.model}, {summary.threat}, seeds {seeds}; {summary.seconds / 60:.0f} minutes."
 
 
 def task_score(rows: list[dict[str, Any]], defense: str, attack: str) -> str:
