@@ -11,6 +11,7 @@ import torch
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training import checkpoints
+from tamperfuse.training.attackers import Attack
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.cross_entropy import token_kl_uniform
@@ -19,7 +20,7 @@ from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import accumulate_gradient
 from tamperfuse.training.trap import TrapObjective, mean_nll
 from tamperfuse.training.trap_units import TrapUnit, harmful_answer, trap_units
-from tamperfuse.training.weights import SimulatedAttacker, gradients, inner, perturbed
+from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed
 
 ADAPTED = {"kinds": ("full", "lora"), "lora_rates": (1e-2, 2e-2), "matrices": (2, 5)}
 TRAINING = Training(steps=8, batch=3, learning_rate=1e-3, schedule="linear")
@@ -201,6 +202,23 @@ def test_attackers_with_an_adapter_take_their_turn_and_change_its_matrices_alone
         moved = {i for i, delta in enumerate(trap.attack.attacker.delta) if delta.any()}
         assert (moved == {2, 5}) == (trap.attack.kind == "lora")
     assert set(order) == {(1e-4, "full"), (1e-4, "retain"), (1e-3, "lora"), (1e-2, "lora")}
+
+
+def test_no_two_attackers_have_the_same_adapter_whatever_the_seed(tiny: LoadedModel) -> None:
+    def adapter(attack: Attack) -> tuple[float, ...]:
+        assert isinstance(attack.attacker, LoraAttacker)
+        return tuple(attack.attacker.factors[0][1].flatten().tolist())
+
+    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
+    drawn: list[tuple[float, ...]] = []
+    for seed in (0, 1, 2):
+        trap = objective(seed=seed, kinds=("lora",), lora_rates=(1e-3, 1e-2), matrices=(2,))
+        trap.begin(masters)
+        drawn += [adapter(attack) for attack in trap.attackers.attacks]
+        trap.attack.steps = trap.attack.last
+        trap.attackers.start_again()
+        drawn.append(adapter(trap.attack))
+    assert len(set(drawn)) == 9
 
 
 def test_a_benign_fine_tuning_lowers_its_loss_and_leaves_no_trace(tiny: LoadedModel) -> None:

@@ -87,8 +87,9 @@ class Attackers:
     def _started(self, rate: float, kind: Kind) -> Attack:
         """An attacker at δ = 0."""
         self.starts += 1
-        last = random.Random(f"{self.seed}:{self.starts}").randint(math.ceil(SHORTEST * self.horizon), self.horizon)
-        return Attack(kind, self._attacker(rate, kind, self.seed + self.starts), last)
+        drawn = random.Random(f"{self.seed}:{self.starts}")
+        last = drawn.randint(math.ceil(SHORTEST * self.horizon), self.horizon)
+        return Attack(kind, self._attacker(rate, kind, drawn.getrandbits(32)), last)
 
     def _attacker(self, rate: float, kind: Kind, seed: int) -> SimulatedAttacker | LoraAttacker:
         if kind == "lora":
