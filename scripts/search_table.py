@@ -12,7 +12,7 @@ from fuse_table import EPSILON, USABLE, brief, usable
 from pages import print_or_replace, table
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.searches import SearchResult, TrialResult, read_searches
+from tamperfuse.records.searches import SearchResult, read_searches
 from tamperfuse.records.summary import Summary, read_summary
 
 TERMS = (
@@ -62,7 +62,7 @@ def trial_table(searches: list[SearchResult]) -> list[str]:
             f"`{search.defense}`",
             str(trial.seed),
             str(trial.trial + 1),
-            setting(trial),
+            trial.setting,
             f"{trial.step}" + " (ended early)" * trial.stopped,
             brief(trial.evaluation),
             f"{trial.capability_lost:z.0%}",
@@ -71,12 +71,6 @@ def trial_table(searches: list[SearchResult]) -> list[str]:
         for trial in search.choices
     ]
     return table(head, rows)
-
-
-def setting(trial: TrialResult) -> str:
-    """The values of a trial's parameters: learning_rate 0.00033, shots 67, method full."""
-    values = {name: f"{value:.2g}" if isinstance(value, float) else value for name, value in trial.parameters.items()}
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def main(arguments: list[str]) -> None:

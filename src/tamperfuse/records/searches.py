@@ -48,6 +48,11 @@ class TrialResult(BaseModel):
     evaluation: MeasuredRate
     capability_lost: float
 
+    @property
+    def setting(self) -> str:
+        """The parameters in words: learning_rate 0.00033, shots 67, method full."""
+        return ", ".join(f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
+
 
 class SearchResult(BaseModel):
     """One search against one defense, averaged over seeds.

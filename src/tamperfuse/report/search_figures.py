@@ -40,9 +40,7 @@ def frontier_rows(run: Run, attack: str) -> Rows:
             "attacker_dev": point.attacker_dev,
             "trial": point.trial + 1,
             "step": point.step,
-            "setting": ", ".join(
-                f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in point.parameters.items()
-            ),
+            "setting": point.setting,
         }
         for result in results_of(run, attack)
         for kind, points in (("trial", result.choices), ("frontier", result.frontier))
