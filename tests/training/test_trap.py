@@ -1,7 +1,7 @@
 """The trap's objective: its gradient written down once more, its attackers, and a training that resumes to the bit."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.precision import Masters, reduced_precision
 from tamperfuse.training import checkpoints
-from tamperfuse.training.attackers import Attack
+from tamperfuse.training.attackers import Attack, AttackerSettings
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.cross_entropy import token_kl_uniform
@@ -34,7 +34,9 @@ def units(loaded: LoadedModel, steps: int = 1) -> list[TrapUnit]:
 
 
 def objective(**settings: Any) -> TrapObjective:
-    return TrapObjective(**({"weight": 3.0, "rates": (1e-3, 3e-3), "horizon": 3} | settings))
+    names = {field.name for field in fields(AttackerSettings)} & set(settings)
+    simulated = {"rates": (1e-3, 3e-3), "horizon": 3} | {name: settings.pop(name) for name in names}
+    return TrapObjective(**({"weight": 3.0} | settings), simulated=AttackerSettings(**simulated))
 
 
 def gradient_of(loaded: LoadedModel, trap: TrapObjective, masters: Masters, samples: list[TrapUnit]) -> list[Any]:
@@ -361,7 +363,7 @@ def test_the_state_is_plain_and_settings_are_part_of_the_identity(tiny: LoadedMo
     fresh = objective().settings()
     assert {"harmful", "benign", "rates", "kinds", "target", "weight"} <= set(fresh)
     assert not {"scale", "last_loss", "records"} & set(fresh)
-    assert objective(cap=3.0).settings() != fresh
+    assert objective(cap=3.0).settings() != fresh != objective(horizon=4).settings()
 
 
 def test_a_hook_can_apply_the_attacker_to_the_complete_model_of_a_sharded_training(

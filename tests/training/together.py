@@ -31,6 +31,7 @@ from tamperfuse.records.files import read_json
 from tamperfuse.records.process import is_main, rank, world_size
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.training import checkpoints, rows
+from tamperfuse.training.attackers import AttackerSettings
 from tamperfuse.training.distillation import anchored, predict
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
@@ -143,11 +144,13 @@ def fuse(loaded: LoadedModel, samples: list) -> tuple[list[float], list[float]]:
     units = trap_units(anchored(samples, predict(loaded, samples[::-1]), 2), samples[4:], 1)
     objective = TrapObjective(
         weight=0.2,
-        rates=(3e-3,),
-        kinds=("full", "retain", "lora"),
-        lora_rates=(1e-2,),
-        matrices=adapted_matrices(loaded),
-        horizon=3,
+        simulated=AttackerSettings(
+            rates=(3e-3,),
+            kinds=("full", "retain", "lora"),
+            lora_rates=(1e-2,),
+            matrices=adapted_matrices(loaded),
+            horizon=3,
+        ),
         harmful=0.3,
         benign=0.3,
     )

@@ -27,7 +27,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import gather_objects, is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
-from tamperfuse.training.attackers import Kind
+from tamperfuse.training.attackers import AttackerSettings, Kind
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.distillation import AnchoredObjective, divergence
 from tamperfuse.training.distillation import anchored as anchored_units
@@ -228,14 +228,16 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
     return TrapObjective(
         weight=parameters.kl_weight,
         supervised=parameters.pair_weight,
-        seed=seed,
-        rates=parameters.rates,
-        kinds=parameters.attackers,
-        lora_rates=parameters.lora_rates if adapts else (),
-        matrices=adapted_matrices(loaded) if adapts else (),
-        horizon=parameters.horizon,
+        simulated=AttackerSettings(
+            seed=seed,
+            rates=parameters.rates,
+            kinds=parameters.attackers,
+            lora_rates=parameters.lora_rates if adapts else (),
+            matrices=adapted_matrices(loaded) if adapts else (),
+            horizon=parameters.horizon,
+            optimizer=parameters.attacker_optimizer,
+        ),
         attack_steps=parameters.attacker_steps,
-        optimizer=parameters.attacker_optimizer,
         target=parameters.target,
         cap=parameters.cap,
         harmful=parameters.harmful_norm,

@@ -7,7 +7,6 @@ far.
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal
@@ -20,6 +19,36 @@ from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker
 Kind = Literal["full", "retain", "lora"]
 
 SHORTEST = 1 / 3  # share of the horizon that an attacker has at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackerSettings:
+    """Which attackers are simulated: one for each combination of learning rate and kind.
+
+    Attributes:
+        seed: decides the order of the meetings, the numbers of steps, and the adapters.
+        rates: learning rates of the attackers that train all weights.
+        kinds: the attackers' kinds.
+        lora_rates: learning rates of attackers of kind `lora`.
+        matrices: positions among the trained parameters of the matrices that these adapt.
+        horizon: steps of an attacker at most. Each time it starts, a number from a third of the horizon to all of it is drawn.
+        optimizer: of the attackers that train all weights.
+    """
+
+    seed: int = 0
+    rates: tuple[float, ...] = (3e-5, 1e-4)
+    kinds: tuple[Kind, ...] = ("full", "retain")
+    lora_rates: tuple[float, ...] = ()
+    matrices: tuple[int, ...] = ()
+    horizon: int = 32
+    optimizer: Literal["adamw", "sign"] = "adamw"
+
+    def combinations(self) -> list[tuple[float, Kind]]:
+        """The attackers' learning rates and kinds."""
+        return [
+            *product(self.rates, [kind for kind in self.kinds if kind != "lora"]),
+            *product(self.lora_rates, [kind for kind in self.kinds if kind == "lora"]),
+        ]
 
 
 @dataclass
@@ -43,19 +72,13 @@ class Attack:
 
 @dataclass
 class Attackers:
-    """One attacker for each combination of learning rate and kind.
+    """The attackers of a training, and which of them it meets next.
 
     Memory, in float32 copies of the weights: three for each attacker that trains all weights, with AdamW; one with sign steps.
 
     Attributes:
         masters: the attacked weights.
-        seed: decides the order of the meetings, the numbers of steps, and the adapters.
-        rates: learning rates of the attackers that train all weights.
-        kinds: the attackers' kinds.
-        lora_rates: learning rates of attackers of kind `lora`.
-        matrices: positions among the trained parameters of the matrices that these adapt.
-        horizon: steps of an attacker at most. Each time it starts, a number from a third of the horizon to all of it is drawn.
-        optimizer: of the attackers that train all weights.
+        settings: which attackers there are.
         attacks: the attackers.
         present: position of the one that was met last.
         meetings: so far.
@@ -63,38 +86,26 @@ class Attackers:
     """
 
     masters: Masters
-    seed: int
-    rates: Sequence[float]
-    kinds: Sequence[Kind]
-    lora_rates: Sequence[float]
-    matrices: Sequence[int]
-    horizon: int
-    optimizer: Literal["adamw", "sign"]
+    settings: AttackerSettings
     attacks: list[Attack] = field(init=False)
     present: int = field(default=0, init=False)
     meetings: int = field(default=0, init=False)
     starts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.attacks = [self._started(rate, kind) for rate, kind in self._combinations()]
-
-    def _combinations(self) -> list[tuple[float, Kind]]:
-        return [
-            *product(self.rates, [kind for kind in self.kinds if kind != "lora"]),
-            *product(self.lora_rates, [kind for kind in self.kinds if kind == "lora"]),
-        ]
+        self.attacks = [self._started(rate, kind) for rate, kind in self.settings.combinations()]
 
     def _started(self, rate: float, kind: Kind) -> Attack:
         """An attacker at δ = 0."""
         self.starts += 1
-        drawn = random.Random(f"{self.seed}:{self.starts}")
-        last = drawn.randint(math.ceil(SHORTEST * self.horizon), self.horizon)
+        drawn, horizon = random.Random(f"{self.settings.seed}:{self.starts}"), self.settings.horizon
+        last = drawn.randint(math.ceil(SHORTEST * horizon), horizon)
         return Attack(kind, self._attacker(rate, kind, drawn.getrandbits(32)), last)
 
     def _attacker(self, rate: float, kind: Kind, seed: int) -> SimulatedAttacker | LoraAttacker:
         if kind == "lora":
-            return LoraAttacker(self.masters, rate, self.matrices, seed)
-        return SimulatedAttacker(self.masters, rate, self.optimizer)
+            return LoraAttacker(self.masters, rate, self.settings.matrices, seed)
+        return SimulatedAttacker(self.masters, rate, self.settings.optimizer)
 
     @property
     def attack(self) -> Attack:
@@ -105,7 +116,7 @@ class Attackers:
         """Turn to the next attacker."""
         round_, position = divmod(self.meetings, len(self.attacks))
         order = list(range(len(self.attacks)))
-        random.Random(f"{self.seed}:round {round_}").shuffle(order)
+        random.Random(f"{self.settings.seed}:round {round_}").shuffle(order)
         self.present = order[position]
         self.meetings += 1
 

@@ -19,7 +19,7 @@ That benign text should fail at attacked weights is the idea of SEAM (Wang et al
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from tamperfuse.models.precision import Masters
 from tamperfuse.models.sharded import unsharded
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.answers import nll_of
-from tamperfuse.training.attackers import Attack, Attackers, Kind
+from tamperfuse.training.attackers import Attack, Attackers, AttackerSettings
 from tamperfuse.training.batches import pack_samples
 from tamperfuse.training.cross_entropy import sequence_nll, token_kl_uniform
 from tamperfuse.training.distillation import AnchoredObjective, first_benign
@@ -71,15 +71,9 @@ class TrapObjective(AnchoredObjective):
 
     Attributes:
         weight: of the KL divergence on the benign samples, at least 0; `supervised`: of the NLL of the supervised ones.
-        seed: of the attackers.
-        rates: learning rates of the attackers that train all weights.
-        kinds: the attackers' kinds; there is one for each combination of rate and kind.
-        lora_rates: learning rates of attackers of kind `lora`.
-        matrices: positions among the trained parameters of the matrices that they adapt.
-        horizon: steps of an attacker, at most, until it starts again.
+        simulated: which attackers there are.
         attack_steps: steps of the attacker in each step of the training that meets it, at least 1; as many as the units have
             samples for.
-        optimizer: of the attackers that train all weights.
         target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
         cap: NLL of a token, in nats, from which `ascent` does not raise it further, and the attacker is left alone.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
@@ -95,14 +89,8 @@ class TrapObjective(AnchoredObjective):
         last_loss: this process's share of the last step's loss at θ.
     """
 
-    seed: int = 0
-    rates: tuple[float, ...] = (3e-5, 1e-4)
-    kinds: tuple[Kind, ...] = ("full", "retain")
-    lora_rates: tuple[float, ...] = ()
-    matrices: tuple[int, ...] = ()
-    horizon: int = 32
+    simulated: AttackerSettings = field(default_factory=AttackerSettings)
     attack_steps: int = 1
-    optimizer: Literal["adamw", "sign"] = "adamw"
     target: Target = "ascent"
     cap: float = 10.0
     harmful: float = 1.5
@@ -119,7 +107,8 @@ class TrapObjective(AnchoredObjective):
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        return {name: value for name, value in super().settings().items() if name not in self._state()}
+        own = {name: value for name, value in super().settings().items() if name not in self._state()}
+        return own | asdict(self.simulated)
 
     def _state(self) -> dict[str, Any]:
         """What changes during training, apart from tensors: the fields that are no settings."""
@@ -130,16 +119,7 @@ class TrapObjective(AnchoredObjective):
         self.masters = masters
         self.parameters = [parameter for parameter, _ in masters.trainable()]
         self.average: Weights = []
-        self.attackers = Attackers(
-            masters,
-            self.seed,
-            self.rates,
-            self.kinds,
-            self.lora_rates,
-            self.matrices,
-            self.horizon,
-            self.optimizer,
-        )
+        self.attackers = Attackers(masters, self.simulated)
 
     @property
     def began(self) -> bool:
