@@ -150,8 +150,11 @@ class TrapObjective(AnchoredObjective):
         for index in range(self.attack_steps):
             self.attackers.start_again()
             used = partial(self._attacker_samples, index)
-            gradient, loss = self._gradient(accumulate, partial(nll_of, used), used, dtype=torch.float32)
             attack = self.attack
+            dtype = (
+                None if attack.kind == "lora" else torch.float32
+            )  # one with adapters converts the matrices that it needs
+            gradient, loss = self._gradient(accumulate, partial(nll_of, used), used, dtype=dtype)
             attack.attacker.step(gradient)
             del gradient  # before the next one is computed
             attack.steps += 1

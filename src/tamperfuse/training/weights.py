@@ -89,7 +89,10 @@ def add_to_gradients(parameters: Sequence[nn.Parameter], change: Sequence[Tensor
 
 def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     """Inner product over all weights, and over all shards of sharded weights."""
-    products = [(a.float() * b.float()).sum() for a, b in zip(first, second, strict=True)]
+    products = []
+    for a, b in zip(first, second, strict=True):
+        converted = a.float()
+        products.append((converted * (converted if b is a else b.float())).sum())
     whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in products]
     # Read from the device once: a transfer for each weight would take longer than the products on a GPU.
     return float(torch.stack(whole).sum(dtype=torch.float64)) if whole else 0.0
@@ -243,10 +246,10 @@ class LoraAttacker:
         """One step of AdamW on A and B.
 
         Args:
-            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in float32.
+            gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in any dtype.
         """
         for i, (b, a) in zip(self.matrices, self.factors, strict=True):
-            complete = unsharded(gradient[i])
+            complete = unsharded(gradient[i]).float()
             b.grad = self.alpha / self.rank * (complete @ a.t())
             a.grad = self.alpha / self.rank * (b.t() @ complete)
         self._adamw.step()
