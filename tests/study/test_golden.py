@@ -64,7 +64,7 @@ DEFENSES_RUN: dict[str, dict[str, Any]] = {
     "ctrap": FAST,
     "tar": {**FAST, "inner_steps": 2, "measure_every": 1, "rates": [1e-3]},
     "seam": {**FAST, "coupling": 1.0},
-    "fuse": {**FAST, "price": 20.0, "check_every": 1, "rates": [1e-3], "horizon": 2},
+    "fuse": {**FAST, "price": 20.0, "check_every": 1, "rates": [1e-3], "lora_rates": [3e-4, 1e-3], "horizon": 2},
 }
 ATTACKS_RUN: dict[str, dict[str, Any]] = {
     "harmful_finetune": SHOTS,

@@ -39,7 +39,7 @@ from tamperfuse.training.trap_units import trap_units
 log = logging.getLogger("tamperfuse")
 
 # For SmolLM2-135M; larger models are fine-tuned at lower rates, by the attacker as well.
-SMALL: dict[str, Any] = {"learning_rate": 2e-4, "rates": (1e-4,)}
+SMALL: dict[str, Any] = {"learning_rate": 2e-4, "rates": (2e-4,)}
 LARGE: dict[str, Any] = {"learning_rate": 2e-5, "rates": (5e-5,)}
 HELD_OUT_SHARE = 0.1  # of the compliant answers, on which the simulated attacker is measured
 FADE = 5.0  # nats a token from its target within which a part of the trap becomes weaker
@@ -78,7 +78,7 @@ class FuseParameters(Parameters):
         difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
         orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
         mask: whether the trap acts only in weights where its sign is that of a moving average of that gradient.
-        rates: learning rates of the attackers that train all weights. By default 1e-4, and 5e-5 from 3 billion parameters.
+        rates: learning rates of the attackers that train all weights. By default 2e-4, and 5e-5 from 3 billion parameters.
         attackers: kinds of attackers, of which there is one at each of its rates; each that trains all weights takes memory of
             three copies of them (with `sign` one). `full` trains on compliant answers, `retain`
             on benign samples as well; all weights. `lora` trains LoRA adapters (rank 16, alpha 32) of the matrices of all
@@ -93,8 +93,8 @@ class FuseParameters(Parameters):
 
     strength: float = Field(1.0, ge=0, le=1)
     price: float = Field(1.0, gt=0)
-    patience: int = Field(6, ge=1)
-    check_every: int = Field(5, ge=1)
+    patience: int = Field(3, ge=1)
+    check_every: int = Field(10, ge=1)
     steps: int = Field(240, ge=1)
     learning_rate: float | None = Field(None, gt=0, lt=1)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -116,7 +116,7 @@ class FuseParameters(Parameters):
     horizon: int = Field(48, ge=1)
     attacker_steps: int = Field(4, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
-    lora_rates: tuple[float, ...] = Field((3e-4, 1e-3), min_length=1)
+    lora_rates: tuple[float, ...] = Field((3e-4, 2e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
 
     @model_validator(mode="after")
