@@ -107,8 +107,8 @@ class TrapObjective(AnchoredObjective):
 
     def settings(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.settings`."""
-        own = {name: value for name, value in super().settings().items() if name not in self._state()}
-        return own | asdict(self.simulated)
+        trap = {name: value for name, value in super().settings().items() if name not in self._state()}
+        return trap | asdict(self.simulated)
 
     def _state(self) -> dict[str, Any]:
         """What changes during training, apart from tensors: the fields that are no settings."""
