@@ -233,7 +233,7 @@ def test_harden_gives_it_its_data(
 
 def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:
     small, large = (resolve(FuseParameters(), size) for size in (135_000_000, 7_000_000_000))
-    assert (small.learning_rate, small.rates) == (2e-4, (1e-4,))
+    assert (small.learning_rate, small.rates) == (2e-4, (2e-4,))
     assert (large.learning_rate, large.rates) == (2e-5, (5e-5,))
     assert resolve(FuseParameters(rates=(1e-3,)), 1).rates == (1e-3,)
     assert resolve(small, 7_000_000_000) == small
