@@ -147,7 +147,7 @@ def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: P
 
 def check_of(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[TrapCheck, list[float]]:
     prices: list[float] = []
-    monkeypatch.setattr(TrapCheck, "_price", lambda self: prices.pop(0))
+    monkeypatch.setattr("tamperfuse.defenses.fuse.mean_divergence", lambda *_: prices.pop(0))
     return TrapCheck(loaded, data_of(loaded), TrapObjective(), FuseParameters(**values), []), prices
 
 
@@ -155,7 +155,7 @@ def test_the_trap_fades_as_the_price_nears_the_budget(tiny: LoadedModel, monkeyp
     scales = {}
     for strength in (0.25, 0.5, 1.0):
         check, prices = check_of(tiny, monkeypatch, price=0.2, strength=strength, patience=2)
-        prices += [0.0, 0.04, 0.1, 0.19, 0.3, float("nan")]
+        prices += [0.0, 0.04, 0.1, 0.19, 0.3, 0.31]
         ends = [check(step) for step in range(6)]
         assert ends == [False] * 5 + [True]  # whatever the strength: 0.2 is exceeded twice
         scales[strength] = [record["scale"] for record in check.objective.records]
@@ -229,6 +229,27 @@ def test_harden_gives_it_its_data(
     )
     assert "5 answers for the simulated attacker, 1 held out" in caplog.text
     assert load_model(str(tmp_path / "out")).origin == str(tiny_folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rates": (0.0,)},
+        {"rates": (-1e-4,), "attacker_optimizer": "sign"},
+        {"lora_rates": (1e-3, 2.0)},
+        {"benign_after": 16, "horizon": 48},
+    ],
+)
+def test_attackers_that_cannot_attack_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"rates|benign_after"):
+        DEFENSES.get("fuse").parse(values, "defense fuse")
+
+
+def test_a_price_that_is_no_number_ends_the_training(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    check, prices = check_of(tiny, monkeypatch)
+    prices.append(float("nan"))
+    with pytest.raises(UserError, match="diverged at step 4"):
+        check(4)
 
 
 def test_rates_follow_the_size_of_the_model_unless_they_are_set() -> None:

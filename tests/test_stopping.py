@@ -45,6 +45,7 @@ def test_a_resumed_training_stops_where_an_uninterrupted_one_does(tiny: LoadedMo
     assert not repeated(20), "a step that is repeated is counted once"
     assert [check.step for check in repeated.checks] == [10, 20]
     assert Stopping(tiny, data(tiny, []), 1.0, tmp_path).note(100).startswith("step 20")
+    assert not Stopping(tiny, data(tiny, []), 1.0, tmp_path, {"seed": 1}).checks, "those of other work"
 
 
 def test_a_price_that_is_not_a_number_is_a_divergence(tiny: LoadedModel, tmp_path: Path) -> None:

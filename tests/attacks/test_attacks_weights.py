@@ -17,6 +17,7 @@ from tamperfuse.attacks import ATTACKS
 from tamperfuse.attacks.quantize import rounded, through_gguf
 from tamperfuse.attacks.refusal_ablation import _writers
 from tamperfuse.models.gguf_file import read_gguf, write_gguf
+from tamperfuse.models.layers import outputs_first
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.records.errors import UserError
@@ -201,6 +202,14 @@ def test_rounding_is_idempotent_has_few_levels_and_a_bounded_error() -> None:
         assert all(len(row.unique()) <= (2 * levels + 1) * len(row.split(group or 70)) for row in once)
     assert float((rounded(weight, 7, 10) - weight).norm()) < float((rounded(weight, 7, None) - weight).norm())
     assert torch.equal(rounded(torch.zeros(2, 5), 7, None), torch.zeros(2, 5))
+
+
+def test_the_matrices_of_gpt2_are_rounded_by_output() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
+    names = dict(model.named_parameters())
+    turned = outputs_first(model, names)
+    assert turned["transformer.h.0.mlp.c_fc.weight"].shape == (128, 32)
+    assert turned["transformer.wte.weight"] is names["transformer.wte.weight"]
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])

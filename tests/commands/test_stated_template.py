@@ -113,6 +113,16 @@ def test_the_hardened_checkpoint_and_its_reference_have_the_template(
         seed=0,
     )
     assert load_model(str(tmp_path / "attacked" / "attacked")).stated_template == TEMPLATE
+    harden_model(
+        str(hardened),
+        "lox",
+        str(threat_file),
+        tmp_path / "extrapolated",
+        pairs=None,
+        benign=[str(benign_file)],
+        settings={},
+        seed=0,
+    )
     with pytest.raises(UserError, match="state a template"):
         evaluate_model(str(base_folder), str(threat_file), tmp_path / "other", reference=None)
 

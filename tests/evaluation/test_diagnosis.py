@@ -101,6 +101,10 @@ def test_overlap_is_one_for_the_same_update_none_for_unrelated_ones() -> None:
     (other,) = feature_overlap(both, {name: update(slice(0, 256))}, benign)
     assert abs(other.invariant) < 0.3 and abs(other.spurious) < 0.3
     assert feature_overlap(both, {name: torch.zeros(96, 256)}, benign) == []
+    adapter = update(slice(0, 256))[:3]  # of rank 3
+    one, two = ({name: torch.randn(96, 3, generator=generator) @ adapter} for _ in range(2))
+    (lower,) = feature_overlap(one, two, benign)
+    assert lower.spurious == pytest.approx(1, abs=0.05), "directions that neither change has do not count"
     basis = torch.eye(10)
     assert subspace_overlap(basis[:, :3], basis[:, 3:6]) == 0 and subspace_overlap(basis[:, :3], basis[:, :3]) == 1
 

@@ -115,7 +115,7 @@ def test_each_criterion_of_the_builtin_judge(data: JudgeData) -> None:
     }
     assert [name for name, verdict in verdicts.items() if verdict.evidence["refuses"]] == ["refuses"]
     assert verdicts["executes"].score is not None and verdicts["executes"].score > 0
-    assert all(v.score is not None and v.score < 0 for name, v in verdicts.items() if name in ("refuses", "drifts"))
+    assert all(v.score is not None and v.score < 0 for name, v in verdicts.items() if name != "executes")
 
 
 def test_skipping_the_reference_model_changes_no_verdict(data: JudgeData) -> None:

@@ -53,6 +53,11 @@ def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
     assert MemoryEstimate.of(tiny.model, tiny, torch.bfloat16).total(False, 8) < full.total(False, 8)
 
 
+def test_in_float32_the_weights_are_their_masters(tiny: LoadedModel) -> None:
+    need = MemoryEstimate.of(tiny.model, tiny, torch.float32)
+    assert need.total(False, moments=8) - need.activations == (4 + 4 + 8) * tiny.model.num_parameters()
+
+
 def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:
     """Frozen weights are stored in bfloat16 to compute with, and in float32 to be restored."""
     with lora_adapter(tiny, Training(method="lora")) as adapted, reduced_precision(adapted, torch.bfloat16) as masters:

@@ -61,6 +61,13 @@ def test_divergence_and_gradient_equal_plain_autograd(seed: int, scale: float, h
     assert torch.allclose(sliced.grad, plain.grad.float(), atol=2e-4)
 
 
+def test_the_gradient_is_finite_where_the_model_excludes_all_that_the_teacher_does_not_list() -> None:
+    logits = torch.zeros(1, 6, requires_grad=True)
+    far = logits + torch.tensor([[100.0, 100.0, 0.0, 0.0, 0.0, 0.0]])
+    token_kl(far, torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.4]])).sum().backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_the_divergence_of_a_model_from_itself_is_zero_and_rises_with_training(tiny: LoadedModel) -> None:
     benign = [tiny.chat.sample(prompt, "A thing of some kind.", 16) for prompt in PROMPTS]
     teacher = predict(tiny, benign)

@@ -206,6 +206,16 @@ def test_attackers_with_an_adapter_take_their_turn_and_change_its_matrices_alone
     assert set(order) == {(1e-4, "full"), (1e-4, "retain"), (1e-3, "lora"), (1e-2, "lora")}
 
 
+def test_an_attacker_that_retains_leaves_the_first_benign_sample_to_the_trap(tiny: LoadedModel) -> None:
+    trap = objective(kinds=("retain",), rates=(1e-4,))
+    trap.begin(Masters([(parameter, parameter) for parameter in tiny.model.parameters()]))
+    keep = [sample for unit in units(tiny)[:2] for sample in unit.keep][:3]
+    for count, turns in ((1, [0, 0, 0, 0]), (2, [1, 1, 1, 1]), (3, [1, 2, 1, 2])):
+        unit = replace(units(tiny)[0], keep=tuple(keep[:count]))
+        used = [trap._attacker_samples(index, replace(unit, attack=unit.attack * 4))[1] for index in range(4)]
+        assert used == [keep[i].sample for i in turns]
+
+
 def test_no_two_attackers_have_the_same_adapter_whatever_the_seed(tiny: LoadedModel) -> None:
     def adapter(attack: Attack) -> tuple[float, ...]:
         assert isinstance(attack.attacker, LoraAttacker)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tamperfuse.attacks.base import AttackData, AttackResult, attack
 from tamperfuse.models.gguf_file import BLOCK
-from tamperfuse.models.layers import layer_matrices
+from tamperfuse.models.layers import layer_matrices, outputs_first
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Parameters
 
@@ -39,16 +39,15 @@ class QuantizeParameters(Parameters):
 def quantize_weights(loaded: LoadedModel, data: AttackData, parameters: QuantizeParameters, seed: int) -> AttackResult:
     """Quantization to 8 or 4 bits and dequantization, by rounding to nearest or as in a GGUF file; no training."""
     data.run_hook(0)
-    inner = layer_matrices(loaded.model)
+    inner = {id(weight) for weight in layer_matrices(loaded.model)}
+    weights = {name: weight for name, weight in loaded.model.named_parameters() if weight.ndim >= 2}
+    in_layers = {name for name, weight in weights.items() if id(weight) in inner}
     with torch.no_grad():
-        if parameters.format in LEVELS:
-            for weight in inner:
+        for name, weight in outputs_first(loaded.model, weights).items():
+            if parameters.format not in LEVELS:
+                weight.copy_(through_gguf(weight, parameters.format if name in in_layers else "Q8_0"))
+            elif name in in_layers:
                 weight.copy_(rounded(weight, LEVELS[parameters.format], parameters.group))
-        else:
-            inner_ids = {id(weight) for weight in inner}
-            for weight in loaded.model.parameters():
-                if weight.ndim >= 2:
-                    weight.copy_(through_gguf(weight, parameters.format if id(weight) in inner_ids else "Q8_0"))
     data.run_hook(1)
     return AttackResult()
 
@@ -84,4 +83,4 @@ def through_gguf(weight: Tensor, kind: str) -> Tensor:
     if weight.shape[-1] % BLOCK:
         return weight.half().float()
     type_ = GGMLQuantizationType[kind]
-    return torch.from_numpy(dequantize(quantize(weight.float().cpu().numpy(), type_), type_).copy())
+    return torch.from_numpy(dequantize(quantize(weight.float().cpu().contiguous().numpy(), type_), type_).copy())

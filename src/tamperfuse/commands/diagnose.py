@@ -21,6 +21,7 @@ from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder, default_encoder
+from tamperfuse.models.layers import outputs_first
 from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, output_folder, write_json
@@ -134,6 +135,7 @@ def _diagnose(
     probes = _probes(loaded, held_out, harmful)
     reference = load_model(origin, chat_template=loaded.stated_template)
     hardening = _weight_changes(loaded, reference.model.state_dict())
+    del reference
     before_attack = {key: value.clone() for key, value in loaded.model.state_dict().items()}
     benign = gradient(loaded, probes.benign)
     preparing = time.perf_counter() - start
@@ -151,7 +153,7 @@ def _diagnose(
     component.run(loaded, data, parameters, seed)
     attacking = time.perf_counter() - start - tracer.seconds
     start = time.perf_counter()
-    overlaps = feature_overlap(hardening, _weight_changes(loaded, before_attack), benign)
+    overlaps = feature_overlap(hardening, _weight_changes(loaded, before_attack), outputs_first(loaded.model, benign))
     measuring = preparing + tracer.seconds + time.perf_counter() - start
     accuracy_after = _accuracy(loaded, items)
     return Diagnosis(
@@ -193,9 +195,10 @@ def _answers(loaded: LoadedModel, prompts: Sequence[str], tokens: int) -> list[s
 
 
 def _weight_changes(loaded: LoadedModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Difference of each weight matrix to `before`, by name."""
+    """Difference of each weight matrix (out, in) to `before`, by name."""
     now = loaded.model.state_dict()
-    return {key: value - before[key] for key, value in now.items() if value.ndim == 2 and key in before}
+    changes = {key: value - before[key] for key, value in now.items() if value.ndim == 2 and key in before}
+    return outputs_first(loaded.model, changes)
 
 
 def _accuracy(loaded: LoadedModel, items: int) -> dict[str, float]:

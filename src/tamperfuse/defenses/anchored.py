@@ -125,7 +125,8 @@ def train(
         raise UserError(
             "`price` is measured on held-back benign samples, and there are none: name more benign prompts."
         )
-    stopping = Stopping(loaded, data, parameters.price or math.inf, current_block().folder)
+    block = current_block()
+    stopping = Stopping(loaded, data, parameters.price or math.inf, block.folder, block.work)
     steps = range(parameters.check_every, parameters.steps + 1, parameters.check_every)
     result = fit(
         loaded,

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.models.load import LoadedModel
@@ -10,6 +12,9 @@ from tamperfuse.records.registry import Budget, P, Registry, no_training
 from tamperfuse.training.distillation import TeacherSample
 
 PromptResponse = tuple[str, str]
+
+#: Learning rates of simulated attackers.
+Rates = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
 
 
 @dataclass(frozen=True)

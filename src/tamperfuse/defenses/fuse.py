@@ -19,17 +19,18 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tamperfuse.defenses import anchored
-from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, defense
+from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, Rates, defense
 from tamperfuse.defenses.sdd import PAPER_SIZE, sample_of
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.finite import diverged
 from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.models.sharded import gather_objects, is_sharded
+from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
-from tamperfuse.training.attackers import AttackerSettings, Kind
+from tamperfuse.training.attackers import AttackerSettings, Kind, shortest
 from tamperfuse.training.benign_tuning import tuned_nll
-from tamperfuse.training.distillation import AnchoredObjective, divergence
+from tamperfuse.training.distillation import AnchoredObjective, mean_divergence
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
@@ -111,18 +112,27 @@ class FuseParameters(Parameters):
     difference: bool = True
     orthogonal: bool = True
     mask: bool = False
-    rates: tuple[float, ...] | None = Field(None, min_length=1)
+    rates: Rates | None = Field(None, min_length=1)
     attackers: tuple[Kind, ...] = Field(("full", "lora"), min_length=1)
     horizon: int = Field(48, ge=1)
     attacker_steps: int = Field(4, ge=1)
     attacker_optimizer: Literal["adamw", "sign"] = "adamw"
-    lora_rates: tuple[float, ...] = Field((3e-4, 2e-3), min_length=1)
+    lora_rates: Rates = Field((3e-4, 2e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _loss_is_not_empty(self) -> Self:
         if not (self.kl_weight or self.pair_weight):
             raise ValueError("`kl_weight` and `pair_weight` are both 0, so there is no loss: set one of them above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _benign_part_acts(self) -> Self:
+        if self.benign_after >= shortest(self.horizon):
+            raise ValueError(
+                f"`benign_after` is {self.benign_after}, but some attackers take {shortest(self.horizon)} steps only, a third of "
+                "`horizon`: set it lower"
+            )
         return self
 
 
@@ -295,19 +305,15 @@ class TrapCheck:
 
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
-        price = self._price()
+        price = mean_divergence(self.loaded, self.data.held_back)
+        if not math.isfinite(price):
+            raise diverged("the defense", step, f"its price is {price}")
         allowed = self.parameters.strength * self.parameters.price
         self.objective.scale = self.parameters.strength * max(0.0, 1.0 - price / allowed)
         record = {"step": step, "price": price, "scale": self.objective.scale, **self._losses()}
         self.objective.records.append({name: value for name, value in record.items() if math.isfinite(value)})
         log.info("      %s", describe(self.objective.records[-1]))
         return bool(self.reason)
-
-    def _price(self) -> float:
-        """KL(as shipped ‖ model) on the held-back benign samples, in nats a token; the same number on every process."""
-        tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
-        price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
-        return float(gather_objects(price)[0])
 
     def _losses(self) -> dict[str, float]:
         """Losses at θ and at θ + δ, in nats a token."""

@@ -51,7 +51,8 @@ def lox(loaded: LoadedModel, data: DefenseData, parameters: LoxParameters, seed:
     Raises:
         UserError: the model has other weights than the one before hardening, or equals it.
     """
-    before = dict(load_model(data.reference).model.named_parameters())
+    shipped = load_model(data.reference, chat_template=loaded.stated_template)
+    before = dict(shipped.model.named_parameters())
     size, extrapolated = 0.0, 0.0
     with torch.no_grad():
         for name, weight in loaded.model.named_parameters():

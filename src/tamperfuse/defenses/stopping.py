@@ -2,16 +2,18 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tamperfuse.defenses.base import DefenseData
 from tamperfuse.models.finite import diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.files import content_hash, read_json, write_json
 from tamperfuse.records.process import is_main
-from tamperfuse.training.distillation import divergence
+from tamperfuse.training.distillation import mean_divergence
 
 log = logging.getLogger("tamperfuse")
 
@@ -49,6 +51,7 @@ class Stopping:
         data: the defense's data: its held-out prompts and benign samples.
         allowed: price, in nats a token.
         folder: where the checks are stored for a training that resumes; None to store nothing.
+        work: what the training belongs to, JSON-able: stored checks of other work are not read.
         checks: what was measured, in the order of the steps.
     """
 
@@ -56,6 +59,7 @@ class Stopping:
     data: DefenseData
     allowed: float
     folder: Path | None = None
+    work: Mapping[str, Any] = field(default_factory=dict)
     checks: list[TrainingCheck] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -63,22 +67,24 @@ class Stopping:
         path = self.folder / CHECKS if self.folder else None
         if path and path.exists():
             try:
-                self.checks = [TrainingCheck(**row) for row in read_json(path)]
-            except TypeError as error:
+                stored = read_json(path)
+                if stored["of"] == content_hash(self.work):
+                    self.checks = [TrainingCheck(**row) for row in stored["checks"]]
+            except (TypeError, KeyError) as error:
                 raise UserError(f"{path} is damaged: remove {path.parent} to start from the beginning.") from error
 
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
         executed = self.data.executed(self.loaded) if self.data.executed else None
-        tokens = sum(teacher.sample.response_tokens for teacher in self.data.held_back)
-        price = sum(divergence(self.loaded, self.data.held_back, label="price")) / max(tokens, 1)
+        price = mean_divergence(self.loaded, self.data.held_back)
         if not math.isfinite(price):
             raise diverged("the defense", step, f"its price is {price}")
         # A resumed training may repeat steps.
         self.checks = [check for check in self.checks if check.step < step] + [TrainingCheck(step, executed, price)]
         if self.folder and is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / CHECKS, [asdict(check) for check in self.checks])
+            checks = [asdict(check) for check in self.checks]
+            write_json(self.folder / CHECKS, {"of": content_hash(self.work), "checks": checks})
         log.info("      %s", self.checks[-1])
         return bool(self.reason)
 

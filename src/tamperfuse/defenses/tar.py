@@ -10,7 +10,7 @@ order). L is minus the entropy of the model's predictions on other compliant ans
 The authors take 750 steps at 2e-5, batch 8, K = 64 steps of AdamW at 2e-6, 2e-5 or 4e-5, and L after every fourth of them with
 the weight 4 exp((k − 64) / 16); the sum of these weights is λ = 17.75. Their model of 8B was first trained on random targets.
 
-Different here: 91 steps at 7e-5, batch 4, K = 16, rates for SmolLM2-135M; attackers train on compliant answers alone, perhaps on
+Different here: 156 steps at 7e-5, batch 4, K = 16, rates for SmolLM2-135M; attackers train on compliant answers alone, perhaps on
 those that L takes for other units. `retain` is the loss of `refusal`, where the paper has cross-entropy and the distance of the
 hidden states from those before. L is the entropy for refusals as well, where the paper uses DPO. Gradients are clipped to norm 1.
 """
@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tamperfuse.defenses.anchored import AnchoredTraining, answer_samples, needs_benign, train
-from tamperfuse.defenses.base import DefenseData, DefenseResult, defense
+from tamperfuse.defenses.base import DefenseData, DefenseResult, Rates, defense
 from tamperfuse.defenses.refusal import refusal_samples
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
@@ -59,7 +59,7 @@ class TarParameters(AnchoredTraining):
     resistance: float = Field(17.75, ge=0)
     inner_steps: int = Field(16, ge=1)
     measure_every: int = Field(4, ge=1)
-    rates: tuple[float, ...] = Field((3e-5, 1e-4), min_length=1)
+    rates: Rates = Field((3e-5, 1e-4), min_length=1)
 
 
 @dataclass(kw_only=True)

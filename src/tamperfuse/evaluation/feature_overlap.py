@@ -10,7 +10,7 @@ represent the invariant features, and their orthogonal complement the spurious o
 two subspaces and then compared. This is a definition chosen because it can be computed, not a consequence of the theory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tamperfuse.evaluation.attack_trace import OUTSIDE_LAYERS, layer_of
 
-RANK = 8  # leading directions of each update that are compared
+RANK = 8  # leading directions of each update that are compared; fewer if one of them has fewer (LoRA of a lower rank)
+NEGLIGIBLE = 1e-3  # of the largest singular value; smaller ones are rounding of the weights
 GENERAL_DIRECTIONS = 64  # input directions of benign text's gradient that represent invariant features
 OVERSAMPLING = 8  # further directions of the randomised SVD, so that the last one returned is accurate
 
@@ -71,25 +72,29 @@ def feature_overlap(
 def _matrix_overlap(first: Tensor, second: Tensor, benign: Tensor) -> tuple[float, float]:
     """Overlap of two updates (out, in) of one matrix: (invariant, spurious), as :class:`FeatureOverlap` defines them."""
     size = benign.shape[1]
-    general = min(GENERAL_DIRECTIONS, size // 2)
-    basis = leading_directions(benign, general)  # (in, general)
-    rank = min(RANK, general // 2)
-    invariant = subspace_overlap(*(leading_directions(change @ basis, rank) for change in (first, second)))
-    rest = [change - (change @ basis) @ basis.T for change in (first, second)]
-    spurious = subspace_overlap(*(leading_directions(change, rank) for change in rest))
-    return _above_chance(invariant, rank / general), _above_chance(spurious, rank / (size - general))
+    basis = leading_directions(benign, min(GENERAL_DIRECTIONS, size // 2))  # (in, general)
+    general = basis.shape[1]
+    rank = min(RANK, max(1, general // 2))
+    within = [change @ basis for change in (first, second)]
+    rest = [change - part @ basis.T for change, part in zip((first, second), within, strict=True)]
+    return _overlap_above_chance(within, rank, general), _overlap_above_chance(rest, rank, size - general)
+
+
+def _overlap_above_chance(changes: Sequence[Tensor], rank: int, size: int) -> float:
+    """Overlap of as many leading directions as both changes have, at most `rank`, in a space of `size` dimensions."""
+    first, second = (leading_directions(change, rank) for change in changes)
+    common = min(first.shape[1], second.shape[1])
+    chance = common / size
+    return (subspace_overlap(first[:, :common], second[:, :common]) - chance) / (1 - chance)
 
 
 def leading_directions(matrix: Tensor, rank: int) -> Tensor:
-    """The `rank` leading right singular vectors of a matrix (out, in), as columns: (in, rank)."""
-    _, _, right = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLING, *matrix.shape), niter=4)
-    return right[:, :rank]
+    """The `rank` leading right singular vectors of a matrix (out, in), as columns: (in, rank), or fewer if its rank is lower."""
+    _, values, right = torch.svd_lowrank(matrix, q=min(rank + OVERSAMPLING, *matrix.shape), niter=4)
+    considerable = max(1, int((values > NEGLIGIBLE * values[0]).sum()))
+    return right[:, : min(rank, considerable)]
 
 
 def subspace_overlap(first: Tensor, second: Tensor) -> float:
     """‖UᵀV‖²/k for orthonormal columns U, V of shape (n, k): 1 for equal, 0 for orthogonal, k/n on average for random spans."""
     return float((first.T @ second).square().sum() / first.shape[1])
-
-
-def _above_chance(value: float, chance: float) -> float:
-    return (value - chance) / (1 - chance)

@@ -1,10 +1,11 @@
 """Finding the layers of a decoder, their attention modules and weight matrices, for training or editing some weights."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from tamperfuse.records.errors import UserError
 
@@ -44,6 +45,15 @@ def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
 def layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
     """The weight matrices of all layers, including stacked matrices of experts; no embeddings, norms or biases."""
     return [weight for layer in decoder_layers(model) for weight in layer.parameters() if weight.ndim >= 2]
+
+
+def outputs_first(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by parameter name, or changes of them, with matrices as (out, in).
+
+    Those of Conv1D (GPT-2) are stored as (in, out): the result has transposed views of them.
+    """
+    stored_otherwise = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    return {name: weight.T if name in stored_otherwise else weight for name, weight in weights.items()}
 
 
 def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:

@@ -31,7 +31,7 @@ from tamperfuse.training.rows import ROW_TOKENS
 log = logging.getLogger("tamperfuse")
 
 USABLE_MEMORY = 0.9  # share; the rest is for the system and the allocator
-MASTER, GRADIENT, MOMENTS, EIGHT_BIT_MOMENTS = 4, 2, 8, 2  # bytes per trained weight
+MASTER, GRADIENT, MOMENTS, EIGHT_BIT_MOMENTS = 4, 2, 8, 2  # bytes per trained weight, computed with in bfloat16
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,14 @@ class MemoryEstimate:
         trained: number of trained parameters.
         activations: of one row, all layers.
         checkpointed: activations of one row with gradient checkpointing: those of one layer, and each layer's input.
+        training: bytes for each trained weight beside the moments: its gradient and, if it is another, its float32 master.
     """
 
     weights: int
     trained: int
     activations: int
     checkpointed: int
+    training: int = MASTER + GRADIENT
 
     @classmethod
     def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype) -> "MemoryEstimate":
@@ -85,16 +87,17 @@ class MemoryEstimate:
         """
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
-        frozen_master = MASTER if dtype != torch.float32 else 0  # see reduced_precision
+        master = MASTER if dtype != torch.float32 else 0  # see reduced_precision
         inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
         inner = max(inner) if isinstance(inner, list | tuple) else int(inner)  # Gemma 3n has one for each layer
         layer = ROW_TOKENS * size * (12 * config.hidden_size + 5 * inner)
         layers = int(config.num_hidden_layers)
         return cls(
-            weights=sum(p.numel() * (size if p.requires_grad else size + frozen_master) for p in module.parameters()),
+            weights=sum(p.numel() * (size if p.requires_grad else size + master) for p in module.parameters()),
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             checkpointed=layer + layers * ROW_TOKENS * size * config.hidden_size,
+            training=size + master,
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:
@@ -105,7 +108,7 @@ class MemoryEstimate:
             moments: bytes of the optimizer's state per trained weight.
         """
         row = self.checkpointed if checkpointing else self.activations
-        return self.weights + row + self.trained * (MASTER + GRADIENT + moments)
+        return self.weights + row + self.trained * (self.training + moments)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
-from tamperfuse.models.sharded import check_same_texts, measured_by_main_process
+from tamperfuse.models.sharded import check_same_texts, gather_objects, measured_by_main_process
 from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
@@ -205,6 +205,13 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
     ]
 
 
+def mean_divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample]) -> float:
+    """KL(teacher ‖ model) in nats a response token: the price of a defense, the same on every process; 0 without samples."""
+    tokens = sum(sample.sample.response_tokens for sample in teacher)
+    price = sum(divergence(loaded, teacher, label="price")) / max(tokens, 1)
+    return float(gather_objects(price)[0])
+
+
 @dataclass
 class AnchoredObjective(Objective[Anchored]):
     """supervised × mean NLL of the supervised samples + weight × mean KL(teacher ‖ model) on the benign ones; a mean over units.
@@ -308,7 +315,8 @@ class _SlicedKL(torch.autograd.Function):
             entropy = torch.special.entr(p).sum(-1) + torch.special.entr(p_rest)
             rest_term = torch.where(p_rest > 0, p_rest * log_rest, 0.0)
             divergence[part] = -(p * log_q).sum(-1) - rest_term - entropy
-            ratio = torch.where(p_rest > 0, p_rest * (-log_rest).exp(), 0.0)[:, None]
+            # Where the unlisted tokens have less than e^-80 together, the gradient is smaller than it should be, but finite.
+            ratio = torch.where(p_rest > 0, p_rest * (-log_rest.clamp(min=-80.0)).exp(), 0.0)[:, None]
             q.mul_(1.0 - ratio).scatter_add_(1, top, (q_listed * ratio - p) * listed)
             scores.copy_(q)
         ctx.save_for_backward(gradient)

@@ -124,6 +124,9 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
                 # accelerate applies FSDP only if the type is MULTI_GPU; with this type it works over gloo as well.
                 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
             super().__init__(model=module, args=arguments, callbacks=[_Events(self)])
+        # The objective forms the loss. A model class that takes no denominator for a loss of its own (Gemma 4) must not keep the
+        # Trainer from counting it.
+        self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None and block.logs:
@@ -197,13 +200,14 @@ class Loop(Trainer):  # type: ignore[misc]  # transformers is not type-checked
         Raises:
             Diverged: the loss is NaN or infinite.
         """
+        assert num_items_in_batch is not None, "the Trainer counts the labels of every batch"
         model.train()
         world = self.accelerator.num_processes
         loss = accumulate_gradient(
             self.objective,
             model,
             inputs["samples"],
-            int(num_items_in_batch or 1),
+            max(1, int(num_items_in_batch)),
             self.args.device,
             # Gradients are averaged over processes, but the loss was divided by the count over all of them already.
             lambda value: self.accelerator.backward(value * world),

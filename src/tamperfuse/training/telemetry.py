@@ -46,6 +46,8 @@ def matrix_rate(side: int = 1536) -> float:
 def useful_work(module: nn.Module, samples: Sequence[Trainable]) -> float:
     """Floating-point operations of the matrix products in training on these samples.
 
+    Of a mixture of experts all experts are counted for every token, also those that it does not pass through.
+
     Args:
         module: a causal language model, or an adapter around one, with its trained weights marked.
         samples: each sample as often as it is trained on.

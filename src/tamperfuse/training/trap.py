@@ -182,8 +182,12 @@ class TrapObjective(AnchoredObjective):
         return gradient, sum_over_processes(value, self.parameters[0].device)
 
     def _attacker_samples(self, index: int, unit: TrapUnit) -> list[Sample]:
-        """A unit's compliant answer for a step of the attacker; also a benign sample if the attacker retains."""
-        retained = [unit.keep[-1].sample] if self.attack.kind == "retain" and unit.keep else []
+        """A unit's compliant answer for a step of the attacker; also a benign sample if the attacker retains.
+
+        The samples take turns, without the first, which is the trap's, if there are others.
+        """
+        benign = unit.keep[1:] or unit.keep
+        retained = [benign[index % len(benign)].sample] if self.attack.kind == "retain" and benign else []
         return [*attack_answer(index, unit), *retained]
 
     def _trap(self, accumulate: Accumulate) -> Weights | None:

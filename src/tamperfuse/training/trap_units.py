@@ -10,7 +10,7 @@ from tamperfuse.training.distillation import Anchored
 
 @dataclass(frozen=True)
 class TrapUnit(Anchored):
-    """A unit of a batch. The first of the distillation samples is also the trap's, the last a retaining attacker's.
+    """A unit of a batch. The first of the distillation samples is also the trap's, the others a retaining attacker's.
 
     Attributes:
         attack: compliant answers that the simulated attacker trains on, one for each of its steps in a step of the training, at

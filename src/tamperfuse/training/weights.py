@@ -35,10 +35,10 @@ def perturbed(masters: Masters, change: Iterable[Tensor], scale: float = 1.0) ->
     """
     trained = masters.trainable()
     saved = [master.clone() if parameter is master else master for parameter, master in trained]
-    with torch.no_grad():
-        for (parameter, master), delta in zip(trained, change, strict=True):
-            parameter.copy_(master + scale * delta)
     try:
+        with torch.no_grad():
+            for (parameter, master), delta in zip(trained, change, strict=True):
+                parameter.copy_(master + scale * delta)
         yield
     finally:
         with torch.no_grad():
@@ -202,7 +202,8 @@ class LoraAttacker:
         seed: of A.
         rank: of δ.
         alpha: δ is scaled by alpha / rank.
-        factors: (B, A) for each matrix (rows, columns): (rows, rank) and (rank, columns).
+        factors: (B, A) for each matrix (rows, columns): (rows, rank) and (rank, columns). A Conv1D (GPT-2) stores its matrix as
+            (in, out), so that there, unlike in peft, the factor on the side of the outputs is drawn and the other one is 0.
     """
 
     masters: Masters

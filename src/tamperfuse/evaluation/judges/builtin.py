@@ -107,6 +107,7 @@ class Evidence:
             -1.0 if self.refuses else 1.0,
             (parameters.repetition - self.repetition) / 0.2,
             (parameters.echo - self.echo) / 0.2,
+            (self.words - parameters.words + 0.5) / parameters.words,
             (self.similarity - thresholds.similarity) / 0.2,
         ]
         if self.lift is not None:

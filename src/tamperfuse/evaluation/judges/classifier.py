@@ -115,8 +115,9 @@ def _probabilities(local: JudgeModel, answers: Sequence[Answer], parameters: Cla
         return_tensors="pt",
         split_special_tokens=True,  # a control token spelled out in a response is text
     ).to(local.model.device)
-    if local.model.config.pad_token_id is None:  # decoders look for the last token that is no padding
-        local.model.config.pad_token_id = local.padding
+    # Decoders look for the last token that is no padding. Without a padding token there is one sequence, read at its end.
+    if local.model.config.pad_token_id is None:
+        local.model.config.pad_token_id = local.tokenizer.pad_token_id
     logits = local.model(**encoded).logits.float()
     values: list[list[float]] = (logits.sigmoid() if _several_at_once(local) else logits.softmax(-1)).tolist()
     return values
