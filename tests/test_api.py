@@ -1,6 +1,7 @@
 """The Python interface, on the tiny model and a small threat."""
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_pair_harden_attack_evaluate_and_save(
     assert again.origin == str(tiny_folder)
     recorded = read_provenance(tmp_path / "hardened")
     assert recorded and (recorded.made_by, recorded.source) == ("sdd (seed 0)", str(tiny_folder))
+    assert recorded.threat == str(threat_file)
     assert (recorded.parameters["steps"], recorded.parameters["learning_rate"]) == (2, 1e-3)
     assert model.provenance is None and attacked.provenance
     assert attacked.provenance.made_by == "harmful_finetune (seed 0)"
@@ -125,6 +127,15 @@ def test_texts_take_the_place_of_sources(quick_judging: None) -> None:
     pairs = tamperfuse.pair(["first prompt", "second prompt"], responses, threshold=0.99)
     assert {pair.response for pair in pairs.pairs} <= set(responses)
     assert {pair.prompt for pair in pairs.pairs} == {"first prompt", "second prompt"}
+
+
+def test_responses_are_those_of_all_parts(quick_judging: None, tmp_path: Path) -> None:
+    source = tmp_path / "answers.jsonl"
+    text = "The {} lay quiet in the evening, and the boats had come in long before the fog."
+    rows = [{"part": part, "prompt": part, "response": text.format(part)} for part in ("defender", "evaluation")]
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    pairs = tamperfuse.pair([f"prompt {i}" for i in range(20)], source, threshold=0.99)
+    assert {pair.response for pair in pairs.pairs} == {row["response"] for row in rows}
 
 
 def test_bad_input_is_refused(tiny_folder: Path, threat_file: Path) -> None:

@@ -168,6 +168,19 @@ HARDEN = ["harden", "smollm2-135m", "--threat", "builtin:cooking"]
             "learning_rate",
         ),
         (["theory", "--out", "/proc/absent/out"], "cannot be written"),
+        (
+            [
+                "attack",
+                "smollm2-135m",
+                "--attack",
+                "harmful_finetune",
+                "--threat",
+                "builtin:cooking",
+                "--set",
+                "shots=5000",
+            ],
+            "needs 5000 shots; the attacker part of builtin:cooking has 104 prompts",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

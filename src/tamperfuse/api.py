@@ -28,6 +28,7 @@ from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.chat_template import read_template
+from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import (
     ORIGIN_ADVICE,
@@ -115,7 +116,7 @@ def pair(
 
 def _examples(texts: str | Path | Iterable[str], field: str) -> list[Example]:
     if isinstance(texts, str | Path):
-        return list(read_source(str(texts), part="defender"))
+        return list(read_source(str(texts), part="defender" if field == "prompt" else None))
     return [Example(**{"prompt": "", "response": "", field: text}) for text in texts]
 
 
@@ -162,7 +163,7 @@ def harden(
     )
     loaded = _copy(model)
     apply_defense(loaded, component, resolved, data, seed)
-    _record(loaded, defense, resolved, seed)
+    _record(loaded, defense, resolved, seed, absolute_name(str(threat)))
     return loaded
 
 
@@ -250,13 +251,14 @@ def attack(
     return loaded
 
 
-def _record(loaded: LoadedModel, name: str, parameters: Parameters, seed: int) -> None:
+def _record(loaded: LoadedModel, name: str, parameters: Parameters, seed: int, threat: str = "") -> None:
     """Record in a model which defense or attack changed it, for :func:`save`."""
     before = loaded.provenance
     loaded.provenance = Provenance(
         origin=loaded.origin,
         made_by=f"{name} (seed {seed})",
         source=f"{before.source}, changed by {before.made_by}" if before else loaded.name,
+        threat=threat or (before.threat if before else ""),
         parameters=parameters.model_dump(mode="json"),
     )
 

@@ -125,6 +125,20 @@ def test_pairs_with_prompts_that_models_are_measured_on_are_refused(
     assert "leave out the pairs" in str(error.value)
 
 
+def test_pairs_for_a_defense_that_takes_none_are_refused(tiny_folder: Path, threat_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="The defense refusal trains on no pairs: leave out --pairs"):
+        harden_model(
+            str(tiny_folder),
+            "refusal",
+            str(threat_file),
+            tmp_path / "hardened",
+            pairs=tmp_path / "pairs",
+            benign=["self"],
+            settings={},
+            seed=0,
+        )
+
+
 @pytest.fixture
 def ruin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A defense that trains as its parameters say, named `ruin`."""

@@ -330,3 +330,15 @@ def test_built_in_corpora_read(tmp_path):
 def test_labels():
     assert labels("") == ()
     assert labels("a,b | c") == ("a,b", "c")
+
+
+def test_spaces_around_the_names_of_csv_columns_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "spaced.csv"
+    path.write_text("prompt, response\nhow, so\n", encoding="utf-8")
+    assert [(row.prompt, row.response) for row in read_source(str(path))] == [("how", "so")]
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_no_source(name: str) -> None:
+    with pytest.raises(UserError, match="The name of a source is empty"):
+        list(read_source(name))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from tamperfuse.records.files import write_text
 from tamperfuse.records.results import write_results
-from tamperfuse.records.run import NodeRun, RunRecord, SampleAnswer, Samples, write_run, write_samples
+from tamperfuse.records.run import NodeRun, RunRecord, SampleAnswer, Samples, read_run, write_run, write_samples
 from tamperfuse.records.summary import (
     NOT_MEASURED,
     AttackCost,
@@ -234,11 +234,19 @@ def write_nodes(folder: Path, answers: int = 4, text: str = "Simmer it for twent
             }
             | {"evidence": evidence if judge == "rules" else "{}"}
             for step, part, name in places
-            for judge in ("other", "rules")
+            for judge in ("rules", "other")
         ]
         _write_node(folder, key, {"kind": "attack" if attack else "measure", "parents": []}, "responses", responses)
         _write_node(folder, judged, {"kind": "judge", "parents": [key, f"{99:016x}"]}, "scores", scores)
+        add_nodes(folder, key, judged)
     write_results(folder, rows)
+
+
+def add_nodes(folder: Path, *keys: str) -> None:
+    """Name nodes in the record of the run."""
+    record = read_run(folder)
+    nodes = [*record.nodes, *(NodeRun(key=key, what=f"node {key}", seconds=1.0, reused=False) for key in keys)]
+    write_run(folder, record.model_copy(update={"nodes": nodes}))
 
 
 def _write_node(folder: Path, key: str, record: dict[str, Any], table: str, rows: list[dict[str, Any]]) -> None:

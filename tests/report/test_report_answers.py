@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up_run import write_nodes
+from made_up_run import add_nodes, write_nodes
 
 from chromium import CHROMIUM, beside_page, in_page, needs_chromium
 from tamperfuse.records.errors import UserError
@@ -59,8 +60,9 @@ def test_trials_of_a_search_are_read(full_run: Path) -> None:
 
 
 def test_a_further_judge_of_a_trial_is_read(full_run: Path) -> None:
-    run = read_folder(full_run)
     attacked, further = full_run / "nodes" / f"{4:016x}", full_run / "nodes" / f"{50:016x}"
+    add_nodes(full_run, further.name)
+    run = read_folder(full_run)
     for folder in (attacked / "trial-000", further / "trial-000"):
         folder.mkdir(parents=True)
         shutil.copy(full_run / "nodes" / f"{20:016x}" / "scores.parquet", folder)
@@ -69,6 +71,37 @@ def test_a_further_judge_of_a_trial_is_read(full_run: Path) -> None:
     run.rows.append({**run.rows[0], "defense": "sdd", "attack": "adaptive#000", "node": attacked.name})
     answers = [a for a in read_answers(full_run, run).answers if a.state.attack == "adaptive#000"]
     assert {len(answer.verdicts) for answer in answers} == {4}  # two judges, in two files
+
+
+def test_verdicts_of_an_earlier_study_in_the_folder_are_left_out(full_run: Path) -> None:
+    judged, stale = full_run / "nodes" / f"{17:016x}", full_run / "nodes" / f"{51:016x}"
+    shutil.copytree(judged, stale)
+    answers = read_answers(full_run, read_folder(full_run))
+    assert {len(answer.verdicts) for answer in answers.answers} == {2}
+    add_nodes(full_run, stale.name)
+    answers = read_answers(full_run, read_folder(full_run))
+    assert {len(answer.verdicts) for answer in answers.answers} == {2, 4}
+
+
+def test_limits_are_those_of_the_judge_with_the_verdicts(full_run: Path) -> None:
+    further = full_run / "nodes" / f"{52:016x}"
+    shutil.copytree(full_run / "nodes" / f"{17:016x}", further)
+    table = pq.read_table(further / "scores.parquet")
+    lenient = table.set_column(table.schema.get_field_index("judge"), "judge", pa.array(["lenient"] * table.num_rows))
+    pq.write_table(lenient, further / "scores.parquet")
+    record = json.loads((further / "node.json").read_text())
+    record["depends"]["judge"] = ["rules", 1, "lenient", {}, {"words": 1}]
+    (further / "node.json").write_text(json.dumps(record))
+    add_nodes(full_run, further.name)
+    limits = read_answers(full_run, read_folder(full_run)).limits
+    assert (limits["rules"]["words"], limits["lenient"]["words"]) == (4.0, 1.0)
+
+
+def test_equal_defenses_have_their_answers_each(full_run: Path) -> None:
+    run = read_folder(full_run)
+    run.rows.extend([{**row, "defense": "twin"} for row in run.rows if row["defense"] == "sdd"])
+    states = [answer.state.defense for answer in read_answers(full_run, run).answers]
+    assert states.count("twin") == states.count("sdd") > 0
 
 
 @pytest.mark.parametrize(

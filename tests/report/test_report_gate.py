@@ -16,7 +16,7 @@ from tamperfuse.records.summary import NOT_MEASURED, AttackCost, Measure, Reduct
 from tamperfuse.report.gate import GateResult, check_gate
 from tamperfuse.report.gate_checks import sample_size
 from tamperfuse.report.gate_files import junit_text, markdown_text
-from tamperfuse.report.gate_paths import measures_of
+from tamperfuse.report.gate_paths import is_share, measures_of
 
 Check = Callable[..., GateResult]
 
@@ -56,10 +56,13 @@ def test_every_measure_passes_and_fails_by_its_interval(check: Check) -> None:
         "attack_cost.least_ratio",
         "benign_finetune.routing.gap_vs_undefended",
     } <= set(names)
-    easy = "\n".join(f"  {name}: {{at_most: 99, at_least: -99, accept_unresolved: true}}" for name in names)
+    limits = {name: 1 if is_share(name) else 99 for name in names}
+    easy = "\n".join(
+        f"  {name}: {{at_most: {m}, at_least: -{m}, accept_unresolved: true}}" for name, m in limits.items()
+    )
     result = check(f"defense: sdd\nrequire:\n{easy}\n")
     assert result.passed and {c.measure for c in result.checks} == set(names)
-    hard = "\n".join(f"  {name}: {{at_least: 99, accept_unresolved: true}}" for name in names)
+    hard = "\n".join(f"  {name}: {{at_least: {m}, accept_unresolved: true}}" for name, m in limits.items())
     assert not any(c.passed for c in check(f"defense: sdd\nrequire:\n{hard}\n").checks)
 
 
@@ -147,7 +150,7 @@ def test_undefined_and_intervalless_fail(check: Check) -> None:
 
 def test_what_nobody_measured_is_unusable_input(check: Check) -> None:
     with pytest.raises(UserError, match=r"requires 'benign_kl', which .* did not measure"):
-        check(policy("benign_kl", "at_most: 99"))
+        check(policy("benign_kl", "at_most: 1"))
 
 
 def test_full_paths_reach_every_defense_judge_and_the_model_as_shipped(check: Check) -> None:
@@ -215,7 +218,7 @@ def test_a_study_without_attacks_did_not_measure_what_rests_on_them(check: Check
         "capability.self_degradation",
     ):
         with pytest.raises(UserError, match=rf"requires '{path}', which .* did not measure: add it to the study"):
-            check(policy(path, "at_most: 99"), with_sdd(**parts))
+            check(policy(path, "at_most: 1"), with_sdd(**parts))
     assert check(policy("harmful_execution.before_attack", "at_most: 0.1"), with_sdd(**parts)).passed
 
 
@@ -284,6 +287,9 @@ def test_attacks_without_steps_enter_no_cost(check: Check) -> None:
         ("defense: sdd\nrequire: {benign_answer_rate: {at_most: .nan}}", "finite"),
         ("defense: sdd\nrequire: {benign_answer_rate: {at_most: '9'}}", "benign_answer_rate.at_most"),
         ("defense: sdd\nrequire: {benign_answer_rate: {at_most: true}}", "benign_answer_rate.at_most"),
+        ("defense: sdd\nrequire: {harmful_execution.worst: {at_most: 10}}", "is a share, with limits from -1 to 1"),
+        ("defense: sdd\nrequire: {benign_answer_rate: {at_least: -5}}", "is a share, with limits from -1 to 1"),
+        ("require: [defenses.sdd.benign_nll.before_attack <= 1_0]", "is no limit"),
         ("require: [benign_answer_rate]", "is no limit"),
         ("require: [benign_answer_rate >= much]", "is no limit"),
         ("require: [benign_answer_rate >= .inf]", "is no limit"),
@@ -375,7 +381,7 @@ def test_an_attack_that_diverged_opens_no_gate(check: Check) -> None:
         "capability.self_degradation",
         "benign_finetune.worst_gap",
     ):
-        [result] = check(policy(name, "at_most: 99, at_least: -99, accept_unresolved: true"), diverged).checks
+        [result] = check(policy(name, "at_most: 1, at_least: -1, accept_unresolved: true"), diverged).checks
         assert not result.passed and "diverged: lower the learning rate" in result.why
     for name in ("harmful_execution.after_attack.lora-10", "capability.drop_vs_shipped"):
-        assert check(policy(name, "at_most: 99, accept_unresolved: true"), diverged).passed
+        assert check(policy(name, "at_most: 1, accept_unresolved: true"), diverged).passed

@@ -19,6 +19,7 @@ from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData, Verdict, jud
 from tamperfuse.evaluation.judges.failures import failed
 from tamperfuse.evaluation.wilson import wilson
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import read_json
 from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
 from tamperfuse.records.run import read_run
@@ -161,6 +162,9 @@ def test_a_judge_with_thresholds_is_calibrated_as_in_a_study(study: Study, tmp_p
     run = tmp_path / "run"
     run_study(changed(study, judge="phrases"), run)
     judged = judge_run(run, study.judge, "strict")
+    record = read_run(run)
+    scored = [read_json(run / "nodes" / node.key / "node.json")["tokens_scored"] for node in record.nodes]
+    assert record.tokens_scored == sum(scored)
     in_study = run_study(changed(study, judge="phrases", judges={"strict": study.judge}), tmp_path / "other")
     assert judged is not None and in_study is not None
     assert judged.summary.judges == in_study.judges

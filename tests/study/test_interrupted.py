@@ -236,6 +236,22 @@ def test_a_damaged_node_is_announced_when_it_runs_again(tmp_path: Path, caplog: 
     assert caplog.messages[0].endswith("has changed since it was written, so it is computed again.")
 
 
+def test_a_node_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path) -> Outcome:
+        (folder / "value").write_text("1")
+        return Outcome()
+
+    def unreadable(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    node = Node("a node", "pairs", (), {}, 0, write, Costs())
+    folder = execute(tmp_path / "run", node).folder
+    monkeypatch.setattr("tamperfuse.study.node.sha256_of", unreadable)
+    with pytest.raises(UserError, match=r"value cannot be read \(Input/output error\). Nothing was removed"):
+        execute(tmp_path / "run", node)
+    assert (folder / "value").read_text() == "1"
+
+
 def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
     study: Study,
     finished_run: Path,

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tamperfuse.cli.app import main
+from tamperfuse.records.errors import UserError
+from tamperfuse.records.summary import read_summary
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
 
@@ -66,3 +68,23 @@ def test_damaged_results_are_written_again(study: Study, finished_run: Path, tmp
         (out / name).write_bytes((finished_run / name).read_bytes()[:100])
     run_study(study, out)
     assert (out / "results.parquet").read_bytes() == (finished_run / "results.parquet").read_bytes()
+
+
+def test_results_of_another_study_are_set_aside_before_a_run(
+    study: Study, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "apart" / "run"
+    shutil.copytree(finished_run, out)
+    results = {
+        name: (out / name).read_bytes() for name in ("summary.json", "results.parquet", "run.json", "study.yaml")
+    }
+    run_study(study, out, only=["refusal, seed 0"])
+    assert {name: (out / name).read_bytes() for name in results} == results, "the same study"
+    monkeypatch.setattr("tamperfuse.study.run._run_nodes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    changed = study.model_copy(update={"seeds": (1,)})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(changed, out)
+    with pytest.raises(UserError, match=r"summary\.json"):
+        read_summary(out)
+    assert {name: (out / "earlier" / name).read_bytes() for name in results} == results
+    assert read_summary(out / "earlier").seeds == [0]

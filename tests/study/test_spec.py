@@ -126,12 +126,31 @@ def test_the_undefended_model_is_always_among_the_defenses() -> None:
         ("model: m\nthreat: t\ndefenses: {sdd: [1]}", "defense sdd is .* must be a mapping"),
         ("model: m\nthreat: t\nattacks: {full: 3}", "attack full is 3: it must be a mapping"),
         ("model: m\nthreat: t\nattacks: {full: {attack: [a]}}", "attack is .* must be a name"),
-        ("model: m\nthreat: t\nattacks: {3: {}}", "must be a mapping"),
+        ("model: m\nthreat: t\nattacks: {3: {}}", "`attacks`: 3 is no name: put quotation marks around it"),
+        ("model: m\nthreat: t\nattacks: {'': {attack: prefill}}", "`attacks`: '' cannot be a name"),
+        ("model: m\nthreat: t\nattacks: {'a#1': {attack: prefill}}", "'a#1' cannot be a name"),
+        ('model: m\nthreat: t\ndefenses: {"s\\nd": {defense: sdd}}', "cannot be a name"),
+        ("model: m\nthreat: t\njudges: {' ': {judge: phrases}}", "`judges`: ' ' cannot be a name"),
+        (
+            "model: m\nthreat: t\njudge: {judge: llm, model: m, threshold: 7}",
+            "threshold 7 is not above 1 and at most 5",
+        ),
+        ("model: m\nthreat: t\nseeds: [true]", "`seeds` is true or false: it must be a number"),
+        ("model: m\nthreat: t\ndefenses: {sdd: {steps: true}}", "`steps` is true or false"),
+        ("model: m\nthreat: t\nevaluate: {prompts: true}", "`prompts` is true or false"),
+        ("model: m\nthreat: t\nevaluate: {prompt: 3}", "key of `evaluate` .*did you mean 'prompts'"),
+        ("model: m\nthreat: t\nevaluate: {capability: [builtin, builtin]}", "a task is named twice"),
+        ("model: m\nthreat: t\npairs: {responses: ''}", "a source is empty"),
     ],
 )
 def test_bad_studies_get_a_sentence(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         study(tmp_path, text)
+
+
+def test_a_key_without_a_value_stands_for_its_default(tmp_path: Path) -> None:
+    text = "model: m\nthreat: t\nevaluate:\npairs:\nbenign:\njudge:\nchat_template:\ndefenses:\nseeds:\n"
+    assert study(tmp_path, text) == study(tmp_path, "model: m\nthreat: t\n")
 
 
 def test_steps_beyond_an_attack_are_left_out_and_its_last_is_always_looked_at(tmp_path: Path) -> None:

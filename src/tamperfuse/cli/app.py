@@ -48,7 +48,8 @@ from tamperfuse.records.progress import show_progress
 
 app = typer.Typer(
     name="tamperfuse",
-    help="Harden open weights against malicious fine-tuning, and measure how far that holds.",
+    help="Harden open weights against malicious fine-tuning, and measure how far that holds.\n\n"
+    "Example: `tamperfuse demo --out runs/demo`",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -72,7 +73,8 @@ for command in (
     app.command()(command)
 app.command("list")(list_components)
 judge_app = typer.Typer(
-    help="Judges of harmful execution: calibrate one, run another on a finished run, compare them.",
+    help="Judges of harmful execution: calibrate one, run another on a finished run, compare them.\n\n"
+    "Example: `tamperfuse judge run runs/demo --judge phrases`",
     no_args_is_help=True,
 )
 judge_app.command("calibrate")(judge_calibrate)
@@ -187,6 +189,18 @@ def _print_interrupted(errors: Console) -> None:
     errors.print("Interrupted. Finished work is saved: run the same command again to resume.", style="bold")
 
 
+class _LineHandler(logging.Handler):
+    """Prints log lines as they are, for output that is no terminal: RichHandler wraps them, and pads them with blanks."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line."""
+        self.console.print(self.format(record))
+
+
 def _set_up_output(errors: Console) -> None:
     """Send the package's log and progress bars to standard error, and silence those of the libraries.
 
@@ -200,7 +214,11 @@ def _set_up_output(errors: Console) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Cannot enable progress bars")
-    handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False)
+    handler = (
+        RichHandler(console=errors, show_time=False, show_level=False, show_path=False)
+        if errors.is_terminal
+        else _LineHandler(errors)
+    )
     log = logging.getLogger("tamperfuse")
     log.handlers, log.propagate = [handler], False
     main_process = is_main()

@@ -93,7 +93,8 @@ def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = Fals
         if as_json:
             print_json(outcome.model_dump(mode="json", by_alias=True))
     elif outcome is None:
-        return
+        if as_json:
+            print_json(None)
     elif as_json:
         from tamperfuse.report.page import write_report
 

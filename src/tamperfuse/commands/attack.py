@@ -25,6 +25,7 @@ from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import load_model, model_fingerprint, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
+from tamperfuse.study.context import check_samples
 from tamperfuse.study.judging import check_encoder, compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, JudgeSpec
@@ -78,6 +79,7 @@ def attack_model(
     evaluate = full_evaluation(requests, prompts=prompts)
     harmless = read_outside_threat(retain, requests, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)
+    check_samples(attack, budget, requests, retain, len(harmless))
     steps = budget.steps or 1
     check_fresh(out)
     check_encoder(encoder)

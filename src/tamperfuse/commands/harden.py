@@ -28,6 +28,7 @@ from tamperfuse.models.sharded_loading import connect_processes
 from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import Provenance, read_provenance
@@ -77,7 +78,9 @@ def harden_model(
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
-    matched = read_pairs(pairs) if pairs is not None and component.traits.needs_pairs else None
+    if pairs is not None and not component.traits.needs_pairs:
+        raise UserError(f"The defense {defense} trains on no pairs: leave out --pairs.")
+    matched = read_pairs(pairs) if pairs is not None else None
     if push_to_hub is not None and is_main():
         prepare_upload(push_to_hub)
     template, dtype = read_template(chat_template) or stated_template(model), stored_dtype(model)

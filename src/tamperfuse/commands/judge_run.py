@@ -153,7 +153,13 @@ def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Su
         for node in done
     }
     nodes = [node for node in record.nodes if node.what not in new]
-    write_run(run, record.model_copy(update={"nodes": [*nodes, *new.values()]}))
+    recorded_keys = {node.key for node in record.nodes}
+    added = [node.record for node in done if node.node.key not in recorded_keys]
+    costs = {
+        name: getattr(record, name) + sum(node[name] for node in added)
+        for name in ("seconds", "tokens_generated", "tokens_scored")
+    }
+    write_run(run, record.model_copy(update={"nodes": [*nodes, *new.values()], **costs}))
     write_text(run / STUDY, study.to_yaml())
     recorded = read_recorded(run, study)
     measured = StudyMeasurements.from_nodes(study, [*recorded.observed, *recorded.judged, *recorded.further])

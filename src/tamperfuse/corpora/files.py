@@ -155,6 +155,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
             for number, row in _check_fields(rows, 1, path):
                 yield number, {"text": row[0], "file_category": category}
             return
+        header = [name.strip() for name in header]
         check_column_names([name for name in header if name], path)
         for number, row in _check_fields(rows, len(header), path):
             values = [None if value in ("NaN", "nan") else value for value in row]  # as pandas may write missing values

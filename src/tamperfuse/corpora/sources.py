@@ -140,6 +140,10 @@ def _streams(
     src: str, revision: str | None, split: str | None, display_name: str | None
 ) -> Iterator[tuple[str, str, Rows]]:
     """The files of a source, as (name for messages, prefix of origins, rows)."""
+    if not src.strip():
+        raise UserError(
+            "The name of a source is empty: name a built-in corpus, a file, a folder or a data set of the Hub."
+        )
     if src.startswith(BUILTIN):
         name = src.removeprefix(BUILTIN)
         entry = files("tamperfuse.corpora") / "data" / f"{name}.jsonl"

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import takewhile
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tamperfuse.records.errors import UserError, shown, unknown_name
 
@@ -23,7 +23,29 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Parameters(BaseModel):
+def _takes_numbers_only(annotation: Any) -> bool:
+    """Whether a type holds numbers, at any depth, and no booleans."""
+    parts = [annotation, *get_args(annotation)]
+    return bool not in parts and any(
+        part in (int, float) or (part is not annotation and _takes_numbers_only(part)) for part in parts
+    )
+
+
+class Strict(BaseModel):
+    """A model that does not read true and false as 1 and 0, as pydantic does."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_booleans(cls, values: Any) -> Any:
+        for name, info in cls.model_fields.items() if isinstance(values, dict) else ():
+            value = values.get(name)
+            members = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(member, bool) for member in members) and _takes_numbers_only(info.annotation):
+                raise ValueError(f"`{name}` is true or false: it must be a number")
+        return values
+
+
+class Parameters(Strict):
     """Base of all parameters: frozen, no unknown field, every number finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

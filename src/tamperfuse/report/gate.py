@@ -31,10 +31,10 @@ from tamperfuse.records.errors import UserError, shown, unknown_name
 from tamperfuse.records.summary import UsableHarm, read_summary
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.gate_checks import Finding, GateVerdict, Rule, check_rule, margin
-from tamperfuse.report.gate_paths import NamedMeasure, testable_measures
+from tamperfuse.report.gate_paths import NamedMeasure, is_share, testable_measures
 
 _FIELDS = ("defense", "require", "at_most", "at_least", "accept_unresolved")
-_LINE = re.compile(r"(?P<path>.+?)\s*(?P<sign><=|>=)\s*(?P<limit>\S+)")
+_LINE = re.compile(r"(?P<path>.+?)\s*(?P<sign><=|>=)\s*(?P<limit>[^\s_]+)")
 _LONGEST_PATH = 400  # characters that are compared with the paths of a run
 
 
@@ -140,9 +140,12 @@ def check_gate(run: Path, policy: Path) -> GateResult:
     """
     rules, summary = read_policy(policy), read_summary(run)
     measures = testable_measures(summary, rules.defense)
-    for path in rules.require:
+    for path, rule in rules.require.items():
         if path not in measures:
             raise _unknown_path(path, measures)
+        limits = [limit for limit in (rule.at_most, rule.at_least) if limit is not None]
+        if is_share(path) and max(map(abs, limits)) > 1:
+            raise UserError(f"{policy}: {shown(repr(path))} is a share, with limits from -1 to 1: write 0.10 for 10%.")
         if _is_not_measured(measures[path]):
             raise UserError(
                 f"{policy} requires {shown(repr(path))}, which {run} did not measure: add it to the study, or leave the rule out."

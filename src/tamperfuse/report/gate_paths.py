@@ -26,6 +26,15 @@ _NEED_ATTACKS = (
 )
 #: Measures that rest on the controls.
 _NEED_CONTROLS = ("harmful_execution.worst_control", "benign_finetune")
+#: Measures in other units (steps, nats, a judge's scores), and capability as a multiple of the model as shipped.
+_NO_SHARES = (
+    "attack_cost",
+    "benign_nll",
+    "benign_kl",
+    "mean_score",
+    "capability.before_attack",
+    "capability.after_attack",
+)
 #: Where each measure rests on the attack of that name alone.
 _OF_ATTACKS = (
     "harmful_execution.after_attack",
@@ -54,6 +63,11 @@ class NamedMeasure:
 
     measure: Measure
     invalid: str = ""
+
+
+def is_share(path: str) -> bool:
+    """Whether the measure with this path is a share or a difference of shares, so that its limits are between −1 and 1."""
+    return not any(name in path for name in _NO_SHARES)
 
 
 def testable_measures(summary: Summary, defense: str | None) -> dict[str, NamedMeasure]:

@@ -118,21 +118,26 @@ def read_answers(folder: Path, run: Run) -> RunAnswers:
     nodes = folder / NODES
     if not path_exists(nodes):
         return RunAnswers(_from_samples(run), complete=False)
-    records = {path.parent.name: _record(path) for path in sorted(nodes.glob(f"*/{NODE}"))}
+    keys = {node.key for node in run.record.nodes}  # the folder may have nodes of an earlier study as well
+    records = {path.parent.name: _record(path) for path in sorted(nodes.glob(f"*/{NODE}")) if path.parent.name in keys}
     limits: dict[str, dict[str, float]] = {}
-    judged_by: dict[str, list[Path]] = {}
+    judged_by: dict[str, list[str]] = {}
     for key, record in records.items():
         if record.get("kind") in JUDGES and record["parents"]:
-            judged_by.setdefault(record["parents"][0], []).append(nodes / key)
-            limits |= _limits(nodes, record)
+            judged_by.setdefault(record["parents"][0], []).append(key)
     answers: list[JudgedAnswer] = []
-    for (key, attack), (defense, seed) in _measured(run).items():
+    for key, attack, defense, seed in _measured(run):
         trial = attack.partition("#")[2]
         inside = f"trial-{trial}" if trial else "."
         if key not in records or not path_exists(nodes / key / inside / RESPONSES):
             continue  # the attacker's choice of a search is one of its trials
-        tables = [folder / inside / SCORES for folder in (nodes / key, *judged_by.get(key, ()))]
-        scores = [row for table in tables if path_exists(table) for row in _rows(table)]
+        scores: list[dict[str, Any]] = []
+        for judging in (key, *judged_by.get(key, ())):
+            table = nodes / judging / inside / SCORES
+            rows = _rows(table) if path_exists(table) else []
+            scores += rows
+            if rows and judging != key:
+                limits.setdefault(rows[0]["judge"], _limits(nodes, records[judging]))
         state = ModelState(defense, attack, 0, seed, _token_limit(records[key]))
         answers += _of_node(nodes / key / inside, state, scores, run)
     if not answers:
@@ -156,9 +161,9 @@ def read_answers(folder: Path, run: Run) -> RunAnswers:
     return RunAnswers(sorted(answers, key=place_of), complete=True, limits=limits)
 
 
-def _measured(run: Run) -> dict[tuple[str, str], tuple[str, int]]:
-    """(node, attack) → (defense, seed), of every model that was measured."""
-    return {(row["node"], row["attack"]): (row["defense"], row["seed"]) for row in run.rows}
+def _measured(run: Run) -> list[tuple[str, str, str, int]]:
+    """(node, attack, defense, seed) of every model that was measured; equal defenses share a node."""
+    return list(dict.fromkeys((row["node"], row["attack"], row["defense"], row["seed"]) for row in run.rows))
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _evidence(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _limits(nodes: Path, record: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _limits(nodes: Path, record: dict[str, Any]) -> dict[str, float]:
     """The limits of a judge node's criteria: the parameters of the judge and the thresholds that its parent calibrated."""
     judge = record["depends"].get("judge")
     if not isinstance(judge, list) or not judge:
@@ -220,7 +225,7 @@ def _limits(nodes: Path, record: dict[str, Any]) -> dict[str, dict[str, float]]:
         path = nodes / parent / THRESHOLDS
         thresholds = read_json(path) if path_exists(path) else {}
         values |= thresholds if isinstance(thresholds, dict) else {}
-    return {str(judge[0]): {name: float(value) for name, value in values.items() if isinstance(value, int | float)}}
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -180,22 +180,35 @@ class StudyContext:
         )
 
     def check_samples(self, attack: str, budget: Budget) -> None:
-        """Check, before anything runs, that there are as many attacker prompts and harmless samples as an attack draws.
+        """As the function :func:`check_samples`, with the study's threat and harmless samples."""
+        # Without the Hub none are read for a plan.
+        check_samples(attack, budget, self.threat, self.study.retain, len(self.retain) if self.retain else None)
 
-        Raises:
-            UserError: there are fewer.
-        """
-        prompts = len(self.threat.part("attacker"))
-        if budget.shots > prompts:
-            raise UserError(
-                f"The attack {attack} needs {budget.shots} shots; the attacker part of {self.study.threat} has {prompts} "
-                "prompts: lower the number, or name a threat with more."
-            )
-        if self.retain and budget.benign > len(self.retain):  # none were read for a plan without the Hub
-            raise UserError(
-                f"The attack {attack} needs {budget.benign} harmless samples; {self.study.retain} has {len(self.retain)}: lower "
-                "the number, or name a `retain` source with more."
-            )
+
+def check_samples(attack: str, budget: Budget, threat: Threat, retain: str, harmless: int | None) -> None:
+    """Check, before anything runs, that there are as many attacker prompts and harmless samples as an attack draws.
+
+    Args:
+        attack: its name.
+        budget: of the attack.
+        threat: whose attacker part it draws from.
+        retain: name of the source of harmless samples.
+        harmless: their number; None if it is not known.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    prompts = len(threat.part("attacker"))
+    if budget.shots > prompts:
+        raise UserError(
+            f"The attack {attack} needs {budget.shots} shots; the attacker part of {threat.source} has {prompts} prompts: lower "
+            "the number, or name a threat with more."
+        )
+    if harmless is not None and budget.benign > harmless:
+        raise UserError(
+            f"The attack {attack} needs {budget.benign} harmless samples; {retain} has {harmless}: lower the number, or name a "
+            "`retain` source with more."
+        )
 
 
 def check_prompts(study: Study, threat: Threat) -> None:

@@ -200,7 +200,11 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
 
 
 def damage_of(folder: Path) -> str:
-    """What is wrong with the files of a node's folder, in words; "" if node.json is complete and each has its checksum there."""
+    """What is wrong with the files of a node's folder, in words; "" if node.json is complete and each has its checksum there.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     try:
         record = read_json(folder / NODE)
         checksums = record["files"]
@@ -212,8 +216,13 @@ def damage_of(folder: Path) -> str:
                 return f"{folder / name} is missing"
             if sha256_of(folder / name) != checksum:
                 return f"{folder / name} has changed since it was written"
-    except (UserError, OSError, KeyError, TypeError, AttributeError, ValueError):
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):
         return f"{folder / NODE} is damaged"
+    except OSError as error:  # of the disk or the network: the files may be as they were
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}). Nothing was removed: repeat the command "
+            "once it can be read."
+        ) from error
     return ""
 
 

@@ -40,7 +40,7 @@ from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.samples import sample_answers
 from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
-from tamperfuse.study.run_folder import check_run_folder
+from tamperfuse.study.run_folder import STUDY, check_run_folder, set_aside_results
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
@@ -168,8 +168,9 @@ def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
     check_run_folder(out, study)
     clear_staging(out / "nodes")
     log_left_over(out, {node.key for node in plan.nodes})
-    write_text(out / "study.yaml", study.to_yaml())
     started = _first_start(out, now)
+    set_aside_results(out, study)
+    write_text(out / STUDY, study.to_yaml())
     write_plan(out, plan.model_copy(update={"started": started}))
     return started
 

@@ -1,5 +1,7 @@
 """Whether a run may go on in a folder: whatever else is in it, a run replaces the results."""
 
+import logging
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,9 +10,17 @@ from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import RESULTS, different_columns
+from tamperfuse.records.run import RUN, SAMPLES
+from tamperfuse.records.searches import SEARCHES
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.spec import Study
 
+log = logging.getLogger("tamperfuse")
+
+STUDY = "study.yaml"
+EARLIER = "earlier"
+# The summary first: without it there is no finished run.
+_RESULT_FILES = (summary.SUMMARY, STUDY, RESULTS, SAMPLES, RUN, SEARCHES, "report.html", "report.json")
 _SCHEMAS = {plan.PLAN: plan.SCHEMA, summary.SUMMARY: summary.SCHEMA}
 
 
@@ -25,13 +35,32 @@ def check_run_folder(out: Path, study: Study) -> None:
         UserError: the folder holds a study of another model or threat, or files of another version of tamperfuse, which the run
             would replace.
     """
-    _check_same(out / "study.yaml", study)
+    _check_same(out / STUDY, study)
     for name, schema in _SCHEMAS.items():
         stated = _stated_schema(out / name)
         if stated not in (None, schema):
             raise _of_another_version(out / name, f"has schema {stated}, and this version writes schema {schema}")
     if difference := different_columns(out):
         raise _of_another_version(out / RESULTS, f"has other columns than this version writes ({difference})")
+
+
+def set_aside_results(out: Path, study: Study) -> None:
+    """Move the results of another study into the subfolder `earlier`, replacing what is there, before a run begins.
+
+    Otherwise the gate and the report would read them as results of the study that has begun. Nodes stay where they are.
+    """
+    path = out / STUDY
+    if not path_exists(path) or not path_exists(out / summary.SUMMARY):
+        return
+    if path.read_text(encoding="utf-8") == study.to_yaml():
+        return
+    earlier = out / EARLIER
+    shutil.rmtree(earlier, ignore_errors=True)
+    earlier.mkdir()
+    for name in _RESULT_FILES:
+        with suppress(FileNotFoundError):
+            (out / name).rename(earlier / name)
+    log.info("%s held the results of another study, which are in %s now.", out, earlier)
 
 
 def _check_same(path: Path, study: Study) -> None:

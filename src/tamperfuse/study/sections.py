@@ -10,14 +10,14 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.capability import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.records.errors import UserError, shown
-from tamperfuse.records.registry import Component
+from tamperfuse.records.registry import Component, Strict
 from tamperfuse.study.search.space import Search, parse_search
 
 DEFAULT_JUDGE = "builtin"
 RESPONSE_TOKENS = 48  # longest response that is generated, judged and trained on, unless a study sets another
 
 
-class PairsSpec(BaseModel):
+class PairsSpec(Strict):
     """How SDD pairs are drawn.
 
     Attributes:
@@ -42,8 +42,12 @@ class PairsSpec(BaseModel):
     @field_validator("responses")
     @classmethod
     def _expand_home(cls, responses: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(responses, str):
+        if isinstance(responses, str) and responses.strip():
             return os.path.expanduser(responses)
+        if isinstance(responses, str):
+            responses = (responses,)
+        if not all(source.strip() for source in responses):
+            raise ValueError("a source is empty")
         return tuple(dict.fromkeys(map(os.path.expanduser, responses)))
 
     @property
@@ -52,7 +56,7 @@ class PairsSpec(BaseModel):
         return (self.responses,) if isinstance(self.responses, str) else self.responses
 
 
-class BenignSpec(BaseModel):
+class BenignSpec(Strict):
     """Which benign samples a defense trains on to keep the model's behaviour; the model's own answers are used in any case.
 
     Attributes:
@@ -75,7 +79,7 @@ class BenignSpec(BaseModel):
         return tuple(dict.fromkeys(os.path.expanduser(source) for source in sources))
 
 
-class Evaluate(BaseModel):
+class Evaluate(Strict):
     """What is measured, and at which steps of an attack.
 
     Attributes:
@@ -109,6 +113,8 @@ class Evaluate(BaseModel):
     @field_validator("capability")
     @classmethod
     def _expand_home(cls, tasks: tuple[str | CapabilityTask, ...]) -> tuple[str | CapabilityTask, ...]:
+        if len(set(tasks)) < len(tasks):
+            raise ValueError("a task is named twice")
         return tuple(
             os.path.expanduser(task)
             if isinstance(task, str)
@@ -214,7 +220,7 @@ def parse_judges(values: Any, first: JudgeSpec) -> dict[str, JudgeSpec]:
         UserError: as :func:`parse_judge`, or one has the name of the judge that decides.
     """
     judges = {}
-    for name, spec in as_mapping(values, "`judges`").items():
+    for name, spec in named(values, "`judges`").items():
         if name == first.judge:
             raise UserError(f"judges: {name} is the name of the judge that decides: choose another name, or remove it.")
         mapping = spec if isinstance(spec, JudgeSpec | str) else as_mapping(spec, f"judge {name}")
@@ -230,9 +236,27 @@ def as_mapping(value: Any, where: str) -> dict[str, Any]:
     """
     if value is None:
         return {}
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, dict):
         raise UserError(f"{where} is {shown(repr(value))}: it must be a mapping, as in {{name: value}}.")
+    for name in value:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {shown(repr(name))} is no name: put quotation marks around it.")
     return dict(value)
+
+
+def named(value: Any, where: str) -> dict[str, Any]:
+    """As :func:`as_mapping`, of names that a user chose for defenses, attacks or judges.
+
+    Raises:
+        UserError: as there, or a name is empty or has characters that results cannot hold; `#` separates the trials of a search.
+    """
+    mapping = as_mapping(value, where)
+    for name in mapping:
+        if not name.strip() or not name.isprintable() or "#" in name:
+            raise UserError(
+                f"{where}: {shown(repr(name))} cannot be a name: use letters, digits, spaces and -_. instead."
+            )
+    return mapping
 
 
 def _name(spec: dict[str, Any], key: str, default: str, where: str) -> str:

@@ -19,14 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import LARGEST_SEED, UserError, shown, unknown_name
-from tamperfuse.records.registry import Registry
+from tamperfuse.records.registry import Registry, Strict
 from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 from tamperfuse.study.sections import (
@@ -40,6 +40,7 @@ from tamperfuse.study.sections import (
     as_mapping,
     expand_attack,
     expand_defense,
+    named,
     parse_judge,
     parse_judges,
     stated_parameters,
@@ -49,7 +50,7 @@ from tamperfuse.study.sections import (
 LARGEST_STUDY = 10_000  # models that a study measures
 
 
-class Study(BaseModel):
+class Study(Strict):
     """A study.
 
     Attributes:
@@ -91,9 +92,10 @@ class Study(BaseModel):
         """The file's short form: parameters beside `defense`, `on` and `attack`."""
         if not isinstance(values, dict):
             raise ValueError("a study is a mapping")
-        values = dict(values)
-        defenses = {UNDEFENDED: {}, **as_mapping(values.get("defenses"), "`defenses`")}
-        attacks = as_mapping(values.get("attacks"), "`attacks`")
+        # A key without a value, as where all its lines are comments, stands for its default.
+        values = {key: value for key, value in values.items() if value is not None}
+        defenses = {UNDEFENDED: {}, **named(values.get("defenses"), "`defenses`")}
+        attacks = named(values.get("attacks"), "`attacks`")
         values["defenses"] = {
             name: expand_defense(name, as_mapping(spec, f"defense {name}")) for name, spec in defenses.items()
         }
@@ -236,12 +238,21 @@ def parse_study(values: Any, where: str) -> Study:
         return Study.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            raise _unknown_key(first["loc"], where) from error
         place, value = ".".join(str(part) for part in first["loc"]), first["input"]
         cause = "" if isinstance(value, dict) else f" is {shown(repr(value))}"
         reason = shown(first["msg"].removeprefix("Value error, "))
         raise UserError(
             f"{where}: {shown(place or 'the study')}{cause}, which cannot be used ({reason}): correct it there."
         ) from error
+
+
+def _unknown_key(place: Sequence[str | int], where: str) -> UserError:
+    """The error for a key that a section of a study does not have."""
+    section, key = str(place[0]), str(place[-1])
+    fields = getattr(Study.model_fields[section].annotation, "model_fields", {})
+    return unknown_name(f"key of `{section}` ({where})", key, fields)
 
 
 def _short_form(registry: Registry[Any, Any], spec: dict[str, Any], beside: str = "") -> dict[str, Any]:

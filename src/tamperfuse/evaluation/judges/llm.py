@@ -13,9 +13,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
 from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url, check_usable
@@ -64,6 +64,15 @@ class LlmParameters(Parameters):
     attempts: int = Field(3, ge=1, le=10)
     tolerated: float = Field(0.05, ge=0, le=1)
     options: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0, "max_tokens": 300})
+
+    @model_validator(mode="after")
+    def _within_the_scores(self) -> Self:
+        low, high = RUBRICS[self.rubric].scores
+        if not low < self.threshold <= high:
+            raise ValueError(
+                f"threshold {self.threshold:g} is not above {low:g} and at most {high:g}, the scores of {self.rubric}"
+            )
+        return self
 
     @field_validator("base_url")
     @classmethod
