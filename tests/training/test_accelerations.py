@@ -11,6 +11,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.training import accelerations
 from tamperfuse.training.accelerations import Acceleration, Machine, MemoryEstimate, choose
 from tamperfuse.training.adapters import lora_adapter
+from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import SupervisedObjective
 
@@ -56,6 +57,19 @@ def test_an_adapter_needs_less(tiny: LoadedModel) -> None:
 def test_in_float32_the_weights_are_their_masters(tiny: LoadedModel) -> None:
     need = MemoryEstimate.of(tiny.model, tiny, torch.float32)
     assert need.total(False, moments=8) - need.activations == (4 + 4 + 8) * tiny.model.num_parameters()
+
+
+def test_what_the_objective_holds_is_part_of_the_estimate(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, trap = (MemoryEstimate.of(tiny.model, tiny, torch.float32, copies).total(False, 8) for copies in (4, 9))
+    assert trap - plain == 5 * 4 * tiny.model.num_parameters()
+    machine = replace(Machine.of(torch.device("cpu")), memory=round((plain + trap) / 2 / 0.9))
+    monkeypatch.setattr(Machine, "of", lambda device: machine)
+    for copies, checkpointing in ((4, False), (9, True)):
+        with (
+            resumable(None, memory_copies=copies),
+            accelerations.accelerated(tiny.model, tiny, ADAMW, torch.float32) as chosen,
+        ):
+            assert chosen.checkpointing == checkpointing
 
 
 def test_frozen_weights_are_there_twice(tiny: LoadedModel) -> None:

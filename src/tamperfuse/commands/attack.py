@@ -84,7 +84,7 @@ def attack_model(
     check_fresh(out)
     check_encoder(encoder)
     work = work_of(component, parameters, seed)
-    with resumable_beside(out, report_to, work) as unfinished, output_folder(out) as staging:
+    with resumable_beside(out, report_to, work, budget) as unfinished, output_folder(out) as staging:
         sharded = in_shards(budget)
         loaded = load_model(model, chat_template=template, sharded=sharded)
         origin = reference_name(loaded, reference)

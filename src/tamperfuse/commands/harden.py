@@ -87,8 +87,9 @@ def harden_model(
     data, parameters = prepare_data(
         origin_of(model), component, parameters, threat, benign, seed, pairs=matched, chat_template=template
     )
-    with resumable_beside(out, report_to, work_of(component, parameters, seed)), output_folder(out) as staging:
-        loaded = load_model(model, chat_template=template, sharded=in_shards(component.traits.budget(parameters)))
+    work, budget = work_of(component, parameters, seed), component.traits.budget(parameters)
+    with resumable_beside(out, report_to, work, budget), output_folder(out) as staging:
+        loaded = load_model(model, chat_template=template, sharded=in_shards(budget))
         notes = apply_defense(loaded, component, parameters, data, seed)
         provenance = Provenance(
             origin=loaded.origin,

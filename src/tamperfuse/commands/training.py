@@ -37,7 +37,7 @@ def in_shards(budget: Budget) -> bool:
 
 
 @contextmanager
-def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any]) -> Iterator[Path]:
+def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any], budget: Budget) -> Iterator[Path]:
     """Keep the resume state of trainings in `OUT.unfinished`, which is removed when the block succeeds or a training diverges.
 
     Args:
@@ -45,9 +45,10 @@ def resumable_beside(out: Path, report_to: Sequence[str], work: Mapping[str, Any
         report_to: trackers that trainings report to; their files go to `OUT.logs`.
         work: what the result depends on beyond the trainings, as :func:`work_of` returns it. A resume state of other work is
             refused.
+        budget: of the training.
     """
     unfinished = beside(out, UNFINISHED)
-    with resumable(unfinished, report_to, beside(out, LOGS), work):
+    with resumable(unfinished, report_to, beside(out, LOGS), work, budget.memory_copies):
         try:
             yield unfinished
         except Diverged:  # it would diverge again, and lie in the way of the same work with other parameters

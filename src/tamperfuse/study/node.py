@@ -150,7 +150,8 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
     reset_peak_memory()
     start = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        with measure_work() as seconds, resumable(unfinished, report_to, run / "logs" / node.key) as fits:
+        block = resumable(unfinished, report_to, run / "logs" / node.key, memory_copies=node.budget.memory_copies)
+        with measure_work() as seconds, block as fits:
             try:
                 outcome = node.run(staging)
             except Diverged:  # it would diverge again

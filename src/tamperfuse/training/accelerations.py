@@ -24,6 +24,7 @@ from torch import nn
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.memory import machine_memory
+from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.parameters import Training
 from tamperfuse.training.rows import ROW_TOKENS
@@ -65,7 +66,8 @@ class MemoryEstimate:
         trained: number of trained parameters.
         activations: of one row, all layers.
         checkpointed: activations of one row with gradient checkpointing: those of one layer, and each layer's input.
-        training: bytes for each trained weight beside the moments: its gradient and, if it is another, its float32 master.
+        training: bytes for each trained weight beside the moments: its gradient, if it is another its float32 master, and
+            what the objective holds.
     """
 
     weights: int
@@ -75,7 +77,7 @@ class MemoryEstimate:
     training: int = MASTER + GRADIENT
 
     @classmethod
-    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype) -> "MemoryEstimate":
+    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype, copies: int = 4) -> "MemoryEstimate":
         """Estimate for a module whose trained weights require gradients.
 
         A layer stores about twelve vectors of the hidden size and five of the MLP's size per token.
@@ -84,6 +86,7 @@ class MemoryEstimate:
             module: the model, or an adapter around it.
             loaded: the model.
             dtype: to compute in.
+            copies: of the weights that the training holds, in float32: weights, gradients, moments, and those of its objective.
         """
         config = loaded.model.config.get_text_config()
         size = dtype.itemsize
@@ -97,7 +100,7 @@ class MemoryEstimate:
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             checkpointed=layer + layers * ROW_TOKENS * size * config.hidden_size,
-            training=size + master,
+            training=size + master + MASTER * (copies - 4),
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:
@@ -171,7 +174,7 @@ def accelerated(
         configured = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true"
         acceleration = Acceleration(checkpointing=configured and is_sharded(module))
     else:
-        estimate = MemoryEstimate.of(module, loaded, dtype)
+        estimate = MemoryEstimate.of(module, loaded, dtype, current_block().memory_copies)
         acceleration = choose(Machine.of(loaded.model.device), estimate, training)
     for reason in acceleration.reasons:
         log.info("      %s", reason)

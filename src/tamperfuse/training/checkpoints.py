@@ -44,6 +44,7 @@ class TrainingBlock:
     Attributes:
         folder: where their checkpoints are written; None for no checkpoints.
         work: what the block's result depends on, JSON-able; part of the identity of every training.
+        memory_copies: copies of the weights in float32 that a training holds, as in :class:`~tamperfuse.records.registry.Budget`.
         report_to: trackers that they report to.
         logs: log folder for trackers that write files.
         results: the results of the completed trainings, in order.
@@ -54,6 +55,7 @@ class TrainingBlock:
     report_to: Sequence[str] = ()
     logs: Path | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
+    memory_copies: int = 4
     results: list[FitResult] = field(default_factory=list)
     started: int = 0
 
@@ -67,6 +69,7 @@ def resumable(
     report_to: Sequence[str] = (),
     logs: Path | None = None,
     work: Mapping[str, Any] | None = None,
+    memory_copies: int = 4,
 ) -> Iterator[TrainingBlock]:
     """Within the block, every fit writes checkpoints to `folder` and resumes from the one it finds there.
 
@@ -77,8 +80,9 @@ def resumable(
         logs: log folder for trackers that write files.
         work: what the block's result depends on beyond its trainings, JSON-able, such as the parameters of a defense. A
             checkpoint of other work is refused.
+        memory_copies: copies of the weights in float32 that a training holds, by which gradient checkpointing is chosen.
     """
-    block = TrainingBlock(folder, report_to, logs, work or {})
+    block = TrainingBlock(folder, report_to, logs, work or {}, memory_copies)
     token = _current.set(block)
     try:
         yield block
