@@ -147,8 +147,10 @@ def test_training_ends_once_the_price_stays_above_what_is_allowed(tiny_folder: P
 
 def check_of(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[TrapCheck, list[float]]:
     prices: list[float] = []
-    monkeypatch.setattr("tamperfuse.defenses.fuse.mean_divergence", lambda *_: prices.pop(0))
-    return TrapCheck(loaded, data_of(loaded), TrapObjective(), FuseParameters(**values), []), prices
+    data = data_of(loaded)
+    tokens = sum(teacher.sample.response_tokens for teacher in data.held_back)
+    monkeypatch.setattr("tamperfuse.training.distillation.divergence", lambda *_, label: [prices.pop(0) * tokens])
+    return TrapCheck(loaded, data, TrapObjective(), FuseParameters(**values), []), prices
 
 
 def test_the_trap_fades_as_the_price_nears_the_budget(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,12 +41,12 @@ def quantize_weights(loaded: LoadedModel, data: AttackData, parameters: Quantize
     data.run_hook(0)
     inner = {id(weight) for weight in layer_matrices(loaded.model)}
     weights = {name: weight for name, weight in loaded.model.named_parameters() if weight.ndim >= 2}
-    in_layers = {name for name, weight in weights.items() if id(weight) in inner}
     with torch.no_grad():
         for name, weight in outputs_first(loaded.model, weights).items():
+            in_layer = id(weights[name]) in inner
             if parameters.format not in LEVELS:
-                weight.copy_(through_gguf(weight, parameters.format if name in in_layers else "Q8_0"))
-            elif name in in_layers:
+                weight.copy_(through_gguf(weight, parameters.format if in_layer else "Q8_0"))
+            elif in_layer:
                 weight.copy_(rounded(weight, LEVELS[parameters.format], parameters.group))
     data.run_hook(1)
     return AttackResult()

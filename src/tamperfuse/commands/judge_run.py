@@ -17,7 +17,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, locked, write_text
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import read_results, write_results
-from tamperfuse.records.run import NodeRun, read_run, write_run
+from tamperfuse.records.run import STUDY, NodeRun, read_run, write_run
 from tamperfuse.records.summary import Summary, read_summary, write_summary
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.further_judges import RESPONSES, SCORES, judge_nodes, response_folders, verdict_node
@@ -33,8 +33,6 @@ from tamperfuse.study.spec import Study, load_study
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow, read_rows
 
 log = logging.getLogger("tamperfuse")
-
-STUDY = "study.yaml"
 
 
 @dataclass(frozen=True)

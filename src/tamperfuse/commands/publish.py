@@ -12,7 +12,7 @@ from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance, read_provenance
-from tamperfuse.records.run import read_run
+from tamperfuse.records.run import STUDY, read_run
 from tamperfuse.records.run_files import read_run_file
 from tamperfuse.records.summary import read_summary
 from tamperfuse.report.card import card_sections
@@ -63,7 +63,7 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
             another defense; the model before hardening does not exist any more. Nothing is written then.
     """
     check_fresh(out)
-    summary, study = read_summary(run), load_study(run / "study.yaml")
+    summary, study = read_summary(run), load_study(run / STUDY)
     if defense not in summary.defenses or defense not in study.defenses:
         raise unknown_name("defense of this run", defense, summary.defenses)
     seed = study.seeds[0] if seed is None else seed

@@ -22,7 +22,6 @@ from tamperfuse.defenses import anchored
 from tamperfuse.defenses.base import DefenseData, DefenseResult, PromptResponse, Rates, defense
 from tamperfuse.defenses.sdd import PAPER_SIZE, sample_of
 from tamperfuse.models.chat import Sample
-from tamperfuse.models.finite import diverged
 from tamperfuse.models.layers import layer_matrices
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import is_sharded
@@ -30,7 +29,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
 from tamperfuse.training.attackers import AttackerSettings, Kind, shortest
 from tamperfuse.training.benign_tuning import tuned_nll
-from tamperfuse.training.distillation import AnchoredObjective, mean_divergence
+from tamperfuse.training.distillation import AnchoredObjective, price_of
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
@@ -305,9 +304,7 @@ class TrapCheck:
 
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
-        price = mean_divergence(self.loaded, self.data.held_back)
-        if not math.isfinite(price):
-            raise diverged("the defense", step, f"its price is {price}")
+        price = price_of(self.loaded, self.data.held_back, step)
         allowed = self.parameters.strength * self.parameters.price
         self.objective.scale = self.parameters.strength * max(0.0, 1.0 - price / allowed)
         record = {"step": step, "price": price, "scale": self.objective.scale, **self._losses()}

@@ -1,19 +1,17 @@
 """Early stopping of a defense: once its own prompts are no longer executed, or when the price exceeds what is allowed."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tamperfuse.defenses.base import DefenseData
-from tamperfuse.models.finite import diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash, read_json, write_json
 from tamperfuse.records.process import is_main
-from tamperfuse.training.distillation import mean_divergence
+from tamperfuse.training.distillation import price_of
 
 log = logging.getLogger("tamperfuse")
 
@@ -76,9 +74,7 @@ class Stopping:
     def __call__(self, step: int) -> bool:
         """Measure the model after a step; returns whether the training ends."""
         executed = self.data.executed(self.loaded) if self.data.executed else None
-        price = mean_divergence(self.loaded, self.data.held_back)
-        if not math.isfinite(price):
-            raise diverged("the defense", step, f"its price is {price}")
+        price = price_of(self.loaded, self.data.held_back, step)
         # A resumed training may repeat steps.
         self.checks = [check for check in self.checks if check.step < step] + [TrainingCheck(step, executed, price)]
         if self.folder and is_main():

@@ -19,16 +19,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tamperfuse.records.errors import UserError, shown, unknown_name
 
+PLAIN_COPIES = 4  # of the weights that a training holds: weights, gradients and AdamW's two moments, in float32
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def _takes_numbers_only(annotation: Any) -> bool:
     """Whether a type holds numbers, at any depth, and no booleans."""
-    parts = [annotation, *get_args(annotation)]
-    return bool not in parts and any(
-        part in (int, float) or (part is not annotation and _takes_numbers_only(part)) for part in parts
-    )
+    parts = get_args(annotation)
+    return annotation in (int, float) or (bool not in parts and any(map(_takes_numbers_only, parts)))
 
 
 class Strict(BaseModel):
@@ -71,7 +71,7 @@ class Budget:
     steps: int = 0
     batch: int = 0
     shots: int = 0
-    memory_copies: int = 4
+    memory_copies: int = PLAIN_COPIES
     resume_copies: int = 3
     benign: int = 0
 

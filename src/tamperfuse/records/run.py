@@ -10,6 +10,8 @@ from tamperfuse.records.run_files import read_run_file
 
 RUN = "run.json"
 SAMPLES = "samples.json"
+# Other files of a run, which several packages name: the study, the page of the report and its figures.
+STUDY, PAGE, FIGURES = "study.yaml", "report.html", "report.json"
 
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import write_text
 from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.run import STUDY
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
@@ -18,7 +19,7 @@ from tamperfuse.report.figures import all_figures
 from tamperfuse.report.formatting import MISSING, label, visible
 from tamperfuse.report.heatmap import GROUPS, HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
 from tamperfuse.report.html import render_page
-from tamperfuse.report.inputs import STUDY, Run, read_folder
+from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.page import FOLDED, write_report
 from tamperfuse.report.tables import EMPTY, Kind, Section, TableRow, measure_cell
 

@@ -9,13 +9,11 @@ import yaml
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.reading import path_exists, read_text
 from tamperfuse.records.results import UNDEFENDED, read_results
-from tamperfuse.records.run import RunRecord, Samples, read_run, read_samples
+from tamperfuse.records.run import STUDY, RunRecord, Samples, read_run, read_samples
 from tamperfuse.records.searches import SearchResult, read_searches
 from tamperfuse.records.summary import Summary, read_summary
 from tamperfuse.records.yaml import parse_yaml
 from tamperfuse.report.trap_log import TrapLog, read_trap_logs
-
-STUDY = "study.yaml"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tamperfuse.records.files import write_json, write_text
 from tamperfuse.records.results import UNDEFENDED
+from tamperfuse.records.run import FIGURES, PAGE
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.attack_phrases import attack_phrases
 from tamperfuse.report.browser import browser_data
@@ -20,7 +21,6 @@ from tamperfuse.report.prompt_kinds import Breakdown, breakdown, prompt_kinds
 from tamperfuse.report.responses import RunAnswers, read_answers
 from tamperfuse.report.tables import table
 
-PAGE, FIGURES = "report.html", "report.json"
 #: Figures with a panel for each attack, which are folded.
 FOLDED = ("harm", "controls")
 SHORT_TITLES = {

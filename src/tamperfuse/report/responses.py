@@ -136,8 +136,8 @@ def read_answers(folder: Path, run: Run) -> RunAnswers:
             table = nodes / judging / inside / SCORES
             rows = _rows(table) if path_exists(table) else []
             scores += rows
-            if rows and judging != key:
-                limits.setdefault(rows[0]["judge"], _limits(nodes, records[judging]))
+            if rows and judging != key and rows[0]["judge"] not in limits:
+                limits[rows[0]["judge"]] = _limits(nodes, records[judging])
         state = ModelState(defense, attack, 0, seed, _token_limit(records[key]))
         answers += _of_node(nodes / key / inside, state, scores, run)
     if not answers:

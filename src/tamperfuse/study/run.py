@@ -19,7 +19,7 @@ from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
 from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import write_results
-from tamperfuse.records.run import NodeRun, RunRecord, read_run, write_run, write_samples
+from tamperfuse.records.run import STUDY, NodeRun, RunRecord, read_run, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.study import cluster
@@ -40,7 +40,7 @@ from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.samples import sample_answers
 from tamperfuse.study.results.searches import summarize_searches
 from tamperfuse.study.results.summary import summarize
-from tamperfuse.study.run_folder import STUDY, check_run_folder, set_aside_results
+from tamperfuse.study.run_folder import check_run_folder, set_aside_results
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch

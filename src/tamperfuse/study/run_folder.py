@@ -10,17 +10,16 @@ from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import RESULTS, different_columns
-from tamperfuse.records.run import RUN, SAMPLES
+from tamperfuse.records.run import FIGURES, PAGE, RUN, SAMPLES, STUDY
 from tamperfuse.records.searches import SEARCHES
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.spec import Study
 
 log = logging.getLogger("tamperfuse")
 
-STUDY = "study.yaml"
 EARLIER = "earlier"
 # The summary first: without it there is no finished run.
-_RESULT_FILES = (summary.SUMMARY, STUDY, RESULTS, SAMPLES, RUN, SEARCHES, "report.html", "report.json")
+_RESULT_FILES = (summary.SUMMARY, STUDY, RESULTS, SAMPLES, RUN, SEARCHES, PAGE, FIGURES)
 _SCHEMAS = {plan.PLAN: plan.SCHEMA, summary.SUMMARY: summary.SCHEMA}
 
 

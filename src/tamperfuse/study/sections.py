@@ -17,6 +17,13 @@ DEFAULT_JUDGE = "builtin"
 RESPONSE_TOKENS = 48  # longest response that is generated, judged and trained on, unless a study sets another
 
 
+def _expanded(sources: tuple[str, ...]) -> tuple[str, ...]:
+    """Sources, each once, with the home folder in place of `~`."""
+    if not all(source.strip() for source in sources):
+        raise ValueError("a source is empty")
+    return tuple(dict.fromkeys(map(os.path.expanduser, sources)))
+
+
 class PairsSpec(Strict):
     """How SDD pairs are drawn.
 
@@ -42,13 +49,9 @@ class PairsSpec(Strict):
     @field_validator("responses")
     @classmethod
     def _expand_home(cls, responses: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(responses, str) and responses.strip():
-            return os.path.expanduser(responses)
         if isinstance(responses, str):
-            responses = (responses,)
-        if not all(source.strip() for source in responses):
-            raise ValueError("a source is empty")
-        return tuple(dict.fromkeys(map(os.path.expanduser, responses)))
+            return _expanded((responses,))[0]
+        return _expanded(responses)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -74,9 +77,7 @@ class BenignSpec(Strict):
     @field_validator("sources")
     @classmethod
     def _expand_home(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(source.strip() for source in sources):
-            raise ValueError("a source is empty")
-        return tuple(dict.fromkeys(os.path.expanduser(source) for source in sources))
+        return _expanded(sources)
 
 
 class Evaluate(Strict):

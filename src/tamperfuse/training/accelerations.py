@@ -24,6 +24,7 @@ from torch import nn
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.memory import machine_memory
+from tamperfuse.records.registry import PLAIN_COPIES
 from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.distributed import sharding
 from tamperfuse.training.parameters import Training
@@ -77,7 +78,9 @@ class MemoryEstimate:
     training: int = MASTER + GRADIENT
 
     @classmethod
-    def of(cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype, copies: int = 4) -> "MemoryEstimate":
+    def of(
+        cls, module: nn.Module, loaded: LoadedModel, dtype: torch.dtype, copies: int = PLAIN_COPIES
+    ) -> "MemoryEstimate":
         """Estimate for a module whose trained weights require gradients.
 
         A layer stores about twelve vectors of the hidden size and five of the MLP's size per token.
@@ -100,7 +103,7 @@ class MemoryEstimate:
             trained=sum(p.numel() for p in module.parameters() if p.requires_grad),
             activations=layers * layer,
             checkpointed=layer + layers * ROW_TOKENS * size * config.hidden_size,
-            training=size + master + MASTER * (copies - 4),
+            training=size + master + MASTER * (copies - PLAIN_COPIES),
         )
 
     def total(self, checkpointing: bool, moments: int) -> int:

@@ -30,6 +30,7 @@ from tamperfuse.models.sharded import gather_objects, is_sharded, local_shard
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging, content_hash, read_json, sha256_of, staged, write_json
 from tamperfuse.records.process import is_main
+from tamperfuse.records.registry import PLAIN_COPIES
 from tamperfuse.training.parameters import Trainable
 from tamperfuse.training.result import FitResult
 
@@ -55,7 +56,7 @@ class TrainingBlock:
     report_to: Sequence[str] = ()
     logs: Path | None = None
     work: Mapping[str, Any] = field(default_factory=dict)
-    memory_copies: int = 4
+    memory_copies: int = PLAIN_COPIES
     results: list[FitResult] = field(default_factory=list)
     started: int = 0
 
@@ -69,7 +70,7 @@ def resumable(
     report_to: Sequence[str] = (),
     logs: Path | None = None,
     work: Mapping[str, Any] | None = None,
-    memory_copies: int = 4,
+    memory_copies: int = PLAIN_COPIES,
 ) -> Iterator[TrainingBlock]:
     """Within the block, every fit writes checkpoints to `folder` and resumes from the one it finds there.
 

@@ -8,6 +8,7 @@ during training (Hinton et al., 2015, arXiv 1503.02531; top-k truncation as in P
     unit of a batch = one or more supervised samples (cross-entropy) + some distillation samples (KL to the teacher)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.finite import diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
@@ -205,11 +207,20 @@ def anchored(learn: Sequence[Sample], keep: Sequence[TeacherSample], benign: int
     ]
 
 
-def mean_divergence(loaded: LoadedModel, teacher: Sequence[TeacherSample]) -> float:
-    """KL(teacher ‖ model) in nats a response token: the price of a defense, the same on every process; 0 without samples."""
+def price_of(loaded: LoadedModel, teacher: Sequence[TeacherSample], step: int) -> float:
+    """The price of a defense after a step: KL(teacher ‖ model), in nats a response token; 0 without samples.
+
+    The same number on every process.
+
+    Raises:
+        Diverged: it is NaN or infinite.
+    """
     tokens = sum(sample.sample.response_tokens for sample in teacher)
     price = sum(divergence(loaded, teacher, label="price")) / max(tokens, 1)
-    return float(gather_objects(price)[0])
+    price = float(gather_objects(price)[0])
+    if not math.isfinite(price):
+        raise diverged("the defense", step, f"its price is {price}")
+    return price
 
 
 @dataclass
