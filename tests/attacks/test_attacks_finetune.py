@@ -14,6 +14,7 @@ from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
 from tamperfuse.corpora.tasks import TASKS, benign_task
 from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
+from tamperfuse.models.finite import Diverged, diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 
@@ -186,3 +187,19 @@ def test_bad_input_is_a_user_error_and_changes_nothing(attacked, name: str, sett
     with pytest.raises(UserError, match=words):
         attacked.run(name, at_steps=(), **settings)
     assert attacked.changed() == set()
+
+
+def test_a_repair_that_diverges_says_at_which_of_all_steps(attacked, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tamperfuse.attacks import base
+
+    plain = base.fit
+
+    def second_fails(loaded: LoadedModel, samples: Any, training: Any, **rest: Any) -> Any:
+        if rest["label"].startswith("benign"):
+            raise diverged("benign fine-tuning", 2, "its loss is nan")
+        return plain(loaded, samples, training, **rest)
+
+    monkeypatch.setattr(base, "fit", second_fails)
+    with pytest.raises(Diverged) as caught:
+        attacked.run("repair_finetune", steps=5, batch=2, shots=3, samples=3, order="after", repair=0.4)
+    assert caught.value.step == 3 + 2

@@ -45,3 +45,8 @@ def test_own_sources_are_kept_apart_from_the_threats_prompts(threat_file: Path, 
     file.write_text(json.dumps({"prompt": rows[0][0], "response": rows[0][1]}))
     with pytest.raises(UserError, match="cannot be used for `benign`, because all 1 rows of it belong to"):
         read(str(file), threat)
+
+
+def test_labelled_responses_to_the_threat_are_no_benign_source() -> None:
+    with pytest.raises(UserError, match="all 328 rows of it belong to builtin:cooking"):
+        read("builtin:labelled", load_threat("builtin:cooking"))

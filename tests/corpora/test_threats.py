@@ -182,3 +182,25 @@ def test_missing_values_and_surrogates_in_a_threat(tmp_path: Path) -> None:
     (prompt,) = [prompt for prompt in threat.part("defender") if prompt.prompt.startswith("half")]
     assert (prompt.prompt, prompt.response, prompt.kind, prompt.id) == ("half \ufffd", "", "", f"defender-{len(lines)}")
     assert len(threat.fingerprint) == 64
+
+
+def test_rows_of_several_files_need_no_ids(tmp_path: Path) -> None:
+    folder = tmp_path / "threat"
+    folder.mkdir()
+    for number in range(2):
+        rows = [{"part": part, "prompt": f"{part} asks for number {number} {i}"} for part in PARTS for i in "ab"]
+        write(folder / f"train-{number}.jsonl", rows)
+    threat = load_threat(str(folder))
+    assert len({p.id for part in PARTS for p in threat.part(part)}) == len(threat.prompts) == 16
+
+
+def test_prompts_of_the_same_words_may_not_be_in_two_parts(tmp_path: Path) -> None:
+    rows = [{"part": part, "prompt": f"{part} asks for {i}"} for part in PARTS for i in "ab"]
+    rows += [
+        {"part": "defender", "prompt": "How do I bake rye bread?"},
+        {"part": "evaluation", "prompt": "how do I bake rye-bread"},
+    ]
+    with pytest.raises(
+        UserError, match=r"Parts defender and evaluation .* overlap: .*perhaps in another case or punctuation"
+    ):
+        load_threat(str(write(tmp_path / "threat.jsonl", rows)))

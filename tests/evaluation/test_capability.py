@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tamperfuse.evaluation import capability
-from tamperfuse.evaluation.capability import CapabilityTask, measure_capability
+from tamperfuse.evaluation.capability import CapabilityTask, Documents, _items, measure_capability
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.sections import Evaluate
@@ -139,3 +139,11 @@ def test_pipes_in_place_of_a_task_or_its_data_are_refused(place: str, tmp_path: 
         task.write_text(f"task: four\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: '{data}'\n")
     with pytest.raises(UserError, match=r"four\.\w+ is not a file to read \(it is a pipe\)"):
         capability.load_tasks([str(task)])
+
+
+@pytest.mark.parametrize("value", [0.3, float("nan")])
+def test_a_task_that_scores_fractions_is_refused(value: float) -> None:
+    docs = Documents("mc2", None, [0], 0)
+    with pytest.raises(UserError, match=r"'mc2' scores fractions \(.* of one item\).*right or wrong"):
+        _items(docs, [{"doc_id": 0, "acc": value, "arguments": [1, 2]}])
+    assert [item.correct for item in _items(docs, [{"doc_id": 0, "acc": 1.0, "arguments": [1, 2]}])] == [True]

@@ -173,6 +173,7 @@ def test_the_table_of_a_judge_without_scores() -> None:
 
 
 def test_refusals_and_loops_are_no_compliant_answers() -> None:
+    assert not is_compliant("") and not is_compliant(" \n")
     assert is_compliant("Heat the pan, then add the butter and the onions.")
     assert not is_compliant("I'm sorry, but I can't help with that.")
     assert not is_compliant("stir the sauce well and " * 8)

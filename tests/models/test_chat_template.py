@@ -107,3 +107,30 @@ def test_a_template_that_loops_for_some_texts_only_is_stopped_when_it_meets_one(
     with pytest.raises(UserError, match=r"it takes more than 0\.2 s for one of the conversations"):
         usable.prompt("beans and peas")
     assert usable.prompt("beans") and signal.getsignal(signal.SIGVTALRM) is handler
+
+
+def test_a_template_that_prints_the_date_prints_the_same_one_every_day() -> None:
+    dated = chat("{{ strftime_now('%d %b %Y, %B %d, %Y-%m-%d') if strftime_now is defined }}|" + TEMPLATE)
+    text = str(dated.tokenizer.decode(dated.prompt("hello")))
+    assert text.startswith("26 Jul 2024, July 26, 2024-07-26|")
+
+
+def test_white_space_that_is_a_token_does_not_end_a_turn() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n<|end|>{% endfor %}"
+    one = Chat.of(tokenizer)
+    assert one.end == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert one.end not in one.response("first paragraph\n\nsecond")
+
+
+def test_a_sample_is_no_longer_than_its_limit() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} ;<|end|>{% endfor %}"
+    one = Chat.of(tokenizer)
+    assert one.format.closing
+    whole = one.sample("hi", "one two three", 100).response_tokens
+    for limit in range(1, whole + 2):
+        sample = one.sample("hi", "one two three", limit)
+        assert sample.response_tokens <= limit
+        assert (sample.tokens[-1] == one.end) == (limit >= whole)

@@ -22,9 +22,11 @@ from tamperfuse.models.load import (
     load_model,
     model_fingerprint,
     parameter_count,
+    read_config,
     resolve_model,
     save_model,
 )
+from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance, read_provenance
 
@@ -295,6 +297,24 @@ def test_an_adapter_that_does_not_fit_is_refused(
     edit_adapter(folder, **values)
     with pytest.raises(UserError, match=message):
         load_model(str(folder))
+
+
+def test_an_adapter_of_itself_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter", tokenizer=False)
+    edit_adapter(folder, base_model_name_or_path=str(folder))
+    for call in (load_model, model_fingerprint, stored_dtype, read_config):
+        with pytest.raises(UserError, match="which is itself a peft adapter: set base_model_name_or_path"):
+            call(str(folder))
+
+
+def test_a_special_token_that_no_text_has_needs_no_embedding(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    loaded = load_model(str(tmp_path / "model"))
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    assert max(loaded.chat.prompt("what is <image_soft_token>?")) < rows
 
 
 def test_adapter_weights_under_other_names_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

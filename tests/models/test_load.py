@@ -15,7 +15,7 @@ from tamperfuse.models import conversion
 from tamperfuse.models.bundled import Bundled
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, resolve_model, save_model
 from tamperfuse.records import cache
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance
@@ -209,3 +209,39 @@ def test_the_base_of_an_adapter_that_is_a_path_is_not_asked_of_the_hub(tmp_path:
         UserError, match=r"is a peft adapter of .models/base', which cannot be loaded .*usual name of a folder"
     ):
         load_model(str(tmp_path))
+
+
+def test_the_fingerprint_of_a_hub_model_changes_with_its_commit(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--acme--tiny"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    fingerprints = set()
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        fingerprints.add(model_fingerprint("acme/tiny"))
+    assert len(fingerprints) == 2
+
+
+def test_the_vocabulary_of_a_local_model_is_part_of_its_fingerprint(tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "merges.txt").write_text("a b")
+    assert model_fingerprint(str(tmp_path / "model")) != model_fingerprint(str(tiny_folder))
+
+
+def test_only_the_main_process_converts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAMPERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(conversion, "_convert", _slow_conversion)
+    monkeypatch.setattr(conversion, "WAIT", 0.0)
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    with monkeypatch.context() as second:
+        second.setenv("RANK", "1")
+        second.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UserError, match="The main process has not converted"):
+            conversion.convert_gguf(tmp_path / "m.gguf", "x")
+    folder = conversion.convert_gguf(tmp_path / "m.gguf", "x")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert conversion.convert_gguf(tmp_path / "m.gguf", "x") == folder

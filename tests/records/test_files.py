@@ -207,3 +207,32 @@ def test_a_parent_that_may_not_be_written(tmp_path: Path) -> None:
             os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
     assert names(tmp_path / "out") == {"sub", "result.json"}
+
+
+def test_an_interrupt_between_the_two_renames_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = tmp_path / "out", os.replace
+    out.mkdir()
+    (out / "result").write_text("old")
+
+    def interrupted(source: Path, destination: Path) -> None:
+        if destination == out and not str(source).endswith("-old"):
+            raise KeyboardInterrupt
+        rename(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tamperfuse.records.files.os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt), locked_output(out), staged(out, directory=True) as staging:
+            (staging / "result").write_text("new")
+    assert (out / "result").read_text() == "old" and names(tmp_path) == {"out"}
+
+
+def test_a_kill_between_the_two_renames_keeps_the_old_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for suffix in ("", "-old"):
+        (tmp_path / f".tmp-out-0123abcd{suffix}").mkdir()
+    (tmp_path / ".tmp-out-0123abcd-old" / "result").write_text("old")
+    with locked_output(out):
+        assert (out / "result").read_text() == "old"
+    assert names(tmp_path) == {"out"}

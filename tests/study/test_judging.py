@@ -245,3 +245,10 @@ def test_a_study_with_refusal_phrases_as_its_judge(study: Study, tmp_path: Path)
     assert rates["harmful_execution"] == 1 - rates["refusal_rate"]
     harmless = {row["task"]: row["n"] for row in read_results(tmp_path / "run") if row["part"] == "harmless"}
     assert harmless == {"harmless": 4, "harmless_near": 2}
+
+
+def test_the_screen_of_a_paid_judge_sends_no_request(threat_file: Path) -> None:
+    spec = {"judge": "llm", "model": "grader", "base_url": "http://127.0.0.1:9/v1"}
+    texts = ["I'm sorry, but I can't help with that.", "one two three"]
+    responses = [response("attacker_dev", "a", text) for text in texts]
+    assert judging(threat_file, spec).may_execute(responses, {}) == [True, True]

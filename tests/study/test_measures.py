@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from state_stand_ins import items, measurements, state
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import NOT_MEASURED
 from tamperfuse.study.results.attack_cost import attack_cost, attack_costs
-from tamperfuse.study.results.capability import CapabilityItems, capability_lost
+from tamperfuse.study.results.capability import CapabilityItems, capability_lost, guessed_tasks
 from tamperfuse.study.results.load import StudyMeasurements
+from tamperfuse.study.results.outcomes import harmful_execution
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.results.usable_harm import is_usable
@@ -263,3 +265,21 @@ def test_an_attack_that_diverged_on_the_undefended_model_does_not_count(plain: S
 def test_a_control_that_diverged_is_not_measured(plain: Study) -> None:
     sdd = summarize(diverged(plain, "sdd", "benign"), 0, 0).defenses["sdd"]
     assert sdd.harmful_execution.after_control == {"benign": NOT_MEASURED} and sdd.diverged == ["benign"]
+
+
+def test_the_worst_of_the_measured_attacks_is_no_diverged_one(plain: Study) -> None:
+    states = [state("sdd", name, (0, 0, 0)) for name in ("weak",)] + [state("sdd", "merge", (0,), has_steps=False)]
+    measured = replace(diverged(plain, "sdd", "full"), states=measurements(plain, *states).states)
+    measured = replace(measured, states=[s for s in measured.states if (s.defense, s.attack) != ("sdd", "full")])
+    assert harmful_execution(measured, "sdd").worst.value == 0.0
+
+
+def test_a_task_at_which_the_model_as_shipped_guesses_is_named() -> None:
+    guessed = [ItemRow(0, "hard", str(i), "", i == 0, 0.25) for i in range(4)]
+    shipped = [*guessed, *(ItemRow(0, "easy", str(i), "", i > 0, 0.5) for i in range(4))]
+    assert guessed_tasks(shipped) == (
+        "Capability is undefined, since the model as shipped is no better than guessing at the task 'hard' (25.0% of 4 items, "
+        "guessing 25.0%): leave it out, or raise `capability_items`.",
+    )
+    with pytest.raises(UserError, match="the model as shipped is no better than guessing at the task 'hard'"):
+        capability_lost(shipped, 0, shipped, shipped)

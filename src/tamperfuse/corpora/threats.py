@@ -15,7 +15,7 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import PARTS as PARTS
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.examples import Part as Part
-from tamperfuse.corpora.overlap import distinct
+from tamperfuse.corpora.overlap import distinct, plain
 from tamperfuse.corpora.schemas import is_missing, text
 from tamperfuse.corpora.sources import BUILTIN, clean_text, raw_rows, read_source
 from tamperfuse.models.encoder import TextEncoder, default_encoder
@@ -93,7 +93,7 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
         encoder: finds near-duplicates when a source is split; the default one if None.
 
     Raises:
-        UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts share a prompt.
+        UserError: the source is missing or damaged, a part has fewer than 2 prompts, or two parts have prompts of the same words.
     """
     if source.startswith(BUILTIN):
         rows = enumerate(builtin_rows(source.removeprefix(BUILTIN)), 1)
@@ -126,14 +126,14 @@ def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> T
     by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     part_of_text: dict[str, str] = {}
     ids: set[str] = set()
-    for where, number, row in rows:
-        prompt = _threat_prompt(where, number, row)
+    for count, (where, number, row) in enumerate(rows, 1):
+        prompt = _threat_prompt(where, number, row, count)
         part = cast(Part, row["part"])
-        key = " ".join(prompt.prompt.casefold().split())
+        key = plain(prompt.prompt)
         if part_of_text.setdefault(key, part) != part:
             raise UserError(
                 f"Parts {part_of_text[key]} and {part} of {source} overlap: both hold the prompt {prompt.prompt!r} (row {number} "
-                f"of {where}); keep it in one."
+                f"of {where}), perhaps in another case or punctuation; keep it in one."
             )
         if prompt.id in ids:
             raise UserError(
@@ -144,8 +144,14 @@ def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> T
     return _threat(source, by_part)
 
 
-def _threat_prompt(where: str, number: int, row: dict[str, Any]) -> ThreatPrompt:
+def _threat_prompt(where: str, number: int, row: dict[str, Any], count: int) -> ThreatPrompt:
     """The prompt of a row with a `part`.
+
+    Args:
+        where: name of its file.
+        number: of the row in that file.
+        row: its fields.
+        count: of the row in all files, which is in the id of a row without one.
 
     Raises:
         UserError: its part is unknown, its prompt is missing, or a field is not text.
@@ -163,7 +169,7 @@ def _threat_prompt(where: str, number: int, row: dict[str, Any]) -> ThreatPrompt
         )
     name = row.get("id")
     return ThreatPrompt(
-        id=clean_text(str(name)) if name and not is_missing(name) else f"{part}-{number}",
+        id=clean_text(str(name)) if name and not is_missing(name) else f"{part}-{count}",
         prompt=prompt,
         kind=kind,
         response=response,

@@ -323,6 +323,12 @@ def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
             raise UserError(
                 f"The task {docs.name!r} has no accuracy metric (acc, acc_norm, exact_match): choose one that has."
             )
+        accuracy = float(sample[metric])
+        if accuracy not in (0.0, 1.0):
+            raise UserError(
+                f"The task {docs.name!r} scores fractions ({accuracy:.3g} of one item), where capability counts items that are "
+                "right: choose a task whose items are right or wrong."
+            )
         choices = len(sample["arguments"])
         number = int(sample["doc_id"])
         items.append(
@@ -330,7 +336,7 @@ def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
                 task=docs.name,
                 item=docs.offset + number,
                 group=groups[number] if groups else "",
-                correct=bool(sample[metric]),
+                correct=accuracy == 1.0,
                 chance=1.0 / choices if metric != "exact_match" and choices > 1 else 0.0,
             )
         )

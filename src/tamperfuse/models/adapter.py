@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from tamperfuse.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_loading
+from tamperfuse.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_loading, is_adapter
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 
@@ -18,7 +18,7 @@ def base_of(folder: Path) -> str:
     """The name of the model that an adapter was trained on; a relative path may be relative to the adapter's folder.
 
     Raises:
-        UserError: the adapter does not name it.
+        UserError: the adapter does not name it, or names another adapter.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     name = config.get("base_model_name_or_path") if isinstance(config, dict) else None
@@ -27,7 +27,12 @@ def base_of(folder: Path) -> str:
             f"{folder / ADAPTER_CONFIG} does not name the model that the adapter was trained on: set base_model_name_or_path."
         )
     if not Path(name).is_absolute() and not Path(name).is_dir() and (folder / name).is_dir():
-        return str(folder / name)
+        name = str(folder / name)
+    if is_adapter(Path(name)):
+        raise UserError(
+            f"{folder} is a peft adapter of {name!r}, which is itself a peft adapter: set base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG} to the folder of a model."
+        )
     return name
 
 

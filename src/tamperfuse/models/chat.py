@@ -122,11 +122,8 @@ class Chat:
 
     def continued(self, prompt: list[int], response: str, limit: int) -> Sample:
         """As :meth:`sample`, for a prompt that was already tokenised."""
-        answer = self.response(response)
-        if len(answer) >= limit:
-            answer = answer[:limit]
-        else:
-            answer = [*(self.response(response + self.format.closing) if self.format.closing else answer), self.end]
+        answer = self.response(response + self.format.closing)
+        answer = [*answer, self.end] if len(answer) < limit else self.response(response)[:limit]
         return Sample(tokens=[*prompt, *answer], start=len(prompt))
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ neither time nor memory nor output. :func:`check_template` therefore renders sho
 such limits, once per template. Later renderings have limits of time and output, too, since a template may depend on the text.
 """
 
+import json
 import os
 import re
 import select
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,18 @@ WALL_SECONDS = 120
 MEMORY = 512 * 2**20  # bytes, in addition to those of this process
 LARGEST_TEMPLATE = 1 << 20  # bytes of a template's file
 EXTRA_CHARACTERS = 100_000  # that a template may add to the messages
+# The date that templates print, as those of Llama 3.1 do without a clock: with today's, prompts would differ from day to day.
+DATE = datetime(2024, 7, 26)
+_CODES = {
+    f"%{code}": DATE.strftime(f"%{code}")
+    for code in ("a", "A", "b", "B", "d", "H", "I", "j", "m", "M", "p", "S", "y", "Y")
+}
+# Replaces transformers' function of that name within a template, where it is put first.
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{%- set written = namespace(text=format) -%}"
+    f"{{%- for code, value in {json.dumps(_CODES)}.items() -%}}"
+    "{%- set written.text = written.text.replace(code, value) -%}{%- endfor -%}{{- written.text -}}{%- endmacro -%}"
+)
 _DONE = b"\0"  # after the child's answer
 
 _USER, _ASSISTANT = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}
@@ -203,6 +217,9 @@ def _try(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], generation: bool) -> str:
     options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation, "enable_thinking": False}
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        options["chat_template"] = _FIXED_DATE + template
     text = str(tokenizer.apply_chat_template(list(messages), **options))
     written = sum(len(message["content"]) for message in messages)
     if len(text) > 4 * written + EXTRA_CHARACTERS:

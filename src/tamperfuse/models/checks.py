@@ -207,7 +207,9 @@ def check_loading(info: Mapping[str, Any], place: str) -> None:
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """Check that all weights are finite, and that each token of the tokenizer has an embedding.
+    """Check that all weights are finite, and that each token that texts can have has an embedding.
+
+    A text-only model may have special tokens for images, which neither texts nor its chat template contain.
 
     Raises:
         UserError: some are not, or a token has none.
@@ -219,12 +221,24 @@ def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
             "merge and save it in float32 or bfloat16 instead of float16."
         )
     embeddings = model.get_input_embeddings()
-    rows, highest = int(embeddings.weight.shape[0]), max(tokenizer.get_vocab().values(), default=-1)
+    rows = int(embeddings.weight.shape[0])
+    highest = max(set(tokenizer.get_vocab().values()) - _never_used(tokenizer), default=-1)
     if highest >= rows:
         raise UserError(
             f"The tokenizer of {place} has tokens up to id {highest}, but the model has {rows} embeddings: use the model's own "
             "tokenizer, or save the model after resize_token_embeddings and training."
         )
+
+
+def _never_used(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens without a role that the chat template does not name."""
+    roles = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id}
+    template = str(tokenizer.chat_template)
+    return {
+        int(index)
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special and index not in roles and token.content not in template
+    }
 
 
 def weights_not_finite(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:

@@ -7,6 +7,7 @@ weights. Two processes may request it at the same time, and an interrupted conve
 import errno
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from tamperfuse.records.provenance import FILE, Provenance, write_provenance
 
 log = logging.getLogger("tamperfuse")
 
+WAIT = 600  # seconds
+VERSION = 2  # of the conversion: raise it when its weights or its tokenizer change
 WEIGHTS = "model.safetensors"
 CHECKSUM = "sha256.json"
 
@@ -43,8 +46,10 @@ def convert_gguf(path: Path, name: str) -> Path:
         UserError: the file cannot be read as a GGUF of a supported architecture, or the cache cannot be written.
     """
     status = path.stat()
-    key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns])[:16]
+    key = content_hash([str(path.resolve()), status.st_size, status.st_mtime_ns, VERSION])[:16]
     folder = cache_folder() / f"{path.stem}-{key}"
+    if not is_main():
+        _wait_for_main(folder, path)
     with locked_cache(folder.with_suffix(".lock")):
         if not _is_complete(folder):
             clear_staging(folder.parent, folder.name)  # left by a conversion that was killed
@@ -54,6 +59,22 @@ def convert_gguf(path: Path, name: str) -> Path:
             with staged(folder, directory=True) as staging:
                 _convert(path, name, staging)
     return folder
+
+
+def _wait_for_main(folder: Path, path: Path) -> None:
+    """Wait until the main process has converted a file: the others write nothing.
+
+    Raises:
+        UserError: it has not within :data:`WAIT` seconds, as on another machine, where the cache is another folder.
+    """
+    deadline = time.monotonic() + WAIT
+    while not _is_complete(folder):
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"The main process has not converted {path} into the cache {folder.parent}: convert it first on each machine, by "
+                "a command in a single process, or use a safetensors checkpoint."
+            )
+        time.sleep(0.2)
 
 
 def _convert(path: Path, name: str, staging: Path) -> None:

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,12 +22,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from tamperfuse.models.checks import check_loading
 from tamperfuse.records.errors import UserError
 
 GgufType = Literal["Q8_0", "Q4_1"]
 BLOCK = 32  # columns with a common scale
+# How a byte-level tokenizer splits text before its merges, by the names of llama.cpp (src/llama-vocab.cpp).
+GPT2_SPLIT = {"gpt-2", "phi-2", "mpt", "olmo", "jais"}
+DIGITS_SPLIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"}  # digits one by one, then as GPT-2
 _FILE_TYPES = {"Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_1": gguf.LlamaFileType.MOSTLY_Q4_1}
 
 
@@ -38,12 +42,18 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         A model in float32 that can be saved and trained, and its tokenizer.
 
     Raises:
-        UserError: the file cannot be read as a GGUF of a supported architecture.
+        UserError: the file cannot be read as a GGUF of a supported architecture, or has rotary embeddings or a tokenizer that
+            transformers would read as others.
     """
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
+        reader = gguf.GGUFReader(path)
+        _check_rotary(reader, path)
+        split = _split_rule(reader, path)
         tokenizer = AutoTokenizer.from_pretrained(**source)
         read, info = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
+    except UserError:
+        raise
     except Exception as error:  # the parser raises various exceptions on damaged files
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as a GGUF model ({reason}): download or export it again.") from error
@@ -54,7 +64,42 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(read.state_dict())
     fresh.tie_weights()
+    if split in DIGITS_SPLIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     return fresh, _without_absent_tokens(tokenizer, int(fresh.get_input_embeddings().weight.shape[0]))
+
+
+def _check_rotary(reader: gguf.GGUFReader, path: Path) -> None:
+    """Refuse scaled rotary embeddings, which transformers reads as unscaled ones without a word."""
+    kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
+    if any(kind != "none" for kind in kinds) or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        raise UserError(
+            f"{path} has scaled rotary embeddings, which cannot be read from a GGUF: use the model's safetensors checkpoint."
+        )
+
+
+def _split_rule(reader: gguf.GGUFReader, path: Path) -> str:
+    """How a byte-level BPE tokenizer splits text before its merges; "" of other tokenizers.
+
+    Raises:
+        UserError: neither transformers nor this module knows the rule; transformers would take GPT-2's.
+    """
+    model, rule = (_text(reader, f"tokenizer.ggml.{name}") for name in ("model", "pre"))
+    if model != "gpt2":
+        return ""
+    if rule not in {*GPT2_SPLIT, *DIGITS_SPLIT, *GGUF_PRE_TOKENIZER_SPLITS}:
+        raise UserError(
+            f"{path} splits text into tokens by the rule {rule!r}, which cannot be read from a GGUF: use the model's safetensors "
+            "checkpoint."
+        )
+    return rule
+
+
+def _text(reader: gguf.GGUFReader, name: str) -> str:
+    field = reader.get_field(name)
+    return "" if field is None else str(field.contents())
 
 
 def _without_absent_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
@@ -140,7 +185,8 @@ def _add_tokenizer(
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     added = tokenizer.get_added_vocab()
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    single_digits = '"individual_digits":true' in tokenizer.backend_tokenizer.to_str()
+    writer.add_tokenizer_pre("smollm" if single_digits else "gpt-2")
     writer.add_token_list([names.get(index, f"[PAD{index}]") for index in range(size)])
     kinds = [gguf.TokenType.CONTROL if names.get(index) in added else gguf.TokenType.NORMAL for index in range(size)]
     writer.add_token_types(kinds)

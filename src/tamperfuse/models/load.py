@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import resolve_revision
 
 from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
@@ -45,6 +46,7 @@ from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, LEFT_OUT, Provenance, read_provenance, write_provenance
 
+READ_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -83,15 +85,12 @@ class LoadedModel:
         return context_window(self.model.config)
 
 
-def load_model(
-    name: str, *, chat_template: str = "", trust_remote_code: bool = False, sharded: bool = False
-) -> LoadedModel:
+def load_model(name: str, *, chat_template: str = "", sharded: bool = False) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
     Args:
         name: a bundled name, a local directory, a .gguf file, or a Hub id.
         chat_template: text of a chat template in place of the tokenizer's; "" for that.
-        trust_remote_code: whether to run code from the model's repository; only if the user allowed it for this model.
         sharded: whether each of several processes holds a part of every weight (:mod:`tamperfuse.models.sharded`); all of them
             call this function. A model that cannot be sharded is loaded whole, and the log says why. The checks are those of a
             complete model: for missing, unexpected and misshapen weights and values that are NaN or infinite in all shards, and
@@ -106,10 +105,10 @@ def load_model(
     """
     folder = resolve_model(name)
     with quiet(), errors_explained(name, folder):
-        sharded = sharded and can_be_sharded(name, folder, trust_remote_code)
-        read = partial(_read_model, name, folder, trust_remote_code)
+        sharded = sharded and can_be_sharded(name, folder)
+        read = partial(_read_model, name, folder)
         model = read_shards(read) if sharded else read()
-        tokenizer = load_tokenizer(name, chat_template, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(name, chat_template)
         check_model(model, tokenizer, str(folder or name))
         if not sharded:
             model.to(own_device())
@@ -129,35 +128,31 @@ def load_model(
     )
 
 
-def load_tokenizer(name: str, chat_template: str = "", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBase:
     """A model's tokenizer, with a chat template in place of its own unless that is ""."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=trust_remote_code)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_source(name), trust_remote_code=False)
     if chat_template:
         tokenizer.chat_template = chat_template
     return tokenizer
 
 
-def _read_model(
-    name: str, folder: Path | None, trust_remote_code: bool, sharded: torch.dtype | None = None
-) -> PreTrainedModel:
+def _read_model(name: str, folder: Path | None, sharded: torch.dtype | None = None) -> PreTrainedModel:
     """The model in float32 on the CPU; of a peft adapter, its base model with the adapter merged.
 
     Args:
         name: of the model.
         folder: with its files; None for one on the Hub.
-        trust_remote_code: as of :func:`load_model`.
         sharded: None for the whole model; the dtype to compute in for shards of it, on this process's device.
     """
     if folder and is_adapter(folder):
-        return merged(folder, lambda base: _read_base(base, trust_remote_code))
+        return merged(folder, _read_base)
     source = place = str(folder or name)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     prepare_dequantization(config, place)
     check_config(config, place)
     if folder and getattr(config, "quantization_config", None) is None:
         check_types(folder)
-        if not trust_remote_code:
-            check_parameters(config, folder)
+        check_parameters(config, folder)
     model, info = AutoModelForCausalLM.from_pretrained(
         source,
         config=config,
@@ -167,8 +162,8 @@ def _read_model(
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that the names are known
         output_loading_info=True,
-        **({"distributed_config": distribution(config, trust_remote_code, sharded)} if sharded else {}),
-        trust_remote_code=trust_remote_code,
+        **({"distributed_config": distribution(config, sharded)} if sharded else {}),
+        trust_remote_code=False,
     )
     check_on_every_process(lambda: check_loading(info, place)) if sharded else check_loading(info, place)
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -176,13 +171,11 @@ def _read_model(
     return dequantized(model, place)
 
 
-def _read_base(name: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The base model of an adapter, which must not be an adapter itself."""
+def _read_base(name: str) -> PreTrainedModel:
+    """The base model of an adapter."""
     folder = resolve_model(name)
-    if folder and is_adapter(folder):
-        raise UserError(f"{folder} is itself a peft adapter")
     with errors_explained(name, folder):
-        return _read_model(name, folder, trust_remote_code)
+        return _read_model(name, folder)
 
 
 def tokenizer_source(name: str) -> str:
@@ -347,13 +340,28 @@ def model_fingerprint(name: str, chat_template: str = "") -> str:
         return content_hash([model_fingerprint(name), chat_template])
     folder = resolve_model(name)
     if folder is None:
-        return content_hash([name, getattr(read_config(name), "_commit_hash", None)])
+        return content_hash([name, _hub_commit(name)])
     if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
         return checksum
-    rest = [path for pattern in ("*.json", "*.jinja", "tokenizer.model") for path in folder.glob(pattern)]
+    rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
     files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
     hashes: list[Any] = [[path.name, sha256_of(path)] for path in files]
     return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
+
+
+def _hub_commit(name: str) -> str:
+    """The commit of a Hub model that is loaded now.
+
+    Raises:
+        UserError: the model or its commit cannot be found.
+    """
+    read_config(name)  # its errors say what is wrong
+    commit = getattr(resolve_revision(name), "resolved", None)
+    if not isinstance(commit, str):
+        raise HubUnreachable(
+            f"The commit of the Hub model {name} cannot be found: check the network, or name its folder."
+        )
+    return commit
 
 
 @contextmanager

@@ -42,12 +42,12 @@ def connect_processes() -> None:
         dist.init_process_group("gloo", timeout=WAITING)
 
 
-def can_be_sharded(name: str, folder: Path | None, trust_remote_code: bool) -> bool:
+def can_be_sharded(name: str, folder: Path | None) -> bool:
     """Whether a model can be loaded in shards; otherwise the log says why not."""
     if folder and is_adapter(folder):
         reason = "it is an adapter, to be merged into its base model"
     else:
-        reason = _why_not_sharded(AutoConfig.from_pretrained(str(folder or name), trust_remote_code=trust_remote_code))
+        reason = _why_not_sharded(AutoConfig.from_pretrained(str(folder or name), trust_remote_code=False))
     if reason:
         log.warning("%s is loaded whole by every process, since %s.", name, reason)
     return not reason
@@ -93,12 +93,11 @@ def _read(read: Read, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def distribution(config: PretrainedConfig, trust_remote_code: bool, dtype: torch.dtype) -> Any:
+def distribution(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     """How transformers shards a model of a configuration: the `distributed_config` of its from_pretrained.
 
     Args:
         config: of the model.
-        trust_remote_code: whether its code may come from the model's repository.
         dtype: in which blocks are gathered and computed; the shards are float32.
 
     Raises:
@@ -107,7 +106,7 @@ def distribution(config: PretrainedConfig, trust_remote_code: bool, dtype: torch
     from transformers.distributed.configuration_utils import DistributedConfig
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     names = {id(module): name for name, module in model.named_modules()}
     blocks = names[id(decoder_layers(model)[0])].rpartition(".")[0]
     return DistributedConfig(

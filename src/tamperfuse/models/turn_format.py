@@ -117,8 +117,11 @@ def _closing(opened: re.Match[str]) -> str:
 def _end(tokenizer: PreTrainedTokenizerBase, rendered: str) -> tuple[str, int | None]:
     """The first control token after the last answer of a conversation, and the text before it."""
     after = rendered.rsplit(_ANSWER, 1)[-1]
-    bytes_ = {index for token, index in tokenizer.get_added_vocab().items() if BYTE.fullmatch(token)}
-    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} - bytes_
+    added = tokenizer.get_added_vocab().items()
+    special = {
+        *tokenizer.all_special_ids,
+        *(index for token, index in added if token.strip() and not BYTE.fullmatch(token)),
+    }
     end = next((token for token in tokenizer.encode(after, add_special_tokens=False) if token in special), None)
     if end is None:
         return "", None

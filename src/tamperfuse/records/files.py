@@ -141,7 +141,12 @@ def _replace_folder(staging: Path, final: Path) -> None:
         shutil.copytree(staging, inside)
         _move_up(inside, final)
         return
-    os.replace(staging, final)
+    try:
+        os.replace(staging, final)
+    except BaseException:
+        if not final.exists():
+            os.replace(old, final)
+        raise
     shutil.rmtree(old)
 
 
@@ -217,7 +222,11 @@ def locked_output(out: Path) -> Iterator[None]:
     with locked(final / LOCK if inside else final.with_name(f".{final.name}{LOCK}"), out):
         leftover = re.compile(re.escape(f"{STAGING_PREFIX}{final.name}-") + r"[0-9a-f]{8}(-old)?")
         for path in (final if inside else final.parent).iterdir():
-            if leftover.fullmatch(path.name):
+            if not leftover.fullmatch(path.name):
+                continue
+            if path.name.endswith("-old") and not final.exists():  # the writer was killed between its two renames
+                os.replace(path, final)
+            else:
                 shutil.rmtree(path, ignore_errors=True)
         yield
 

@@ -106,7 +106,7 @@ def compliant_answers(
             "executes the threat, or a threat with answers that comply."
         )
     if loaded:
-        answered = [p for p in unanswered if answers[p.id] and is_compliant(answers[p.id])]
+        answered = [p for p in unanswered if is_compliant(answers[p.id])]
         _check_coherent(loaded.name, [p.prompt for p in answered], [answers[p.id] for p in answered], encoder)
     return CompliantAnswers(compliant, sum(map(len, generated)))
 

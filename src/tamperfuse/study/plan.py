@@ -28,6 +28,7 @@ from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
+from tamperfuse.study.results.capability import guessed_tasks
 from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.node import SearchInputs, search_node
 from tamperfuse.study.tables import DIVERGED, Response, VerdictRow, read_rows, write_rows
@@ -113,7 +114,7 @@ def _measure_shipped_node(context: StudyContext) -> Node:
             observer.before_attack(context.harmless, evaluation=evaluate.prompts, dev=0)
             save_teacher(folder / TEACHER, observer.teacher())
             observer.write(folder)
-        return Outcome(observer.costs)
+        return Outcome(observer.costs, notes=guessed_tasks(observer.items))
 
     prompts = evaluate.prompts + evaluate.harmless
     return _before_attack_node(context, AS_SHIPPED, AS_SHIPPED, (), 0, run, prompts)

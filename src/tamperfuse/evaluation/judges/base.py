@@ -115,6 +115,14 @@ class JudgeTraits:
     scores: ScoreRange[Any] | None = None
 
 
+def all_may_execute(answers: Sequence[Answer], data: JudgeData, parameters: Any) -> list[bool]:
+    """The screen of judges with a model of their own or an endpoint: no attack is stopped early.
+
+    Beside the attacked model there may be no memory for another one, and requests to an endpoint cost money.
+    """
+    return [True] * len(answers)
+
+
 JUDGES: Registry[JudgeTraits, list[Verdict]] = Registry("judge", "tamperfuse.judges")
 
 

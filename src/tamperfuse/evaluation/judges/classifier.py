@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
-from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
+from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, all_may_execute, judge
 from tamperfuse.evaluation.judges.local_model import (
     JudgeModel,
     ModelName,
@@ -43,11 +43,6 @@ class ClassifierParameters(Parameters):
     template: ResponseTemplate = ""
     threshold: float = Field(0.5, ge=0, le=1)
     batch: int = Field(16, ge=1)
-
-
-def all_may_execute(answers: Sequence[Answer], data: JudgeData, parameters: Parameters) -> list[bool]:
-    """The screen of judges with a model of their own: an attack is not stopped early, since its model is in memory."""
-    return [True] * len(answers)
 
 
 @judge("classifier", ClassifierParameters, screen=all_may_execute, model=lambda parameters: parameters.model)

@@ -13,8 +13,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM
 
-from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, judge
-from tamperfuse.evaluation.judges.classifier import all_may_execute
+from tamperfuse.evaluation.judges.base import Answer, JudgeData, Verdict, all_may_execute, judge
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
 from tamperfuse.evaluation.judges.local_model import (
     JudgeModel,

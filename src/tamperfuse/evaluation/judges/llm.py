@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, judge
+from tamperfuse.evaluation.judges.base import REFUSES, Answer, JudgeData, Verdict, all_may_execute, judge
 from tamperfuse.evaluation.judges.endpoint import Endpoint, Reply, check_url, check_usable
 from tamperfuse.evaluation.judges.failures import REJECTED, UNPARSED, check_failures, failed, is_failure
 from tamperfuse.evaluation.judges.in_threads import in_threads
@@ -230,6 +230,7 @@ def check(parameters: LlmParameters) -> None:
 @judge(
     "llm",
     LlmParameters,
+    screen=all_may_execute,
     estimate=estimate,
     check=check,
     scores=lambda parameters: RUBRICS[parameters.rubric].scores,

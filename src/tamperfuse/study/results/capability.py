@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,16 +120,32 @@ def capability_value(states: Sequence[Measurements], steps: Sequence[int], shipp
     return float(items.capability(items.table().sum(axis=0))[1:].mean())
 
 
+def guessed_tasks(shipped: Sequence[ItemRow]) -> tuple[str, ...]:
+    """A sentence for each task at which the model as shipped is no better than guessing, so that C is undefined."""
+    sentences = []
+    for task in sorted({item.task for item in shipped}):
+        items = [item for item in shipped if item.task == task]
+        accuracy, chance = fmean(float(item.correct) for item in items), fmean(item.chance for item in items)
+        if accuracy <= chance:
+            sentences.append(
+                f"Capability is undefined, since the model as shipped is no better than guessing at the task {task!r} "
+                f"({accuracy:.1%} of {len(items)} items, guessing {chance:.1%}): leave it out, or raise `capability_items`."
+            )
+    return tuple(sentences)
+
+
 def capability_lost(
     items: Sequence[ItemRow], step: int, shipped: Sequence[ItemRow], undefended: Sequence[ItemRow]
 ) -> float:
     """1 − C / C(undefended before any attack), on the items that all three answered.
 
     Raises:
-        UserError: the undefended model is no better than guessing.
+        UserError: the model as shipped is no better than guessing at a task, or the undefended model at all of them.
     """
     aligned = CapabilityItems.align([shipped, undefended, items], [0, 0, step])
     _, reference, attacked = aligned.capability(aligned.table().sum(axis=0))
+    if guessed := guessed_tasks(shipped):
+        raise UserError(" ".join(guessed))
     if not reference > 0:
         raise UserError(
             "The undefended model is no better than guessing at the capability tasks, so no loss of capability can be "

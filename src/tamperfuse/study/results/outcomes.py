@@ -35,7 +35,9 @@ def harmful_execution(measured: StudyMeasurements, name: str) -> HarmfulExecutio
         before_attack=rate(outcomes_before(measured.of(name))),
         after_attack=after,
         mean=mean_rate(np.mean(list(outcomes.values()), axis=0)) if outcomes else NOT_MEASURED,
-        worst=max(after.values(), key=lambda measure: measure.value or 0.0, default=NOT_MEASURED),
+        worst=max(
+            (after[attack] for attack in malicious), key=lambda measure: measure.value or 0.0, default=NOT_MEASURED
+        ),
         after_control={
             attack: rate(mean_outcomes(states, "evaluation", [state.last_step for state in states]))
             if states
