@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import typer
+from rich.table import Table
 from typer.testing import CliRunner
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
+from tamperfuse.cli.options import print_table
 from tamperfuse.cli.summary_table import percent, summary_rows
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.bundled import ENCODERS, MODELS
@@ -372,3 +374,15 @@ def test_brackets_in_names_are_no_markup(
     monkeypatch.setattr("tamperfuse.report.page.write_report", lambda folder: folder / "report.html")
     monkeypatch.setattr("tamperfuse.report.page.headline", lambda folder: "[/red] :smile: holds")
     assert "[/red] :smile: holds" in output(["report", str(tmp_path)], capsys)
+
+
+@pytest.mark.parametrize("columns", ["", "80"])
+def test_a_table_in_a_file_is_as_wide_as_it_needs_to_be(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("measure", *(f"defense {i}" for i in range(8)))
+    table.add_row("executes", *(f"{i}5.0% ({i}0.0% to {i}9.0%)" for i in range(8)))
+    print_table(table)
+    text = capsys.readouterr().out
+    assert ("75.0% (70.0% to 79.0%)" in text) == (columns == "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from tamperfuse.cli.options import Json, RunFolder, out_console, print_json
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, print_table
 from tamperfuse.records.errors import printable
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _print_checks(result: "GateResult") -> None:
     for name, check in zip(names, result.checks, strict=True):
         figures = number_text(check.value), interval_text(check), number_text(check.margin, signed=True)
         table.add_row(name, check.rule, *figures, "pass" if check.passed else check.verdict.upper())
-    out_console.print(table)
+    print_table(table)
     for name, check in zip(names, result.checks, strict=True):
         if not check.passed:
             out_console.print(f"{name}: {printable(check.why)}.")

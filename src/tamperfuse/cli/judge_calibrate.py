@@ -15,6 +15,7 @@ from tamperfuse.cli.options import (
     out_console,
     parse_settings,
     print_json,
+    print_table,
     three_decimals,
     with_interval,
 )
@@ -56,7 +57,7 @@ def judge_calibrate(
     table = Table("against", "n", "AUROC", "true positives", "false positives", box=None, header_style="bold")
     for row in calibration.rows:
         table.add_row(row.kind, str(row.n), f"{row.auroc:.3f}", f"{row.true_positive:.1%}", f"{row.false_positive:.1%}")
-    out_console.print(table)
+    print_table(table)
     thresholds = calibration.thresholds
     out_console.print("Thresholds: " + (", ".join(f"{k} {v:.3g}" for k, v in thresholds.items()) or "none"))
     if calibration.labelled is not None:
@@ -80,4 +81,4 @@ def _print_labelled(labelled: "LabelledResponses") -> None:
             with_interval(part.precision, part.precision_interval),
             with_interval(part.recall, part.recall_interval),
         )
-    out_console.print(table)
+    print_table(table)

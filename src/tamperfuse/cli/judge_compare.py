@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, three_decimals, with_interval
+from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, print_table, three_decimals, with_interval
 from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.errors import printable
 
@@ -56,7 +56,7 @@ def _print(comparison: "JudgeComparison") -> None:
         names = f"{row.first} and {row.second}"
         pairs.add_row(names, row.on, str(same.n), f"{same.same:.1%}", three_decimals(same.kappa), rates)
     if comparison.pairs:
-        out_console.print(pairs)
+        print_table(pairs)
     labels = Table("against labels", "n", "AUROC", "precision", "recall", "Cohen's κ", box=None, header_style="bold")
     for label in comparison.labels:
         one = label.labels
@@ -64,7 +64,7 @@ def _print(comparison: "JudgeComparison") -> None:
         cells = [three_decimals(one.auroc), *shares, three_decimals(one.agreement.kappa)]
         labels.add_row(label.judge, str(one.agreement.n), *cells)
     if comparison.labels:
-        out_console.print(labels)
+        print_table(labels)
     for name, count in comparison.failures.items():
         if count:
             out_console.print(f"{name} could not decide on {count} responses, which are left out.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from tamperfuse.cli.options import Json, RunFolder, Settings, out_console, parse_settings, print_json
+from tamperfuse.cli.options import Json, RunFolder, Settings, out_console, parse_settings, print_json, print_table
 from tamperfuse.cli.summary_table import percent
 from tamperfuse.records.errors import printable, quoted
 
@@ -72,7 +72,7 @@ def _print_measures(by_judge: dict[str, dict[str, "DefenseSummary"]]) -> None:
     table = Table(Column("", min_width=widest, no_wrap=True), *judges, box=None, header_style="bold")
     for label, cells in rows:
         table.add_row(printable(label), *cells)
-    out_console.print(table)
+    print_table(table)
 
 
 def _cells(defense: "DefenseSummary") -> dict[str, str]:

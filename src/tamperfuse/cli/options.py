@@ -12,6 +12,8 @@ from rich.console import Console
 from tamperfuse.records.errors import LARGEST_SEED, UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tamperfuse.study.sections import JudgeSpec
 
 _JUDGE = "judge."  # begins the names of a judge's parameters where a command has others too
@@ -28,6 +30,15 @@ class ResultsConsole(Console):
 
 
 out_console = ResultsConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def print_table(table: "Table") -> None:
+    """Print a table of results; where output is no terminal and $COLUMNS is not set, as wide as it needs to be."""
+    if out_console.is_terminal or os.environ.get("COLUMNS"):
+        out_console.print(table)
+    else:
+        ResultsConsole(width=1_000, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)
+
 
 Model = Annotated[
     str,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tamperfuse.cli.options import Json, out_console, print_json
+from tamperfuse.cli.options import Json, out_console, print_json, print_table
 from tamperfuse.records.errors import printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _print_status(current: "RunStatus") -> None:
     from tamperfuse.records.amounts import gigabytes
     from tamperfuse.study.status_table import running_text, status_table, time_left_text
 
-    out_console.print(status_table(current))
+    print_table(status_table(current))
     for node in current.running:
         where = f"process {node.pid}" + (
             "" if node.checked else f" on {printable(node.host)}, which cannot be checked from here"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from tamperfuse.cli.options import out_console
+from tamperfuse.cli.options import print_table
 
 if TYPE_CHECKING:
     from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, Summary
@@ -15,7 +15,7 @@ def print_summary(summary: "Summary") -> None:
     table = Table("", "as shipped", *summary.defenses, box=None, header_style="bold")
     for label, cells in summary_rows(summary):
         table.add_row(label, *cells)
-    out_console.print(table)
+    print_table(table)
 
 
 def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
