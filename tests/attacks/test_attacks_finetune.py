@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 from typing import Any
 
@@ -203,3 +204,16 @@ def test_a_repair_that_diverges_says_at_which_of_all_steps(attacked, monkeypatch
     with pytest.raises(Diverged) as caught:
         attacked.run("repair_finetune", steps=5, batch=2, shots=3, samples=3, order="after", repair=0.4)
     assert caught.value.step == 3 + 2
+
+
+def test_a_hook_that_finds_a_diverged_repair_says_at_which_of_all_steps(attacked) -> None:
+    def hook(step: int) -> None:
+        if step == 4:
+            raise diverged("malicious fine-tuning", step, "weights are not finite")
+
+    data = replace(attacked.data((0, 2, 4)), hook=hook)
+    component = ATTACKS.get("repair_finetune")
+    parameters = component.parse({"steps": 5, "batch": 2, "shots": 3, "samples": 3, "repair": 0.4}, "test")
+    with pytest.raises(Diverged) as caught:
+        component.run(attacked.loaded, data, parameters, 0)
+    assert caught.value.step == 4

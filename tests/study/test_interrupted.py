@@ -29,6 +29,7 @@ from tamperfuse.study.run import _begin, run_here, run_study
 from tamperfuse.study.spec import Study
 from tamperfuse.study.watch import RunWatch
 from tamperfuse.training import checkpoints
+from tamperfuse.training import fit as fit_module
 from tamperfuse.training.checkpoints import current_block
 from tamperfuse.training.loop import Loop
 
@@ -284,3 +285,46 @@ def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(
         ends_with(2, "is full: free some space and run again")
     run_study(study, run)
     assert results(run) == results(finished_run)
+
+
+@pytest.mark.usefixtures("quick_judging")
+def test_an_interrupted_attack_does_not_go_on_with_other_measurements(
+    tiny_folder: Path, threat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attack(prompts: int | None = None) -> list[str]:
+        settings = {"shots": 2, "steps": 4, "batch": 2}
+        sources = {"reference": None, "retain": "builtin:retain"}
+        options = {"keep": False, "settings": settings, "seed": 0, "prompts": prompts}
+        return attack_model(
+            str(tiny_folder), "harmful_finetune", str(threat_file), tmp_path / "out", **sources, **options
+        )
+
+    with monkeypatch.context() as patch:
+        dying(patch, 1, 2)
+        with pytest.raises(Killed):
+            attack()
+    with pytest.raises(
+        UserError, match=r"belongs to other work \(.*measured\.prompts was .* and is 2\): repeat the command"
+    ):
+        attack(2)
+    assert attack()
+
+
+def test_an_interrupted_node_counts_the_time_that_its_training_kept(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        dying(patch, 1, 2)
+        with pytest.raises(Killed):
+            run_study(study, tmp_path / "run")
+    plain = fit_module._restore
+
+    def restore(masters: Any, saved: dict[str, Any], result: Any) -> None:
+        plain(masters, saved, result)
+        result.seconds = 1000.0
+
+    monkeypatch.setattr(fit_module, "_restore", restore)
+    run_study(study, tmp_path / "run")
+    records = [read_json(path) for path in (tmp_path / "run" / "nodes").glob("*/node.json")]
+    resumed = [record for record in records if record["seconds_training"] >= 1000]
+    assert len(resumed) == 1 and resumed[0]["seconds"] > 1000

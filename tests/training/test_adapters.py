@@ -172,7 +172,31 @@ def test_updates_of_stacked_experts_reach_the_weights_without_a_merge(tiny: Load
     layers = with_update(adapted)
     assert any(isinstance(layer, ParamWrapper) for layer in layers)
     during = logits(adapted)
-    modules = adapted.get_base_model().named_modules()
-    _add_updates({name: module.base_layer for name, module in modules if type(module) is Linear}, adapted)
+    _add_updates({}, adapted)
     model = adapted.unload()
     assert torch.allclose(logits(model), during, atol=1e-3 * float(during.std()))
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("embed_tokens",), r".*(q_proj|lm_head)"])
+def test_tied_weights_get_no_adapter(targets: Any, tiny: LoadedModel) -> None:
+    before = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
+    assert tiny.model.config.tie_word_embeddings
+    training = Training(steps=1, batch=3, method="lora", lora_targets=targets)
+    with pytest.raises(
+        UserError, match=r"match (lm_head|model\.embed_tokens), whose weights .* as embeddings and as output"
+    ):
+        fit(tiny, samples(tiny), training, seed=0)
+    after = tiny.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "lm_head")])
+def test_updates_of_layers_that_were_not_quantized_reach_the_weights(targets: Any, tiny: LoadedModel) -> None:
+    loaded = of_kind("llama", tiny, **SIZES, vocab_size=len(tiny.tokenizer), tie_word_embeddings=False)
+    adapted = _add_adapter(
+        loaded, Training(method="lora", lora_rank=2, lora_targets=targets), _without_adapter(loaded.model)
+    )
+    with_update(adapted)
+    during = logits(adapted)
+    _add_updates({}, adapted)
+    assert torch.allclose(logits(adapted.unload()), during, atol=1e-3 * float(during.std()))

@@ -255,3 +255,22 @@ def test_every_field_of_a_sample_counts_but_real_numbers(tiny: LoadedModel) -> N
         of(Signed(second), Signed(first)),
     ]
     assert len(set(different)) == len(different)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not list mapped files")
+@pytest.mark.usefixtures("at_every_step")
+def test_a_resumed_training_frees_the_disk_of_the_checkpoint_that_it_replaced(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    stopped(load_model(str(tiny_folder)), tmp_path, 2)
+    loaded = load_model(str(tiny_folder))
+    removed: list[str] = []
+
+    def hook(step: int) -> None:
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+        removed.extend(line for line in mapped if "(deleted)" in line)
+
+    with resumable(tmp_path) as fits:
+        fit(loaded, samples(loaded), TRAINING, seed=1, at_steps=(5, 6), hook=hook)
+    assert not removed
+    assert 0 < fits.results[0].seconds_before < fits.results[0].seconds

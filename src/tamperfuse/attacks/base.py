@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.registry import Budget, P, Registry, no_training
@@ -53,9 +54,15 @@ class AttackData:
 
     def after(self, steps: int) -> "AttackData":
         """The data for a training that follows after `steps` steps: its first step is number `steps` + 1."""
-        hook = self.hook
-        remaining = [step - steps for step in self.at_steps if step > steps]
-        return replace(self, at_steps=remaining, hook=lambda step: hook(step + steps))
+
+        def hook(step: int) -> None:
+            try:
+                self.hook(step + steps)
+            except Diverged as error:
+                error.step -= steps  # as those that the training itself raises
+                raise
+
+        return replace(self, at_steps=[step - steps for step in self.at_steps if step > steps], hook=hook)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,13 @@ def attack_model(
     steps = budget.steps or 1
     check_fresh(out)
     check_encoder(encoder)
-    work = work_of(component, parameters, seed)
+    work = {
+        **work_of(component, parameters, seed),
+        "threat": requests.fingerprint,
+        "data": content_hash([(e.prompt, e.response) for e in harmless]),
+        "measured": evaluate.model_dump(mode="json"),
+        "reference": reference,
+    }
     with resumable_beside(out, report_to, work, budget) as unfinished, output_folder(out) as staging:
         sharded = in_shards(budget)
         loaded = load_model(model, chat_template=template, sharded=sharded)
@@ -95,11 +101,9 @@ def attack_model(
         answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)
         key = {
             "model": model_fingerprint(model, template),
-            "attack": work,
-            "threat": requests.fingerprint,
-            "data": content_hash([(e.prompt, e.response) for e in harmless]),
+            "work": work,
             "reference": model_fingerprint(origin, loaded.stated_template),
-            "measured": [evaluate.model_dump(mode="json"), [prompt.prompt for prompt in judging.harmless]],
+            "harmless": [prompt.prompt for prompt in judging.harmless],
             "versions": versions(),
         }
         observer = Observer(loaded, requests, evaluate, unfinished / f"measured-{content_hash(key)[:16]}")

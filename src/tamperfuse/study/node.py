@@ -18,7 +18,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -166,7 +165,8 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             "seed": node.seed,
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            "seconds": round(time.perf_counter() - start, 3),
+            # Of the parts that were interrupted, those of its trainings that were kept.
+            "seconds": round(time.perf_counter() - start + sum(fit.seconds_before for fit in fits.results), 3),
             **{f"seconds_{work}": round(value, 3) for work, value in seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "tokens_trained": outcome.costs.trained,
@@ -234,8 +234,6 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _remove_unfinished(unfinished: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
-    with suppress(OSError):  # not empty: other nodes are unfinished
-        unfinished.parent.rmdir()
 
 
 def work_seconds(record: dict[str, Any]) -> float:

@@ -15,7 +15,7 @@ from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import HubUnreachable, UserError
-from tamperfuse.records.files import LOCK, clear_staging, locked, write_text
+from tamperfuse.records.files import LOCK, UNFINISHED, clear_staging, locked, write_text
 from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import write_results
@@ -129,6 +129,8 @@ def run_study(
                 if executor == "ray":
                     cluster.check_shared(place, machines, threads)
                 finished = _run_nodes(nodes, executor, out, settings, workers, size, watch)
+            with suppress(OSError):  # other nodes are unfinished
+                (out / UNFINISHED).rmdir()
             log_work(finished)
             if len(nodes) < len(every_node):
                 _log_rest(out, every_node)

@@ -44,8 +44,7 @@ def lora_adapter(loaded: LoadedModel, training: Training) -> Iterator[nn.Module]
         yield adapted
     finally:
         if is_sharded(loaded.model):  # peft cannot add an update to a part of a weight
-            layers = adapted.get_base_model().named_modules()
-            _add_updates({name: layer.base_layer for name, layer in layers if isinstance(layer, LoraLayer)}, adapted)
+            _add_updates({}, adapted)
             loaded.model = adapted.unload()
         else:
             loaded.model = adapted.merge_and_unload()
@@ -137,10 +136,26 @@ def _add_adapter(loaded: LoadedModel, training: Training, excluded: list[str]) -
             f"lora_targets {targets!r} match no layer of {loaded.name}: list the last parts of linear layers' names, such as "
             "q_proj, or use all-linear."
         ) from error
+    if tied := _adapted_tied_layers(adapted):
+        adapted.unload()
+        raise UserError(
+            f"lora_targets {targets!r} match {tied[0]}, whose weights {loaded.name} uses as embeddings and as output: merged "
+            "into them, an update of one would change both, so leave it out."
+        )
     use_lora_linear(adapted)
     if targets == "all-linear":
         _say_what_has_none(adapted)
     return adapted
+
+
+def _adapted_tied_layers(adapted: PeftModel) -> list[str]:
+    """Names of the layers with an adapter whose weights another layer has as well."""
+    model = adapted.get_base_model()
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    first, last = (getattr(getattr(end, "base_layer", end), "weight", None) for end in ends)
+    if first is None or first is not last:
+        return []
+    return [name for name, module in model.named_modules() if isinstance(module, LoraLayer) and module in ends]
 
 
 def _say_what_has_none(adapted: PeftModel) -> None:
@@ -184,12 +199,17 @@ def _quantize(model: PreTrainedModel, excluded: list[str]) -> dict[str, nn.Linea
 
 
 @torch.no_grad()
-def _add_updates(layers: Mapping[str, nn.Linear], adapted: PeftModel) -> None:
-    """Add the adapters' updates to the layers below them, by name, and to stacked experts."""
+def _add_updates(replaced: Mapping[str, nn.Linear], adapted: PeftModel) -> None:
+    """Add the adapters' updates to the layers below them, and to stacked experts.
+
+    Args:
+        replaced: by name, layers that get the update in place of the one below the adapter.
+        adapted: the model.
+    """
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, ParamWrapper):
             weight = module.get_param()
             weight += placed_like(module.get_delta_weight("default").to(weight.dtype), weight)
-        elif isinstance(module, LoraLayer) and name in layers:
-            weight = layers[name].weight
+        elif isinstance(module, LoraLayer):
+            weight = replaced.get(name, module.get_base_layer()).weight
             weight += placed_like(module.get_delta_weight("default").to(weight.dtype), weight)

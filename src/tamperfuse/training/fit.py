@@ -105,7 +105,7 @@ def fit(
             log.info("      %s: resumes after step %d of %d", label, result.resumed_at, training.steps)
         elif hook and 0 in at_steps:
             run_hook(hook, 0, module)
-        seconds_before = result.seconds
+        result.seconds_before = result.seconds
         if saved and saved["ended"]:
             objective.load_recorded(saved["recorded"])
         else:
@@ -133,6 +133,7 @@ def fit(
                     label=label,
                     eight_bit=acceleration.eight_bit,
                 )
+                saved = None  # the loop forgets it, too, once it has begun
                 try:
                     with _memory_errors_explained(label):
                         loop.train()
@@ -146,7 +147,7 @@ def fit(
     loaded.model.eval()
     if problem := not_finite(loaded.model):  # after the last step there is no loss that would show it
         raise diverged(label, result.steps, problem)
-    add_seconds("training", result.seconds - seconds_before)
+    add_seconds("training", result.seconds)
     block.results.append(result)
     return result
 

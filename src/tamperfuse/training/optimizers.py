@@ -46,4 +46,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _placed(value: Any, weight: Tensor) -> Any:
-    return placed_like(value, weight) if isinstance(value, Tensor) and value.shape == weight.shape else value
+    if not isinstance(value, Tensor):
+        return value
+    value = value.clone()  # a tensor of a checkpoint's file would keep that file on disk
+    return placed_like(value, weight) if value.shape == weight.shape else value

@@ -31,7 +31,7 @@ class Training(Parameters):
         optimizer: AdamW (betas 0.9 and 0.999), SGD with momentum 0.9, or Adafactor (without relative steps or parameter
             scaling, so the learning rate is absolute as with the others). No weight decay.
         schedule: learning-rate schedule after warm-up.
-        warmup: share of the steps over which the learning rate rises from 0, in [0, 1).
+        warmup: share of the steps over which the learning rate rises, in [0, 1). At the first of them it is 0.
         clip: maximum gradient norm; 0 for no clipping.
         method: which weights train. `full`: all. `lora`: those of a LoRA adapter, merged afterwards. `qlora`: the same, with
             the model's weights in 4 bits during training. `attention`: those of every layer's attention. `last_layers`: those

@@ -297,7 +297,9 @@ class TrapObjective(AnchoredObjective):
         for name in self._state():
             setattr(self, name, state[name])
         self.attackers.load_state_dict(state["attackers"])
-        self.average = [placed_like(saved, p) for saved, p in zip(state["average"], self.parameters, strict=False)]
+        self.average = [
+            placed_like(saved.clone(), p) for saved, p in zip(state["average"], self.parameters, strict=False)
+        ]
 
 
 @torch.no_grad()

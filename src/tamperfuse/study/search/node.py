@@ -93,7 +93,9 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     depends = {
         **observation_key(context),
         "search": [search.model_dump(mode="json"), version("optuna")],
-        "attack": component_key(component, spec.parameters),
+        "attack": component_key(
+            component, component.parse(spec.parameters, f"attack {attack}").model_dump(mode="json")
+        ),
         "at_steps": evaluate.at_steps,
         "uses": {use: uses_key(context, use) for use in component.traits.uses},
         **judging_key(context, context.judging),
