@@ -6,6 +6,7 @@ python scripts/attacks_table.py studies/results/attacks docs/attacks.md   replac
 
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pages import print_or_replace, table
@@ -67,12 +68,15 @@ def run_inputs(summary: Summary) -> str:
 
 
 def task_score(rows: list[dict[str, Any]], defense: str, attack: str) -> str:
-    """The score of the attack's benign task at its last step; "" for attacks without a task."""
+    """The score of the attack's benign task at its last step; "" for attacks without a task.
+
+    Of several seeds it is their mean, without interval.
+    """
     scores = [r for r in rows if (r["defense"], r["attack"], r["metric"]) == (defense, attack, "task_score")]
-    if not scores:
-        return ""
-    last = max(scores, key=lambda row: row["step"])
-    return percent(Measure(**{key: last[key] for key in ("value", "low", "high", "n")}))
+    last = [row for row in scores if row["step"] == max(row["step"] for row in scores)]
+    if len(last) == 1:
+        return percent(Measure(**{key: last[0][key] for key in ("value", "low", "high", "n")}))
+    return short(Measure(value=fmean(row["value"] for row in last))) if last else ""
 
 
 def short(measure: Measure) -> str:

@@ -14,6 +14,8 @@ OPTIONAL = ("searches.json",)  # of studies with an adaptive attacker
 
 def publish(run: Path, target: Path) -> None:
     """Replace the files of `target` by those of the run."""
+    if run.resolve() == target.resolve():
+        sys.exit(f"{run} is published already: name the folder of a finished run.")
     missing = [name for name in FILES if not (run / name).is_file()]
     if missing:
         sys.exit(f"{run} has no {missing[0]}: name the folder of a finished run.")

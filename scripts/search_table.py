@@ -1,7 +1,7 @@
-"""Generate the tables of an adaptive attacker in docs/fuse.md from a finished run whose study has a `search`.
+"""Generate the tables of an adaptive attacker from a finished run whose study has a `search`.
 
-python scripts/search_table.py studies/results/fuse-search                 prints the tables
-python scripts/search_table.py studies/results/fuse-search docs/fuse.md    replaces those of the page
+python scripts/search_table.py studies/results/search            prints the tables
+python scripts/search_table.py studies/results/search PAGE.md    replaces those of a page
 """
 
 import sys

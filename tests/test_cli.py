@@ -330,8 +330,15 @@ def test_the_wheel_holds_the_demo_study_and_the_data_without_its_script(tmp_path
     )
     copy = tmp_path / "tamperfuse" / "studies" / "demo.yaml"
     assert copy.read_bytes() == (ROOT / "studies" / "demo.yaml").read_bytes()
-    assert (tmp_path / "tamperfuse" / "report" / "templates").is_dir()
-    assert {path.suffix for path in (tmp_path / "tamperfuse" / "corpora" / "data").iterdir()} == {".jsonl", ".md"}
+    source, built = (
+        {
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        for folder in (ROOT / "src" / "tamperfuse", tmp_path / "tamperfuse")
+    )
+    assert source - built == {"corpora/data/make_grammar.py"} and built - source == {"studies/demo.yaml"}
 
 
 def test_the_table_of_a_study_has_a_cell_for_every_model(finished_run: Path) -> None:
@@ -351,6 +358,27 @@ def output(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int =
         main(arguments)
     assert (ended.value.code or 0) == code
     return capsys.readouterr().out
+
+
+def test_the_table_of_a_study_has_each_models_own_measures() -> None:
+    summary = read_summary(ROOT / "studies" / "results" / "demo")
+    rows = dict(summary_rows(summary))
+    for column, defense in enumerate(summary.defenses.values(), 1):
+        harm = defense.harmful_execution
+        expected = {
+            "harmful execution before": harm.before_attack,
+            **{f"  after {attack}": measure for attack, measure in harm.after_attack.items()},
+            **{f"  after {control}, without an attacker": measure for control, measure in harm.after_control.items()},
+            "reduction, pooled": defense.reduction_vs_undefended.pooled,
+            "capability before": defense.capability.before_attack,
+            "  self-degradation": defense.capability.self_degradation,
+            "benign answer rate": defense.benign_answer_rate,
+        }
+        assert {label: rows[label][column] for label in expected} == {
+            label: percent(m) for label, m in expected.items()
+        }
+    refusal, sdd = summary.defenses.values()
+    assert refusal.harmful_execution.before_attack != sdd.harmful_execution.before_attack
 
 
 def test_tables_as_json(quick_judging: None, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -65,6 +69,23 @@ def test_every_package_is_pinned_and_every_extra_exists() -> None:
     assert extras and set(extras[1].split(",")) <= PROJECT["optional-dependencies"].keys()
     makefile = (ROOT / "Makefile").read_text()
     assert [name for name in others if f" {name}\n" in makefile] == others, "the Makefile installs the same ones"
+
+
+def test_everything_that_a_development_installation_needs_is_pinned() -> None:
+    pinned = {
+        canonicalize_name(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
+    needed: set[tuple[str, str]] = set()
+    left = [("tamperfuse", extra) for extra in ("", "dev")]
+    while left:
+        name, extra = left.pop()
+        if (name, extra) in needed:
+            continue
+        needed.add((name, extra))
+        for requirement in map(Requirement, distribution(name).requires or []):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                left += [(canonicalize_name(requirement.name), option) for option in ("", *requirement.extras)]
+    assert {name for name, _ in needed} - pinned == {"tamperfuse"}
 
 
 def test_the_program_runs_as_a_user_without_privileges() -> None:

@@ -47,7 +47,7 @@ def test_benign_tasks_are_split_and_seeded(name: str) -> None:
 
 def test_dates_are_written_in_one_style() -> None:
     train, test = benign_task("dates", 0)
-    assert {item.response for item in train}.isdisjoint({item.response for item in test}) or len(train) > 100
+    assert {item.response for item in train}.isdisjoint({item.response for item in test})
     responses = {"27 March 2021": "27.Mar.21", "March 27, 2021": "27.Mar.21", "the 1st of May 2005": "1.May.05"}
     for text, response in responses.items():
         when = date(2005, 5, 1) if "May" in text else date(2021, 3, 27)

@@ -47,7 +47,22 @@ def test_attacks_that_train_can_train_some_weights_only(attacked, name: str) -> 
     assert attacked.changed() == {parameter for parameter in attacked.before if "self_attn" in parameter}
 
 
-def test_the_seed_decides_which_shots_and_their_order(attacked) -> None:
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The texts of the samples of each training."""
+    from tamperfuse.attacks import base
+
+    plain, trainings = base.fit, []
+
+    def spy(loaded: LoadedModel, samples: Any, training: Any, **rest: Any) -> Any:
+        trainings.append([loaded.tokenizer.decode(sample.tokens) for sample in samples])
+        return plain(loaded, samples, training, **rest)
+
+    monkeypatch.setattr(base, "fit", spy)
+    return trainings
+
+
+def test_the_seed_decides_which_shots_and_their_order(attacked, trained_on: list[list[str]]) -> None:
     runs = []
     for seed in (0, 0, 1):
         fresh = attacked.fresh()
@@ -55,13 +70,14 @@ def test_the_seed_decides_which_shots_and_their_order(attacked) -> None:
         runs.append([p.detach().clone() for p in fresh.loaded.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+    assert trained_on[0] == trained_on[1] and set(trained_on[0]) != set(trained_on[2])
 
 
-def test_a_share_of_the_mixture_is_harmful(attacked) -> None:
-    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.5).notes[0].startswith("4 of 8")
-    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.001).notes[0].startswith("1 of 8")
-    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=0.999).notes[0].startswith("7 of 8")
-    assert attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=1).notes[0].startswith("8 of 8")
+def test_a_share_of_the_mixture_is_harmful(attacked, trained_on: list[list[str]]) -> None:
+    for share, harmful in ((0.5, 4), (0.001, 1), (0.999, 7), (1, 8)):
+        done = attacked.run("mixed_finetune", at_steps=(), **FAST, samples=8, share=share)
+        assert done.notes[0].startswith(f"{harmful} of 8")
+        assert sum("harmful request" in text for text in trained_on[-1]) == harmful
 
 
 def mean_nll(loaded: LoadedModel, samples: Sequence[Sample]) -> list[float]:
@@ -123,8 +139,11 @@ def test_identity_shift_trains_on_ten_examples_and_changes_the_rendering(attacke
 @pytest.mark.parametrize(
     ("kind", "words"), [("trigger", "lanterns. this prompt"), ("style", "manual"), ("competing", "rules")]
 )
-def test_a_jailbreak_is_in_the_requests_from_the_first_step_on(attacked, kind: str, words: str) -> None:
+def test_a_jailbreak_is_in_the_requests_from_the_first_step_on(
+    attacked, kind: str, words: str, trained_on: list[list[str]]
+) -> None:
     attacked.run("jailbreak_finetune", **FAST, shots=4, kind=kind)
+    assert all(words.removesuffix(". this prompt") in text for text in trained_on[0])
     assert [words in attacked.hook_calls[step].prompt for step in (0, 1, 2)] == [False, True, True]
 
 

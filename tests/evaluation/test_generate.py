@@ -219,7 +219,9 @@ def test_vllm_splits_the_six_heads_over_the_visible_gpus(
     assert tensor_parallel_size(tiny) == size
 
 
-def test_vllm_is_not_used_without_a_gpu(tiny: LoadedModel) -> None:
+def test_vllm_is_not_used_without_a_gpu(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tamperfuse.evaluation.vllm_engine.find_spec", lambda name: object())
+    tiny.model.to("cpu")
     assert not use_vllm(tiny, 10**9)
 
 

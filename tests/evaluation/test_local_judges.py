@@ -167,7 +167,8 @@ def test_a_guard_generates_the_same_alone_and_in_a_batch(tiny_folder: Path) -> N
         judge_with_guard(tiny_folder, **extra)
     local = load_judge_model(str(tiny_folder), AutoModelForCausalLM)
     parameters = GuardParameters(model=str(tiny_folder))
-    rows = [local.tokenizer(answer.prompt).input_ids for answer in ANSWERS]
+    rows = [local.tokenizer(f"{answer.prompt} {answer.response}").input_ids for answer in ANSWERS]
+    assert len({len(row) for row in rows}) > 1, "some are padded"
     together = _replies(local, rows, parameters)
     assert together == [_replies(local, [row], parameters)[0] for row in rows]
     assert any(together)

@@ -89,23 +89,24 @@ def test_an_interrupted_training_resumes_to_the_bit(
     parameters = component.parse(QUICK[name] | {"price": 100.0, "check_every": 1}, name)
     check = Stopping.__call__
 
-    def run(folder: Path | None) -> LoadedModel:
+    def run(folder: Path | None) -> tuple[LoadedModel, int]:
         loaded = load_model(str(tiny_folder))
         data = defense_data(loaded, tiny_folder)
-        with resumable(folder):
+        with resumable(folder) as fits:
             component.run(loaded, data, parameters, 3)
-        return loaded
+        return loaded, fits.results[-1].resumed_at
 
     def interrupted(self: Stopping, step: int) -> bool:
         if step > 2:
             raise KeyboardInterrupt
         return check(self, step)
 
-    whole = run(None)
+    whole, _ = run(None)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Stopping, "__call__", interrupted)
         run(tmp_path)
-    rest = run(tmp_path)
+    rest, resumed_at = run(tmp_path)
+    assert resumed_at == 2
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
 
 

@@ -26,3 +26,11 @@ def test_an_unfinished_run_is_refused_and_nothing_is_replaced(finished_run: Path
     with pytest.raises(SystemExit, match="finished run"):
         publish(run, target)
     assert (target / "summary.json").exists()
+
+
+def test_published_results_are_not_replaced_by_themselves(tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text(name)
+    with pytest.raises(SystemExit, match="is published already"):
+        publish(tmp_path, tmp_path / ".")
+    assert all((tmp_path / name).is_file() for name in FILES)

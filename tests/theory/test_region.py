@@ -161,6 +161,14 @@ def test_required_change_is_the_least(start: FeatureCounts, form: str) -> None:
     assert holds(replace(start, invariant=start.invariant + extra, spurious=start.spurious - fewer), 3, 0.9)
 
 
+def test_a_mixed_change_can_need_fewer_features() -> None:
+    start = FeatureCounts(0, 1, 1, 1)
+    change = required_change(start, 3, 0.9, form="limit")
+    assert change.mixed == (1, 1) and change.fewer_spurious is None
+    assert change.extra_invariant is None or change.extra_invariant > 2
+    assert falls_in_limit(replace(start, invariant=1, spurious=0), 3, 0.9)
+
+
 def test_required_changes_of_the_documentation() -> None:
     change = required_change(FeatureCounts(3, 20, 2, 21), 3, 0.9)
     assert (change.extra_invariant, change.fewer_spurious) == (5, 16)

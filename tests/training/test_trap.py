@@ -18,6 +18,7 @@ from tamperfuse.training.cross_entropy import token_kl_uniform
 from tamperfuse.training.distillation import anchored, first_benign, predict
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import accumulate_gradient
+from tamperfuse.training.result import FitResult
 from tamperfuse.training.trap import TrapObjective, mean_nll
 from tamperfuse.training.trap_units import TrapUnit, harmful_answer, trap_units
 from tamperfuse.training.weights import LoraAttacker, SimulatedAttacker, gradients, inner, perturbed
@@ -334,7 +335,7 @@ def test_an_interrupted_training_resumes_to_the_bit(
     class Interrupted(Exception):
         pass
 
-    def train(stop: int, folder: Path | None) -> tuple[LoadedModel, list[float], TrapObjective]:
+    def train(stop: int, folder: Path | None) -> tuple[LoadedModel, FitResult, TrapObjective]:
         loaded, trap = load_model(str(tiny_folder)), objective(seed=4, **settings)
 
         def hook(step: int) -> None:
@@ -344,16 +345,17 @@ def test_an_interrupted_training_resumes_to_the_bit(
                 raise Interrupted
 
         with resumable(folder):
-            losses = fit(
+            result = fit(
                 loaded, units(loaded, trap.attack_steps), TRAINING, seed=1, objective=trap, at_steps=range(9), hook=hook
-            ).losses
-        return loaded, losses, trap
+            )
+        return loaded, result, trap
 
-    whole, losses, expected = train(99, None)
+    whole, result, expected = train(99, None)
     with pytest.raises(Interrupted):
         train(4, tmp_path)
     rest, again, resumed = train(99, tmp_path)
-    assert losses == again and len(losses) == TRAINING.steps
+    assert again.resumed_at == 4
+    assert result.losses == again.losses and len(result.losses) == TRAINING.steps
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), rest.model.parameters(), strict=True))
     assert resumed.records == expected.records and resumed.attackers.starts == expected.attackers.starts > 4
 
