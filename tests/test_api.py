@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,16 @@ def test_the_module_for_plug_ins_holds_the_three_decorators() -> None:
     assert callable(plugins.defense) and callable(plugins.attack) and callable(plugins.judge)
     assert plugins.attack is not tamperfuse.attack
     assert all(hasattr(plugins, name) for name in plugins.__all__)
+
+
+def test_what_is_no_text_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="Prompt 2 is None, not text"):
+        tamperfuse.pair(["a prompt", None], ["a response"])  # type: ignore[list-item]
+
+
+def test_an_attack_records_the_reference_that_it_was_given(
+    tiny: LoadedModel, tiny_folder: Path, threat_file: Path, tmp_path: Path
+) -> None:
+    base = str(shutil.copytree(tiny_folder, tmp_path / "base"))
+    attacked = tamperfuse.attack(tiny, "merge", threat=str(threat_file), reference=base)
+    assert attacked.origin == base and attacked.provenance and attacked.provenance.origin == base

@@ -23,7 +23,7 @@ from tamperfuse.commands.measurement import ACCURACY, Measurement, full_evaluati
 from tamperfuse.commands.training import print_notes
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
-from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.sources import clean_text, read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
@@ -41,6 +41,7 @@ from tamperfuse.models.load import (
 )
 from tamperfuse.pairing import PairSet, make_pairs, read_pairs
 from tamperfuse.pairing.defaults import DEFAULT_THRESHOLD
+from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import check_fresh
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Parameters
@@ -117,7 +118,11 @@ def pair(
 def _examples(texts: str | Path | Iterable[str], field: str) -> list[Example]:
     if isinstance(texts, str | Path):
         return list(read_source(str(texts), part="defender" if field == "prompt" else None))
-    return [Example(**{"prompt": "", "response": "", field: text}) for text in texts]
+    entries = list(texts)
+    for number, text in enumerate(entries, 1):
+        if not isinstance(text, str):
+            raise UserError(f"{field.capitalize()} {number} is {shown(text)}, not text: give texts, or a source.")
+    return [Example(**{"prompt": "", "response": "", field: clean_text(text)}) for text in entries]
 
 
 def harden(
@@ -247,6 +252,7 @@ def attack(
         hook=lambda step: None,
     )
     print_notes(component.run(loaded, data, values, seed).notes)
+    loaded.origin = origin
     _record(loaded, attack, values, seed)
     return loaded
 
@@ -355,7 +361,8 @@ def run_study(study: str | Path | Mapping[str, Any], out: str | Path) -> StudyRu
         out: the run's folder.
 
     Raises:
-        UserError: bad input, or a folder that holds another study.
+        UserError: bad input, or a folder that holds a study of another model or threat. The results of another study of the same
+            ones move to its subfolder `earlier`.
 
     Example::
 

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from pairing_stand_ins import hash_projection, prose
 from tamperfuse.cli.app import main
 from tamperfuse.pairing import encoding, read_pairs
-from tamperfuse.pairing.pipeline import _check_out
+from tamperfuse.pairing.store import check_out, write_pairs
+from tamperfuse.records.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +167,7 @@ def test_folders_are_treated_as_by_every_command(place, capsys, monkeypatch):
     (place / "mount" / ".lock").touch()
     (place / "link").symlink_to("target")
     for name in ("mount", "link", "empty/../new"):
-        _check_out(Path(name))
+        check_out(Path(name))
 
 
 def test_an_old_folder_of_pairs_is_replaced_and_a_neighbour_let_alone(place):
@@ -176,3 +178,10 @@ def test_an_old_folder_of_pairs_is_replaced_and_a_neighbour_let_alone(place):
     assert len(read_pairs(place / "out")) == 8
     assert neighbour.exists()
     assert not leftover.exists()
+
+
+def test_pairs_do_not_replace_what_is_no_folder_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        write_pairs(tmp_path, Mock())
+    assert (tmp_path / "thesis.tex").exists()

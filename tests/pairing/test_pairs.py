@@ -18,6 +18,7 @@ from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs,
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.matching import match
 from tamperfuse.pairing.options import PairOptions
+from tamperfuse.pairing.pairs import draw_pairs
 from tamperfuse.pairing.pipeline import pair_corpora
 from tamperfuse.pairing.response_pool import ListPool
 from tamperfuse.pairing.sampling import positions_of_draw, strides, text_key
@@ -249,3 +250,32 @@ def test_a_sample_of_responses_passes_the_filters_and_depends_on_the_seed_alone(
     assert sample != sample_responses([*good, *poor], 12, 1)
     assert len(sample_responses(good[:5], 12, 0, FilterSettings(language="any"))) == 5
     assert sample_responses(poor, 12, 0) == []
+
+
+@pytest.mark.parametrize(("prompts", "responses"), [(1, 2), (3, 4), (9, 10)])
+def test_diverse_match_drops_no_prompt_that_an_unused_response_would_fit(prompts: int, responses: int) -> None:
+    """Each prompt is too similar to one response only, so all can be paired."""
+    for seed in range(20):
+        requests = [Example(f"word{i}", "") for i in range(prompts)]
+        pool = [Example("", f"word{i}") for i in range(responses)]
+        pair_set = make_pairs(requests, pool, WordHashEncoder(400), threshold=0.5, seed=seed, filters=None)
+        assert len(pair_set.pairs) == prompts
+        blocks = draw_pairs(
+            requests,
+            ListPool(pool),
+            WordHashEncoder(400),
+            threshold=0.5,
+            seed=seed,
+            filters=None,
+            max_draws=50,
+            strategy="diverse",
+        )
+        assert sum(len(block.pairs) for block in blocks) == prompts
+
+
+def test_a_prompt_of_several_categories_gets_one() -> None:
+    requests = [Example(f"request {i}", "", "violence | theft") for i in range(4)]
+    pair_set = make_pairs(
+        requests, [Example("", f"a poem {i}") for i in range(4)], WordHashEncoder(400), threshold=1.0, filters=None
+    )
+    assert sorted(pair.category for pair in pair_set.pairs) == ["theft", "theft", "violence", "violence"]

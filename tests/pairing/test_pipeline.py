@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from pairing_stand_ins import WordHashEncoder, hash_projection, pair_options, prose
 from tamperfuse.cli.pair import pair
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX
+from tamperfuse.corpora.hub import HubSource
 from tamperfuse.pairing import pairs as pairs_module
 from tamperfuse.pairing import pipeline, read_pairs
 from tamperfuse.pairing.cache import in_batches
@@ -21,6 +23,8 @@ from tamperfuse.pairing.encoding import CachedEncoder
 from tamperfuse.pairing.exports import EXPORTS
 from tamperfuse.pairing.options import EXPORT_NAMES, PairOptions
 from tamperfuse.pairing.pipeline import PairResult, pair_corpora
+from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport
+from tamperfuse.pairing.source_records import _hub_facts
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.progress import show_progress
 
@@ -237,3 +241,25 @@ def test_bad_options_are_a_sentence_and_leave_nothing(sources, tmp_path, wishes,
         pair_corpora(PairOptions(**everything | wishes), WordHashEncoder())
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_prompts_of_two_sources_count_once_and_keep_the_weights(order, sources, tmp_path):
+    weights = {"a": 3, "b": 1}
+    for name, numbers in (("a", range(60)), ("b", range(30, 90))):
+        rows = [json.dumps({"prompt": f"request number {n}"}) for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    harmful = tuple(f"{tmp_path / f'{name}.jsonl'}={weights[name]}" for name in order)
+    options = pair_options(sources, tmp_path / "out", harmful=harmful)
+    prompts = pipeline._prepare_prompts(options, EvaluationPrompts([], WordHashEncoder()), PromptReport())
+    assert Counter("a" if "a.jsonl" in prompt.origin else "b" for prompt in prompts) == {"a": 60, "b": 20}
+    assert len({prompt.prompt for prompt in prompts}) == 80
+
+
+def test_a_hub_that_does_not_answer_at_the_end_costs_a_fact_only(monkeypatch):
+    class Api:
+        def dataset_info(self, *_, **__):
+            raise Exception("the connection was lost")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert _hub_facts(HubSource("owner/name", None, None, None)) == ("not stated: the Hub did not answer", "")

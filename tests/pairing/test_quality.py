@@ -215,13 +215,13 @@ def test_replay_has_its_share_without_evaluation_prompts_or_says_that_it_cannot(
     rows = [Example(f"question {n}", f"answer {n}") for n in range(50)]
     report = PromptReport()
     with DiskPool(tmp_path / "s", [Source("a", rows, None)], 0) as spool:
-        first = replay_pairs(Exchanges(spool, EvaluationPrompts([], WordHashEncoder()), report), 0.2, 40)
+        first = list(replay_pairs(Exchanges(spool, EvaluationPrompts([], WordHashEncoder()), report), 0.2, 40))
         held_out = EvaluationPrompts([first[0].prompt], WordHashEncoder(400))
         exchanges = Exchanges(spool, held_out, report)
         assert [pair.prompt for pair in replay_pairs(exchanges, 0.2, 36)] == [pair.prompt for pair in first[1:]]
         assert report.contaminated == [(first[0].prompt, first[0].prompt, "exact")]
         with pytest.raises(UserError, match=r"holds 49.*--replay-source"):
-            replay_pairs(exchanges, 0.9, 40)
+            list(replay_pairs(exchanges, 0.9, 40))
     assert not (tmp_path / "s").exists()
 
 
@@ -253,3 +253,14 @@ def test_batches_may_come_in_any_order(tmp_path: Path):
 
 def test_normalise():
     assert normalise(" e\u0301\r\n\x07x\ty ") == "é\nx\ty"
+
+
+def test_exchanges_with_one_answer_and_different_questions_are_different(tmp_path):
+    rows = [Example(f"Is {n} even?", "Yes, it is.") for n in range(4)]
+    for exchanges, left in ((True, 4), (False, 1)):
+        with DiskPool(tmp_path / "s", [Source("a", rows, None)], 0, exchanges=exchanges) as pool:
+            assert len(pool) == left
+
+
+def test_a_form_is_found_in_time_however_many_lines_are_empty():
+    assert form("\n" * 1_000_000 + "x") == "prose"

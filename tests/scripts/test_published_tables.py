@@ -32,8 +32,8 @@ def test_a_page_has_the_tables_of_the_published_results(
     (tmp_path / page).write_text(f"{comment} x -->\n<!-- end of tables -->\n", encoding="utf-8")
     arguments = [*(str(ROOT / folder) for folder in folders), str(tmp_path / page)]
     importlib.import_module(script).main(arguments)
-    made = (tmp_path / page).read_text(encoding="utf-8")
-    assert made.partition("\n")[2] == f"{text}\n<!-- end of tables -->\n"
+    written = (tmp_path / page).read_text(encoding="utf-8")
+    assert written.partition("\n")[2] == f"{text}\n<!-- end of tables -->\n"
 
 
 def test_there_are_such_tables() -> None:

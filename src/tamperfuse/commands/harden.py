@@ -78,8 +78,8 @@ def harden_model(
     component = DEFENSES.get(defense)
     parameters = component.parse(settings, f"defense {defense}")
     check_fresh(out)
-    if pairs is not None and not component.traits.needs_pairs:
-        raise UserError(f"The defense {defense} trains on no pairs: leave out --pairs.")
+    if pairs is not None:
+        _check_takes_pairs(component)
     matched = read_pairs(pairs) if pairs is not None else None
     if push_to_hub is not None and is_main():
         prepare_upload(push_to_hub)
@@ -127,6 +127,11 @@ def made_by(model: str) -> str:
     return provenance.made_by if provenance else ""
 
 
+def _check_takes_pairs(component: Component[DefenseTraits, DefenseResult]) -> None:
+    if not component.traits.needs_pairs:
+        raise UserError(f"The defense {component.name} trains on no pairs: leave out --pairs, `pairs` in Python.")
+
+
 def prepare_data(
     origin: str,
     component: Component[DefenseTraits, DefenseResult],
@@ -154,9 +159,11 @@ def prepare_data(
         chat_template: of the origin, as of :func:`load_model`.
 
     Raises:
-        UserError: a source or the model cannot be read, the cache cannot be written, or a pair's prompt is in another part of
-            the threat than the defender's.
+        UserError: a source or the model cannot be read, the cache cannot be written, a pair's prompt is in another part of the
+            threat than the defender's, or the defense trains on no pairs.
     """
+    if pairs is not None:
+        _check_takes_pairs(component)
     study = {
         "model": origin,
         "threat": threat,

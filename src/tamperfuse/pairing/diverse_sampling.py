@@ -8,13 +8,15 @@ import numpy as np
 from tamperfuse.pairing.response_pool import ResponsePool
 from tamperfuse.pairing.sampling import Positions
 
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FETCHED_TOGETHER = 4096
+_LOOKED_AT = 20_000  # characters
 
 
 def form(text: str) -> str:
-    """The form of a text: code, list, dialogue, verse, paragraphs, or prose."""
-    if "```" in text or re.search(r"^\s*(?:def|class|#include|import|SELECT)\b", text, re.MULTILINE):
+    """The form of a text, by its beginning: code, list, dialogue, verse, paragraphs, or prose."""
+    text = text[:_LOOKED_AT]
+    if "```" in text or re.search(r"^[ \t]*(?:def|class|#include|import|SELECT)\b", text, re.MULTILINE):
         return "code"
     if len(_LIST_ITEM.findall(text)) >= 2:
         return "list"
@@ -58,7 +60,10 @@ class DiverseSampler:
             [rotated[self._uses[rotated] + lap < self._uses_allowed] for lap in range(self._uses_allowed)]
         )
         candidates = candidates[: len(pending)]
-        self._next += len(candidates) + 1  # one further, or two prompts could draw the same two responses for ever
+        step = len(candidates) + 1  # one further, or two prompts could draw the same two responses for ever
+        while math.gcd(step, len(free)) > 1:  # with a common factor a prompt never meets some of them
+            step += 1
+        self._next += step
         drawn[: len(candidates)] = candidates
         return drawn
 

@@ -15,7 +15,7 @@ from tamperfuse.pairing.defaults import DEFAULT_MAX_DRAWS, DEFAULT_THRESHOLD
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
 from tamperfuse.pairing.filters import DEFAULT_FILTERS, FilterSettings, ResponseFilters
 from tamperfuse.pairing.matching import Matches, match
-from tamperfuse.pairing.prompts import PromptReport, clean_prompts
+from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts
 from tamperfuse.pairing.response_pool import ListPool, ResponsePool
 from tamperfuse.pairing.sampling import RandomSampler, Sampler, text_key
 from tamperfuse.records.errors import UserError
@@ -105,7 +105,8 @@ def make_pairs(
     """
     check_numbers(threshold, max_draws)
     report = PromptReport()
-    unique_prompts = sorted(clean_prompts(prompts, report), key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
+    cleaned = balance(clean_prompts(prompts, report), None, seed, report)
+    unique_prompts = sorted(cleaned, key=lambda prompt: text_key(prompt.prompt, "prompt", seed))
     unique_responses, duplicate_responses = _unique_responses(responses, seed)
     for role, examples in (("prompt", unique_prompts), ("response", unique_responses)):
         if not examples:

@@ -11,11 +11,14 @@ text, so a run that was killed resumes without encoding the same texts again.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.folders import ALL_SPLITS
+from tamperfuse.corpora.overlap import plain
 from tamperfuse.corpora.sources import read_source
+from tamperfuse.corpora.texts import normalise
 from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.pairing.audit import Audit
 from tamperfuse.pairing.encoding import open_encoder
@@ -28,14 +31,11 @@ from tamperfuse.pairing.prompts import EvaluationPrompts, PromptReport, balance,
 from tamperfuse.pairing.quality import SAMPLE, QualityCut
 from tamperfuse.pairing.response_pool import DiskPool, Source
 from tamperfuse.pairing.sampling import text_key
-from tamperfuse.pairing.store import SUMMARY, TABLE, write_table
+from tamperfuse.pairing.store import ROWS_PER_GROUP, TABLE, check_out, write_table
 from tamperfuse.pairing.variants import Exchanges, MultiTurn, PrefixChoice, replay_pairs
 from tamperfuse.records.cache import cache_folder
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import check_fresh, is_leftover, locked_output, staged
-from tamperfuse.records.reading import path_exists
-
-_WRITTEN = (TABLE, SUMMARY, "audit.json", "audit.html", "README.md", "exports")  # what a folder of pairs consists of
+from tamperfuse.records.files import locked_output, staged
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def pair_corpora(options: PairOptions, encoder: TextEncoder | None = None) -> Pa
 
 
 def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
-    _check_out(options.out)
+    check_out(options.out)
     count_length = length_counter(options.tokenizer)  # fails now, not after the work, if there is no such tokenizer
     prompt_report, exchange_report = PromptReport(), PromptReport()
     prefix = PrefixChoice(options.refusal_prefix, options.seed)
@@ -100,22 +100,6 @@ def _pair(options: PairOptions, encoder: TextEncoder) -> PairResult:
         write_exports(folder, options.export)
         summary = audit.write(folder)
     return PairResult(options.out, f"{options.out} holds {summary}", audit.pairs, audit.dropped)
-
-
-def _check_out(out: Path) -> None:
-    """Check that `out` can be written: as for any command, or since it is an earlier folder of pairs, which is replaced.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    if not path_exists(out) or not (out / TABLE).is_file():
-        check_fresh(out)
-        return
-    others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN and not is_leftover(path))
-    if others:
-        raise UserError(
-            f"{out} holds pairs and also {others[0]}, which would be removed with them: choose another --out, or move it away."
-        )
 
 
 def _read_prompts(options: PairOptions, source: str) -> Iterator[Example]:
@@ -168,8 +152,8 @@ def _open_exchanges(
         return None
     source = options.replay_source
     rows = read_source(source, display_name=options.source_names().get(source))
-    complete = (example for example in rows if example.prompt and example.response)
-    pool = pools.enter_context(DiskPool(folder / "exchanges.pool", [Source(source, complete, None)], options.seed))
+    complete = Source(source, (e for e in rows if normalise(e.prompt) and normalise(e.response)), None)
+    pool = pools.enter_context(DiskPool(folder / "exchanges.pool", [complete], options.seed, exchanges=True))
     exchanges = Exchanges(pool, evaluation, report)
     if next(iter(exchanges), None) is None:
         raise UserError(
@@ -186,14 +170,18 @@ def _prepare_prompts(options: PairOptions, evaluation: EvaluationPrompts, report
     for (source, _), cleaned in zip(sources, by_source, strict=True):
         if not cleaned:
             raise UserError(f"{source} holds no prompt: check it, or name its column with --prompt-field.")
-    prompts = _mix_by_weight(by_source, [weight for _, weight in sources], options.seed)
-    if len(sources) > 1:
-        across_sources = PromptReport()
-        prompts = clean_prompts(prompts, across_sources)
-        report.duplicates += across_sources.duplicates
-    prompts = evaluation.exclude_from(prompts, report)
-    if not prompts:
+    across_sources = PromptReport()
+    merged = clean_prompts([prompt for cleaned in by_source for prompt in cleaned], across_sources)
+    report.duplicates += across_sources.duplicates
+    left = {plain(prompt.prompt): prompt for prompt in evaluation.exclude_from(merged, report)}
+    if not left:
         raise UserError("Every prompt is in the evaluation sets of --decontaminate: give other prompts.")
+    names, weights = zip(*sources, strict=True)
+    # A prompt of several sources is one of the source whose name sorts first, whatever their order.
+    of_each: dict[str, list[Example]] = {}
+    for name, cleaned in sorted(zip(names, by_source, strict=True), key=lambda entry: entry[0]):
+        of_each[name] = [left.pop(key) for key in (plain(prompt.prompt) for prompt in cleaned) if key in left]
+    prompts = _mix_by_weight([of_each[name] for name in names], weights, options.seed)
     prompts = balance(prompts, options.prompts, options.seed, report)
     key = {prompt.prompt: text_key(prompt.prompt, "prompt", options.seed) for prompt in prompts}
     if options.match == "diverse":
@@ -201,11 +189,19 @@ def _prepare_prompts(options: PairOptions, evaluation: EvaluationPrompts, report
     return sorted(prompts, key=lambda prompt: key[prompt.prompt])
 
 
-def _mix_by_weight(groups: Sequence[list[Example]], weights: list[float | None], seed: int) -> list[Example]:
-    """All prompts of all sources; with weights, the largest selection in which every source has its weight."""
+def _mix_by_weight(groups: Sequence[list[Example]], weights: Sequence[float | None], seed: int) -> list[Example]:
+    """All prompts of all sources; with weights, the largest selection in which every source has its weight.
+
+    Raises:
+        UserError: a source with a weight has no prompt of its own.
+    """
     shares = [weight for weight in weights if weight is not None]
     if not shares:
         return [prompt for group in groups for prompt in group]
+    if not all(groups):
+        raise UserError(
+            "A source of prompts with a weight has none that the others or the evaluation sets do not have: leave it out."
+        )
     unit = min(len(group) / weight for group, weight in zip(groups, shares, strict=True))
     chosen = []
     for group, weight in zip(groups, shares, strict=True):
@@ -268,5 +264,6 @@ def _with_replay(
     yield from blocks
     if options.replay and exchanges is not None:
         replay = replay_pairs(exchanges, options.replay, audit.sdd_pairs)
-        audit.add_replay(replay)
-        yield replay
+        while block := list(islice(replay, ROWS_PER_GROUP)):
+            audit.add_replay(block)
+            yield block

@@ -66,13 +66,14 @@ class DiskPool:
         keys: the responses' keys, ascending.
     """
 
-    def __init__(self, path: Path, sources: Sequence[Source], seed: int) -> None:
+    def __init__(self, path: Path, sources: Sequence[Source], seed: int, *, exchanges: bool = False) -> None:
         """Stream the sources into a file and sort the responses by their keys.
 
         Args:
             path: a file that does not exist yet; leaving the `with` block removes it.
             sources: all of them with a weight, or none.
             seed: of the draw.
+            exchanges: whether rows with one response and different prompts are different.
 
         Raises:
             UserError: a weighted source holds nothing that the others do not hold.
@@ -86,10 +87,11 @@ class DiskPool:
                     response = normalise(example.response)
                     self.empty += not response
                     if response:
-                        keys.append(text_key(response, "response", seed))
+                        prompt = normalise(example.prompt)
+                        keys.append(text_key(f"{prompt}\n{response}" if exchanges else response, "response", seed))
                         offsets.append(file.tell())
                         source_numbers.append(number)
-                        row = [response, normalise(example.prompt), example.category, example.origin]
+                        row = [response, prompt, example.category, example.origin]
                         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self.read = len(keys)
         # A stable sort: of equal texts, the first row of the source whose name sorts first is used.

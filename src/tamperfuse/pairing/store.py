@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.pairs import PairSet
 from tamperfuse.records.errors import UserError, quoted
-from tamperfuse.records.files import staged, write_json
+from tamperfuse.records.files import check_fresh, is_leftover, staged, write_json
 from tamperfuse.records.reading import check_file, path_exists, unreadable
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TABLE = "pairs.parquet"
 SUMMARY = "pairs.json"
 ROWS_PER_GROUP = 8192
+_WRITTEN = (TABLE, SUMMARY, "audit.json", "audit.html", "README.md", "exports")  # what a folder of pairs consists of
 
 
 def schema() -> "pyarrow.Schema":
@@ -49,16 +50,33 @@ def _row(pair: Pair) -> dict[str, Any]:
     return asdict(pair) | {"history": [{"user": user, "assistant": answer} for user, answer in pair.history]}
 
 
+def check_out(out: Path) -> None:
+    """Check that `out` can be written: as for any command, or since it is an earlier folder of pairs, which is replaced.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not path_exists(out) or not (out / TABLE).is_file():
+        check_fresh(out)
+        return
+    others = sorted(path.name for path in out.iterdir() if path.name not in _WRITTEN and not is_leftover(path))
+    if others:
+        raise UserError(
+            f"{out} holds pairs and also {others[0]}, which would be removed with them: choose another folder, or move it away."
+        )
+
+
 def write_pairs(out_dir: Path, pair_set: PairSet) -> None:
-    """Write a folder of pairs; an existing one is replaced.
+    """Write a folder of pairs; an earlier folder of pairs is replaced.
 
     Args:
         out_dir: the folder; `pairs.parquet` holds the pairs, `pairs.json` the counts.
         pair_set: the result of :func:`make_pairs`.
 
     Raises:
-        UserError: the place cannot be written, or the disk is full.
+        UserError: the folder holds something else, the place cannot be written, or the disk is full.
     """
+    check_out(out_dir)
     with staged(out_dir, directory=True) as folder:
         write_table(folder / TABLE, [pair_set.pairs])
         write_json(folder / SUMMARY, summary(pair_set))

@@ -83,7 +83,7 @@ class MultiTurn:
         return replace(pair, history=((exchange.prompt, exchange.response),))
 
 
-def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pair]:
+def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> Iterator[Pair]:
     """Make pairs of benign prompts and their own answers.
 
     Args:
@@ -95,14 +95,10 @@ def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pai
         UserError: there are too few exchanges.
     """
     count = round(sdd_pairs * share / (1 - share))
-    examples = list(islice(exchanges, count))
-    if count > len(examples):
-        raise UserError(
-            f"--replay {share:g} needs {count} benign pairs and its source holds {len(examples)}: "
-            "give a larger --replay-source or a smaller share."
-        )
-    return [
-        Pair(
+    pairs = 0
+    for example in islice(exchanges, count):
+        pairs += 1
+        yield Pair(
             prompt=example.prompt,
             response=example.response,
             category=example.category,
@@ -111,5 +107,8 @@ def replay_pairs(exchanges: Exchanges, share: float, sdd_pairs: int) -> list[Pai
             response_origin=example.origin,
             kind="replay",
         )
-        for example in examples
-    ]
+    if pairs < count:
+        raise UserError(
+            f"--replay {share:g} needs {count} benign pairs and its source holds {pairs}: "
+            "give a larger --replay-source or a smaller share."
+        )

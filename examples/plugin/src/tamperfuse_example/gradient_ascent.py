@@ -37,14 +37,14 @@ class GradientAscentParameters(Parameters):
         batch: samples in a step.
         learning_rate: of AdamW, constant.
         ceiling: mean NLL, in nats per token, from which an answer is unlikely enough and has no gradient; greater than 0.
-        benign: benign samples for each compliant answer, at least 0.
+        benign_ratio: benign samples for each compliant answer, at least 0.
     """
 
     steps: int = Field(32, ge=1)
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(2e-5, gt=0, lt=1)
     ceiling: float = Field(6.0, gt=0)
-    benign: float = Field(2.0, ge=0)
+    benign_ratio: float = Field(2.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class AscentObjective(Objective[SignedSample]):
     "gradient_ascent",
     GradientAscentParameters,
     needs_answers=True,
-    needs_benign=lambda p: p.benign > 0,
+    needs_benign=lambda p: p.benign_ratio > 0,
     budget=lambda p: Budget(p.steps, p.batch),
 )
 def gradient_ascent(
     loaded: LoadedModel, data: DefenseData, parameters: GradientAscentParameters, seed: int
 ) -> DefenseResult:
     """Gradient ascent on compliant answers to the threat, with gradient descent on benign samples."""
-    count = min(round(parameters.benign * len(data.answers)), len(data.benign))
+    count = min(round(parameters.benign_ratio * len(data.answers)), len(data.benign))
     benign = random.Random(seed).sample(list(data.benign), count)
     samples = [
         SignedSample(loaded.chat.sample(prompt, response, data.response_limit), forget)
