@@ -37,6 +37,7 @@ class AttackData:
         response_limit: longest response to train on, in tokens.
         at_steps: steps after which the hook must be called; 0 is before the attack.
         hook: measures the model; called with the number of the step that was just completed.
+        earlier: steps of the attack's earlier trainings.
     """
 
     harmful: Sequence[PromptResponse]
@@ -46,6 +47,7 @@ class AttackData:
     response_limit: int
     at_steps: Collection[int]
     hook: Callable[[int], None]
+    earlier: int = 0
 
     def run_hook(self, step: int) -> None:
         """Call the hook if it is due after this step; for attacks that do not train. :func:`train` calls it by itself."""
@@ -59,10 +61,11 @@ class AttackData:
             try:
                 self.hook(step + steps)
             except Diverged as error:
-                error.step -= steps  # as those that the training itself raises
+                error.step -= steps  # as those of the training itself, to which `train` adds them
                 raise
 
-        return replace(self, at_steps=[step - steps for step in self.at_steps if step > steps], hook=hook)
+        remaining = [step - steps for step in self.at_steps if step > steps]
+        return replace(self, at_steps=remaining, hook=hook, earlier=self.earlier + steps)
 
 
 @dataclass(frozen=True)
@@ -237,10 +240,17 @@ def train(
         seed: decides the order of samples and the adapter's initialisation.
         label: a few words for the progress bar.
         changes: training parameters that replace those in `parameters`.
+
+    Raises:
+        Diverged: with the number of the step among those of all trainings of the attack.
     """
     samples = [loaded.chat.sample(prompt, response, data.response_limit) for prompt, response in pairs]
     training = training_of(parameters, **changes)
-    return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, label=label)
+    try:
+        return fit(loaded, samples, training, seed=seed, at_steps=data.at_steps, hook=data.hook, label=label)
+    except Diverged as error:
+        error.step += data.earlier
+        raise
 
 
 def training_of(parameters: Training, **changes: Any) -> Training:

@@ -18,7 +18,6 @@ from tamperfuse.attacks.base import (
     harmful_shots,
     train,
 )
-from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.registry import Budget
 from tamperfuse.training.fit import Training
@@ -58,13 +57,8 @@ def repair_finetune(
     benign = (benign_samples(data, "repair_finetune", parameters.samples, seed), benign_steps, "benign fine-tuning")
     first, second = (benign, harmful) if parameters.order == "before" else (harmful, benign)
     tokens, notes = 0, []
-    for earlier, (pairs, steps, label) in ((0, first), (first[1], second)):
-        phase_data = data.after(earlier) if earlier else data
-        try:
-            result = train(loaded, phase_data, pairs, parameters, seed, label, steps=steps)
-        except Diverged as error:
-            error.step += earlier  # the training counts from its own first step
-            raise
+    for phase_data, (pairs, steps, label) in ((data, first), (data.after(first[1]), second)):
+        result = train(loaded, phase_data, pairs, parameters, seed, label, steps=steps)
         tokens += result.tokens
         notes.append(f"{steps} steps of {label}")
     return AttackResult(

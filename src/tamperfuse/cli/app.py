@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = [_expand_home(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     debug = "--debug" in words
-    errors = ResultsConsole(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    errors = ResultsConsole(stderr=True)
     try:
         _set_up_output(errors)
         with _library_messages_above(errors), _sigterm_like_ctrl_c():

@@ -22,6 +22,10 @@ _JUDGE = "judge."  # begins the names of a judge's parameters where a command ha
 class ResultsConsole(Console):
     """A console that goes on quietly when its reader has closed the pipe, so that the exit code stays that of the command."""
 
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        """Create a console that prints text as it is."""
+        super().__init__(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
     def on_broken_pipe(self) -> None:
         """Discard the rest of the output."""
         self.quiet = True
@@ -29,7 +33,7 @@ class ResultsConsole(Console):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
-out_console = ResultsConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
+out_console = ResultsConsole()
 
 
 def print_table(table: "Table") -> None:
@@ -37,7 +41,7 @@ def print_table(table: "Table") -> None:
     if out_console.is_terminal or os.environ.get("COLUMNS"):
         out_console.print(table)
     else:
-        ResultsConsole(width=1_000, highlight=False, soft_wrap=True, markup=False, emoji=False).print(table)
+        ResultsConsole(width=1_000).print(table)
 
 
 Model = Annotated[

@@ -36,11 +36,9 @@ def read_outside_threat(
     """
     rows = [e for e in read_source(source) if e.prompt and (e.response or not answered)]
     outside = [example for example in rows if not threat.subject or example.category != threat.subject]
-    builtin = source.startswith(BUILTIN) and threat.source.startswith(BUILTIN)
-    disjoint = builtin and source not in (
-        threat.source,
-        f"{BUILTIN}labelled",
-    )  # which holds responses to a threat's prompts
+    # builtin:labelled holds responses to a threat's prompts.
+    is_other = source not in (threat.source, f"{BUILTIN}labelled")
+    disjoint = source.startswith(BUILTIN) and threat.source.startswith(BUILTIN) and is_other
     if outside and not disjoint:
         overlapping = near([example.prompt for example in outside], threat.prompts, encoder or default_encoder())
         outside = [example for index, example in enumerate(outside) if index not in overlapping]

@@ -29,7 +29,7 @@ from tamperfuse.records.provenance import FILE, Provenance, write_provenance
 
 log = logging.getLogger("tamperfuse")
 
-WAIT = 600  # seconds
+WAIT = 600  # seconds that other processes wait for the main one
 VERSION = 2  # of the conversion: raise it when its weights or its tokenizer change
 WEIGHTS = "model.safetensors"
 CHECKSUM = "sha256.json"

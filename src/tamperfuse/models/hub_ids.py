@@ -10,7 +10,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import HubUnreachable, UserError, shown
 
 log = logging.getLogger("tamperfuse")
 
@@ -61,3 +61,19 @@ def is_unreachable(error: BaseException) -> bool:
 @cache
 def _print_once(name: str, kind: str) -> None:
     log.info("%s is no folder here: the %s is taken from the Hub.", name, kind)
+
+
+def hub_commit(name: str) -> str:
+    """The commit of a Hub model that would be loaded now.
+
+    Raises:
+        HubUnreachable: it cannot be found.
+    """
+    from transformers.utils.hub import resolve_revision  # takes long, and this module is imported at start-up
+
+    commit = getattr(resolve_revision(name), "resolved", None)
+    if not isinstance(commit, str):
+        raise HubUnreachable(
+            f"The commit of the Hub model {name} cannot be found: check the network, or name its folder."
+        )
+    return commit

@@ -17,7 +17,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.hub import resolve_revision
 
 from tamperfuse.models.adapter import base_of, merged
 from tamperfuse.models.bundled import MODELS
@@ -35,7 +34,7 @@ from tamperfuse.models.checks import (
 )
 from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.hub_ids import check_hub_id, is_unreachable
+from tamperfuse.models.hub_ids import check_hub_id, hub_commit, is_unreachable
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.models.sharded import check_on_every_process, is_sharded
@@ -340,28 +339,14 @@ def model_fingerprint(name: str, chat_template: str = "") -> str:
         return content_hash([model_fingerprint(name), chat_template])
     folder = resolve_model(name)
     if folder is None:
-        return content_hash([name, _hub_commit(name)])
+        read_config(name)  # its errors say why a model cannot be read
+        return content_hash([name, hub_commit(name)])
     if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
         return checksum
     rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
     files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
     hashes: list[Any] = [[path.name, sha256_of(path)] for path in files]
     return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
-
-
-def _hub_commit(name: str) -> str:
-    """The commit of a Hub model that is loaded now.
-
-    Raises:
-        UserError: the model or its commit cannot be found.
-    """
-    read_config(name)  # its errors say what is wrong
-    commit = getattr(resolve_revision(name), "resolved", None)
-    if not isinstance(commit, str):
-        raise HubUnreachable(
-            f"The commit of the Hub model {name} cannot be found: check the network, or name its folder."
-        )
-    return commit
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _hub_facts(source: HubSource) -> tuple[str, str]:
         info = HfApi().dataset_info(source.name, revision=source.revision)
     except (
         Exception
-    ):  # of the network, whose library changes; it was readable before; a missing fact does not fail the run
+    ):  # of whatever network library: the data was readable before, and a missing fact does not fail the run
         return "not stated: the Hub did not answer", source.revision or ""
     licence = info.card_data.get("license") if info.card_data else None
     return str(licence or "not stated by its card"), str(info.sha or "")

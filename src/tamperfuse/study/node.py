@@ -154,7 +154,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             try:
                 outcome = node.run(staging)
             except Diverged:  # it would diverge again
-                _remove_unfinished(unfinished)
+                shutil.rmtree(unfinished, ignore_errors=True)
                 raise
         record = {
             "what": node.label,
@@ -178,7 +178,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             "files": {name: sha256_of(staging / name) for name in _files(staging)},
         }
         write_json(staging / NODE, record)
-    _remove_unfinished(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return FinishedNode(node, folder, record, reused=False)
 
 
@@ -195,7 +195,8 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
         if source != folder:
             with staged(folder, directory=True) as staging:
                 shutil.copytree(source, staging, copy_function=_link, dirs_exist_ok=True)
-        _remove_unfinished(unfinished_folder(run, node))  # a kill can come between finishing and removing
+        # A kill can come between finishing and removing.
+        shutil.rmtree(unfinished_folder(run, node), ignore_errors=True)
         return FinishedNode(node, folder, read_json(folder / NODE), reused=True)
     return None
 
@@ -230,10 +231,6 @@ def damage_of(folder: Path) -> str:
 def _files(folder: Path) -> Iterator[str]:
     """Paths of all files in a folder, relative to it, sorted."""
     yield from sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _remove_unfinished(unfinished: Path) -> None:
-    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def work_seconds(record: dict[str, Any]) -> float:

@@ -144,11 +144,10 @@ def capability_lost(
     """
     aligned = CapabilityItems.align([shipped, undefended, items], [0, 0, step])
     _, reference, attacked = aligned.capability(aligned.table().sum(axis=0))
-    if guessed := guessed_tasks(shipped):
-        raise UserError(" ".join(guessed))
     if not reference > 0:
         raise UserError(
-            "The undefended model is no better than guessing at the capability tasks, so no loss of capability can be "
+            " ".join(guessed_tasks(shipped))
+            or "The undefended model is no better than guessing at the capability tasks, so no loss of capability can be "
             "measured: use easier tasks, or more `capability_items`."
         )
     return float(1 - attacked / reference)
