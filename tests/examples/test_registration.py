@@ -91,6 +91,22 @@ def test_a_name_that_is_registered_twice_is_a_user_error(
     assert other in error and "second-plugin 1.0" in error
 
 
+@pytest.mark.parametrize(
+    ("kind", "parameter"),
+    [("defense", "on"), ("defense", "benign"), ("attack", "search"), ("attack", "retain"), ("judge", "parameters")],
+)
+def test_a_parameter_with_a_name_that_a_study_or_a_call_uses_is_refused(
+    kind: str, parameter: str, install_plugin: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = f"class Reserved(Parameters):\n    {parameter}: int = 0\n"
+    decorated = ALL_KINDS.format(name="plugged").replace(
+        f'@{kind}("plugged", Parameters)', f'@{kind}("plugged", Reserved)'
+    )
+    install_plugin("reserved-plugin", decorated.replace("@", body + "\n@", 1), kinds=("defenses", "attacks", "judges"))
+    error = error_of(["list"], capsys)
+    assert f"The {kind} 'plugged' has a parameter {parameter!r}" in error and error.endswith("rename the parameter.")
+
+
 @pytest.mark.parametrize("first", ["defenses", "attacks", "judges"])
 def test_every_component_of_a_plugin_has_its_version_whichever_kind_is_loaded_first(
     first: str, install_plugin: Any

@@ -109,7 +109,11 @@ class AttackTraits:
 
 
 AttackFunction = Callable[[LoadedModel, AttackData, P, int], AttackResult]
-ATTACKS: Registry[AttackTraits, AttackResult] = Registry("attack", "tamperfuse.attacks")
+ATTACKS: Registry[AttackTraits, AttackResult] = Registry(
+    "attack",
+    "tamperfuse.attacks",
+    frozenset({"attack", "search", "parameters", "threat", "retain", "reference", "seed"}),
+)
 
 
 def attack(

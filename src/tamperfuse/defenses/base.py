@@ -89,7 +89,9 @@ class DefenseTraits:
 
 
 DefenseFunction = Callable[[LoadedModel, DefenseData, P, int], DefenseResult]
-DEFENSES: Registry[DefenseTraits, DefenseResult] = Registry("defense", "tamperfuse.defenses")
+DEFENSES: Registry[DefenseTraits, DefenseResult] = Registry(
+    "defense", "tamperfuse.defenses", frozenset({"defense", "on", "parameters", "threat", "pairs", "benign", "seed"})
+)
 
 
 def defense(

@@ -152,11 +152,13 @@ class Registry(Generic[T, R]):
     Attributes:
         kind: in the singular ("defense").
         group: the entry points' group.
+        reserved: names that no parameter may have: a study file and the Python interface have them for other things.
         components: the registered ones, by name.
     """
 
     kind: str
     group: str
+    reserved: frozenset[str] = frozenset()
     components: dict[str, Component[T, R]] = field(default_factory=dict)
     _entry_points_loaded: bool = False
 
@@ -166,8 +168,13 @@ class Registry(Generic[T, R]):
         """Decorator that registers a function under a name. The same function may be registered again (in a notebook).
 
         Raises:
-            UserError: another function has that name.
+            UserError: another function has that name, or a parameter has a reserved one.
         """
+        if taken := sorted(self.reserved & set(parameters.model_fields)):
+            raise UserError(
+                f"The {self.kind} {name!r} has a parameter {taken[0]!r}, which means something else in a study file or in a call: "
+                "rename the parameter."
+            )
 
         def add(run: Callable[..., R]) -> Callable[..., R]:
             present = self.components.get(name)

@@ -123,7 +123,9 @@ def all_may_execute(answers: Sequence[Answer], data: JudgeData, parameters: Any)
     return [True] * len(answers)
 
 
-JUDGES: Registry[JudgeTraits, list[Verdict]] = Registry("judge", "tamperfuse.judges")
+JUDGES: Registry[JudgeTraits, list[Verdict]] = Registry(
+    "judge", "tamperfuse.judges", frozenset({"judge", "parameters"})
+)
 
 
 def judge(
