@@ -1,6 +1,7 @@
 """--only, --dry-run, --disk, and what a changed `at_steps` costs."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from stand_ins import results
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.records.errors import UserError
+from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome
 from tamperfuse.study.run import run_study
@@ -108,3 +110,21 @@ def test_changed_steps_say_that_attacks_run_again(
     more = study.attacks["full"].model_copy(update={"parameters": {**study.attacks["full"].parameters, "shots": 3}})
     run_study(study.model_copy(update={"attacks": {"full": more}}), finished_run, dry_run=True)
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_hub_model_that_changes_while_a_run_goes_on_is_not_loaded(
+    study: Study, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--acme--tiny"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (repository / "refs").mkdir(parents=True)
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_folder, repository / "snapshots" / commit)
+    (repository / "refs" / "main").write_text("a" * 40)
+    context = StudyContext.open(study.model_copy(update={"model": "acme/tiny"}), tmp_path / "run")
+    assert context.reference().name == "acme/tiny"
+    context.free_reference()
+    (repository / "refs" / "main").write_text("b" * 40)
+    with pytest.raises(UserError, match="acme/tiny has changed since this run began"):
+        context.reference()

@@ -21,8 +21,8 @@ from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder, default_encoder
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
-from tamperfuse.records.errors import UserError
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, resolve_model
+from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts
 from tamperfuse.study.judging import Judging, check_encoder
@@ -89,11 +89,30 @@ class StudyContext:
         return cls(study, run, threat, benign, retain, fingerprint, encoder, template)
 
     def reference(self) -> LoadedModel:
-        """The model before hardening; stays in memory until another model is loaded. That of a judge is freed first."""
+        """The model before hardening; stays in memory until another model is loaded. That of a judge is freed first.
+
+        Raises:
+            UserError: it cannot be loaded, or the Hub's has changed since the run began.
+        """
         if self._reference is None:
             free_judge_model()
+            self._check_hub_model()
             self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
+
+    def _check_hub_model(self) -> None:
+        """Check that the Hub would give the model of the run's keys: its owner may have changed it since the run began."""
+        try:
+            if (
+                resolve_model(self.study.model)
+                or model_fingerprint(self.study.model, self.chat_template) == self.fingerprint
+            ):
+                return
+        except HubUnreachable:  # the model is loaded from the cache, or that says what is missing
+            return
+        raise UserError(
+            f"The Hub's model {self.study.model} has changed since this run began: repeat the command to measure the new one."
+        )
 
     def free_reference(self) -> None:
         """Free the model before hardening; it is loaded again when it is needed."""
