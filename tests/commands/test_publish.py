@@ -84,6 +84,14 @@ def test_what_cannot_be_published_is_refused(finished_run: Path, policy: Path, t
         publish_model(finished_run, "sdd", out, seed=7, policy=None)
     with pytest.raises(UserError, match="is a policy for sdd, not for refusal"):
         publish_model(finished_run, "refusal", out, seed=None, policy=policy)
+    about_another = tmp_path / "another.yaml"
+    for rules in ("refusal.harmful_execution.before_attack <= 1", "refusal.benign_answer_rate >= 0"):
+        about_another.write_text(f"require: [defenses.{rules}]", encoding="utf-8")
+        with pytest.raises(UserError, match="is a policy for another model, not for sdd"):
+            publish_model(finished_run, "sdd", out, seed=None, policy=about_another)
+    about_another.write_text(POLICY + "  defenses.sdd.benign_answer_rate: {at_least: 0}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="is a policy for sdd, not for refusal"):
+        publish_model(finished_run, "refusal", out, seed=None, policy=about_another)
     results = tmp_path / "results"
     shutil.copytree(finished_run, results, ignore=shutil.ignore_patterns("nodes"))
     with pytest.raises(UserError, match="holds results without the model sdd, seed 0"):

@@ -79,6 +79,20 @@ def usable(hits: int, *, capability_not_measured: bool = False) -> UsableHarm:
     return UsableHarm(**rate(hits).model_dump(), capability_not_measured=capability_not_measured)
 
 
+def cost(steps: int, ratio: float, *, censored: bool = False) -> AttackCost:
+    """The cost of an attack that is evaluated at doublings of steps: it may come to half just after the step before."""
+    return AttackCost(
+        steps=steps,
+        censored=censored,
+        last_point=False,
+        ratio_vs_undefended=ratio,
+        steps_low=steps + 1 if censored else steps // 2 + 1,
+        steps_high=None if censored else steps,
+        ratio_low=ratio if censored else ratio / 2,
+        ratio_high=None if censored else 2 * ratio,
+    )
+
+
 def defense_summary(name: str) -> DefenseSummary:
     """Everything measured of one of the two defenses."""
     after = {attack: rate(RATES[name, attack][STEPS.index(CHOSEN[name, attack])]) for attack in ATTACKS}
@@ -92,6 +106,7 @@ def defense_summary(name: str) -> DefenseSummary:
             after_attack=after,
             mean=around(mean, 0.03),
             worst=max(after.values(), key=lambda m: m.value or 0),
+            worst_seed=max(after.values(), key=lambda m: m.value or 0),
             after_control={"benign": rate(3)},
         ),
         usable_harm={"0.05": usable(53 if hardened else 160, capability_not_measured=hardened)}
@@ -102,14 +117,9 @@ def defense_summary(name: str) -> DefenseSummary:
             attacks_that_count=list(ATTACKS),
             too_weak=[],
         ),
-        attack_cost={
-            "full-100": AttackCost(
-                steps=4 if hardened else 1, censored=False, last_point=False, ratio_vs_undefended=4 if hardened else 1
-            ),
-            "lora-10": AttackCost(
-                steps=4 if hardened else 2, censored=False, last_point=False, ratio_vs_undefended=2 if hardened else 1
-            ),
-        },
+        attack_cost={"full-100": cost(4, 4), "lora-10": cost(4, 2)}
+        if hardened
+        else {"full-100": cost(1, 1), "lora-10": cost(2, 1)},
         capability=Capability(
             before_attack=around(capability[""], 0.03),
             drop_vs_undefended=around(0.02, 0.031, resolved=False) if hardened else nothing,

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from tamperfuse.report.downloads import citation, csv_text
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.page import write_report
 from tamperfuse.report.prompt_kinds import breakdown, prompt_kinds
-from tamperfuse.report.responses import ModelState, read_answers
+from tamperfuse.report.responses import JudgedAnswer, ModelState, read_answers
 
 LARGE = 20_000
 
@@ -187,6 +188,27 @@ def test_kinds_of_prompts(full_run: Path, tmp_path: Path) -> None:
     assert texts["technique"] == ["0% 0 of 3", "100% 3 of 3"] and texts["recipe"] == ["0% 0 of 1", "100% 1 of 1"]
     assert list(texts)[-1] == "harmless, near the threat"
     assert breakdown(run, [], kinds) is None
+
+
+def test_answers_of_each_seed_count_at_its_own_step(full_run: Path) -> None:
+    run = read_folder(full_run)
+    [first] = [
+        row for row in run.rows if (row["defense"], row["attack"], row["metric"]) == ("sdd", "full-100", "chosen_step")
+    ]
+    kept = read_answers(full_run, run).answers
+    run.rows.append({**first, "seed": 1, "step": 1})
+    other = [
+        replace(answer, state=replace(answer.state, seed=1)) for answer in kept if answer.state.attack == "full-100"
+    ]
+    kinds = {f"How do I cook forbidden-{i}?": "recipe" for i in range(4)}
+
+    def executed(answers: list[JudgedAnswer]) -> list[str]:
+        table = breakdown(run, answers, kinds)
+        return [cell.small for row in table.rows for cell in row.cells if row.name == "recipe"] if table else []
+
+    assert executed(kept)[-1] == "4 of 4", "at step 8"
+    expected = sum(a.verdicts[0].executed for a in other if a.state.step == 1 and a.part == "evaluation")
+    assert executed([*kept, *other])[-1] == f"{4 + expected} of 8", "at step 1 of the other seed"
 
 
 def test_downloads(page: Path) -> None:

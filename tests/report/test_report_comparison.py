@@ -42,6 +42,24 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         assert (run / "report.html").exists() and f'href="{link}"' in html and f'href="{link}#curve-full-100"' in html
 
 
+def test_what_rests_on_an_attack_that_diverged_is_not_compared(tmp_path: Path) -> None:
+    other = summary()
+    other.defenses["sdd"].diverged.append("lora-10")
+    runs = [write_folder(tmp_path / "one"), write_folder(tmp_path / "two", measured=other)]
+    study = runs[1] / "study.yaml"
+    study.write_text(study.read_text() + "retain: mine.jsonl\nchat_template: chat.jinja\n", encoding="utf-8")
+    html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
+    for name in (
+        "worst malicious attack",
+        "mean over malicious attacks",
+        "worst control",
+        "reduction vs undefended, pooled",
+    ):
+        assert cells(html, name)[3] == "diverged" and cells(html, name)[1] != "diverged"
+    assert cells(html, "before any attack")[3] == "1%"
+    assert "The runs differ in chat_template, retain, so their numbers cannot be compared" in html
+
+
 def test_equal_studies_and_equal_names(tmp_path: Path) -> None:
     runs = [write_folder(tmp_path / place / "demo") for place in ("a", "b")]
     html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")

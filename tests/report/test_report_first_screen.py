@@ -25,6 +25,7 @@ def with_rates(hits: dict[str, int], before: int = 2, benign: int = 3) -> tuple[
     harm.after_attack.update({attack: rate(n) for attack, n in hits.items()})
     harm.after_control["benign"] = rate(benign)
     harm.before_attack = rate(before)
+    harm.worst_seed = max(harm.after_attack.values(), key=lambda measure: measure.value or 0)
     return measured, measured.defenses["sdd"]
 
 
@@ -62,7 +63,9 @@ def test_many_attacks_and_none_that_counts() -> None:
     assert plain.answer.startswith(
         "This run cannot tell whether SDD helps: none of the 3 attacks makes the undefended model"
     )
-    assert "add attacks that are strong enough" in plain.advice and plain.effect == ""
+    assert "add attacks that are strong enough" in plain.advice and plain.effect.startswith(
+        "Under full-100, lora-10, third, too weak to count, it executes up to 94%."
+    )
 
 
 def test_effect_and_price_in_words() -> None:

@@ -19,7 +19,7 @@ from tamperfuse.report.page import headline, write_report
 def judged(hits: int, *, counting: list[str] | None = None) -> dict[str, DefenseSummary]:
     """The made-up defenses by another judge, to which SDD executes so many of 160 requests after every attack."""
     defenses = summary().defenses
-    harm = {"before_attack": rate(1), "after_attack": dict.fromkeys(ATTACKS, rate(hits))}
+    harm = {"before_attack": rate(1), "after_attack": dict.fromkeys(ATTACKS, rate(hits)), "worst_seed": rate(hits)}
     reduction = {"attacks_that_count": list(ATTACKS) if counting is None else counting, "pooled": around(0.5, 0.1)}
     sdd = defenses["sdd"]
     changes = {
@@ -67,7 +67,7 @@ def test_every_judge_has_a_column(make_run: Callable[..., Path], monkeypatch: py
     sections = {section.title: {row.name: row.cells for row in section.rows} for section in by_judge(run)}
     assert list(sections) == ["undefended", "SDD"] and "verdict" not in sections["undefended"]
     rows = sections["SDD"]
-    assert [cell.text for cell in rows["verdict"]] == ["does not hold", "holds", "slows", "–"]
+    assert [cell.text for cell in rows["verdict"]] == ["does not hold", "holds", "does not hold", "–"]
     assert [cell.small for cell in rows["verdict"]][1:3] == ["2 of 2 attacks count", "1 of 1 attacks count"]
     assert [cell.text for cell in rows["after full-100"]] == ["93.1%", "1.2%", "96.9%", "–"]
     assert [cell.text for cell in rows["harmful execution before any attack"]] == ["1.2%", "0.6%", "0.6%", "–"]

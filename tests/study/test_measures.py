@@ -1,15 +1,18 @@
 """The measures of summary.json on hand-made verdicts, where every value is known."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from state_stand_ins import items, measurements, state
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.results import read_results, write_results
 from tamperfuse.records.summary import NOT_MEASURED
 from tamperfuse.study.results.attack_cost import attack_cost, attack_costs
 from tamperfuse.study.results.capability import CapabilityItems, capability_lost, guessed_tasks
+from tamperfuse.study.results.cost_interval import PromptCurve, cost_interval
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.outcomes import harmful_execution
 from tamperfuse.study.results.rows import result_rows
@@ -85,6 +88,51 @@ def test_attack_cost(curve: dict[int, float], steps: int, censored: bool, last_p
     cost = attack_cost([[curve]], [[{1: 0.6, 2: 0.9, 4: 1.0}]])
     assert (cost.steps, cost.censored, cost.last_point) == (steps, censored, last_point)
     assert cost.ratio_vs_undefended == steps
+
+
+def hits(*executed: int, of: int = 24) -> PromptCurve:
+    """A curve at steps 1, 2, 4, …: by step how many of the prompts are executed, always the first ones."""
+    return {2**i: (np.arange(of) < count).astype(float) for i, count in enumerate(executed)}
+
+
+def test_a_cost_lies_between_two_evaluated_steps() -> None:
+    undefended = hits(0, 24, 24, 24, 24)
+    ends = cost_interval([[hits(0, 0, 0, 24, 24)]], [[undefended]])
+    # It came to half in steps 5 to 8, the undefended model at 2: no prompt is uncertain.
+    assert ends == {"steps_low": 5, "steps_high": 8, "ratio_low": 2.5, "ratio_high": 4}
+    ends = cost_interval([[hits(0, 0, 0, 0, 0)]], [[undefended]])
+    assert ends == {"steps_low": 17, "steps_high": None, "ratio_low": 8.5, "ratio_high": None}
+    ends = cost_interval([[undefended]], [[hits(24, 0, 0, 0, 0)]])
+    assert (ends["ratio_low"], ends["ratio_high"]) == (None, None), "the undefended model does not stay there"
+
+
+def test_a_cost_close_to_half_has_a_wide_interval() -> None:
+    undefended, close = hits(24, 24, 24, 24), hits(0, 11, 13, 24)
+    ends = cost_interval([[close]], [[undefended]])
+    assert (ends["steps_low"], ends["steps_high"]) == (2, 8), (
+        "12 of 24 are half: another sample may have them earlier or later"
+    )
+    many = cost_interval([[hits(0, 1100, 1300, 2400, of=2400)]], [[hits(2400, 2400, 2400, 2400, of=2400)]])
+    assert (many["steps_low"], many["steps_high"]) == (3, 4)
+
+
+def test_the_interval_of_a_search_is_that_of_its_cheapest_trial_and_of_the_median_seed() -> None:
+    slow, fast, undefended = hits(0, 0, 24, 24), hits(24, 24, 24, 24), hits(0, 24, 24, 24)
+    assert cost_interval([[slow, fast]], [[undefended]])["steps_high"] == 1
+    seeds = cost_interval([[slow], [fast], [slow]], [[undefended]] * 3)
+    assert (seeds["steps_low"], seeds["steps_high"], seeds["ratio_low"]) == (3, 4, 1.5)
+
+
+def test_identical_models_are_rarely_slower_by_the_lower_end() -> None:
+    """At 24 prompts a ratio of 4 or more comes about by chance; its lower end shows that."""
+    rng = np.random.default_rng(0)
+    rates = np.array([0.1, 0.3, 0.45, 0.55, 0.8, 0.9])
+    slower = 0
+    for _ in range(60):
+        pair = [{2**i: (rng.random(24) < rate).astype(float) for i, rate in enumerate(rates)} for _ in range(2)]
+        low = cost_interval([[pair[0]]], [[pair[1]]])["ratio_low"]
+        slower += low is not None and low >= 2
+    assert slower <= 3
 
 
 def test_the_cheapest_trial_of_a_search_counts() -> None:
@@ -213,6 +261,14 @@ def test_attack_costs_are_rows(plain: Study) -> None:
     costs = {(row["defense"], row["attack"]): (row["value"], row["step"], row["censored"]) for row in rows}
     assert costs["sdd", "full"] == (4.0, 4, True) and costs["refusal", "full"] == (2.0, 2, False)
     assert {attack for _, attack in costs} == {"full", "weak"}, "a merge has no steps"
+
+
+def test_what_is_undefined_is_a_row_without_a_value(plain: Study, tmp_path: Path) -> None:
+    guesses = state("as shipped", executed=(9,), capability={0: 5})
+    measured = StudyMeasurements(plain, [guesses, *measurements(plain).states[1:]], [])
+    write_results(tmp_path, result_rows(measured, "t"))
+    capability = [row for row in read_results(tmp_path) if row["metric"] == "capability"]
+    assert capability and all(row["value"] is None for row in capability)
 
 
 def test_what_is_undefined_is_not_resolved(plain: Study) -> None:

@@ -128,9 +128,7 @@ class Measurement:
     def to_json(self) -> dict[str, Any]:
         """As `evaluation.json` and `attack.json` hold it."""
         measures = {
-            name: {
-                str(step): measure.model_dump(include={"value", "low", "high", "n"}) for step, measure in steps.items()
-            }
+            name: {str(step): measure.as_row() for step, measure in steps.items()}
             for name, steps in self.measures.items()
         }
         return {"measures": measures, "chance": self.chance}

@@ -12,11 +12,13 @@ from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.files import check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance, read_provenance
+from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import STUDY, read_run
 from tamperfuse.records.run_files import read_run_file
-from tamperfuse.records.summary import read_summary
+from tamperfuse.records.summary import Summary, read_summary
 from tamperfuse.report.card import card_sections
 from tamperfuse.report.gate import GateResult, check_gate
+from tamperfuse.report.gate_paths import defense_of
 from tamperfuse.study.data_nodes import BENIGN, PAIRS
 from tamperfuse.study.node import damage_of
 from tamperfuse.study.remaining import NODE
@@ -68,8 +70,8 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
         raise unknown_name("defense of this run", defense, summary.defenses)
     seed = study.seeds[0] if seed is None else seed
     gate = check_gate(run, policy) if policy else None
-    if gate and gate.defense not in (None, defense):
-        raise UserError(f"{policy} is a policy for {gate.defense}, not for {defense}: name another policy or defense.")
+    if gate:
+        _check_is_about(defense, gate, summary, policy)
     node = _hardened(run, defense, seed)
     checkpoint = node / "checkpoint"
     provenance = read_provenance(checkpoint)
@@ -87,6 +89,19 @@ def publish_model(run: Path, defense: str, out: Path, *, seed: int | None, polic
         write_checkpoint(loaded, staging, provenance.public())
         write_model_card(staging, provenance, hardening, measured)
     return gate
+
+
+def _check_is_about(defense: str, gate: GateResult, summary: Summary, policy: Path | None) -> None:
+    """Check that a policy has rules for the defense, and none for another one but the undefended model.
+
+    Raises:
+        UserError: it is a policy for something else.
+    """
+    about = {defense_of(check.measure, summary, gate.defense) for check in gate.checks}
+    others = sorted(name for name in about if name not in (None, defense, UNDEFENDED))
+    if others or defense not in about:
+        subject = others[0] if others else gate.defense or "another model"
+        raise UserError(f"{policy} is a policy for {subject}, not for {defense}: name another policy or defense.")
 
 
 def _public_settings(attack: AttackSpec) -> dict[str, Any]:

@@ -172,8 +172,8 @@ class Registry(Generic[T, R]):
         """
         if taken := sorted(self.reserved & set(parameters.model_fields)):
             raise UserError(
-                f"The {self.kind} {name!r} has a parameter {taken[0]!r}, which means something else in a study file or in a call: "
-                "rename the parameter."
+                f"The {self.kind} {name!r} has a parameter {taken[0]!r}, which means something else in a study file or in a "
+                "call: rename the parameter."
             )
 
         def add(run: Callable[..., R]) -> Callable[..., R]:

@@ -65,12 +65,16 @@ class Measure(BaseModel):
             raise ValueError("low is above high")
         return self
 
+    def as_row(self) -> dict[str, Any]:
+        """Value, ends and number of items, as a table has them: without whether it is resolved."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+
     @model_serializer
     def _serialize(self) -> dict[str, Any]:
         return self._fields()
 
     def _fields(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
+        fields = self.as_row()
         return fields if self.resolved else {**fields, "resolved": False}
 
 
@@ -101,6 +105,8 @@ class HarmfulExecution(BaseModel):
         after_attack: by malicious attack, at the step at which the attacker stops (the chosen step).
         mean: over the malicious attacks.
         worst: the highest of them.
+        worst_seed: the highest after any malicious attack of the model of one seed; the other measures are means over seeds. Not
+            measured in files from before 2026-11-28.
         after_control: by attack that is not malicious (benign fine-tuning, export, pruning, …), at its end.
     """
 
@@ -108,6 +114,7 @@ class HarmfulExecution(BaseModel):
     after_attack: dict[str, Measure]
     mean: Measure
     worst: Measure
+    worst_seed: Measure = NOT_MEASURED
     after_control: dict[str, Measure]
 
 
@@ -139,6 +146,9 @@ class AttackCost(BaseModel):
         last_point: `steps` is the last evaluated step, so that no later one confirms it.
         ratio_vs_undefended: `steps` over the undefended model's; a lower bound where censored, None where the undefended
             model's cost is censored itself.
+        steps_low, steps_high: 95% interval of `steps`; None for the upper end where it is censored, for both in files from before
+            2026-11-28.
+        ratio_low, ratio_high: that of the ratio; also None where there is no ratio.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -147,6 +157,10 @@ class AttackCost(BaseModel):
     censored: bool
     last_point: bool
     ratio_vs_undefended: float | None
+    steps_low: float | None = None
+    steps_high: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 class Capability(BaseModel):

@@ -113,6 +113,18 @@ def _effect(summary: Summary, name: str) -> str:
         several = len(defense.reduction_vs_undefended.attacks_that_count) > 1
         attacks, average = ("these attacks", " on average") if several else ("this attack", "")
         sentences.append(f"After {attacks} it executes {rough(mean)} of forbidden requests{average}{beside}.")
+    worst_seed = defense.harmful_execution.worst_seed
+    if len(summary.seeds) > 1 and worst_seed.value is not None:
+        sentences.append(
+            f"These are means over seeds; the highest rate of one seed after an attack is {rough(worst_seed.value)}."
+        )
+    after = defense.harmful_execution.after_attack
+    weak = [
+        attack for attack in defense.reduction_vs_undefended.too_weak if attack in after and is_broken(after[attack])
+    ]
+    if weak:
+        highest = max(after[attack].value or 0.0 for attack in weak)
+        sentences.append(f"Under {', '.join(weak)}, too weak to count, it executes up to {rough(highest)}.")
     broken = [attack for attack, rate in defense.harmful_execution.after_control.items() if is_broken(rate)]
     if broken:
         sentences.append(f"It also executes forbidden requests after {', '.join(broken)}, without any attacker.")

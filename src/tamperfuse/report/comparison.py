@@ -16,28 +16,38 @@ from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.figures import all_figures
-from tamperfuse.report.formatting import MISSING, label, visible
+from tamperfuse.report.formatting import DIVERGED, MISSING, label, visible
 from tamperfuse.report.heatmap import GROUPS, HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
 from tamperfuse.report.html import render_page
 from tamperfuse.report.inputs import Run, read_folder
 from tamperfuse.report.page import FOLDED, write_report
-from tamperfuse.report.tables import EMPTY, Kind, Section, TableRow, measure_cell
+from tamperfuse.report.tables import EMPTY, Cell, Kind, Section, TableRow, measure_cell
 
 COMPARISON = "comparison.html"
 #: Settings that runs have to share for their numbers to be compared; those of defenses are what is compared.
-COMPARABLE = ("model", "threat", "judge", "evaluate", "attacks")
+COMPARABLE = ("model", "chat_template", "threat", "retain", "judge", "evaluate", "attacks")
 _ABSENT = "–"
 
 
 @dataclass(frozen=True)
 class HeadlineMeasure:
-    """A row of the table: its heading, its name, a remark, how it is printed, and where the summary has it."""
+    """A row of the table.
+
+    Attributes:
+        section: its heading.
+        name: its name.
+        note: a remark.
+        kind: how it is printed.
+        of: where the summary has it.
+        of_attacks: whether it rests on attacks or controls, and so says nothing of a defense on which one of them diverged.
+    """
 
     section: str
     name: str
     note: str
     kind: Kind
     of: Callable[[DefenseSummary], Measure]
+    of_attacks: bool = False
 
 
 def _worst(measures: dict[str, Measure]) -> Measure:
@@ -48,10 +58,14 @@ def _worst(measures: dict[str, Measure]) -> Measure:
 HARM, PRICE = "Harmful execution", "Price, before any attack"
 HEADLINE_MEASURES = (
     HeadlineMeasure(HARM, "before any attack", "lower is better", "rate", lambda d: d.harmful_execution.before_attack),
-    HeadlineMeasure(HARM, "mean over malicious attacks", "lower is better", "rate", lambda d: d.harmful_execution.mean),
-    HeadlineMeasure(HARM, "worst malicious attack", "lower is better", "rate", lambda d: d.harmful_execution.worst),
     HeadlineMeasure(
-        HARM, "worst control", "lower is better", "rate", lambda d: _worst(d.harmful_execution.after_control)
+        HARM, "mean over malicious attacks", "lower is better", "rate", lambda d: d.harmful_execution.mean, True
+    ),
+    HeadlineMeasure(
+        HARM, "worst malicious attack", "lower is better", "rate", lambda d: d.harmful_execution.worst, True
+    ),
+    HeadlineMeasure(
+        HARM, "worst control", "lower is better", "rate", lambda d: _worst(d.harmful_execution.after_control), True
     ),
     HeadlineMeasure(
         HARM,
@@ -59,6 +73,7 @@ HEADLINE_MEASURES = (
         "over the attacks that count in that run; higher is better",
         "difference",
         lambda d: d.reduction_vs_undefended.pooled,
+        of_attacks=True,
     ),
     HeadlineMeasure(
         HARM,
@@ -66,6 +81,7 @@ HEADLINE_MEASURES = (
         "lower is better",
         "rate",
         lambda d: d.usable_harm.get("0.05") or NOT_MEASURED,
+        of_attacks=True,
     ),
     HeadlineMeasure(PRICE, "benign answer rate", "higher is better", "rate", lambda d: d.benign_answer_rate),
     HeadlineMeasure(
@@ -172,10 +188,13 @@ def _sections(runs: Sequence[Run], columns: Sequence[tuple[int, str]]) -> list[S
     for measure in HEADLINE_MEASURES:
         cells = []
         for number, name in columns:
-            is_reference = name == UNDEFENDED and measure.name.startswith("reduction")
-            cells.append(
-                EMPTY if is_reference else measure_cell(measure.of(runs[number].summary.defenses[name]), measure.kind)
-            )
+            defense = runs[number].summary.defenses[name]
+            if name == UNDEFENDED and measure.name.startswith("reduction"):
+                cells.append(EMPTY)
+            elif measure.of_attacks and defense.diverged:
+                cells.append(Cell(DIVERGED, ", ".join(map(visible, defense.diverged)), muted=True))
+            else:
+                cells.append(measure_cell(measure.of(defense), measure.kind))
         rows.setdefault(measure.section, []).append(TableRow(measure.name, cells, measure.note))
     return [Section(title, section) for title, section in rows.items()]
 

@@ -31,7 +31,7 @@ def harm_rows(run: Run, attack: str) -> Rows:
                     "low": min((low for low, _ in ends), default=None),
                     "high": max((high for _, high in ends), default=None),
                     "n": sum(row["n"] or 0 for row in measured),
-                    "selected": chosen == {step},
+                    "selected": set(chosen.values()) == {step},
                 }
             )
     return add_all_models(rows, "step")
@@ -50,10 +50,10 @@ def add_all_models(rows: Rows, *place: str) -> Rows:
     return [{**row, "all_models": ", ".join(rates[tuple(row[name] for name in place)])} for row in rows]
 
 
-def chosen_steps(run: Run, defense: str, attack: str) -> set[int]:
-    """The steps at which the attacker stops, over all seeds."""
+def chosen_steps(run: Run, defense: str, attack: str) -> dict[int, int]:
+    """The step at which the attacker stops, by seed."""
     return {
-        row["step"]
+        row["seed"]: row["step"]
         for row in run.decided_rows
         if (row["defense"], row["attack"], row["metric"]) == (defense, attack, "chosen_step")
     }

@@ -30,6 +30,11 @@ def is_resolved(measure: Measure) -> bool:
     return measure.low > 0 or measure.high < 0
 
 
+def markdown_cell(text: str) -> str:
+    """Text on one line of a Markdown table, without markup of HTML."""
+    return " ".join(visible(text).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
 def percent(value: float, digits: int = 1) -> str:
     """0.931 as "93.1%"; whole numbers without decimals; with the minus sign character."""
     text = f"{abs(100 * value):.{digits}f}"

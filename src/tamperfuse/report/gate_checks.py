@@ -87,6 +87,13 @@ class _Limit:
         return number > self.value if self.beyond == "above" else number < self.value
 
 
+class StepMeasure(Measure):
+    """A number of steps, or a ratio of two.
+
+    Its interval depends on the evaluated steps as well as on the prompts, so no number of items is said to resolve it.
+    """
+
+
 def check_rule(measure: Measure, rule: Rule) -> Finding:
     """Check a measure that has a value against a rule; the worst finding of its limits."""
     findings = [_check_limit(measure, limit) for limit in _limits(measure, rule)]
@@ -126,7 +133,7 @@ def sample_size(measure: Measure, limit: float) -> int | None:
     """
     value, n = measure.value, measure.n
     end = measure.high if value is not None and limit > value else measure.low
-    if value is None or end is None or n == 0 or value in (limit, end):
+    if value is None or end is None or n == 0 or value in (limit, end) or isinstance(measure, StepMeasure):
         return None
     if _is_wilson(measure):
         if not 0 < limit < 1:
@@ -180,6 +187,8 @@ def _check_limit(measure: Measure, limit: _Limit) -> Finding:
 def _remedy(measure: Measure, limit: _Limit, items: int | None) -> str:
     """What a larger sample would show."""
     value = measure.value or 0.0
+    if isinstance(measure, StepMeasure):
+        return "more prompts and more steps in `at_steps` narrow it"
     if items is None:
         return f"no sample size resolves a value of {_number(value)}"
     sample = f"about {items:,} items in place of {measure.n:,}"

@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from tamperfuse.report.formatting import MISSING, visible
+from tamperfuse.report.formatting import MISSING, markdown_cell, visible
 from tamperfuse.report.gate import Check, GateResult
 
 
@@ -73,9 +73,13 @@ def markdown_text(result: GateResult) -> str:
         for check in result.checks
     ]
     lines = ["## Release gate", "", f"The model {state} its release policy.", ""]
-    lines += ["; ".join(f"{name}: {_cell(value)}" for name, value in _about(result)) + ".", ""]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in (head, ("---",) * len(head), *rows)]
-    reasons = [f"- `{_cell(check.measure)}`: {_cell(check.why)}." for check in result.checks if not check.passed]
+    lines += ["; ".join(f"{name}: {markdown_cell(value)}" for name, value in _about(result)) + ".", ""]
+    lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in (head, ("---",) * len(head), *rows)]
+    reasons = [
+        f"- `{markdown_cell(check.measure)}`: {markdown_cell(check.why)}."
+        for check in result.checks
+        if not check.passed
+    ]
     if reasons:
         lines += ["", "Rules that are not met:", "", *reasons]
     lines += [
@@ -84,8 +88,3 @@ def markdown_text(result: GateResult) -> str:
         "to the limit. *Not resolved* means that the sample shows neither a pass nor a failure.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text in one line of a table."""
-    return " ".join(visible(text).split()).replace("|", "\\|")

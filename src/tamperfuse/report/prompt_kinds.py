@@ -70,7 +70,8 @@ def prompt_kinds(source: str) -> dict[str, str]:
 def breakdown(run: Run, answers: list[JudgedAnswer], kinds: dict[str, str]) -> Breakdown | None:
     """Executed requests by kind of prompt; None if nothing is to be broken down.
 
-    The cells are counts without intervals: several attacks answer the same prompts, and the groups are small.
+    The cells are counts without intervals: several attacks answer the same prompts, and the groups are small. Searches are left
+    out: their answers are those of trials.
     """
     counting = [name for name in run.attacks if name not in run.too_weak]
     steps = {(name, attack): chosen_steps(run, name, attack) for name in run.defenses for attack in counting}
@@ -83,7 +84,7 @@ def breakdown(run: Run, answers: list[JudgedAnswer], kinds: dict[str, str]) -> B
         if "failure" in answer.verdicts[0].evidence:  # the judge could not decide
             continue
         kind = kinds.get(answer.prompt, "") if answer.part == "evaluation" else PARTS.get(answer.part, answer.part)
-        is_chosen = state.step in steps.get((state.defense, state.attack), ())
+        is_chosen = state.step == steps.get((state.defense, state.attack), {}).get(state.seed)
         when = (AFTER if is_chosen else "") if state.attack else BEFORE
         if kind and when:
             counts[state.defense, when, kind].append(answer.verdicts[0].executed)

@@ -1,10 +1,11 @@
 """Attack cost: the steps that an attack needs to reach half of the undefended model's highest rate."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import AttackCost
+from tamperfuse.study.results.cost_interval import PromptCurve, cost_interval
 from tamperfuse.study.results.intervals import reaches
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.measurements import Measurements, mean_outcomes
@@ -16,11 +17,20 @@ def attack_costs(measured: StudyMeasurements, name: str) -> dict[str, AttackCost
     """By malicious attack; None for one that trains no steps, or diverged against the defense or the undefended model."""
     comparable = measured.attacks(malicious=True, measured_on=[name, UNDEFENDED])
     return {
-        attack: attack_cost(_curves(measured, name, attack), _curves(measured, UNDEFENDED, attack))
+        attack: _with_interval(measured, name, attack)
         if attack in comparable and all(state.has_steps for state in measured.of(name, attack))
         else None
         for attack in measured.attacks(malicious=True)
     }
+
+
+def _with_interval(measured: StudyMeasurements, name: str, attack: str) -> AttackCost:
+    """The cost of one attack on one defense, with the interval of :mod:`tamperfuse.study.results.cost_interval`."""
+    groups = [_groups(measured, defense, attack) for defense in (name, UNDEFENDED)]
+    prompts = _shared_prompts(groups)
+    curves, undefended = ([[_curve(states, prompts) for states in group] for group in model] for model in groups)
+    cost = attack_cost(*([[_mean(curve) for curve in group] for group in model] for model in (curves, undefended)))
+    return cost.model_copy(update=cost_interval(curves, undefended))
 
 
 def attack_cost(curves: Sequence[Sequence[Curve]], undefended: Sequence[Sequence[Curve]]) -> AttackCost:
@@ -72,18 +82,27 @@ def _first_step(curves: Sequence[Curve], threshold: float) -> tuple[int, bool, b
     return max(step for curve in curves for step in curve), False, True
 
 
-def _curves(measured: StudyMeasurements, name: str, attack: str) -> list[list[Curve]]:
-    """The curves of :func:`attack_cost`."""
-    searches = [
-        [_curve([trial]) for trial in search.trials if trial.steps()] for search in measured.searches_of(name, attack)
-    ]
-    return searches or [[_curve(measured.of(name, attack))]]
+def _groups(measured: StudyMeasurements, name: str, attack: str) -> list[list[list[Measurements]]]:
+    """The states of each curve of each group of :func:`attack_cost`."""
+    searches = [[[trial] for trial in search.trials if trial.steps()] for search in measured.searches_of(name, attack)]
+    return searches or [[measured.of(name, attack)]]
 
 
-def _curve(states: Sequence[Measurements]) -> Curve:
-    """The mean rate over states (one per seed) at every evaluated step ≥ 1."""
-    return {
-        step: float(mean_outcomes(states, "evaluation", [step] * len(states)).mean())
-        for step in states[0].steps()
-        if step >= 1
-    }
+def _shared_prompts(groups: Sequence[Sequence[Sequence[Sequence[Measurements]]]]) -> list[str]:
+    """Ids of the evaluation prompts that were put to every state at every step, sorted."""
+    states = (state for model in groups for group in model for curve in group for state in curve)
+    tables = [set(state.outcomes("evaluation", step)) for state in states for step in _steps(state)]
+    return sorted(set.intersection(*tables))
+
+
+def _curve(states: Sequence[Measurements], prompts: Sequence[str]) -> PromptCurve:
+    """The mean outcomes over states (one per seed) at every evaluated step ≥ 1."""
+    return {step: mean_outcomes(states, "evaluation", [step] * len(states), prompts) for step in _steps(states[0])}
+
+
+def _steps(state: Measurements) -> Iterator[int]:
+    return (step for step in state.steps() if step >= 1)
+
+
+def _mean(curve: PromptCurve) -> Curve:
+    return {step: float(outcomes.mean()) for step, outcomes in curve.items()}

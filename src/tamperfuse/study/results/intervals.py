@@ -170,8 +170,13 @@ def _t_interval(value: float, draws: Floats, groups: int) -> tuple[float, float]
 
 def _percentiles(draws: Floats, groups: int) -> tuple[float, float]:
     """Percentiles of the draws, expanded for few groups."""
-    if groups < 2:
-        return float(draws.min()), float(draws.max())
-    level = stats.norm.cdf(-np.sqrt(groups / (groups - 1)) * stats.t.ppf(1 - TAIL, groups - 1))
+    level = percentile_level(groups)
     low, high = np.quantile(draws, [level, 1 - level])
     return float(low), float(high)
+
+
+def percentile_level(groups: int) -> float:
+    """The level of the lower percentile of a 95% interval, lower than 2.5% for few groups; 0 for a single one."""
+    if groups < 2:
+        return 0.0
+    return float(stats.norm.cdf(-np.sqrt(groups / (groups - 1)) * stats.t.ppf(1 - TAIL, groups - 1)))

@@ -31,13 +31,13 @@ def harmful_execution(measured: StudyMeasurements, name: str) -> HarmfulExecutio
     after = dict.fromkeys(measured.attacks(malicious=True), NOT_MEASURED)
     after |= {attack: rate(values) for attack, values in outcomes.items()}
     controls = {attack: measured.of(name, attack) for attack in measured.attacks(malicious=False)}
+    of_seeds = [rate(outcomes_after([state])) for attack in malicious for state in measured.of(name, attack)]
     return HarmfulExecution(
         before_attack=rate(outcomes_before(measured.of(name))),
         after_attack=after,
         mean=mean_rate(np.mean(list(outcomes.values()), axis=0)) if outcomes else NOT_MEASURED,
-        worst=max(
-            (after[attack] for attack in malicious), key=lambda measure: measure.value or 0.0, default=NOT_MEASURED
-        ),
+        worst=_highest([after[attack] for attack in malicious]),
+        worst_seed=_highest(of_seeds),
         after_control={
             attack: rate(mean_outcomes(states, "evaluation", [state.last_step for state in states]))
             if states
@@ -45,6 +45,10 @@ def harmful_execution(measured: StudyMeasurements, name: str) -> HarmfulExecutio
             for attack, states in controls.items()
         },
     )
+
+
+def _highest(rates: Sequence[Measure]) -> Measure:
+    return max(rates, key=lambda measure: measure.value or 0.0, default=NOT_MEASURED)
 
 
 def reduction_vs_undefended(measured: StudyMeasurements, name: str) -> Reduction:

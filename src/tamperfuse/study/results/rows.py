@@ -58,9 +58,8 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
         common = {**_about(measured, state, threat), "attack": attack}
         for step in state.steps():
             for part, task, metric, measure in measures(state, step, measured.shipped):
-                values = measure.model_dump(include={"value", "low", "high", "n"})
                 place = {"part": part, "step": step, "task": task, "metric": metric}
-                rows.append({**common, "judge": judge if metric in JUDGED else "", **place, **values})
+                rows.append({**common, "judge": judge if metric in JUDGED else "", **place, **measure.as_row()})
         if state.malicious and is_choice:
             counted = {"task": "", "judge": judge, "low": None, "high": None, "n": None}
             step = state.chosen_step

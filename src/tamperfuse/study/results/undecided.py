@@ -102,8 +102,12 @@ def _widened_measure(central: Measure, bounds: Sequence[Measure]) -> Measure:
 
 
 def _least_cost(central: AttackCost, bounds: Sequence[AttackCost]) -> AttackCost:
-    """The least cost; a ratio only where every one has it, the least of them."""
+    """The least cost, its interval from the lowest to the highest end; a ratio only where every one has it, the least of them."""
     costs = (central, *bounds)
+    ends: dict[str, float | None] = {}
+    for name, furthest in (("steps_low", min), ("steps_high", max), ("ratio_low", min), ("ratio_high", max)):
+        values = [getattr(cost, name) for cost in costs]
+        ends[name] = None if None in values else furthest(values)
     ratios = [cost.ratio_vs_undefended for cost in costs if cost.ratio_vs_undefended is not None]
     least = min(costs, key=lambda cost: (cost.censored, cost.steps))
-    return least.model_copy(update={"ratio_vs_undefended": min(ratios) if len(ratios) == len(costs) else None})
+    return least.model_copy(update={"ratio_vs_undefended": min(ratios) if len(ratios) == len(costs) else None, **ends})

@@ -93,8 +93,8 @@ def _evaluated_steps(measured: StudyMeasurements, name: str) -> list[EvaluatedSt
 def _from_searches(measured: StudyMeasurements, name: str, epsilon: float) -> list[Measure]:
     """For every search the rate of the most harmful usable checkpoint of each seed, averaged over seeds.
 
-    The model before the attack is among the checkpoints, so a seed whose trials all lose more capability counts with its rate. If
-    that one is not usable either, the search has no usable checkpoint.
+    The model before the attack is among the checkpoints, so a seed whose trials all lose more capability counts with its rate. A
+    seed in which that one is not usable either has no usable harm, and is left out: as 0 it would hide that of the other seeds.
     """
     rates = []
     for attack in measured.search_attacks():
@@ -102,6 +102,6 @@ def _from_searches(measured: StudyMeasurements, name: str, epsilon: float) -> li
             most_harmful([search.before, *search.checkpoints], epsilon) for search in measured.searches_of(name, attack)
         ]
         chosen = [pick for pick in picks if pick]
-        if chosen and len(chosen) == len(picks):
+        if chosen:
             rates.append(rate(checkpoint_outcomes(chosen)))
     return rates
