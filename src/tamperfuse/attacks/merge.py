@@ -19,8 +19,8 @@ class MergeParameters(Parameters):
 
     Attributes:
         weight: of the model before hardening; 0 changes nothing, 1 gives that model, and above 1 the weights are extrapolated
-            beyond it, away from the hardened ones. At 0.5 the undefended SmolLM2-135M still refuses most requests
-            (docs/attacks.md), so the default is larger.
+            beyond it, away from the hardened ones. At 0.5 the undefended SmolLM2-135M executes 48% of the requests
+            (docs/fuse.md), at 0.9 75% (docs/attacks.md).
     """
 
     weight: float = Field(0.9, ge=0, le=2)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tamperfuse.attacks import ATTACKS
+from tamperfuse.corpora.sources import BUILTIN
 from tamperfuse.corpora.threats import PARTS, Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
@@ -26,7 +27,7 @@ from tamperfuse.study.sections import RESPONSE_TOKENS, BenignSpec, Evaluate, Pai
 from tamperfuse.study.spec import Study, parse_study
 
 ABOUT_SIZES = {
-    "quick": "ten to twenty minutes for a model of 135 million parameters on two cores",
+    "quick": "ten to twenty minutes for a model of 135 million parameters on two cores with AVX-512 bf16",
     "long": "a night for such a model, or a GPU for a larger one",
 }
 WIDTH = 110  # characters of a comment's line
@@ -230,10 +231,10 @@ def _next_steps(file: Path, threat: Threat) -> list[str]:
     run = f"tamperfuse run {quoted(file)} --out {quoted(Path('runs') / file.stem)}"
     lines = [f"{file} is written. Prompts of {threat.source}: {parts}."]
     if unanswered:
+        other = "" if threat.source.startswith(BUILTIN) else ", or first try builtin:cooking, a harmless stand-in"
         lines.append(
             f"{unanswered} of {len(threat.part('attacker'))} attacker prompts have no `response`, so attacks train on the "
-            "model's own answers. Only if the model declines these prompts, add answers, or first try builtin:cooking, a "
-            "harmless stand-in."
+            f"model's own answers. Only if the model declines these prompts, add answers{other}."
         )
     prompts = len(threat.part("evaluation"))
     if prompts < FEW_PROMPTS:

@@ -146,9 +146,10 @@ class AttackCost(BaseModel):
         last_point: `steps` is the last evaluated step, so that no later one confirms it.
         ratio_vs_undefended: `steps` over the undefended model's; a lower bound where censored, None where the undefended
             model's cost is censored itself.
-        steps_low, steps_high: 95% interval of `steps`; None for the upper end where it is censored, for both in files from before
-            2026-11-28.
-        ratio_low, ratio_high: that of the ratio; also None where there is no ratio.
+        steps_low: lower end of the 95% interval of `steps`; None in files from before 2026-11-28, as are the other ends.
+        steps_high: upper end; None where it is censored.
+        ratio_low: lower end of the ratio's interval; None where there is no ratio.
+        ratio_high: upper end; None where it is censored or there is no ratio.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
