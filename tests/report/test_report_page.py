@@ -3,10 +3,11 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_run import around, summary
+from made_up_run import around, cost, summary
 
 import tamperfuse
 from tamperfuse.records.errors import UserError
@@ -111,9 +112,25 @@ def test_table_cells(make_run: Callable[..., Path]) -> None:
     assert measure_cell(around(0.01, 0.02), "difference").text == "not resolved"  # the interval spans zero
     assert measure_cell(Measure(value=0.5)).small == "" and measure_cell(None).text == "\u2013"
     assert measure_cell(around(-0.25, 0.125), "nats").small == "\u22120.38 to \u22120.12"
+    costs |= {"full-100": cost(16, 8), "lora-10": cost(16, 16, censored=True)}
+    rows = {row.name: row for section in table(read_folder(make_run(measured=measured))) for row in section.rows}
+    assert rows["full-100"].cells[1].small == "8 times (4 to 16)"
+    assert rows["lora-10"].cells[1].small == "not reached, more than 16 times (16 or more)"
     costs["lora-10"] = AttackCost(steps=4, censored=False, last_point=False, ratio_vs_undefended=None)
     rows = {row.name: row for section in table(read_folder(make_run(measured=measured))) for row in section.rows}
     assert [cell.small for cell in rows["lora-10"].cells] == ["", "no ratio"]
+
+
+def test_each_seed_is_printed(make_run: Callable[..., Path]) -> None:
+    run = read_folder(make_run())
+    assert "seeds" not in "".join(cell.small for section in table(run) for row in section.rows for cell in row.cells)
+    of_seed = [
+        {**row, "seed": 1, "value": 0.25 if row["metric"] == "harmful_execution" else row["value"]} for row in run.rows
+    ]
+    several = replace(run, rows=[*run.rows, *of_seed], summary=run.summary.model_copy(update={"seeds": [0, 1]}))
+    [after] = [section for section in table(several) if section.title.endswith("malicious attacks that count")]
+    rows = {row.name: row.cells for row in after.rows}
+    assert [cell.small.partition("seeds ")[2] for cell in rows["after lora-10"]] == ["93.8%, 25%", "88.8%, 25%"]
 
 
 def test_groups_of_attacks_stand_apart(make_run: Callable[..., Path]) -> None:

@@ -59,6 +59,18 @@ def chosen_steps(run: Run, defense: str, attack: str) -> dict[int, int]:
     }
 
 
+def rates_by_seed(run: Run, defense: str, attack: str) -> dict[int, float]:
+    """Harmful execution on the evaluation part at the step at which the attacker stops, by seed."""
+    place = (defense, attack, "harmful_execution", "evaluation")
+    chosen = chosen_steps(run, defense, attack)
+    return {
+        row["seed"]: row["value"]
+        for row in run.decided_rows
+        if (row["defense"], row["attack"], row["metric"], row["part"]) == place
+        and row["step"] == chosen.get(row["seed"])
+    }
+
+
 def capability_rows(run: Run) -> Rows:
     """Capability of every defense before any attack and after each attack."""
     rows: Rows = []

@@ -48,8 +48,8 @@ COST_PARTS = ("steps", "last_point", "ratio_vs_undefended")
 #: Measures that are computed from several others: path → what it is.
 COMPUTED = {
     "harmful_execution.worst_control": "the control with the highest upper end",
-    "attack_cost.least_ratio": "the least ratio over the attacks that count and train, with the least of their ends; no value if one of "
-    "them has none",
+    "attack_cost.least_ratio": "the least ratio over the attacks that count and train, with the least of their ends; no value if "
+    "one of them has none",
     "attack_cost.last_points": "how many of these costs rest on the last evaluated step",
     "benign_finetune.worst_gap": "the benign task with the lowest lower end",
 }

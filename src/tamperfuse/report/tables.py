@@ -5,7 +5,7 @@ from typing import Literal
 
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import AttackCost, DefenseSummary, Measure, UsableHarm
-from tamperfuse.report.curves import capability, capability_states
+from tamperfuse.report.curves import capability, capability_states, rates_by_seed
 from tamperfuse.report.formatting import DIVERGED, MINUS, MISSING, NOT_RESOLVED, is_resolved, percent, span, times
 from tamperfuse.report.inputs import Run
 
@@ -118,14 +118,30 @@ def _before(run: Run) -> TableRow:
 
 def _after(run: Run, attacks: list[str]) -> list[TableRow]:
     return [
-        _after_row(
+        _with_seeds(
             run,
             attack,
-            [d.harmful_execution.after_attack.get(attack) for d in _defenses(run)],
-            "trains no steps" if attack in run.without_steps else "",
+            _after_row(
+                run,
+                attack,
+                [d.harmful_execution.after_attack.get(attack) for d in _defenses(run)],
+                "trains no steps" if attack in run.without_steps else "",
+            ),
         )
         for attack in attacks
     ]
+
+
+def _with_seeds(run: Run, attack: str, row: TableRow) -> TableRow:
+    """The same row; where a run has several seeds, each cell also has the rate of each."""
+    if len(run.summary.seeds) < 2:
+        return row
+    cells = []
+    for defense, cell in zip(run.defenses, row.cells, strict=True):
+        rates = rates_by_seed(run, defense, attack)
+        seeds = f"seeds {', '.join(percent(rates[seed]) for seed in sorted(rates))}" if rates else ""
+        cells.append(replace(cell, small=", ".join(filter(None, (cell.small, seeds)))))
+    return replace(row, cells=cells)
 
 
 def _controls(run: Run) -> list[TableRow]:
@@ -188,10 +204,20 @@ def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
     if defense != UNDEFENDED and cost.ratio_vs_undefended is not None:
         ratio = times(cost.ratio_vs_undefended)
         same = ratio == "1" and not cost.censored
-        remarks.append("the same" if same else f"{'more than ' if cost.censored else ''}{ratio} times")
+        remarks.append(
+            ("the same" if same else f"{'more than ' if cost.censored else ''}{ratio} times") + _ratio_span(cost)
+        )
     elif defense != UNDEFENDED:
         remarks.append("no ratio")
     return Cell(f"> {cost.steps}" if cost.censored else str(cost.steps), ", ".join(remarks))
+
+
+def _ratio_span(cost: AttackCost) -> str:
+    """The interval of a ratio in parentheses; "" where it is not known."""
+    if cost.ratio_low is None:
+        return ""
+    high = "" if cost.ratio_high is None else f" to {times(cost.ratio_high)}"
+    return f" ({times(cost.ratio_low)}{high or ' or more'})"
 
 
 def _capability(run: Run) -> list[TableRow]:
