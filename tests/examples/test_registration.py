@@ -74,6 +74,11 @@ def test_a_plugin_that_fails_at_import_is_named_with_its_error(
     assert error_of(["list"], capsys) == error, "it fails again, not only the first time"
 
 
+def test_a_plugin_that_ends_the_program_is_named(install_plugin: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    install_plugin("broken-plugin", "raise SystemExit(0)")
+    assert "The plug-in broken-plugin could not be imported (SystemExit: 0)" in error_of(["list"], capsys)
+
+
 def test_a_plugin_that_lacks_a_package_is_named(install_plugin: Any, capsys: pytest.CaptureFixture[str]) -> None:
     install_plugin("broken-plugin", "import no_such_package", kinds=("judges",))
     assert "No module named 'no_such_package'" in error_of(["list"], capsys)

@@ -3,13 +3,24 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import beside, check_fresh, locked_output, output_folder, staged, write_json, write_text
+from tamperfuse.records.files import (
+    beside,
+    check_fresh,
+    check_output_file,
+    is_device,
+    locked_output,
+    output_folder,
+    staged,
+    write_json,
+    write_text,
+)
 
 
 def fill(out: Path) -> None:
@@ -39,6 +50,12 @@ def test_the_current_directory_is_filled(tmp_path: Path, monkeypatch: pytest.Mon
             fill(out)
         subprocess.run(["rm", "-r", "sub", "result.json"], check=True)
     assert beside(Path("."), "unfinished") == tmp_path / "run" / "unfinished"
+
+
+def test_a_folder_below_a_link_that_leads_nowhere_yet(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("disk")
+    write_text(tmp_path / "out" / "nodes" / "x", "x")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "nodes" / "x").read_text() == "x"
 
 
 @pytest.mark.parametrize("target_exists", [True, False])
@@ -140,6 +157,42 @@ def test_a_folder_where_a_file_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"report\.html cannot be written \(it is a folder"):
         write_text(tmp_path / "report.html", "x")
     assert names(tmp_path) == {"report.html"}
+
+
+def test_a_file_is_written_where_a_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("text")
+    for content in ("a", "b"):
+        write_text(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "text").read_text() == content
+
+
+def test_pipes_and_devices_are_written_into_and_never_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        write_text(pipe, "through")
+        assert reader.communicate(timeout=30)[0] == "through"
+    with pytest.raises(UserError, match="is no regular file: name a file to write"), staged(pipe):
+        pass
+    assert is_device(pipe) and names(tmp_path) == {"pipe"}
+
+
+def test_a_stream_gets_the_text(tmp_path: Path) -> None:
+    code = "from pathlib import Path; from tamperfuse.records.files import write_text; write_text(Path('/dev/stdout'), 'x')"
+    for stdout in ("kept", "through a pipe"):
+        command = [sys.executable, "-c", code]
+        with (tmp_path / "out").open("w") as out:
+            done = subprocess.run(command, stdout=out if stdout == "kept" else subprocess.PIPE, text=True, check=True)
+        assert (tmp_path / "out").read_text() + (done.stdout or "") == "x"
+
+
+def test_an_input_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("x")
+    (tmp_path / "link").symlink_to("input")
+    for name in ("input", "link"):
+        with pytest.raises(UserError, match="is an input of this command"):
+            check_output_file(tmp_path / name, [tmp_path / "absent", tmp_path / "input"])
+    check_output_file(tmp_path / "other", [tmp_path / "input"])
 
 
 def test_an_error_about_something_else_does_not_blame_the_destination(tmp_path: Path) -> None:

@@ -396,6 +396,35 @@ def test_junit_and_markdown(check: Check, tmp_path: Path, capsys: pytest.Capture
     assert "| `benign_answer_rate` | at least 0.8 | 0.922 | 0.862 to 0.957 | 128 | +0.062 | pass |" in text
 
 
+def test_no_input_is_replaced(check: Check, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check("defense: sdd\nrequire: {benign_answer_rate: {at_least: 0.8}}")
+    rules, run = tmp_path / "policy.yaml", tmp_path / "demo"
+    before = {path: path.read_bytes() for path in (rules, run / "summary.json", run / "results.parquet")}
+    for path in before:
+        for option in ("--junit", "--markdown"):
+            command([str(run), "--policy", str(rules), option, str(path)], 2)
+            assert "is an input of this command" in capsys.readouterr().err
+    command([str(run), "--policy", str(rules), "--junit", str(tmp_path / "x"), "--markdown", str(tmp_path / "x")], 2)
+    assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "x").exists()
+
+
+def test_a_value_outside_its_interval_does_not_pass(check: Check) -> None:
+    for edited in (Measure(value=0.9, low=0.0, high=0.05, n=96), Measure(value=-0.1, low=0.0, high=0.05, n=96)):
+        harm = summary().defenses["sdd"].harmful_execution.model_copy(update={"before_attack": edited})
+        (finding,) = check(
+            policy("harmful_execution.before_attack", "at_most: 0.1"), with_sdd(harmful_execution=harm)
+        ).checks
+        assert not finding.passed and "outside its interval" in finding.why
+
+
+def test_limits_that_nothing_meets_are_refused(check: Check) -> None:
+    for rules in ("{at_most: 0.1, at_least: 0.9}", "{at_least: 0.2, at_most: 0.1}"):
+        with pytest.raises(UserError, match="at_least is above at_most"):
+            check(f"defense: sdd\nrequire: {{harmful_execution.worst: {rules}}}")
+    with pytest.raises(UserError, match="at_least is above at_most"):
+        check("require: [defenses.sdd.benign_answer_rate >= 0.9, defenses.sdd.benign_answer_rate <= 0.8]")
+
+
 def test_hostile_names_stay_in_their_place(check: Check) -> None:
     attack = "x|</testcase>\x00\n| y"
     sdd = summary().defenses["sdd"]

@@ -132,6 +132,14 @@ def test_recorded_nodes_are_those_of_the_plan(study: Study, tmp_path: Path) -> N
     assert summary.judges["phrases"]["sdd"].harmful_execution.after_attack["search"].n == 3
 
 
+@pytest.mark.parametrize("name", ["gpt#2", "a\nb", "  ", "a\u202eb"])
+def test_a_judge_s_name_that_a_study_cannot_have_is_refused(run_copy: Path, name: str) -> None:
+    before = (run_copy / "study.yaml").read_bytes()
+    with pytest.raises(UserError, match=r"--name: .* cannot be a name"):
+        judge_run(run_copy, parse_judge("phrases"), name)
+    assert (run_copy / "study.yaml").read_bytes() == before
+
+
 def test_a_judge_on_a_finished_run_reads_its_responses_only(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = read_summary(run_copy)
     with monkeypatch.context() as patch:

@@ -88,3 +88,37 @@ def test_results_of_another_study_are_set_aside_before_a_run(
         read_summary(out)
     assert {name: (out / "earlier" / name).read_bytes() for name in results} == results
     assert read_summary(out / "earlier").seeds == [0]
+
+
+def test_a_user_s_study_file_is_not_replaced(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("# mine\n" + study.to_yaml(), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(file), "--out", str(tmp_path)])
+    assert ended.value.code == 2 and "would be replaced" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8").startswith("# mine") and [*tmp_path.iterdir()] == [file]
+
+
+def test_a_model_is_no_folder_of_a_run(study: Study, tiny_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    with pytest.raises(UserError, match="holds a model: choose another --out"):
+        run_study(study, tmp_path / "model")
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
+
+
+def test_a_folder_of_the_user_named_earlier_stays(study: Study, finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    (out / "earlier").mkdir()
+    (out / "earlier" / "notes.txt").write_text("mine")
+    changed = study.model_copy(update={"attacks": {}})
+    run_study(changed, out)
+    assert (out / "earlier" / "notes.txt").read_text() == "mine"
+    assert (out / "earlier-2" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("disk", [float("inf"), float("nan")])
+def test_a_limit_of_the_disk_is_a_number(study: Study, tmp_path: Path, disk: float) -> None:
+    with pytest.raises(UserError, match=r"--disk is (inf|nan): write a number"):
+        run_study(study, tmp_path / "run", disk=disk)

@@ -14,7 +14,7 @@ from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome
 from tamperfuse.study.run import run_study
 from tamperfuse.study.selection import select_nodes
-from tamperfuse.study.spec import Study
+from tamperfuse.study.spec import Study, parse_study
 
 
 def node(label: str, *parents: Node) -> Node:
@@ -110,6 +110,17 @@ def test_changed_steps_say_that_attacks_run_again(
     more = study.attacks["full"].model_copy(update={"parameters": {**study.attacks["full"].parameters, "shots": 3}})
     run_study(study.model_copy(update={"attacks": {"full": more}}), finished_run, dry_run=True)
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_place_in_a_study_has_no_names_of_types() -> None:
+    values = {
+        "model": "m",
+        "threat": "t",
+        "defenses": {"str": {"defense": "refusal"}},
+        "evaluate": {"capability_items": 0},
+    }
+    with pytest.raises(UserError, match=r"evaluate\.capability_items is 0, which cannot be used"):
+        parse_study(values, "study.yaml")
 
 
 def test_a_hub_model_that_changes_while_a_run_goes_on_is_not_loaded(

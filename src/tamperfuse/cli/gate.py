@@ -7,10 +7,13 @@ import typer
 from rich.table import Column, Table
 
 from tamperfuse.cli.options import Json, RunFolder, out_console, print_json, print_table
-from tamperfuse.records.errors import printable
+from tamperfuse.records.errors import UserError, printable
 
 if TYPE_CHECKING:
     from tamperfuse.report.gate import GateResult
+
+
+_OF_RUN = ("json", "parquet", "yaml", "html")  # the kinds of the files of a run
 
 
 def gate(
@@ -30,10 +33,15 @@ def gate(
 
     Example: `tamperfuse gate runs/demo --policy studies/policy.yaml`
     """
-    from tamperfuse.records.files import write_text
+    from tamperfuse.records.files import check_output_file, write_text
     from tamperfuse.report.gate import check_gate
     from tamperfuse.report.gate_files import junit_text, markdown_text
 
+    for path in (junit, markdown):
+        if path is not None:
+            check_output_file(path, [policy, *(file for kind in _OF_RUN for file in folder.glob(f"*.{kind}"))])
+    if junit is not None and markdown is not None and junit.absolute() == markdown.absolute():
+        raise UserError("--junit and --markdown name the same file: name two.")
     result = check_gate(folder, policy)
     if junit is not None:
         write_text(junit, junit_text(result))

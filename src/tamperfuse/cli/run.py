@@ -9,6 +9,7 @@ import typer
 from tamperfuse.cli.options import Disk, DryRun, Json, Only, Out, ReportTo, parse_reporters, print_json
 from tamperfuse.cli.report import print_report
 from tamperfuse.cli.summary_table import print_summary
+from tamperfuse.records.errors import UserError
 
 
 class Executor(StrEnum):
@@ -84,10 +85,14 @@ def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = Fals
         as_json: print the summary, or the plan of a dry run, as JSON.
         options: further ones of :func:`tamperfuse.study.run.run_study`.
     """
-    from tamperfuse.records.plan import DryRun
+    from tamperfuse.records.plan import PLAN, DryRun
+    from tamperfuse.records.run import STUDY
     from tamperfuse.study.run import run_study
     from tamperfuse.study.spec import load_study
 
+    written = out / STUDY
+    if not dry_run and path.exists() and written.exists() and path.samefile(written) and not (out / PLAN).exists():
+        raise UserError(f"{written} would be replaced by the study with all its defaults: choose another --out.")
     outcome = run_study(load_study(path), out, dry_run=dry_run, **options)
     if isinstance(outcome, DryRun):
         if as_json:

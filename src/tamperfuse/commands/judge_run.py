@@ -28,7 +28,7 @@ from tamperfuse.study.recorded import RecordedRun, read_recorded
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.summary import summarize_defenses
-from tamperfuse.study.sections import JudgeSpec
+from tamperfuse.study.sections import JudgeSpec, named
 from tamperfuse.study.spec import Study, load_study
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow, read_rows
 
@@ -77,9 +77,10 @@ def judge_run(run: Path, judge: JudgeSpec, name: str = "", *, dry_run: bool = Fa
         dry_run: log the number of responses and what judging them costs, and stop.
 
     Raises:
-        UserError: no finished run, its responses are missing, or another judge has the name.
+        UserError: no finished run, its responses are missing, the name cannot be used, or another judge has it.
     """
     study, name = finished_study(run), name or judge.judge
+    named({name: judge}, "--name")
     if study.judges.get(name, judge) != judge:
         raise UserError(f"{run} has verdicts of another judge named {name!r}: choose another --name.")
     if name == study.judge.judge:

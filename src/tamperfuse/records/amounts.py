@@ -4,7 +4,7 @@
 def duration(seconds: float) -> str:
     """Seconds as "42 s", "12 min", "3 h 20 min" or "5 days"."""
     if seconds >= 1e12:
-        return "more than 30,000 years"
+        return "30,000 years or more"
     minutes = round(seconds / 60)
     if seconds < 59.5:
         return f"{seconds:.0f} s"

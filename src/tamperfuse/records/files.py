@@ -14,8 +14,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,15 +41,15 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
     """Yield a path to write to, which is renamed to `destination` when the block succeeds and removed when it fails.
 
     Args:
-        destination: a file, or a directory when `directory` is true. An existing one is replaced.
+        destination: a file, or a directory when `directory` is true. An existing one is replaced; of a link, what it leads to.
         directory: whether the path is an empty directory, which is created; otherwise it is a file to create.
 
     Of several processes (see :mod:`tamperfuse.records.process`) only the main one renames; the others' files are removed.
 
     Raises:
-        UserError: the disk is full, or the destination cannot be written.
+        UserError: the disk is full, or the destination cannot be written: also a device or a pipe, which would be replaced.
     """
-    final = _followed(destination) if directory else destination
+    final = _followed(destination)
     folder = final if directory and is_filled_in_place(final) else final.parent
     staging = folder / f"{STAGING_PREFIX}{final.name}-{uuid.uuid4().hex[:8]}"
     try:
@@ -58,6 +59,8 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
                 staging.mkdir()
             elif final.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+            elif is_device(final):
+                raise UserError(f"{shown(destination)} is no regular file: name a file to write.")
         except OSError as error:
             raise _unwritable(destination, error) from error
         yield staging
@@ -88,7 +91,7 @@ def staged(destination: Path, *, directory: bool = False) -> Iterator[Path]:
 def _make_folder(folder: Path) -> None:
     """Create a folder with its parents; an existing file in its place is the error that it is no folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _followed(folder).mkdir(parents=True, exist_ok=True)  # a link may lead to a folder that does not exist yet
     except FileExistsError as error:
         folder.stat()  # of a loop of links this is an error by itself
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
@@ -259,10 +262,37 @@ def locked(path: Path, out: Path, patience: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def is_device(path: Path) -> bool:
+    """Whether a path is a device, a pipe or a socket, or the stream of a process: it is written into, and never replaced."""
+    try:
+        return not (stat.S_ISREG(path.stat().st_mode) or path.is_dir()) or _followed(path).is_relative_to("/proc")
+    except OSError:  # it does not exist, or leads nowhere
+        return False
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically; into a device or a pipe, such as /dev/stdout, as it is."""
+    if is_device(path):
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return
     with staged(path) as staging:
         staging.write_text(text, encoding="utf-8")
+
+
+def check_output_file(path: Path, inputs: Iterable[Path]) -> None:
+    """Check that a file to write is none of those that a command reads.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    for one in inputs:
+        if path.exists() and one.exists() and path.samefile(one) and not is_device(path):
+            raise UserError(
+                f"{shown(path)} is an input of this command, and would be replaced: name another file to write."
+            )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -223,7 +223,7 @@ def _import_plugin(point: EntryPoint) -> None:
         point.load()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         package = point.dist.name if point.dist else point.module
         raise UserError(
             f"The plug-in {package} could not be imported ({type(error).__name__}: {' '.join(str(error).split())}): update it, "

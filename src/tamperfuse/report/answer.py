@@ -165,7 +165,8 @@ def _price(summary: Summary, name: str) -> str:
 
 def _ability(drop: Measure) -> str:
     if drop.value is None:
-        return "Its general ability was not measured."
+        undefined = "Its general ability cannot be told: as shipped it is no better than guessing at a capability task."
+        return undefined if drop.n else "Its general ability was not measured."
     if not is_resolved(drop):
         interval = f": the loss lies between {span(drop, 0).replace(' to ', ' and ')}" if span(drop) else ""
         return f"Whether its general ability changed cannot be told{interval}."

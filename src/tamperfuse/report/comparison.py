@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import write_text
+from tamperfuse.records.files import check_output_file, write_text
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import STUDY
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
@@ -119,10 +119,13 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
         `out`.
 
     Raises:
-        UserError: a run is named twice, a file of a run is missing or damaged, or a file cannot be written.
+        UserError: a run is named twice, a file of a run is missing or damaged, or a file cannot be written or is one of a run.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("A run is named twice: name each folder once.")
+    check_output_file(
+        out, [path for folder in folders for path in folder.iterdir()] if all(map(Path.is_dir, folders)) else []
+    )
     runs = [replace(read_folder(folder), name=name) for folder, name in zip(folders, _names(folders), strict=True)]
     pages = [_address(write_report(folder), out) for folder in folders]
     columns = [(number, name) for number, run in enumerate(runs) for name in run.defenses]

@@ -42,6 +42,8 @@ class Rule(BaseModel):
     def _has_bound(self) -> "Rule":
         if self.at_most is None and self.at_least is None:
             raise ValueError("needs at_most or at_least")
+        if self.at_most is not None and self.at_least is not None and self.at_least > self.at_most:
+            raise ValueError("at_least is above at_most, so that nothing passes")
         return self
 
     def __str__(self) -> str:
@@ -96,6 +98,16 @@ class StepMeasure(Measure):
 
 def check_rule(measure: Measure, rule: Rule) -> Finding:
     """Check a measure that has a value against a rule; the worst finding of its limits."""
+    ends = (-math.inf if measure.low is None else measure.low, math.inf if measure.high is None else measure.high)
+    # A cost that is censored lies above its value, the last step.
+    if (
+        measure.value is not None
+        and not isinstance(measure, StepMeasure)
+        and not ends[0] - ROUNDING <= measure.value <= ends[1] + ROUNDING
+    ):
+        return Finding(
+            "not resolved", "not resolved: the value lies outside its interval, so that one of them is wrong"
+        )
     findings = [_check_limit(measure, limit) for limit in _limits(measure, rule)]
     failed = [finding for finding in findings if finding.verdict == "fail"]
     if failed:

@@ -1,6 +1,7 @@
 """Run a study: print its nodes and their cost, run those without a result, write the results."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -88,6 +89,8 @@ def run_study(
             version of tamperfuse; the study needs more memory, disk or time than there is; a judge cannot be used; Ray is not
             installed, its cluster does not answer, or a machine of it does not see the folder.
     """
+    if disk is not None and not math.isfinite(disk):
+        raise UserError(f"--disk is {disk}: write a number of GB, or leave it out for no limit.")
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
     start, now = time.perf_counter(), datetime.now(UTC)

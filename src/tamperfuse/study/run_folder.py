@@ -1,8 +1,9 @@
 """Whether a run may go on in a folder: whatever else is in it, a run replaces the results."""
 
 import logging
-import shutil
+import os
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from tamperfuse.records import plan, summary
@@ -31,9 +32,11 @@ def check_run_folder(out: Path, study: Study) -> None:
         study: the study.
 
     Raises:
-        UserError: the folder holds a study of another model or threat, or files of another version of tamperfuse, which the run
-            would replace.
+        UserError: the folder holds a model, a study of another model or threat, or files of another version of tamperfuse, which
+            the run would replace.
     """
+    if path_exists(out / "config.json") and any(out.glob("*.safetensors")):
+        raise UserError(f"{out} holds a model: choose another --out.")
     _check_same(out / STUDY, study)
     for name, schema in _SCHEMAS.items():
         stated = _stated_schema(out / name)
@@ -44,7 +47,7 @@ def check_run_folder(out: Path, study: Study) -> None:
 
 
 def set_aside_results(out: Path, study: Study) -> None:
-    """Move the results of another study into the subfolder `earlier`, replacing what is there, before a run begins.
+    """Move the results of another study into the subfolder `earlier` (`earlier-2`, …) before a run begins.
 
     Otherwise the gate and the report would read them as results of the study that has begun. Nodes stay where they are.
     """
@@ -53,8 +56,8 @@ def set_aside_results(out: Path, study: Study) -> None:
         return
     if path.read_text(encoding="utf-8") == study.to_yaml():
         return
-    earlier = out / EARLIER
-    shutil.rmtree(earlier, ignore_errors=True)
+    names = (f"{EARLIER}-{number}" if number > 1 else EARLIER for number in count(1))
+    earlier = next(out / name for name in names if not os.path.lexists(out / name))
     earlier.mkdir()
     for name in _RESULT_FILES:
         with suppress(FileNotFoundError):

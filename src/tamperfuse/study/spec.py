@@ -15,6 +15,7 @@ entry. The undefended model, `refusal`, is always among the defenses.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -224,6 +225,9 @@ def resolve_study(study: Study, size: int | None = None) -> Study:
     return study.model_copy(update={"defenses": defenses})
 
 
+_OF_TYPE = re.compile(r"constrained-\w+|literal\[.*\]|function-.*|tuple\[.*\]|CapabilityTask|str")
+
+
 def parse_study(values: Any, where: str) -> Study:
     """Validate a study.
 
@@ -240,7 +244,9 @@ def parse_study(values: Any, where: str) -> Study:
         first = error.errors()[0]
         if first["type"] == "extra_forbidden":
             raise _unknown_key(first["loc"], where) from error
-        place, value = ".".join(str(part) for part in first["loc"]), first["input"]
+        # The types that a value may have are part of the place, such as `constrained-int`.
+        parts = [str(part) for i, part in enumerate(first["loc"]) if i < 2 or not _OF_TYPE.fullmatch(str(part))]
+        place, value = ".".join(parts), first["input"]
         cause = "" if isinstance(value, dict) else f" is {shown(repr(value))}"
         reason = shown(first["msg"].removeprefix("Value error, "))
         raise UserError(
