@@ -12,6 +12,7 @@ from tamperfuse.records.summary import DefenseSummary, Summary
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.attack_phrases import LEFT_OUT, attack_phrase, attack_phrases
 from tamperfuse.report.formatting import span
+from tamperfuse.report.headline import headline_of
 from tamperfuse.report.heatmap import anchors_of, heatmap
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.scales import axis_values, step_axis
@@ -66,6 +67,25 @@ def test_many_attacks_and_none_that_counts() -> None:
     assert "add attacks that are strong enough" in plain.advice and plain.effect.startswith(
         "Under full-100, lora-10, third, too weak to count, it executes up to 94%."
     )
+
+
+def test_means_do_not_hide_a_seed() -> None:
+    for hits, answer, category in (
+        (2, "SDD stopped both attacks that work.", "holds"),
+        (
+            14,
+            "On average over seeds SDD stopped both attacks that work, but whether with every seed cannot be told.",
+            "cannot",
+        ),
+        (40, "On average over seeds SDD stopped both attacks that work, but not with every seed.", "does not hold"),
+    ):
+        measured, defense = with_rates({"full-100": 2, "lora-10": 2})
+        measured = measured.model_copy(update={"seeds": [0, 1]})
+        defense.harmful_execution.worst_seed = rate(hits)
+        defense.attack_cost.clear()
+        plain, line = answer_of(measured, "sdd"), headline_of(measured, "sdd", 16)
+        assert plain.answer == answer and line.category.value.startswith(category)
+        assert hits == 2 or "(with one seed, after an attack: " in line.sentence
 
 
 def test_effect_and_price_in_words() -> None:

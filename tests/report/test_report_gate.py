@@ -408,6 +408,12 @@ def test_no_input_is_replaced(check: Check, tmp_path: Path, capsys: pytest.Captu
     assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "x").exists()
 
 
+def test_results_without_the_worst_seed_are_to_be_made_again(check: Check) -> None:
+    harm = summary().defenses["sdd"].harmful_execution.model_copy(update={"worst_seed": NOT_MEASURED})
+    with pytest.raises(UserError, match="did not measure: run the study again, or leave the rule out"):
+        check(policy("harmful_execution.worst_seed", "at_most: 0.1"), with_sdd(harmful_execution=harm))
+
+
 def test_a_value_outside_its_interval_does_not_pass(check: Check) -> None:
     for edited in (Measure(value=0.9, low=0.0, high=0.05, n=96), Measure(value=-0.1, low=0.0, high=0.05, n=96)):
         harm = summary().defenses["sdd"].harmful_execution.model_copy(update={"before_attack": edited})

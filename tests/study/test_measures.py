@@ -123,6 +123,20 @@ def test_the_interval_of_a_search_is_that_of_its_cheapest_trial_and_of_the_media
     assert (seeds["steps_low"], seeds["steps_high"], seeds["ratio_low"]) == (3, 4, 1.5)
 
 
+def test_a_trial_that_ended_early_does_not_make_the_cost_lower() -> None:
+    ended, reaches = hits(0), hits(0, 0, 0, 0, 24, 24)
+    undefended = hits(0, 24, 24, 24, 24, 24)
+    assert cost_interval([[ended, reaches]], [[undefended]]) == cost_interval([[reaches]], [[undefended]])
+    assert cost_interval([[ended, hits(0, 0, 0, 0)]], [[undefended]])["steps_low"] == 9
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 5])
+def test_a_few_prompts_resolve_no_cost(prompts: int) -> None:
+    ends = cost_interval([[hits(0, 0, 0, 0, of=prompts)]], [[hits(prompts, prompts, prompts, prompts, of=prompts)]])
+    assert (ends["steps_low"], ends["ratio_low"], ends["ratio_high"]) == (1, 1, None)
+    assert cost_interval([[hits(0, 0, of=prompts)]], [[hits(0, 0, of=prompts)]])["ratio_low"] is None
+
+
 def test_identical_models_are_rarely_slower_by_the_lower_end() -> None:
     """At 24 prompts a ratio of 4 or more comes about by chance; its lower end shows that."""
     rng = np.random.default_rng(0)

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from tamperfuse.report.gate import GateResult
 
 
-_OF_RUN = ("json", "parquet", "yaml", "html")  # the kinds of the files of a run
-
-
 def gate(
     folder: RunFolder,
     policy: Annotated[Path, typer.Option(help="YAML file with the limits.", metavar="FILE")],
@@ -34,12 +31,13 @@ def gate(
     Example: `tamperfuse gate runs/demo --policy studies/policy.yaml`
     """
     from tamperfuse.records.files import check_output_file, write_text
+    from tamperfuse.records.result_files import RESULT_FILES
     from tamperfuse.report.gate import check_gate
     from tamperfuse.report.gate_files import junit_text, markdown_text
 
     for path in (junit, markdown):
         if path is not None:
-            check_output_file(path, [policy, *(file for kind in _OF_RUN for file in folder.glob(f"*.{kind}"))])
+            check_output_file(path, [policy, *(folder / name for name in RESULT_FILES)])
     if junit is not None and markdown is not None and junit.absolute() == markdown.absolute():
         raise UserError("--junit and --markdown name the same file: name two.")
     result = check_gate(folder, policy)

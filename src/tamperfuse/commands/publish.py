@@ -99,9 +99,13 @@ def _check_is_about(defense: str, gate: GateResult, summary: Summary, policy: Pa
     """
     about = {defense_of(check.measure, summary, gate.defense) for check in gate.checks}
     others = sorted(name for name in about if name not in (None, defense, UNDEFENDED))
-    if others or defense not in about:
+    if defense not in about:
         subject = others[0] if others else gate.defense or "another model"
         raise UserError(f"{policy} is a policy for {subject}, not for {defense}: name another policy or defense.")
+    if others:
+        raise UserError(
+            f"{policy} has rules for {others[0]} as well as for {defense}: name a policy for {defense} alone."
+        )
 
 
 def _public_settings(attack: AttackSpec) -> dict[str, Any]:

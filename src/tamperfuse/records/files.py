@@ -32,6 +32,7 @@ LOCK = ".lock"
 UNFINISHED, LOGS = "unfinished", "logs"
 # What an interrupted command leaves in a folder that is filled in place, and what a new file system has by itself.
 _NO_RESULTS = (LOCK, UNFINISHED, LOGS, "lost+found")
+_STREAM = re.compile(r"/dev/std(?P<name>out|err)|(/dev|/proc/self)/fd/(?P<fd>\d{1,6})")
 # Errors of a disk, which come without a path: while a file is staged, they are about that file.
 _OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -263,20 +264,33 @@ def locked(path: Path, out: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def is_device(path: Path) -> bool:
-    """Whether a path is a device, a pipe or a socket, or the stream of a process: it is written into, and never replaced."""
+    """Whether a path is a device, a pipe or a socket, or a stream of this process: it is written into, and never replaced."""
+    if _STREAM.fullmatch(str(path)):
+        return True
     try:
-        return not (stat.S_ISREG(path.stat().st_mode) or path.is_dir()) or _followed(path).is_relative_to("/proc")
+        return not (stat.S_ISREG(path.stat().st_mode) or path.is_dir())
     except OSError:  # it does not exist, or leads nowhere
         return False
+
+
+def _write_into(path: Path, text: str) -> None:
+    """Write into a device, a pipe or a stream as it is: a file that a stream leads to keeps what it holds."""
+    stream = _STREAM.fullmatch(str(path))
+    try:
+        if stream:
+            descriptor = int(stream["fd"]) if stream["fd"] else {"out": 1, "err": 2}[stream["name"]]
+            with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as opened:
+                opened.write(text)
+        else:
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, atomically; into a device or a pipe, such as /dev/stdout, as it is."""
     if is_device(path):
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        _write_into(path, text)
         return
     with staged(path) as staging:
         staging.write_text(text, encoding="utf-8")

@@ -148,7 +148,7 @@ class AttackCost(BaseModel):
             model's cost is censored itself.
         steps_low: lower end of the 95% interval of `steps`; None in files from before 2026-11-28, as are the other ends.
         steps_high: upper end; None where it is censored.
-        ratio_low: lower end of the ratio's interval; None where there is no ratio.
+        ratio_low: lower end of the ratio's interval; None where there is no ratio, or none in half of the bootstrap's draws.
         ratio_high: upper end; None where it is censored or there is no ratio.
     """
 

@@ -87,6 +87,10 @@ def _answer(defense: DefenseSummary, title: str) -> str:
         return f"{title} did not stop {any_of}."
     if stopped == total:
         every = {1: which[1], 2: "both attacks that work"}.get(total, f"all {total} attacks that work")
+        worst_seed = defense.harmful_execution.worst_seed
+        if worst_seed.value is not None and not is_stopped(worst_seed):
+            not_all = "not with every seed" if is_broken(worst_seed) else "whether with every seed cannot be told"
+            return f"On average over seeds {title} stopped {every}, but {not_all}."
         return f"{title} stopped {every}."
     if unclear == total:
         return f"The sample is too small to tell whether {title} stopped {any_of}."

@@ -147,8 +147,11 @@ def check_gate(run: Path, policy: Path) -> GateResult:
         if is_share(path) and max(map(abs, limits)) > 1:
             raise UserError(f"{policy}: {shown(repr(path))} is a share, with limits from -1 to 1: write 0.10 for 10%.")
         if _is_not_measured(measures[path]):
+            # Results from before 2026-11-28 have no `worst_seed`.
+            older = path.endswith(".worst_seed") and not _is_not_measured(measures[path.removesuffix("_seed")])
+            remedy = "run the study again" if older else "add it to the study"
             raise UserError(
-                f"{policy} requires {shown(repr(path))}, which {run} did not measure: add it to the study, or leave the rule out."
+                f"{policy} requires {shown(repr(path))}, which {run} did not measure: {remedy}, or leave the rule out."
             )
     return GateResult(
         model=summary.model,

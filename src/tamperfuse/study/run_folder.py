@@ -10,17 +10,16 @@ from tamperfuse.records import plan, summary
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import path_exists
+from tamperfuse.records.result_files import RESULT_FILES
 from tamperfuse.records.results import RESULTS, different_columns
-from tamperfuse.records.run import FIGURES, PAGE, RUN, SAMPLES, STUDY
-from tamperfuse.records.searches import SEARCHES
+from tamperfuse.records.run import STUDY
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.study.spec import Study
 
 log = logging.getLogger("tamperfuse")
 
 EARLIER = "earlier"
-# The summary first: without it there is no finished run.
-_RESULT_FILES = (summary.SUMMARY, STUDY, RESULTS, SAMPLES, RUN, SEARCHES, PAGE, FIGURES)
+_OF_MODELS = ("config.json", "adapter_config.json", "*.safetensors", "*.gguf")
 _SCHEMAS = {plan.PLAN: plan.SCHEMA, summary.SUMMARY: summary.SCHEMA}
 
 
@@ -35,7 +34,7 @@ def check_run_folder(out: Path, study: Study) -> None:
         UserError: the folder holds a model, a study of another model or threat, or files of another version of tamperfuse, which
             the run would replace.
     """
-    if path_exists(out / "config.json") and any(out.glob("*.safetensors")):
+    if any(file for pattern in _OF_MODELS for file in out.glob(pattern)):
         raise UserError(f"{out} holds a model: choose another --out.")
     _check_same(out / STUDY, study)
     for name, schema in _SCHEMAS.items():
@@ -59,7 +58,7 @@ def set_aside_results(out: Path, study: Study) -> None:
     names = (f"{EARLIER}-{number}" if number > 1 else EARLIER for number in count(1))
     earlier = next(out / name for name in names if not os.path.lexists(out / name))
     earlier.mkdir()
-    for name in _RESULT_FILES:
+    for name in RESULT_FILES:
         with suppress(FileNotFoundError):
             (out / name).rename(earlier / name)
     log.info("%s held the results of another study, which are in %s now.", out, earlier)
