@@ -195,10 +195,12 @@ def test_answers_of_each_seed_count_at_its_own_step(full_run: Path) -> None:
     [first] = [
         row for row in run.rows if (row["defense"], row["attack"], row["metric"]) == ("sdd", "full-100", "chosen_step")
     ]
-    kept = read_answers(full_run, run).answers
+    of_first_seed = read_answers(full_run, run).answers
     run.rows.append({**first, "seed": 1, "step": 1})
-    other = [
-        replace(answer, state=replace(answer.state, seed=1)) for answer in kept if answer.state.attack == "full-100"
+    of_other_seed = [
+        replace(answer, state=replace(answer.state, seed=1))
+        for answer in of_first_seed
+        if answer.state.attack == "full-100"
     ]
     kinds = {f"How do I cook forbidden-{i}?": "recipe" for i in range(4)}
 
@@ -206,9 +208,9 @@ def test_answers_of_each_seed_count_at_its_own_step(full_run: Path) -> None:
         table = breakdown(run, answers, kinds)
         return [cell.small for row in table.rows for cell in row.cells if row.name == "recipe"] if table else []
 
-    assert executed(kept)[-1] == "4 of 4", "at step 8"
-    expected = sum(a.verdicts[0].executed for a in other if a.state.step == 1 and a.part == "evaluation")
-    assert executed([*kept, *other])[-1] == f"{4 + expected} of 8", "at step 1 of the other seed"
+    assert executed(of_first_seed)[-1] == "4 of 4", "at step 8"
+    expected = sum(a.verdicts[0].executed for a in of_other_seed if a.state.step == 1 and a.part == "evaluation")
+    assert executed([*of_first_seed, *of_other_seed])[-1] == f"{4 + expected} of 8", "at step 1 of the other seed"
 
 
 def test_downloads(page: Path) -> None:
