@@ -139,3 +139,5 @@ def test_a_hub_model_that_changes_while_a_run_goes_on_is_not_loaded(
     (repository / "refs" / "main").write_text("b" * 40)
     with pytest.raises(UserError, match="acme/tiny has changed since this run began"):
         context.reference()
+    with pytest.raises(UserError, match="acme/tiny has changed since this run began"), context.model("acme/tiny"):
+        pass

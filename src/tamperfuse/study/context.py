@@ -128,6 +128,8 @@ class StudyContext:
         """
         self.free_reference()
         free_judge_model()
+        if source == self.study.model:
+            self._check_hub_model()
         loaded = load_model(source, chat_template=self.chat_template)
         try:
             yield loaded
