@@ -141,3 +141,8 @@ def test_a_hub_model_that_changes_while_a_run_goes_on_is_not_loaded(
         context.reference()
     with pytest.raises(UserError, match="acme/tiny has changed since this run began"), context.model("acme/tiny"):
         pass
+
+
+def test_a_run_with_nothing_left_is_not_refused_for_its_disk(study: Study, tmp_path: Path, finished_run: Path) -> None:
+    shutil.copytree(finished_run, tmp_path / "run")
+    assert run_study(study, tmp_path / "run", disk=1e-6) is not None

@@ -51,7 +51,7 @@ class DiskCeiling:
         Raises:
             UserError: it is not.
         """
-        if self._limit is not None and self._used + needed > self._limit:
+        if self._limit is not None and needed and self._used + needed > self._limit:  # a finished run is never refused
             raise UserError(
                 f"The run would take up to {gigabytes(self._used + needed)} in {self._run} ({gigabytes(self._used)} are there), "
                 f"more than --disk allows ({gigabytes(self._limit)}): raise --disk, or lower the number of defenses or seeds."
