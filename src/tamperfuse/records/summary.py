@@ -267,11 +267,14 @@ class DefenseSummary(BaseModel):
     def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_empty(fields(self), "mean_score", "undecided")
 
+    def counting_costs(self) -> dict[str, AttackCost]:
+        """The costs of the attacks that count and train."""
+        counting = self.reduction_vs_undefended.attacks_that_count
+        return {name: cost for name in counting if (cost := self.attack_cost.get(name)) is not None}
+
     def attacks_without_ratio(self) -> list[str]:
         """Attacks that count and train, and whose cost has no ratio: the undefended model's own cost is censored."""
-        counting = self.reduction_vs_undefended.attacks_that_count
-        costs = {name: cost for name in counting if (cost := self.attack_cost.get(name)) is not None}
-        return [name for name, cost in costs.items() if cost.ratio_vs_undefended is None]
+        return [name for name, cost in self.counting_costs().items() if cost.ratio_vs_undefended is None]
 
 
 class ShippedSummary(BaseModel):

@@ -220,15 +220,9 @@ def _worst_control(defense: DefenseSummary) -> Measure:
     return max(controls, key=lambda rate: rate.high or 0.0)
 
 
-def _costs(defense: DefenseSummary) -> list[AttackCost]:
-    """Of the attacks that count and train."""
-    costs = [defense.attack_cost.get(name) for name in defense.reduction_vs_undefended.attacks_that_count]
-    return [cost for cost in costs if cost is not None]
-
-
 def _least_ratio(defense: DefenseSummary) -> Measure:
     """The least ratio over the attacks that count and train; not measured without any, undefined if one has no ratio."""
-    costs = _costs(defense)
+    costs = [*defense.counting_costs().values()]
     ratios = [cost.ratio_vs_undefended for cost in costs if cost.ratio_vs_undefended is not None]
     if not costs:
         return NOT_MEASURED
@@ -241,7 +235,7 @@ def _least_ratio(defense: DefenseSummary) -> Measure:
 
 
 def _last_points(defense: DefenseSummary) -> Measure:
-    costs = _costs(defense)
+    costs = [*defense.counting_costs().values()]
     return _count(sum(cost.last_point for cost in costs), n=len(costs)) if costs else NOT_MEASURED
 
 
