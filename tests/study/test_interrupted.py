@@ -17,7 +17,7 @@ from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.models.finite import Diverged
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json, write_json
+from tamperfuse.records.files import read_json, sha256_of, write_json
 from tamperfuse.study.announce import plan_nodes
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
@@ -251,6 +251,31 @@ def test_a_node_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path, mon
     with pytest.raises(UserError, match=r"value cannot be read \(Input/output error\). Nothing was removed"):
         execute(tmp_path / "run", node)
     assert (folder / "value").read_text() == "1"
+    monkeypatch.undo()
+    (folder / "node.json").rename(tmp_path / "node.json")
+    (folder / "node.json").symlink_to("node.json")  # a loop, in place of a file that the user may not read
+    assert finished_keys(tmp_path / "run") == set()
+
+
+def test_results_beside_a_run_that_cannot_be_read_do_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(folder: Path) -> Outcome:
+        (folder / "value").write_text("1")
+        return Outcome()
+
+    def unreadable(path: Path) -> str:
+        if "of-another-user" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return sha256_of(path)
+
+    node = Node("a node", "pairs", (), {}, 0, write, Costs())
+    result = execute(tmp_path / "of-another-user", node).folder
+    monkeypatch.setattr("tamperfuse.study.node.sha256_of", unreadable)
+    done = execute(tmp_path / "run", node)
+    assert not done.reused and done.folder.parent.parent == tmp_path / "run"
+    assert caplog.messages == [f"a node: {result} of another run cannot be read, so it is computed again."]
+    assert (result / "value").read_text() == "1"
 
 
 def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(

@@ -19,8 +19,12 @@ from tamperfuse.records.files import read_json
 from tamperfuse.records.run import read_run
 from tamperfuse.study import cluster
 from tamperfuse.study.cluster import ClusterMachine, answer_probe, divide
+from tamperfuse.study.estimates import Costs
+from tamperfuse.study.node import Node
+from tamperfuse.study.ray_tasks import _RayTasks
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
+from tamperfuse.study.worker import WorkerSettings
 
 
 def priority() -> int:
@@ -86,6 +90,24 @@ def test_a_study_on_ray_ends_with_the_same_results_after_an_error_and_a_killed_w
     assert not list(out.glob("running/*")) and not list(out.rglob(".tmp-*"))
     ray = pytest.importorskip("ray")
     assert ray.get(ray.remote(priority).remote()) == priority(), "workers have the priority of this process"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("address")
+def test_a_node_for_which_no_machine_is_left_says_that_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "tamperfuse.study.ray_tasks.node_memory", lambda *_: 2**50
+    )  # as if the machine that had it died
+    waiting = Node("a node", "pairs", (), {}, 0, Mock(), Costs())
+    with _RayTasks(WorkerSettings(list, tmp_path, (), 1), 1) as tasks:
+        tasks.start(waiting)
+        assert [*tasks.results(), *tasks.results()] == []
+    assert [message for message in caplog.messages if "waits for a machine" in message] == [
+        "'a node' waits for a machine: none that the Ray cluster has now is large enough. Add one, or stop this run; finished "
+        "work stays."
+    ]
 
 
 def test_the_threads_of_a_cluster_are_divided_among_the_nodes(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,11 +4,17 @@ import logging
 import tempfile
 from pathlib import Path
 
+import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stand_ins import GraphOfNodes
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.keys import _accelerators, node_key
 from tamperfuse.study.node import execute
+from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.spec import Study
 
 
 @st.composite
@@ -43,3 +49,37 @@ def test_a_changed_parameter_reruns_exactly_what_depends_on_it(
             assert (execute(fresh, node).folder / "value").read_text() == (done.folder / "value").read_text()
         for node in GraphOfNodes(out, parents, first)():
             assert execute(out, node).reused, "results of the first parameters are still there"
+
+
+def labels_of_changed(study: Study, evaluate: dict[str, int], out: Path) -> set[str]:
+    """Labels of the nodes that run again if these values of `evaluate` change."""
+    changed = study.model_copy(update={"evaluate": study.evaluate.model_copy(update=evaluate)})
+    before, after = (build_nodes(StudyContext.open(variant, out)) for variant in (study, changed))
+    return {new.label for old, new in zip(before, after, strict=True) if old.key != new.key}
+
+
+def test_numbers_of_prompts_run_again_what_asks_them(study: Study, tmp_path: Path) -> None:
+    under_attack = {f"{name} under full, seed 0" for name in ("refusal", "sdd")}
+    controls = {f"{name} under benign, seed 0" for name in ("refusal", "sdd")}
+    before = {f"{name}, seed 0: before attack" for name in ("refusal", "sdd")}
+    judged = {
+        "curve_prompts": under_attack | controls,
+        "dev_prompts": under_attack | before,
+        "prompts": before | {"as shipped: before attack"},
+        "heldout": before | {"as shipped: before attack"},
+    }
+    for name, labels in judged.items():
+        changed = labels_of_changed(study, {name: getattr(study.evaluate, name) - 1}, tmp_path)
+        assert changed == labels | {f"judge {label}" for label in labels}, name
+
+
+def test_another_gpu_computes_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory decides whether AdamW keeps its moments in 8 bits."""
+    keys = set()
+    monkeypatch.setattr("tamperfuse.study.keys.own_device", lambda: torch.device("cuda"))
+    for name in ("small", "large"):
+        _accelerators.cache_clear()
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda name=name: name)
+        keys.add(node_key("defense", {}, [], 0))
+    _accelerators.cache_clear()
+    assert len(keys) == 2

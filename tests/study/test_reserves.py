@@ -1,5 +1,6 @@
 """What a training takes in memory and on the disk, where it simulates an attacker beside the weights."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import reduced_precision
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.cluster import node_memory
-from tamperfuse.study.disk import working_bytes
+from tamperfuse.study.context import StudyContext
+from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import OVERHEAD_MEMORY, Costs
 from tamperfuse.study.node import Node, Outcome
+from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.spec import Study, parse_study
 
 
 def training(budget: Budget) -> Node:
@@ -58,6 +62,21 @@ def defaults(name: str) -> Any:
 def test_defenses_that_simulate_attackers_need_more_memory(name: str, copies: int) -> None:
     node = training(DEFENSES.get(name).traits.budget(defaults(name)))
     assert node_memory(node, 1_000) == OVERHEAD_MEMORY + copies * 4_000
+
+
+def test_the_disk_of_predictions_grows_with_the_benign_set(study: Study, tmp_path: Path) -> None:
+    def benign_bytes(prompts: int, sources: tuple[str, ...] = ("self",)) -> int:
+        values = study.model_dump(mode="json") | {
+            "benign": {"prompts": prompts, "sources": list(sources)},
+            "defenses": {"refusal": {"steps": 1}, "fuse": {"defense": "fuse", "steps": 1, "batch": 3}},
+            "attacks": {},
+        }
+        nodes = build_nodes(StudyContext.open(parse_study(values, "test"), tmp_path))
+        return next(result_bytes(node, 10) for node in nodes if node.kind == "benign set")
+
+    tokens = study.evaluate.response_tokens
+    assert benign_bytes(10_000) - benign_bytes(1_000) == 3 * 9_000 * tokens * 320
+    assert benign_bytes(1_000, ("self", "documents")) > benign_bytes(1_000)
 
 
 def test_what_trains_nothing_needs_no_resume_state() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
@@ -88,6 +89,26 @@ def test_results_of_another_study_are_set_aside_before_a_run(
         read_summary(out)
     assert {name: (out / "earlier" / name).read_bytes() for name in results} == results
     assert read_summary(out / "earlier").seeds == [0]
+
+
+def test_results_of_another_content_of_the_model_are_set_aside(
+    study: Study, finished_run: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.study.run._run_nodes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_folder, model)
+    moved = study.model_copy(update={"model": str(model)})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(moved, out)
+    shutil.copy(finished_run / "summary.json", out)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(moved, out)
+    assert (out / "summary.json").exists(), "the same model"
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(moved, out)
+    assert not (out / "summary.json").exists() and (out / "earlier" / "summary.json").exists()
 
 
 def test_a_user_s_study_file_is_not_replaced(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

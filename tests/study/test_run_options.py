@@ -3,15 +3,21 @@
 import logging
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from stand_ins import results
 from tamperfuse.corpora.builtin import builtin_rows
+from tamperfuse.models.load import model_fingerprint
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.plan import PlannedNode
 from tamperfuse.study.context import StudyContext
+from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome
+from tamperfuse.study.remaining import disk_needed, resume_bytes
 from tamperfuse.study.run import run_study
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study, parse_study
@@ -143,6 +149,64 @@ def test_a_hub_model_that_changes_while_a_run_goes_on_is_not_loaded(
         pass
 
 
+def test_a_local_model_that_is_saved_again_while_a_run_goes_on_is_not_loaded(
+    study: Study, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    context = StudyContext.open(study.model_copy(update={"model": str(folder)}), tmp_path / "run")
+    hashed = Mock(wraps=model_fingerprint)
+    monkeypatch.setattr("tamperfuse.study.context.model_fingerprint", hashed)
+    with context.model(str(folder)):
+        assert hashed.call_count == 0, "its weights are not read twice at each load"
+    (folder / "model.safetensors").touch()
+    for _ in range(2):
+        with context.model(str(folder)):
+            assert hashed.call_count == 1, "the same weights, with another time"
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="model has changed since this run began"), context.model(str(folder)):
+        pass
+    with pytest.raises(UserError, match="model has changed since this run began"):
+        context.reference()
+
+
 def test_a_run_with_nothing_left_is_not_refused_for_its_disk(study: Study, tmp_path: Path, finished_run: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "run")
     assert run_study(study, tmp_path / "run", disk=1e-6) is not None
+
+
+def test_a_limit_that_just_fits_a_run_lets_it_resume(tmp_path: Path) -> None:
+    """What an interrupted node resumes from is a part of what it needs while it runs."""
+    first, second = (
+        PlannedNode(key=key, what=key, kind="attack", parents=[], seconds=1.0, disk=100, working=1000) for key in "ab"
+    )
+
+    a = Mock(key="a")
+
+    def state(size: int) -> None:
+        (tmp_path / "unfinished" / "a").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "unfinished" / "a" / "state").write_bytes(bytes(size))
+
+    def needed() -> int:
+        return disk_needed([first], set(), 1, resume_bytes(tmp_path))
+
+    assert needed() == 1100
+    DiskCeiling(tmp_path, 1100).check_plan(1100)
+    state(800)
+    assert needed() == 300
+    with pytest.raises(UserError, match="more than --disk allows"):
+        DiskCeiling(tmp_path, 1099).check_plan(needed())
+    ceiling = DiskCeiling(tmp_path, 1100)
+    ceiling.check_plan(needed())
+    ceiling.begin(first)
+    assert not ceiling.fits(second)
+    state(900)
+    ceiling.cancel(a)  # its worker died
+    ceiling.begin(first)
+    shutil.rmtree(tmp_path / "unfinished")
+    (tmp_path / "nodes" / "a").mkdir(parents=True)
+    (tmp_path / "nodes" / "a" / "result").write_bytes(bytes(100))
+    ceiling.end(a)
+    assert not ceiling.fits(second), "100 bytes are used, and 1,100 more are needed"
+    assert ceiling.fits(second.model_copy(update={"disk": 0}))

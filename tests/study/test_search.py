@@ -16,7 +16,7 @@ from stand_ins import Killed
 from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import attack
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import content_hash, write_json
+from tamperfuse.records.files import content_hash, read_json, write_json
 from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import read_results
 from tamperfuse.records.searches import read_searches
@@ -158,6 +158,9 @@ def test_a_search_killed_between_trials_and_within_one_ends_with_the_same_result
         assert len(list((tmp_path / "a" / "run").glob("unfinished/*/trial-*"))) == finished
     run_study(searched, tmp_path / "a" / "run")
     assert started == [0, 1, 1, 2, 2, 0, 1, 2], "finished trials are not run again"
+    folder = search_folders(tmp_path / "a" / "run")["refusal"]
+    trials = sum(trial.seconds for trial in read_trials(folder))
+    assert 0 < trials <= read_json(folder / "node.json")["seconds"] + 0.01, "those of the runs that were killed count"
     assert result_files(tmp_path / "a" / "run") == result_files(whole)
 
 
@@ -225,6 +228,7 @@ def quick(parameters: dict[str, Any], number: int) -> Trial:
         trained=0,
         generated=0,
         scored=0,
+        seconds=1.0,
     )
 
 
@@ -285,7 +289,15 @@ def test_the_threat_must_have_as_many_prompts_as_any_trial_may_use(searched: Stu
 def test_trials_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     for number in (1000, 999, 2):
         trial = Trial(
-            number=number, parameters={}, checkpoints=(), stopped="", samples=1, trained=0, generated=0, scored=0
+            number=number,
+            parameters={},
+            checkpoints=(),
+            stopped="",
+            samples=1,
+            trained=0,
+            generated=0,
+            scored=0,
+            seconds=1.0,
         )
         write_json(trial_folder(tmp_path, number) / "trial.json", trial.model_dump())
     assert [trial.number for trial in read_trials(tmp_path)] == [2, 999, 1000]

@@ -343,10 +343,26 @@ def model_fingerprint(name: str, chat_template: str = "") -> str:
         return content_hash([name, hub_commit(name)])
     if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
         return checksum
-    rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
-    files = sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
-    hashes: list[Any] = [[path.name, sha256_of(path)] for path in files]
+    hashes: list[Any] = [[path.name, sha256_of(path)] for path in _fingerprint_files(folder)]
     return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
+
+
+def model_state(name: str) -> list[Any]:
+    """What is equal while a model has not changed, without reading its weights: the Hub's commit, or its files' sizes and times.
+
+    Raises:
+        UserError: no model of that name exists, or the Hub cannot be reached.
+    """
+    folder = resolve_model(name)
+    if folder is None:
+        return [hub_commit(name)]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in _fingerprint_files(folder)]
+    return [*files, *(model_state(base_of(folder)) if is_adapter(folder) else [])]
+
+
+def _fingerprint_files(folder: Path) -> list[Path]:
+    rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
+    return sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
 
 
 @contextmanager

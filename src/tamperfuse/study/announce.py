@@ -15,7 +15,7 @@ from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import Costs, seconds_for
 from tamperfuse.study.node import FinishedNode, Node, work_seconds
 from tamperfuse.study.observe import heldout_documents
-from tamperfuse.study.remaining import disk_needed, folder_bytes
+from tamperfuse.study.remaining import disk_needed, folder_bytes, resume_bytes
 from tamperfuse.study.selection import reruns_for_steps
 
 log = logging.getLogger("tamperfuse")
@@ -73,7 +73,7 @@ def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: P
         "Budget: about %s tokens trained, %s generated, %s scored; about %s on this machine; at most %s on disk.",
         *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
         duration(seconds),
-        gigabytes(disk_needed(plan.nodes, done, plan.workers)),
+        gigabytes(disk_needed(plan.nodes, done, plan.workers, resume_bytes(out))),
     )
     return seconds
 

@@ -49,6 +49,10 @@ class ClusterMachine:
     memory: int
     gpus: int
 
+    def has_room(self, threads: int, memory: int, gpus: int) -> bool:
+        """Whether a node that needs so much could run on it, were it idle."""
+        return self.cpus >= threads and self.memory >= memory and self.gpus >= gpus
+
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[list[ClusterMachine]]:
@@ -70,11 +74,11 @@ def connected(address: str | None = None) -> Iterator[list[ClusterMachine]]:
     import ray
 
     if ray.is_initialized():  # by the calling program, which also ends the connection
-        yield _machines()
+        yield living_machines()
         return
     try:
         _connect(address)
-        yield _machines()
+        yield living_machines()
     finally:
         ray.shutdown()
 
@@ -121,7 +125,8 @@ def _connect(address: str) -> None:
         ) from error
 
 
-def _machines() -> list[ClusterMachine]:
+def living_machines() -> list[ClusterMachine]:
+    """The living machines of the cluster that this process is connected to."""
     import ray
 
     return [

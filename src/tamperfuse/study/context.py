@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder, default_encoder
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, resolve_model
+from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, model_state
 from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts
@@ -58,6 +59,7 @@ class StudyContext:
     chat_template: str = ""
     sharded: bool = False
     _reference: LoadedModel | None = field(default=None, init=False)
+    _state: list[Any] = field(default_factory=list, init=False)  # of the model, when its fingerprint was computed
 
     @classmethod
     def open(
@@ -85,33 +87,36 @@ class StudyContext:
             load_tasks(study.evaluate.capability, reread=True)  # a missing task is reported before hours of training
         benign = benign_prompts(study.benign.sources, threat, encoder)
         retain = read_outside_threat(study.retain, threat, option="retain", encoder=encoder)
+        state = model_state(study.model)
         fingerprint = model_fingerprint(study.model, template)
-        return cls(study, run, threat, benign, retain, fingerprint, encoder, template)
+        context = cls(study, run, threat, benign, retain, fingerprint, encoder, template)
+        context._state = state
+        return context
 
     def reference(self) -> LoadedModel:
         """The model before hardening; stays in memory until another model is loaded. That of a judge is freed first.
 
         Raises:
-            UserError: it cannot be loaded, or the Hub's has changed since the run began.
+            UserError: it cannot be loaded, or has changed since the run began.
         """
         if self._reference is None:
             free_judge_model()
-            self._check_hub_model()
+            self._check_unchanged()
             self._reference = load_model(self.study.model, chat_template=self.chat_template, sharded=self.sharded)
         return self._reference
 
-    def _check_hub_model(self) -> None:
-        """Check that the Hub would give the model of the run's keys: its owner may have changed it since the run began."""
+    def _check_unchanged(self) -> None:
+        """Check that the model is the one of the run's keys: it may have been saved again, or changed on the Hub."""
+        name = self.study.model
         try:
-            if (
-                resolve_model(self.study.model)
-                or model_fingerprint(self.study.model, self.chat_template) == self.fingerprint
-            ):
+            state = model_state(name)
+            if state == self._state or model_fingerprint(name, self.chat_template) == self.fingerprint:
+                self._state = state
                 return
         except HubUnreachable:  # the model is loaded from the cache, or that says what is missing
             return
         raise UserError(
-            f"The Hub's model {self.study.model} has changed since this run began: repeat the command to measure the new one."
+            f"The model {name} has changed since this run began: repeat the command to measure the new one."
         )
 
     def free_reference(self) -> None:
@@ -129,7 +134,7 @@ class StudyContext:
         self.free_reference()
         free_judge_model()
         if source == self.study.model:
-            self._check_hub_model()
+            self._check_unchanged()
         loaded = load_model(source, chat_template=self.chat_template)
         try:
             yield loaded

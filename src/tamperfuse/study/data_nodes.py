@@ -295,4 +295,8 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         count * (tokens + WRITTEN_PROMPT_TOKENS),
         3 * spec.prompts * tokens + _calibration_tokens(context, context.training_judging),
     )
-    return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected)
+    # Samples of all kinds that the shares in `study.benign` add to those of the prompts that the model writes, or that are named.
+    rows = (3 * spec.prompts if SELF in spec.sources else 0) + len(context.benign) * 13 // 10
+    if DOCUMENTS in spec.sources:
+        rows += DOCUMENT_LENGTH * len(builtin_rows("documents"))
+    return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected, predictions=rows * tokens)

@@ -4,23 +4,26 @@ from pathlib import Path
 
 from tamperfuse.records.amounts import gigabytes
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.files import UNFINISHED
 from tamperfuse.records.plan import PlannedNode
 from tamperfuse.study.estimates import BYTES_PER_PARAMETER
 from tamperfuse.study.node import Node, node_folder
 from tamperfuse.study.remaining import folder_bytes
+from tamperfuse.training.distillation import BYTES_PER_RESPONSE_TOKEN
 
 TABLES = 4_000_000  # bytes of a node's texts and scores
 RESUME_STATES = 2  # of a training, while one replaces another
 
 
 def result_bytes(node: Node, size: int) -> int:
-    """Bytes that a node's result takes; only defenses keep their weights.
+    """Bytes that a node's result takes; only defenses keep their weights, and only two nodes hold predictions.
 
     Args:
         node: the node.
         size: parameters of the model.
     """
-    return TABLES + (BYTES_PER_PARAMETER * size if node.kind == "defense" else 0)
+    weights = BYTES_PER_PARAMETER * size if node.kind == "defense" else 0
+    return TABLES + weights + BYTES_PER_RESPONSE_TOKEN * node.predictions
 
 
 def working_bytes(node: Node, size: int) -> int:
@@ -40,7 +43,9 @@ class DiskCeiling:
     def __init__(self, run: Path, limit: int | None) -> None:
         self._run, self._limit = run, limit
         self._used = folder_bytes(run) if limit is not None and run.exists() else 0
-        self._running: dict[str, int] = {}
+        self._running: dict[
+            str, tuple[int, int]
+        ] = {}  # key → bytes reserved, and bytes of the resume state that it found
 
     def check_plan(self, needed: int) -> None:
         """Check, before anything runs, that the whole run is expected to fit.
@@ -75,16 +80,23 @@ class DiskCeiling:
                 f"than --disk allows ({gigabytes(self._limit)}): finished work stays; raise --disk and start the same command "
                 "again."
             )
-        self._running[node.key] = node.disk + node.working
+        self._running[node.key] = self._needs(node), self._resume_bytes(node)
 
     def _with(self, node: PlannedNode) -> int:
-        return self._used + sum(self._running.values()) + node.disk + node.working
+        return self._used + sum(reserved for reserved, _ in self._running.values()) + self._needs(node)
+
+    def _needs(self, node: PlannedNode) -> int:
+        return node.disk + max(0, node.working - self._resume_bytes(node))
+
+    def _resume_bytes(self, node: PlannedNode | Node) -> int:
+        return folder_bytes(self._run / UNFINISHED / node.key)
 
     def cancel(self, node: Node) -> None:
-        """Release what was reserved for a node that ended without a result."""
-        self._running.pop(node.key, None)
+        """Release what was reserved for a node that ended without a result; what it resumes from stays."""
+        if node.key in self._running:
+            self._used += self._resume_bytes(node) - self._running.pop(node.key)[1]
 
     def end(self, node: Node) -> None:
-        """Count a node's result."""
-        if self._limit is not None and self._running.pop(node.key, 0):
-            self._used += folder_bytes(node_folder(self._run, node))
+        """Count a node's result, in place of what it resumed from."""
+        if node.key in self._running:
+            self._used += folder_bytes(node_folder(self._run, node)) - self._running.pop(node.key)[1]

@@ -20,6 +20,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.models.device import own_device
@@ -115,8 +117,9 @@ _version = cache(version)
 
 @cache
 def _accelerators() -> dict[str, str]:
-    """Versions of the installed packages that are used on a GPU if they are installed, and change results."""
-    return {name: _version(name) for name in ("vllm", "bitsandbytes", "liger_kernel") if find_spec(name)}
+    """The GPU, whose memory decides on the 8-bit optimizer, and the versions of installed packages that change results on one."""
+    packages = {name: _version(name) for name in ("vllm", "bitsandbytes", "liger_kernel") if find_spec(name)}
+    return {"gpu": torch.cuda.get_device_name(), **packages}
 
 
 # The constants that were hashed last, and their hash: hashing them takes longer than all else that a study does for a node.
@@ -202,26 +205,32 @@ def verdict_key(judging: Judging, fingerprint: str) -> dict[str, Any]:
     return key if name is None else {**key, "judge_model": model_fingerprint(name(judging.parameters))}
 
 
-def observation_key(context: StudyContext) -> dict[str, Any]:
-    """What the measurements under an attack depend on, apart from the model and the steps."""
+def observation_key(context: StudyContext, *, evaluation: int, dev: int) -> dict[str, Any]:
+    """What the measurements under an attack depend on, apart from the model and the steps.
+
+    Args:
+        context: of the study.
+        evaluation: number of prompts of the evaluation part that are answered at a step.
+        dev: likewise, of the attacker_dev part.
+    """
     evaluate = context.study.evaluate
-    measured = {"curve_prompts", "dev_prompts", "response_tokens", "capability", "capability_items"}
+    measured = {"response_tokens", "capability", "capability_items"}
     tasks: list[Any] = [builtin_hash(*BUILTIN_TASKS), version("lm-eval")]
     if context.tasks_fingerprint:
         tasks.append(context.tasks_fingerprint)
     return {
         "threat": context.threat.fingerprint,
+        "prompts": {"evaluation": evaluation, "attacker_dev": dev},
         "evaluate": evaluate.model_dump(mode="json", include=measured),
         "tasks": tasks,
     }
 
 
-def before_attack_key(context: StudyContext) -> dict[str, Any]:
-    """What the measurements before an attack depend on, apart from the model."""
+def before_attack_key(context: StudyContext, *, dev: int) -> dict[str, Any]:
+    """What the measurements before an attack depend on, apart from the model; `dev` as of :func:`observation_key`."""
     evaluate = context.study.evaluate
     return {
-        **observation_key(context),
-        "prompts": evaluate.prompts,
+        **observation_key(context, evaluation=evaluate.prompts, dev=dev),
         "harmless": content_hash([asdict(prompt) for prompt in context.harmless]),
         "heldout": [builtin_hash("heldout"), evaluate.heldout],
     }

@@ -35,7 +35,7 @@ from tamperfuse.records.registry import Budget
 from tamperfuse.records.timing import WORK, measure_work
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.keys import node_key
-from tamperfuse.study.remaining import NODE
+from tamperfuse.study.remaining import NODE, has_result
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.telemetry import training_facts
 
@@ -46,11 +46,19 @@ _NUMBERS = ("seconds", "peak_memory_bytes", "tokens_trained", "tokens_generated"
 
 @dataclass
 class Outcome:
-    """What a node's function reports, apart from the files that it wrote."""
+    """What a node's function reports, apart from the files that it wrote.
+
+    Attributes:
+        costs: tokens that it used.
+        notes: sentences for people.
+        facts: further values of node.json, JSON-able.
+        seconds_before: time of the parts of an interrupted node that were kept, apart from those of trainings that resumed.
+    """
 
     costs: Costs = field(default_factory=Costs)
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    seconds_before: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Node:
         about: the defense and the attack that it belongs to, for the results; not part of the key.
         responses: how many responses it will hold for judges, estimated; not part of the key, as the next one.
         budget: of its training, for estimates of memory and disk.
+        predictions: response tokens for which its result holds a model's predictions, estimated; for the disk.
     """
 
     label: str
@@ -81,6 +90,7 @@ class Node:
     about: dict[str, Any] = field(default_factory=dict)
     responses: int = 0
     budget: Budget = field(default_factory=Budget)
+    predictions: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -123,7 +133,7 @@ def finished_folders(run: Path, node: Node) -> list[Path]:
     beside = sorted(run.resolve().parent.glob(f"*/nodes/{node.key}"))
     own_folder = node_folder(run, node)
     folders = [own_folder, *(folder for folder in beside if folder != own_folder.resolve())]
-    return [folder for folder in folders if (folder / NODE).exists()]
+    return [folder for folder in folders if has_result(folder)]
 
 
 def is_finished(run: Path, node: Node) -> bool:
@@ -156,6 +166,8 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             except Diverged:  # it would diverge again
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
+        # Of the parts that were interrupted, those that were kept.
+        before = outcome.seconds_before + sum(fit.seconds_before for fit in fits.results)
         record = {
             "what": node.label,
             "kind": node.kind,
@@ -165,8 +177,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             "seed": node.seed,
             "versions": versions(),
             "threads": torch.get_num_threads(),
-            # Of the parts that were interrupted, those of its trainings that were kept.
-            "seconds": round(time.perf_counter() - start + sum(fit.seconds_before for fit in fits.results), 3),
+            "seconds": round(time.perf_counter() - start + before, 3),
             **{f"seconds_{work}": round(value, 3) for work, value in seconds.items()},
             "peak_memory_bytes": peak_memory(),
             "tokens_trained": outcome.costs.trained,
@@ -186,7 +197,12 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
     """The result of an earlier run; None where there is none, or none whose files are as they were written."""
     folder = node_folder(run, node)
     for source in finished_folders(run, node):
-        damage = damage_of(source)
+        try:
+            damage = damage_of(source)
+        except UserError:
+            if source == folder:
+                raise
+            damage = f"{source} of another run cannot be read"
         if damage:
             log.warning("%s: %s, so it is computed again.", node.label, damage)
             if source == folder:
@@ -218,9 +234,11 @@ def damage_of(folder: Path) -> str:
                 return f"{folder / name} is missing"
             if sha256_of(folder / name) != checksum:
                 return f"{folder / name} has changed since it was written"
-    except (UserError, KeyError, TypeError, AttributeError, ValueError):
+    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error.__cause__, OSError):  # of the disk or the network: the files may be as they were
+            raise
         return f"{folder / NODE} is damaged"
-    except OSError as error:  # of the disk or the network: the files may be as they were
+    except OSError as error:  # likewise
         raise UserError(
             f"{error.filename or folder} cannot be read ({error.strerror or error}). Nothing was removed: repeat the command "
             "once it can be read."

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tamperfuse.attacks import ATTACKS, AttackResult
@@ -116,8 +117,8 @@ def _measure_shipped_node(context: StudyContext) -> Node:
             observer.write(folder)
         return Outcome(observer.costs, notes=guessed_tasks(observer.items))
 
-    prompts = evaluate.prompts + evaluate.harmless
-    return _before_attack_node(context, AS_SHIPPED, AS_SHIPPED, (), 0, run, prompts)
+    node = _before_attack_node(context, AS_SHIPPED, AS_SHIPPED, (), 0, run, dev=0)
+    return replace(node, predictions=evaluate.harmless * evaluate.response_tokens)
 
 
 def _measure_node(context: StudyContext, name: str, hardened: Node, shipped: Node, seed: int) -> Node:
@@ -132,8 +133,8 @@ def _measure_node(context: StudyContext, name: str, hardened: Node, shipped: Nod
             observer.write(folder)
         return Outcome(observer.costs)
 
-    prompts = evaluate.prompts + evaluate.dev_prompts + evaluate.harmless
-    return _before_attack_node(context, f"{name}, seed {seed}", name, (hardened, shipped), seed, run, prompts)
+    parents = hardened, shipped
+    return _before_attack_node(context, f"{name}, seed {seed}", name, parents, seed, run, dev=evaluate.dev_prompts)
 
 
 def _before_attack_node(
@@ -143,10 +144,12 @@ def _before_attack_node(
     parents: tuple[Node, ...],
     seed: int,
     run: Callable[[Path], Outcome],
-    prompts: int,
+    *,
+    dev: int,
 ) -> Node:
     evaluate = context.study.evaluate
-    depends = {"model": context.fingerprint, **before_attack_key(context)}
+    prompts = evaluate.prompts + dev + evaluate.harmless
+    depends = {"model": context.fingerprint, **before_attack_key(context, dev=dev)}
     about = {"defense": defense, "attack": "", "malicious": False}
     expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
     return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about, prompts)
@@ -167,7 +170,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
     at_steps, capability_at = evaluate.measured_at(steps), evaluate.capability_measured_at(steps)
     if not malicious:  # controls are measured once, at their end
         at_steps = capability_at = (steps,)
-    curve = evaluate.curve_prompts
+    curve, dev = evaluate.curve_prompts, evaluate.dev_prompts if malicious else 0
     task = component.traits.task(parameters)
     items = benign_task(task, seed) if task else ([], [])
 
@@ -178,7 +181,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
 
             def hook(step: int) -> None:
                 def measure(observer: Observer) -> None:
-                    observer.ask(step, curve, evaluate.dev_prompts if malicious else 0)
+                    observer.ask(step, curve, dev)
                     if step in capability_at:
                         observer.capability(step)
                     if task:
@@ -199,14 +202,14 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
         return Outcome(costs, notes=result.notes, facts={"samples": result.samples, **diverged})
 
     depends = {
-        **observation_key(context),
+        **observation_key(context, evaluation=curve, dev=dev),
         "attack": component_key(component, parameters.model_dump(mode="json")),
         "at_steps": at_steps,
         "task": content_hash(items) if task else "",
         "uses": {name: uses_key(context, name) for name in component.traits.uses},
         "capability_at": capability_at,
     }
-    prompts = len(at_steps) * (curve + (evaluate.dev_prompts if malicious else 0))
+    prompts = len(at_steps) * (curve + dev)
     expected = Costs(
         training_tokens(budget, evaluate) * (100 if malicious else 72) // 100,
         prompts * evaluate.response_tokens * 9 // 10,

@@ -17,7 +17,7 @@ from typing import Any, Self
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging
 from tamperfuse.records.plan import RUNNING
-from tamperfuse.study.cluster import node_gpus, node_memory, ray_reason, worker_environment
+from tamperfuse.study.cluster import living_machines, node_gpus, node_memory, ray_reason, worker_environment
 from tamperfuse.study.node import FinishedNode, Node
 from tamperfuse.study.schedule import EndedNode, run_nodes
 from tamperfuse.study.watch import RunWatch
@@ -60,6 +60,8 @@ class _RayTasks:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._running: dict[Any, Node] = {}
+        self._without_machine: set[str] = set()  # labels of nodes of which this was said
+        self._threads = settings.threads
         self._out, self._size = settings.out, size
         self._arguments = uuid.uuid4().hex, ray.put(settings), os.getcwd(), self._messages
         self._task, self._options = (
@@ -111,6 +113,8 @@ class _RayTasks:
         ended, _ = ray.wait(list(self._running), timeout=MESSAGE_SECONDS)
         for level, text, label in self._messages.get_nowait_batch(self._messages.qsize()):
             relog(level, text, label)
+        if not ended:
+            self._log_without_machine()
         for task in ended:
             node = self._running.pop(task)
             try:
@@ -128,6 +132,20 @@ class _RayTasks:
             if word == "failed":
                 raise rest[0]
             yield node, *rest
+
+    def _log_without_machine(self) -> None:
+        """Say once of a node that no living machine has room for it: Ray waits for one, which may never come."""
+        living = living_machines()
+        for node in self._running.values():
+            if node.label not in self._without_machine and not any(
+                machine.has_room(self._threads, node_memory(node, self._size), node_gpus()) for machine in living
+            ):
+                self._without_machine.add(node.label)
+                log.warning(
+                    "%r waits for a machine: none that the Ray cluster has now is large enough. Add one, or stop this run; "
+                    "finished work stays.",
+                    node.label,
+                )
 
 
 # The run whose nodes this worker has built, and the nodes by key.

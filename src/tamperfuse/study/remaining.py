@@ -1,8 +1,11 @@
 """The unfinished part of a run: nodes, time, disk. Imports no model library, so that `tamperfuse status` starts quickly."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from tamperfuse.records.files import UNFINISHED
 from tamperfuse.records.plan import PlannedNode, RunPlan
 
 NODE = "node.json"  # a folder that has it is complete
@@ -11,7 +14,12 @@ NODE = "node.json"  # a folder that has it is complete
 def finished_keys(run: Path) -> set[str]:
     """Keys of all nodes whose results exist, in a run's folder or in those beside it. Checksums are not compared."""
     folders = {run / "nodes", *run.resolve().parent.glob("*/nodes")}
-    return {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if (path / NODE).exists()}
+    return {path.name for folder in folders for path in folder.glob("*") if has_result(path)}
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a node's folder holds a result that this process may read; a run beside this one may belong to another user."""
+    return os.access(folder / NODE, os.R_OK)
 
 
 def seconds_left(
@@ -80,8 +88,24 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def disk_needed(nodes: Iterable[PlannedNode], done: Collection[str], workers: int) -> int:
-    """Bytes that the rest of a run needs at most at one time: all results, and what the largest nodes need while they run."""
+def resume_bytes(run: Path) -> dict[str, int]:
+    """Key → size of what an interrupted node of a run resumes from, in bytes."""
+    return {folder.name: folder_bytes(folder) for folder in (run / UNFINISHED).glob("*/")}
+
+
+def disk_needed(
+    nodes: Iterable[PlannedNode], done: Collection[str], workers: int, resume: Mapping[str, int] = MappingProxyType({})
+) -> int:
+    """Bytes that the rest of a run needs at most at one time, beyond those that are there.
+
+    They are all results, and what the largest nodes need while they run.
+
+    Args:
+        nodes: of the run.
+        done: keys of all finished nodes.
+        workers: number of nodes that run at a time.
+        resume: key → bytes that an interrupted node resumes from, and which it replaces.
+    """
     left = {node.key: node for node in nodes if node.key not in done}.values()
-    working = sorted((node.working for node in left), reverse=True)[:workers]
+    working = sorted((max(0, node.working - resume.get(node.key, 0)) for node in left), reverse=True)[:workers]
     return sum(node.disk for node in left) + sum(working)

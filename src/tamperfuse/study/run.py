@@ -35,7 +35,7 @@ from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.processes import run_in_processes
 from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.ray_tasks import run_on_cluster
-from tamperfuse.study.remaining import disk_needed, finished_keys
+from tamperfuse.study.remaining import disk_needed, finished_keys, resume_bytes
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
 from tamperfuse.study.results.samples import sample_answers
@@ -107,7 +107,7 @@ def run_study(
         seconds = announce(nodes, plan, done, out, size)
         for sentence in request_estimates(context, nodes, done):
             log.info("%s", sentence)
-        needed = disk_needed(plan.nodes, done, workers)
+        needed = disk_needed(plan.nodes, done, workers, resume_bytes(out))
         if dry_run:
             for sentence in dry_run_sentences(study, nodes, done, size, unread):
                 log.info("%s", sentence)
@@ -174,7 +174,7 @@ def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
     clear_staging(out / "nodes")
     log_left_over(out, {node.key for node in plan.nodes})
     started = _first_start(out, now)
-    set_aside_results(out, study)
+    set_aside_results(out, study, plan)
     write_text(out / STUDY, study.to_yaml())
     write_plan(out, plan.model_copy(update={"started": started}))
     return started

@@ -9,6 +9,7 @@ from pathlib import Path
 from tamperfuse.records import plan, summary
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
+from tamperfuse.records.plan import RunPlan
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.result_files import RESULT_FILES
 from tamperfuse.records.results import RESULTS, different_columns
@@ -45,15 +46,22 @@ def check_run_folder(out: Path, study: Study) -> None:
         raise _of_another_version(out / RESULTS, f"has other columns than this version writes ({difference})")
 
 
-def set_aside_results(out: Path, study: Study) -> None:
-    """Move the results of another study into the subfolder `earlier` (`earlier-2`, …) before a run begins.
+def set_aside_results(out: Path, study: Study, nodes: RunPlan) -> None:
+    """Move results that are not those of a study into the subfolder `earlier` (`earlier-2`, …) before its run begins.
 
-    Otherwise the gate and the report would read them as results of the study that has begun. Nodes stay where they are.
+    They are of another study file, or the keys of its nodes have changed since, with the content of the model or threat, or with
+    the version of tamperfuse. Otherwise the gate and the report would read them as results of the run that has begun. Nodes stay
+    where they are.
+
+    Args:
+        out: the run's folder.
+        study: the study.
+        nodes: the plan of all its nodes.
     """
     path = out / STUDY
     if not path_exists(path) or not path_exists(out / summary.SUMMARY):
         return
-    if path.read_text(encoding="utf-8") == study.to_yaml():
+    if path.read_text(encoding="utf-8") == study.to_yaml() and _has_nodes(out, nodes):
         return
     names = (f"{EARLIER}-{number}" if number > 1 else EARLIER for number in count(1))
     earlier = next(out / name for name in names if not os.path.lexists(out / name))
@@ -61,7 +69,17 @@ def set_aside_results(out: Path, study: Study) -> None:
     for name in RESULT_FILES:
         with suppress(FileNotFoundError):
             (out / name).rename(earlier / name)
-    log.info("%s held the results of another study, which are in %s now.", out, earlier)
+    log.info(
+        "%s held results of another study, or of another model, threat or version: they are in %s now.", out, earlier
+    )
+
+
+def _has_nodes(out: Path, nodes: RunPlan) -> bool:
+    """Whether the plan in a folder has the same nodes; true where there is none that can be read."""
+    try:
+        return {node.key for node in plan.read_plan(out).nodes} == {node.key for node in nodes.nodes}
+    except UserError:
+        return True
 
 
 def _check_same(path: Path, study: Study) -> None:

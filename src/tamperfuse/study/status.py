@@ -21,6 +21,7 @@ from tamperfuse.study.remaining import (
     finished_keys,
     folder_bytes,
     node_seconds_left,
+    resume_bytes,
     run_seconds,
 )
 
@@ -169,7 +170,7 @@ def run_status(folder: Path) -> RunStatus:
         interrupted=[node.what for node in plan.nodes if node.key in unfinished - alive.keys() - done],
         seconds_left=counts.nodes.seconds_left,
         disk_used=folder_bytes(folder),
-        disk_left=disk_needed(plan.nodes, done, plan.workers),
+        disk_left=disk_needed(plan.nodes, done, plan.workers, resume_bytes(folder)),
         disk_free=shutil.disk_usage(folder).free,
     )
 

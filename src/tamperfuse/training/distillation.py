@@ -36,6 +36,7 @@ from tamperfuse.training.rows import ROW_TOKENS
 # What a model does with a prompt, such as declining it, is decided in the first tokens of its response.
 OPENING, OPENING_WEIGHT = 4, 8.0  # number of these tokens, and their weight in the loss against that of others
 TOP_TOKENS = 40  # of the teacher at each position; the others form one bucket
+BYTES_PER_RESPONSE_TOKEN = 8 * TOP_TOKENS  # of a teacher: an id in int32 and a probability in float32
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class TeacherSample:
 def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "teacher") -> list[TeacherSample]:
     """The predictions of a model as it is now, for use as a teacher.
 
-    Memory: about 8 × TOP_TOKENS bytes a response token (320 bytes at 40), so 15 MB for 1,000 responses of 48 tokens.
+    Memory: :data:`BYTES_PER_RESPONSE_TOKEN` (320), so 15 MB for 1,000 responses of 48 tokens.
 
     Args:
         loaded: the teacher.

@@ -13,6 +13,7 @@ the rate.
 
 import logging
 import shutil
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +92,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     responses = measured_steps * (evaluate.curve_prompts + evaluate.dev_prompts)
     generated = responses * evaluate.response_tokens * 9 // 10
     depends = {
-        **observation_key(context),
+        **observation_key(context, evaluation=evaluate.curve_prompts, dev=evaluate.dev_prompts),
         "search": [search.model_dump(mode="json"), version("optuna")],
         "attack": component_key(
             component, component.parse(spec.parameters, f"attack {attack}").model_dump(mode="json")
@@ -135,6 +136,7 @@ def _run(context: StudyContext, node: Node, inputs: SearchInputs, folder: Path) 
     runner = _TrialRunner(context, node, inputs, component, spec.parameters)
     start = component.parse(spec.parameters, node.label)
     with Proposals(work / STORAGE, search, start, node.seed) as proposals:
+        seconds_before = sum(trial.seconds for trial in read_trials(work)[: proposals.done])
         for number in range(proposals.done, search.trials):
             parameters = proposals.next()
             with staged(trial_folder(work, number), directory=True) as staging:
@@ -151,7 +153,7 @@ def _run(context: StudyContext, node: Node, inputs: SearchInputs, folder: Path) 
     stopped = sum(1 for trial in trials if trial.stopped)
     costs = sum((Costs(trial.trained, trial.generated, trial.scored) for trial in trials), Costs())
     verdicts = [row for t in trials for row in read_rows(trial_folder(folder, t.number) / "scores.parquet", VerdictRow)]
-    return Outcome(costs, undecided_note(verdicts), {"trials": len(trials), "stopped": stopped})
+    return Outcome(costs, undecided_note(verdicts), {"trials": len(trials), "stopped": stopped}, seconds_before)
 
 
 def _describe(trial: Trial) -> str:
@@ -198,6 +200,7 @@ class _TrialRunner:
             earlier: the trials before it.
             folder: where its files are written.
         """
+        start = time.perf_counter()
         attack_parameters = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
         observer, result, stopped = self._attack(number, attack_parameters, earlier)
         observer.write(folder)  # the attacked weights are not written
@@ -212,6 +215,7 @@ class _TrialRunner:
             trained=result.tokens_trained if result else self._estimated_tokens(attack_parameters, observer),
             generated=observer.costs.generated,
             scored=observer.costs.scored + scored,
+            seconds=round(time.perf_counter() - start, 3),
         )
         write_json(folder / TRIAL, trial.model_dump())
         return trial

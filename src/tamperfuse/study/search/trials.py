@@ -38,6 +38,7 @@ class Trial(BaseModel):
         trained: number of tokens trained; an estimate if it was stopped.
         generated: number of tokens generated.
         scored: number of tokens scored.
+        seconds: that it took.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +51,7 @@ class Trial(BaseModel):
     trained: int
     generated: int
     scored: int
+    seconds: float
 
     def best(self, until: int | None = None) -> TrialCheckpoint | None:
         """The checkpoint that the attacker prefers: highest rate, then least capability lost, then the earliest.
