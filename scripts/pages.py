@@ -20,18 +20,26 @@ def replace_tables(page: Path, command: str, text: str) -> None:
 
     Args:
         page: a Markdown file.
-        command: "python scripts/NAME.py …". The comment in the page may name the same script with other arguments.
+        command: "python scripts/NAME.py …". If no comment in the page names it with these arguments, it may be one of the same
+            script with others.
         text: the new text.
 
     Raises:
-        UserError: the page cannot be read or written, or has no such comments.
+        UserError: the page cannot be read or written, has no such comments, or has several of them with other arguments.
     """
     start = f"<!-- tables: {command} -->"
     script = re.escape(" ".join(command.split()[:2]))
-    pattern = re.compile(rf"<!-- tables: {script}(?: [^\n]*)?-->.*?{re.escape(END)}", re.DOTALL)
+    of_script = re.compile(rf"<!-- tables: {script}(?: [^\n]*)?-->.*?{re.escape(END)}", re.DOTALL)
+    of_command = re.compile(rf"{re.escape(start)}.*?{re.escape(END)}", re.DOTALL)
     try:
         before = page.read_text(encoding="utf-8")
-        if not pattern.search(before):
+        pattern = of_command if of_command.search(before) else of_script
+        places = len(pattern.findall(before))
+        if places > 1:
+            raise UserError(
+                f"{page} has {places} places for tables of this script: name one of them by the line {start}."
+            )
+        if not places:
             raise UserError(f"{page} has no place for the tables: add the lines {start} and {END} where they belong.")
         page.write_text(pattern.sub(lambda _: f"{start}\n{text}\n{END}", before), encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tamperfuse.records.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 TABLES = re.compile(
     r"<!-- tables: python scripts/(\w+)\.py ((?:studies/results/\S+ )+)\S+ -->\n(.*?)\n<!-- end of tables -->",
@@ -37,4 +39,25 @@ def test_a_page_has_the_tables_of_the_published_results(
 
 
 def test_there_are_such_tables() -> None:
-    assert {script for _, script, _, _ in published()} >= {"attacks_table", "demo_table", "fuse_table", "paper_table"}
+    assert {script for _, script, _, _ in published()} >= {
+        "attacks_table",
+        "demo_table",
+        "fuse_table",
+        "paper_table",
+        "variants_table",
+    }
+
+
+def test_of_several_tables_of_a_script_in_a_page_one_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    replace_tables = importlib.import_module("pages").replace_tables
+    page, place = tmp_path / "page.md", "<!-- tables: python scripts/a.py {} -->\nold\n<!-- end of tables -->\n"
+    page.write_text(place.format("one") + place.format("two"), encoding="utf-8")
+    replace_tables(page, "python scripts/a.py two", "new")
+    text = place.format("one") + place.format("two").replace("old", "new")
+    assert page.read_text(encoding="utf-8") == text
+    with pytest.raises(UserError, match="has 2 places for tables of this script"):
+        replace_tables(page, "python scripts/a.py three", "new")
+    assert page.read_text(encoding="utf-8") == text
