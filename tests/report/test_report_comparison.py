@@ -8,6 +8,7 @@ from made_up_run import summary, write_folder
 
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.run import read_run, write_run
 from tamperfuse.report import html as html_module
 from tamperfuse.report.comparison import write_comparison
 
@@ -58,6 +59,16 @@ def test_what_rests_on_an_attack_that_diverged_is_not_compared(tmp_path: Path) -
         assert cells(html, name)[3] == "diverged" and cells(html, name)[1] != "diverged"
     assert cells(html, "before any attack")[3] == "1%"
     assert "The runs differ in chat_template, retain, so their numbers cannot be compared" in html
+
+
+def test_other_versions_of_the_computations_are_not_comparable(tmp_path: Path) -> None:
+    runs = [write_folder(tmp_path / name) for name in ("one", "two")]
+    record = read_run(runs[1]).model_copy(update={"numerics": 12, "precision": "float32"})
+    write_run(runs[1], record)
+    html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "The runs differ in numerics version, so their numbers cannot be compared" in html
+    assert cells(html, "<code>numerics version</code>") == ["unknown", "12"]
+    assert cells(html, "<code>precision</code>") == ["bf16 autocast", "float32"]
 
 
 def test_equal_studies_and_equal_names(tmp_path: Path) -> None:

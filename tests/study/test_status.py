@@ -35,6 +35,13 @@ def plan(*nodes: PlannedNode, workers: int = 1) -> RunPlan:
 def test_a_finished_run(finished_run: Path) -> None:
     status = run_status(finished_run)
     assert status.state == "finished" and status.nodes.left == status.nodes.running == 0
+    summary = finished_run / "summary.json"
+    whole = summary.read_bytes()
+    try:
+        summary.write_bytes(whole[:100])
+        assert run_status(finished_run).state == "stopped", "its results are damaged"
+    finally:
+        summary.write_bytes(whole)
     assert status.kinds["defense"].done == 2 and status.kinds["attack"].done == 4
     assert (status.seconds_left, status.disk_left, status.running, status.interrupted) == (0, 0, [], [])
     assert status.disk_used > 0 and status.disk_free > 0

@@ -85,6 +85,8 @@ class RunRecord(BaseModel):
         seconds: wall-clock time; at least the sum over all nodes, those of earlier runs included.
         device: of the models ("cpu", "cuda", …).
         precision: of the forward pass ("bf16 autocast", "float32", …).
+        numerics: version of the computations, which changes with any result that a new version of tamperfuse computes otherwise; None
+            where a version that did not record it ran the study.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,6 +101,7 @@ class RunRecord(BaseModel):
     device: str
     precision: str
     versions: dict[str, str]
+    numerics: int | None = None
     nodes: list[NodeRun]
 
 

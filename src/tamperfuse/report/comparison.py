@@ -12,7 +12,7 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_output_file, write_text
 from tamperfuse.records.result_files import RESULT_FILES
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.run import STUDY
+from tamperfuse.records.run import STUDY, read_run
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
@@ -25,8 +25,9 @@ from tamperfuse.report.page import FOLDED, write_report
 from tamperfuse.report.tables import EMPTY, Cell, Kind, Section, TableRow, measure_cell
 
 COMPARISON = "comparison.html"
+NUMERICS_VERSION = "numerics version"
 #: Settings that runs have to share for their numbers to be compared; those of defenses are what is compared.
-COMPARABLE = ("model", "chat_template", "threat", "retain", "judge", "evaluate", "attacks")
+COMPARABLE = ("model", "chat_template", "threat", "retain", "judge", "evaluate", "attacks", NUMERICS_VERSION)
 _ABSENT = "–"
 
 
@@ -202,8 +203,15 @@ def _sections(runs: Sequence[Run], columns: Sequence[tuple[int, str]]) -> list[S
 
 
 def _differences(folders: Sequence[Path]) -> list[tuple[str, list[str]]]:
-    """Settings of the studies that are not the same in all runs: the path of each, and its value in every run."""
-    studies = [dict(_settings(read_yaml(folder / STUDY))) for folder in folders]
+    """Settings of the studies that are not the same in all runs: the path of each, and its value in every run.
+
+    So are the version of the computations, and their precision.
+    """
+    studies = []
+    for folder in folders:
+        run = read_run(folder)
+        computed = {NUMERICS_VERSION: str(run.numerics or "unknown"), "precision": visible(run.precision)}
+        studies.append(dict(_settings(read_yaml(folder / STUDY))) | computed)
     paths = list(dict.fromkeys(path for study in studies for path in study))
     values = [(path, [study.get(path, _ABSENT) for study in studies]) for path in paths]
     return [(path, row) for path, row in values if len(set(row)) > 1]

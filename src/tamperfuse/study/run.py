@@ -29,6 +29,7 @@ from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
 from tamperfuse.study.estimates import check_affordable
+from tamperfuse.study.keys import NUMERICS
 from tamperfuse.study.node import FinishedNode, Node, execute, reuse_result
 from tamperfuse.study.paid_judges import check_judges, request_estimates
 from tamperfuse.study.plan import build_nodes
@@ -259,6 +260,7 @@ def _record(finished: Sequence[FinishedNode], started: str, seconds: float) -> R
         device=str(device),
         precision=compute_dtype(device)[1],
         versions=versions(),
+        numerics=NUMERICS,
         nodes=[
             NodeRun(key=done.node.key, what=done.node.label, seconds=done.record["seconds"], reused=done.reused)
             for done in finished

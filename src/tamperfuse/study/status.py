@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.plan import RUN_KEY, RunPlan, read_plan, read_running
-from tamperfuse.records.reading import path_exists
 from tamperfuse.records.summary import SUMMARY
 from tamperfuse.study.remaining import (
     NODE,
@@ -149,7 +148,7 @@ def run_status(folder: Path) -> RunStatus:
     alive = {key: work for key, work in works.items() if work.goes_on() is not False}
     run = alive.pop(RUN_KEY, None)
     counts = count_nodes(plan, _taken(folder, plan, done), done, {k: now - w.started for k, w in alive.items()})
-    complete = not counts.nodes.running and not counts.nodes.left and path_exists(folder / SUMMARY)
+    complete = not counts.nodes.running and not counts.nodes.left and _has_summary(folder)
     unfinished = {path.name for path in (folder / "unfinished").glob("*")} | works.keys()
     return RunStatus(
         folder=str(folder),
@@ -173,6 +172,13 @@ def run_status(folder: Path) -> RunStatus:
         disk_left=disk_needed(plan.nodes, done, plan.workers, resume_bytes(folder)),
         disk_free=shutil.disk_usage(folder).free,
     )
+
+
+def _has_summary(folder: Path) -> bool:
+    """Whether the results, of which `summary.json` is written last, are there; a damaged one is written again by the next run."""
+    with suppress(UserError):
+        return isinstance(read_json(folder / SUMMARY), dict)
+    return False
 
 
 def _taken(folder: Path, plan: RunPlan, done: set[str]) -> dict[str, float]:
