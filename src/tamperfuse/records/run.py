@@ -85,8 +85,8 @@ class RunRecord(BaseModel):
         seconds: wall-clock time; at least the sum over all nodes, those of earlier runs included.
         device: of the models ("cpu", "cuda", …).
         precision: of the forward pass ("bf16 autocast", "float32", …).
-        numerics: version of the computations, which changes with any result that a new version of tamperfuse computes otherwise; None
-            where a version that did not record it ran the study.
+        numerics: version of the computations, which changes where a new version of tamperfuse computes another result; None where
+            an older one, which did not record it, ran the study.
     """
 
     model_config = ConfigDict(frozen=True)

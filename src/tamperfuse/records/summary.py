@@ -310,7 +310,7 @@ class Summary(BaseModel):
         threat: source of the threat, as the study names it.
         seeds: those of the study.
         as_shipped: the model before hardening.
-        seconds: time of all nodes, those of earlier runs included; of an interrupted one, its last part and what was kept of the others.
+        seconds: time of all nodes, those of earlier runs included; of an interrupted one, its last part and what was kept before.
         peak_memory_bytes: the most that any node used.
         judge: whose verdicts `as_shipped` and `defenses` rest on.
         defenses: by name, in the study's order.
