@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_up_run import sample_answers, write_folder
+from made_up_run import Check, sample_answers, write_folder
 
 from tamperfuse.records.run import SampleAnswer
+from tamperfuse.records.summary import Summary
+from tamperfuse.report.gate import GateResult, check_gate
 
 
 @pytest.fixture
@@ -32,3 +34,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ]
     return write_report(write_folder(tmp_path_factory.mktemp("run") / "demo", samples=hostile + sample_answers()))
+
+
+@pytest.fixture
+def check(make_run: Callable[..., Path], tmp_path: Path) -> Check:
+    """Checks a policy's text against the made-up run."""
+
+    def run(text: str, measured: Summary | None = None) -> GateResult:
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(text, encoding="utf-8")
+        return check_gate(make_run(measured=measured), policy)
+
+    return run

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tamperfuse.records.summary import (
     UsableHarm,
     write_summary,
 )
+from tamperfuse.report.gate import GateResult
 
 STEPS = (0, 1, 2, 4, 8, 16)
 ATTACKS = ("full-100", "lora-10")
@@ -322,3 +324,17 @@ def write_folder(folder: Path, samples: list[SampleAnswer] | None = None, measur
     )
     write_text(folder / "study.yaml", STUDY)
     return folder
+
+
+#: Checks a policy's text against the made-up run, or against another summary.
+Check = Callable[..., GateResult]
+
+
+def with_sdd(**parts: object) -> Summary:
+    """The summary with parts of SDD's measures replaced."""
+    measured = summary()
+    return measured.model_copy(update={"defenses": {"sdd": measured.defenses["sdd"].model_copy(update=parts)}})
+
+
+def policy(name: str, rule: str) -> str:
+    return f"defense: sdd\nrequire: {{{name}: {{{rule}}}}}"
