@@ -1,6 +1,6 @@
 """--only, --dry-run, --disk, and what a changed `at_steps` costs."""
 
-import logging
+import json
 import shutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -82,6 +82,36 @@ def test_fewer_harmless_prompts_and_documents_than_asked_for_are_said(
     assert "9001 held-out documents (`heldout`); there are 284," in heldout
 
 
+def test_near_duplicates_in_different_parts_are_said(
+    study: Study, tmp_path: Path, threat_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(threat: Path) -> list[str]:
+        caplog.clear()
+        run_study(study.model_copy(update={"threat": str(threat)}), tmp_path / "run", dry_run=True)
+        return [message for message in caplog.messages if "Near-duplicates" in message]
+
+    rows = [json.loads(line) for line in threat_file.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["prompt"] = " ".join(f"{word}{number}" for word in row["prompt"].split())
+    distinct, shared = tmp_path / "distinct.jsonl", tmp_path / "shared.jsonl"
+    distinct.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert warnings(distinct) == []
+    words = " ".join(f"word{number}" for number in range(13))
+    more = [{"part": part, "prompt": f"{part}: {words}"} for part in ("attacker", "evaluation")]
+    shared.write_text("\n".join(map(json.dumps, rows + more)), encoding="utf-8")
+    (warning,) = warnings(shared)
+    assert (
+        f"different parts of {shared}: 1, such as 'evaluation: word0 " in warning
+        and "' and 'attacker: word0" in warning
+    )
+    unnamed = tmp_path / "unnamed.jsonl"
+    rows += more
+    unnamed.write_text(
+        "\n".join(json.dumps({"prompt": f"{row['prompt']} {i}"}) for i, row in enumerate(40 * rows)), encoding="utf-8"
+    )
+    assert warnings(unnamed) == [], "a file without parts is split without near-duplicates"
+
+
 def test_a_run_that_would_exceed_its_disk_ceiling_does_not_start(study: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"The run would take up to .* more than --disk allows"):
         run_study(study, tmp_path / "run", disk=0.001)
@@ -109,13 +139,14 @@ def test_changed_steps_say_that_attacks_run_again(
 ) -> None:
     other = study.model_copy(update={"evaluate": study.evaluate.model_copy(update={"at_steps": (0, 1, 2, 3)})})
     run_study(other, finished_run, dry_run=True)
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("`at_steps` or `capability_at` has changed, so 2 attacks with results")
+    start = "`at_steps` or `capability_at` has changed, so"
+    [warning] = [message for message in caplog.messages if message.startswith(start)]
+    assert warning.startswith(f"{start} 2 attacks with results")
     caplog.clear()
     run_study(study, finished_run, dry_run=True)
     more = study.attacks["full"].model_copy(update={"parameters": {**study.attacks["full"].parameters, "shots": 3}})
     run_study(study.model_copy(update={"attacks": {"full": more}}), finished_run, dry_run=True)
-    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert not [message for message in caplog.messages if message.startswith(start)]
 
 
 def test_a_place_in_a_study_has_no_names_of_types() -> None:

@@ -8,14 +8,14 @@ evaluation    prompts on which rates are reported
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.examples import PARTS as PARTS
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.examples import Part as Part
-from tamperfuse.corpora.overlap import distinct, plain
+from tamperfuse.corpora.overlap import distinct, near, plain
 from tamperfuse.corpora.schemas import is_missing, text
 from tamperfuse.corpora.sources import BUILTIN, clean_text, raw_rows, read_source
 from tamperfuse.models.encoder import TextEncoder, default_encoder
@@ -54,10 +54,12 @@ class Threat:
     Attributes:
         source: as the user wrote it.
         parts: prompts of every part, sorted by a hash of their text, so that a prefix is a random sample.
+        named: whether the user's file named the parts, which may then share near-duplicates.
     """
 
     source: str
     parts: dict[Part, tuple[ThreatPrompt, ...]]
+    named: bool = False
 
     def part(self, part: Part, limit: int | None = None) -> tuple[ThreatPrompt, ...]:
         """Prompts of a part; the first `limit` of them if it is set."""
@@ -99,8 +101,25 @@ def load_threat(source: str, encoder: TextEncoder | None = None) -> Threat:
         rows = enumerate(builtin_rows(source.removeprefix(BUILTIN)), 1)
         return _in_parts(source, ((source, number, row) for number, row in rows))
     if _names_parts(source):
-        return _in_parts(source, raw_rows(source))
+        return replace(_in_parts(source, raw_rows(source)), named=True)
     return _split(source, read_source(source), encoder or default_encoder())
+
+
+def shared_prompts(threat: Threat, encoder: TextEncoder) -> list[tuple[str, str]]:
+    """Prompts of one part that are near-duplicates of a prompt of an earlier part, each with that one.
+
+    Args:
+        threat: the threat.
+        encoder: finds near-duplicates.
+    """
+    earlier: list[str] = []
+    shared: list[tuple[str, str]] = []
+    for part in PARTS:
+        prompts = [prompt.prompt for prompt in threat.part(part)]
+        duplicates = near(prompts, earlier, encoder) if earlier else {}
+        shared += [(prompts[index], other) for index, (other, _) in duplicates.items()]
+        earlier += prompts
+    return shared
 
 
 def _names_parts(source: str) -> bool:

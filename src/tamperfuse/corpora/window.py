@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tamperfuse.corpora.threats import PARTS, Threat
@@ -64,7 +65,7 @@ def within_window(
                 f"The part {part} of {threat.source} has {left} prompts that fit into the context window of {name} ({window} "
                 f"tokens, {response_tokens} of them for the response): shorten the prompts, or use a model with a longer window."
             )
-    return threat if all(len(parts[part]) == len(threat.part(part)) for part in PARTS) else Threat(threat.source, parts)
+    return threat if all(len(parts[part]) == len(threat.part(part)) for part in PARTS) else replace(threat, parts=parts)
 
 
 def check_lengthened(loaded: LoadedModel, prompts: Sequence[str], response_tokens: int) -> None:

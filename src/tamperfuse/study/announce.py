@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from tamperfuse.corpora.threats import shared_prompts
 from tamperfuse.records.amounts import duration, gigabytes
 from tamperfuse.records.errors import shown
 from tamperfuse.records.files import UNFINISHED
@@ -87,6 +88,18 @@ def log_fewer(context: StudyContext) -> None:
     ):
         if limit > there:
             log.warning("The study asks for %d %s (`%s`); there are %d, which are all used.", limit, what, name, there)
+
+
+def log_shared_prompts(context: StudyContext) -> None:
+    """Say if the parts that a user's file names share near-duplicates: models are then measured on what they were trained on."""
+    if context.threat.named and (shared := shared_prompts(context.threat, context.encoder)):
+        log.warning(
+            "Near-duplicates in different parts of %s: %d, such as %s and %s. Models are then hardened, attacked and measured "
+            "with the same requests: keep them in one part, or leave `part` out, so that the file is split without them.",
+            context.threat.source,
+            len(shared),
+            *(shown(repr(prompt)) for prompt in shared[0]),
+        )
 
 
 def log_left_over(out: Path, keys: Collection[str]) -> None:

@@ -24,7 +24,7 @@ from tamperfuse.records.run import STUDY, NodeRun, RunRecord, read_run, write_ru
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.study import cluster
-from tamperfuse.study.announce import announce, log_fewer, log_left_over, log_work, plan_nodes
+from tamperfuse.study.announce import announce, log_fewer, log_left_over, log_shared_prompts, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
@@ -105,6 +105,7 @@ def run_study(
         plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
         if not unread:
             log_fewer(context)
+            log_shared_prompts(context)
         seconds = announce(nodes, plan, done, out, size)
         for sentence in request_estimates(context, nodes, done):
             log.info("%s", sentence)
