@@ -1,4 +1,4 @@
-"""tamperfuse hardens open-weight language models against malicious fine-tuning, and measures how far that holds.
+"""tamperfuse hardens open-weight language models against malicious fine-tuning, and measures how well the hardening holds.
 
 >>> import tamperfuse
 >>> hardened = tamperfuse.harden("smollm2-135m", "sdd", threat="builtin:cooking")

@@ -48,7 +48,7 @@ from tamperfuse.records.progress import show_progress
 
 app = typer.Typer(
     name="tamperfuse",
-    help="Harden open weights against malicious fine-tuning, and measure how far that holds.\n\n"
+    help="Harden open weights against malicious fine-tuning, and measure how well the hardening holds.\n\n"
     "Example: `tamperfuse demo --out runs/demo`",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -10,7 +10,7 @@ from tamperfuse.cli.run import run_study_file
 def demo(out: Out = Path("runs/demo"), dry_run: DryRun = False, as_json: Json = False) -> None:
     """Harden the bundled model with SDD, attack it, measure it, and write the report.
 
-    The study is `studies/demo.yaml`. It takes about ten minutes on two CPU cores with AVX-512 bf16, longer on others.
+    The study is `studies/demo.yaml`. It takes 7 to 14 minutes on two CPU cores with AVX-512 bf16, and 36 on two cores without.
 
     Example: `tamperfuse demo`
     """

@@ -22,7 +22,7 @@ from tamperfuse.records.errors import quoted
 
 def harden(
     model: Model,
-    defense: Annotated[str, typer.Option(help="sdd, sdd_reject, refusal, … (see `tamperfuse list`).", metavar="NAME")],
+    defense: Annotated[str, typer.Option(help="refusal, sdd, fuse, … (see `tamperfuse list`).", metavar="NAME")],
     threat: ThreatSource,
     out: Out,
     pairs: Annotated[Path | None, typer.Option(help="Pairs that `tamperfuse pair` wrote.", metavar="DIR")] = None,

@@ -17,7 +17,7 @@ ComparisonFile = Annotated[
 
 
 def report(folders: RunFolders, out: ComparisonFile = None) -> None:
-    """Write the page of a finished run, `report.html`; of several runs, also a page that compares them.
+    """Write the page of a finished run, `report.html`; with several runs, also a page that compares them.
 
     Example: `tamperfuse report runs/demo`
 

@@ -16,7 +16,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.", metavar="DIR")],
     as_json: Json = False,
 ) -> None:
-    """Print how far a run is: what is done, what runs, what is left.
+    """Show the progress of a run: nodes done, running and left.
 
     It only reads the folder, so it may be called while the run goes on in another process.
 
