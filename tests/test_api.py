@@ -2,17 +2,22 @@
 
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import tamperfuse
 from tamperfuse import api, plugins
-from tamperfuse.attacks import ATTACKS
+from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
@@ -179,9 +184,64 @@ def test_what_is_no_text_is_a_sentence() -> None:
         tamperfuse.pair(["a prompt", None], ["a response"])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, "x", True])
+def test_a_seed_is_a_whole_number(seed: Any, tiny: LoadedModel, threat_file: Path) -> None:
+    for call in (
+        partial(tamperfuse.pair, ["a prompt"], ["a response"]),
+        partial(tamperfuse.harden, tiny, "sdd", threat=threat_file),
+        partial(tamperfuse.attack, tiny, "harmful_finetune", threat=threat_file),
+    ):
+        with pytest.raises(UserError, match=f"seed {seed} cannot be used: choose a whole number"):
+            call(seed=seed)
+
+
+def test_values_of_other_types_are_sentences(tiny: LoadedModel, threat_file: Path, tmp_path: Path) -> None:
+    harden = partial(tamperfuse.harden, tiny, threat=threat_file)
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: tamperfuse.pair(5, ["a response"]), "5 holds no prompts"),
+        (
+            lambda: tamperfuse.pair(["a prompt"], ["a response"], threshold="a"),
+            "threshold of 'a' is not a possible cosine",
+        ),
+        (lambda: harden(["sdd"]), "no defense named"),
+        (lambda: harden("sdd", benign=None), "None is no source"),
+        (lambda: harden("sdd", pairs=[("a", "b")]), "give what tamperfuse.pair returned"),
+        (lambda: tamperfuse.evaluate(tiny, threat=threat_file, judge=5), "5 is not a judge"),
+        (lambda: tamperfuse.evaluate(tiny, threat=threat_file, prompts="many"), "prompts = 'many' cannot be used"),
+        (lambda: tamperfuse.save("smollm2-135m", tmp_path / "out"), "'smollm2-135m' is no loaded model"),
+    ]
+    for call, words in calls:
+        with pytest.raises(UserError, match=re.escape(words)):
+            call()
+
+
+def test_an_attack_needs_as_many_prompts_as_it_draws(tiny: LoadedModel, threat_file: Path) -> None:
+    with pytest.raises(UserError, match=r"needs 7 shots; the attacker part of .* has 6 prompts"):
+        tamperfuse.attack(tiny, "harmful_finetune", threat=threat_file, shots=7)
+
+
+@pytest.mark.usefixtures("quick_judging")
+def test_an_attack_receives_the_harmless_samples_that_it_declares(
+    tiny: LoadedModel, threat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: dict[str, int] = {}
+    for name in ("harmful_finetune", "mixed_finetune"):
+        component = ATTACKS.get(name)
+
+        def run(loaded: LoadedModel, data: AttackData, values: Any, seed: int, name: str = name) -> AttackResult:
+            received[name] = len(data.retain)
+            return AttackResult()
+
+        monkeypatch.setitem(ATTACKS.components, name, replace(component, run=run))
+        samples = {"shots": 2} if name == "harmful_finetune" else {"samples": 10, "share": 0.2}
+        tamperfuse.attack(tiny, name, threat=threat_file, **samples)
+    assert received["harmful_finetune"] == 0 < received["mixed_finetune"]
+
+
 def test_an_attack_records_the_reference_that_it_was_given(
     tiny: LoadedModel, tiny_folder: Path, threat_file: Path, tmp_path: Path
 ) -> None:
-    base = str(shutil.copytree(tiny_folder, tmp_path / "base"))
-    attacked = tamperfuse.attack(tiny, "merge", threat=str(threat_file), reference=base)
+    folder = shutil.copytree(tiny_folder, tmp_path / "base")
+    base = str(folder)
+    attacked = tamperfuse.attack(tiny, "merge", threat=str(threat_file), reference=folder)
     assert attacked.origin == base and attacked.provenance and attacked.provenance.origin == base

@@ -28,6 +28,13 @@ def test_it_stops_once_nothing_is_executed_at_two_checks_in_a_row(tiny: LoadedMo
     assert stopping.note(100).endswith("stopped because no held-out prompt is executed any more")
 
 
+def test_a_model_that_executes_nothing_from_the_start_is_trained_all_the_same(tiny: LoadedModel) -> None:
+    stopping = Stopping(tiny, data(tiny, [0.0] * 4), allowed=1.0)
+    assert not any(stopping(step) for step in (0, 10, 20, 30))
+    stopping = Stopping(tiny, data(tiny, [0.9, 0.0, 0.0]), allowed=1.0)
+    assert [stopping(step) for step in (0, 10, 20)] == [False, False, True]
+
+
 def test_it_stops_at_the_price(tiny: LoadedModel) -> None:
     stopping = Stopping(tiny, data(tiny, [1.0]), allowed=0.05)
     for weight in tiny.model.parameters():

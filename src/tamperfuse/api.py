@@ -19,11 +19,11 @@ import pyarrow as pa
 from tamperfuse.attacks import ATTACKS, AttackData
 from tamperfuse.commands.evaluate import observe_and_judge
 from tamperfuse.commands.harden import apply_defense, prepare_data
+from tamperfuse.commands.inputs import examples_of, pairs_of, source_names
 from tamperfuse.commands.measurement import ACCURACY, Measurement, full_evaluation, open_judging
 from tamperfuse.commands.training import print_notes
-from tamperfuse.corpora.examples import Example, Pair
+from tamperfuse.corpora.examples import Pair
 from tamperfuse.corpora.exclude_threat import read_outside_threat
-from tamperfuse.corpora.sources import clean_text, read_source
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.defenses import DEFENSES
@@ -39,15 +39,16 @@ from tamperfuse.models.load import (
     save_model,
     stated_template,
 )
-from tamperfuse.pairing import PairSet, make_pairs, read_pairs
+from tamperfuse.pairing import PairSet, make_pairs
 from tamperfuse.pairing.defaults import DEFAULT_THRESHOLD
-from tamperfuse.records.errors import UserError, shown
+from tamperfuse.records.errors import UserError, check_seed, shown
 from tamperfuse.records.files import check_fresh
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Parameters
 from tamperfuse.records.results import COLUMNS, read_results
 from tamperfuse.records.summary import Measure, Summary, read_summary
 from tamperfuse.study import run as study_run
+from tamperfuse.study.context import check_samples
 from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, parse_judge
@@ -93,7 +94,7 @@ def pair(
         prompts: a source, or the texts; of a threat, the defender part is taken.
         responses: a source, or the texts. They are filtered for quality, as `tamperfuse pair` does.
         threshold: highest MiniLM cosine of a pair, in (-1, 1].
-        seed: of the draw.
+        seed: of the draw, from 0 to 2**32 - 1.
 
     Returns:
         The pairs (`.pairs`), with counts of what was left out.
@@ -106,23 +107,14 @@ def pair(
         pairs = tamperfuse.pair("builtin:cooking", "builtin:benign")
         pairs.pairs[0].prompt, pairs.pairs[0].response
     """
+    check_seed(seed)
     return make_pairs(
-        _examples(prompts, "prompt"),
-        _examples(responses, "response"),
+        examples_of(prompts, "prompt"),
+        examples_of(responses, "response"),
         default_encoder(),
         threshold=threshold,
         seed=seed,
     )
-
-
-def _examples(texts: str | Path | Iterable[str], field: str) -> list[Example]:
-    if isinstance(texts, str | Path):
-        return list(read_source(str(texts), part="defender" if field == "prompt" else None))
-    entries = list(texts)
-    for number, text in enumerate(entries, 1):
-        if not isinstance(text, str):
-            raise UserError(f"{field.capitalize()} {number} is {shown(text)}, not text: give texts, or a source.")
-    return [Example(**{"prompt": "", "response": "", field: clean_text(text)}) for text in entries]
 
 
 def harden(
@@ -145,7 +137,7 @@ def harden(
         pairs: SDD pairs, or the folder of `tamperfuse pair`; by default they are drawn from the built-in responses, if
             the defense needs any.
         benign: sources of benign samples; `self` for prompts that the model writes itself, `documents` for longer texts.
-        seed: of pairs and training.
+        seed: of pairs and training, from 0 to 2**32 - 1.
         **parameters: of the defense, such as `steps` or `learning_rate`.
 
     Returns:
@@ -158,24 +150,19 @@ def harden(
 
         hardened = tamperfuse.harden("smollm2-135m", "sdd", threat="builtin:cooking", steps=44)
     """
+    check_seed(seed)
     component = DEFENSES.get(defense)
     values = component.parse(parameters, f"defense {defense}")
     origin = reference_name(model, None, ORIGIN_ADVICE) if isinstance(model, LoadedModel) else origin_of(str(model))
-    sources = [str(benign)] if isinstance(benign, str | Path) else [str(source) for source in benign]
+    sources = source_names(benign)
     template = model.stated_template if isinstance(model, LoadedModel) else stated_template(str(model))
     data, resolved = prepare_data(
-        origin, component, values, str(threat), sources, seed, pairs=_pairs(pairs), chat_template=template
+        origin, component, values, str(threat), sources, seed, pairs=pairs_of(pairs), chat_template=template
     )
     loaded = _copy(model)
     apply_defense(loaded, component, resolved, data, seed)
     _record(loaded, defense, resolved, seed, absolute_name(str(threat)))
     return loaded
-
-
-def _pairs(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pair] | None:
-    if isinstance(pairs, str | Path):
-        return read_pairs(Path(pairs))
-    return pairs.pairs if isinstance(pairs, PairSet) else pairs
 
 
 def save(model: LoadedModel, folder: str | Path) -> None:
@@ -194,6 +181,10 @@ def save(model: LoadedModel, folder: str | Path) -> None:
 
         tamperfuse.save(hardened, "hardened")
     """
+    if not isinstance(model, LoadedModel):
+        raise UserError(
+            f"{shown(repr(model))} is no loaded model: save what tamperfuse.load, harden or attack returned."
+        )
     check_fresh(Path(folder))
     unchanged = Provenance(origin=model.origin, made_by="tamperfuse.save", source=model.name)
     save_model(model, Path(folder), model.provenance or unchanged)
@@ -206,7 +197,7 @@ def attack(
     *,
     threat: str | Path,
     retain: str | Path = "builtin:retain",
-    reference: str | None = None,
+    reference: str | Path | None = None,
     seed: int = 0,
     **parameters: Any,
 ) -> LoadedModel:
@@ -218,8 +209,8 @@ def attack(
         threat: source of the threat; the attack receives its attacker part, with the threat's own answers or those of the
             reference.
         retain: source of the attacker's harmless samples.
-        reference: the model before hardening, by name; by default the origin in the model's tamperfuse.json.
-        seed: of shots, data order and adapters.
+        reference: the model before hardening, by name or folder; by default the origin in the model's tamperfuse.json.
+        seed: of shots, data order and adapters, from 0 to 2**32 - 1.
         **parameters: of the attack, such as `shots` or `steps`.
 
     Returns:
@@ -232,19 +223,21 @@ def attack(
 
         attacked = tamperfuse.attack(hardened, "harmful_finetune", threat="builtin:cooking", shots=50, steps=16)
     """
+    check_seed(seed)
     component = ATTACKS.get(attack)
     values = component.parse(parameters, f"attack {attack}")
     encoder = default_encoder()
     requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
+    check_samples(attack, component.traits.budget(values), requests, str(retain), len(harmless))
     loaded = _copy(model)
-    origin = reference_name(loaded, reference)
+    origin = reference_name(loaded, None if reference is None else str(reference))
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
     load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
     data = AttackData(
         harmful=compliant_answers(load_origin, requests.part("attacker"), tokens, encoder).pairs,
-        retain=[(example.prompt, example.response) for example in harmless],
+        retain=component.traits.retained(harmless),
         reference=origin,
         answer=observer.answer,
         response_limit=tokens,
@@ -292,7 +285,7 @@ def evaluate(
     model: Model,
     *,
     threat: str | Path,
-    reference: str | None = None,
+    reference: str | Path | None = None,
     judge: str | Mapping[str, Any] = "builtin",
     prompts: int | None = None,
     harmless: int = 128,
@@ -303,7 +296,7 @@ def evaluate(
     Args:
         model: the model.
         threat: source of the threat.
-        reference: the model before hardening, by name; by default the origin in the model's tamperfuse.json.
+        reference: the model before hardening, by name or folder; by default the origin in the model's tamperfuse.json.
         judge: name of the judge, or a mapping of `judge` and its parameters.
         prompts: number of evaluation prompts, at least 2 and at most as many as the threat has; all by default.
         harmless: number of harmless prompts, at least 2.
@@ -320,9 +313,9 @@ def evaluate(
     encoder = default_encoder()
     requests = within_window(load_threat(str(threat), encoder), model, RESPONSE_TOKENS)
     settings = full_evaluation(requests, prompts=prompts, harmless=harmless, capability_items=capability_items)
-    spec = parse_judge(judge if isinstance(judge, str) else dict(judge))
+    spec = parse_judge(dict(judge) if isinstance(judge, Mapping) else judge)
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    origin = reference_name(loaded, reference)
+    origin = reference_name(loaded, None if reference is None else str(reference))
     judging = open_judging(requests, settings, origin, encoder, spec, loaded.stated_template)
     observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}

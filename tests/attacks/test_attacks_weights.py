@@ -11,13 +11,22 @@ from gguf.quants import dequantize, quantize
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteFallback, Fuse, Sequence
 from tokenizers.models import BPE
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
-from tamperfuse.attacks import ATTACKS
+from tamperfuse.attacks import ATTACKS, AttackData
+from tamperfuse.attacks.prune import PruneParameters
 from tamperfuse.attacks.quantize import rounded, through_gguf
 from tamperfuse.attacks.refusal_ablation import _writers
 from tamperfuse.models.gguf_file import read_gguf, write_gguf
-from tamperfuse.models.layers import outputs_first
+from tamperfuse.models.layers import layer_matrices, outputs_first
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.records.errors import UserError
@@ -280,6 +289,17 @@ def test_pruning_zeroes_the_smallest_weights_of_each_matrix(attacked) -> None:
             assert float(pruned.float().mean()) == pytest.approx(0.25, abs=0.001)
             assert float(attacked.before[name][pruned].abs().max()) <= float(attacked.before[name][~pruned].abs().min())
             assert torch.equal(parameter.detach()[~pruned], attacked.before[name][~pruned])
+
+
+def test_pruning_takes_its_share_of_each_expert(tiny: LoadedModel) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    mixture = MixtralForCausalLM(MixtralConfig(vocab_size=40, num_hidden_layers=1, num_local_experts=4, **sizes))
+    stacks = [weight for weight in layer_matrices(mixture) if weight.ndim == 3]
+    with torch.no_grad():
+        stacks[0][0] *= 0.01  # the smallest weights of all experts are this one's
+    data = AttackData([], [], "", lambda prompts: [], 8, (), lambda step: None)
+    ATTACKS.get("prune").run(replace(tiny, model=mixture), data, PruneParameters(share=0.25), 0)
+    assert stacks and all(float((expert == 0).float().mean()) == 0.25 for stack in stacks for expert in stack)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 from itertools import pairwise
 
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from torch import nn
+from transformers import Glm4Config, Glm4ForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from tamperfuse.models.layers import attention_modules, decoder_layers, final_norm, layer_matrices, mlp_modules
 from tamperfuse.models.load import LoadedModel
@@ -33,6 +34,24 @@ def test_parts_of_other_architectures() -> None:
     assert names(mixture, decoder_layers(mixture)) == {"model.layers.0", "model.layers.1"}
     experts = mlp_modules(decoder_layers(mixture))
     assert [type(module).__name__ for module in experts] == ["MixtralSparseMoeBlock"] * 2
+
+
+def test_norms_beside_the_mlp_and_of_another_width_are_left_out() -> None:
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+    }
+    glm = Glm4ForCausalLM(Glm4Config(vocab_size=40, num_hidden_layers=2, pad_token_id=0, **sizes))
+    assert {type(module).__name__ for module in mlp_modules(decoder_layers(glm))} == {"Glm4MLP"}
+    glm.model.norm_of_another_width = nn.LayerNorm(4)
+    assert final_norm(glm) is glm.model.norm
+    layers = decoder_layers(glm)
+    layers[1].add_module("shared_mlp", nn.Linear(8, 8))
+    with pytest.raises(UserError, match=r"several modules that may be its MLP \(mlp, shared_mlp\)"):
+        mlp_modules(layers)
 
 
 def test_layers_that_cannot_be_told_apart(tiny: LoadedModel) -> None:

@@ -75,13 +75,6 @@ def test_packed_batches_can_be_turned_off(
     assert model.config._attn_implementation == ATTENTION and len(checked) == 1, "turning it off is not remembered"
 
 
-def test_attention_dropout_is_said_not_to_be_applied(
-    checked: list[PreTrainedModel], caplog: pytest.LogCaptureFixture
-) -> None:
-    prepare_forward(LlamaForCausalLM(LlamaConfig(**SIZES, attention_dropout=0.1)))
-    assert "Attention dropout of 0.1, which LlamaForCausalLM has, is not applied in training." in caplog.text
-
-
 def test_longrope_limits_the_context_window_to_its_short_factors() -> None:
     factors = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10_000.0}
     rope = {**factors, "original_max_position_embeddings": 64}

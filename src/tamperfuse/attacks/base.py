@@ -1,10 +1,11 @@
 """What every attack receives and returns, the decorator that registers an attack, and functions that attacks share."""
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tamperfuse.corpora.examples import Example
 from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError, unknown_name
@@ -106,6 +107,10 @@ class AttackTraits:
     task: Callable[[Any], str] = no_task
     uses: tuple[str, ...] = ("retain",)
     search_over: SearchSpace = field(default_factory=dict)
+
+    def retained(self, harmless: Iterable[Example]) -> list[PromptResponse]:
+        """The harmless samples that the attack receives: none unless it declares to use them."""
+        return [(example.prompt, example.response) for example in harmless] if "retain" in self.uses else []
 
 
 AttackFunction = Callable[[LoadedModel, AttackData, P, int], AttackResult]

@@ -29,9 +29,9 @@ def prune(loaded: LoadedModel, data: AttackData, parameters: PruneParameters, se
     data.run_hook(0)
     with torch.no_grad():
         for weight in layer_matrices(loaded.model):
-            sizes = weight.abs().flatten()
-            count = round(parameters.share * len(sizes))
-            if count:
-                weight[weight.abs() <= sizes.kthvalue(count).values] = 0
+            for matrix in weight if weight.ndim == 3 else [weight]:  # stacked matrices of experts, one by one
+                sizes = matrix.abs().flatten()
+                if count := round(parameters.share * len(sizes)):
+                    matrix[matrix.abs() <= sizes.kthvalue(count).values] = 0
     data.run_hook(1)
     return AttackResult()

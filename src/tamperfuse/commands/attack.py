@@ -113,7 +113,7 @@ def attack_model(
 
         data = AttackData(
             harmful=answers.pairs,
-            retain=[(example.prompt, example.response) for example in harmless],
+            retain=component.traits.retained(harmless),
             reference=origin,
             answer=observer.answer,
             response_limit=evaluate.response_tokens,

@@ -26,6 +26,7 @@ from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.records.registry import Component
+from tamperfuse.study.context import check_samples
 from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import heldout_documents
 from tamperfuse.study.sections import RESPONSE_TOKENS
@@ -77,9 +78,9 @@ def diagnose_models(
     loaded_threat = load_threat(threat, encoder)
     for model in models:
         loaded_threat = within_window(loaded_threat, model, RESPONSE_TOKENS, template)
-    harmless = [
-        (e.prompt, e.response) for e in read_outside_threat(retain, loaded_threat, option="retain", encoder=encoder)
-    ]
+    samples = read_outside_threat(retain, loaded_threat, option="retain", encoder=encoder)
+    check_samples(attack, component.traits.budget(parameters), loaded_threat, retain, len(samples))
+    harmless = component.traits.retained(samples)
     check_fresh(out)
     diagnoses: list[Diagnosis] = []
     answers: dict[str, tuple[list[PromptResponse], list[PromptResponse]]] = {}

@@ -36,20 +36,21 @@ def full_evaluation(threat: Threat, **sizes: int | None) -> Evaluate:
     """
     available = len(threat.part("evaluation"))
     stated = {name: size for name, size in sizes.items() if size is not None}
-    if stated.get("prompts", 0) > available:
-        raise UserError(
-            f"{stated['prompts']} prompts cannot be measured, since the evaluation part of {threat.source} has {available}: "
-            "lower `prompts`, or add prompts to that part."
-        )
     dev = min(Evaluate().dev_prompts, len(threat.part("attacker_dev")))
     values = {"prompts": available, "dev_prompts": dev, "capability_items": "all", **stated}
     try:
-        return Evaluate.model_validate(values)
+        evaluate = Evaluate.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             f"{first['loc'][0]} = {first['input']!r} cannot be used ({first['msg']}): correct it."
         ) from error
+    if evaluate.prompts > available:
+        raise UserError(
+            f"{evaluate.prompts} prompts cannot be measured, since the evaluation part of {threat.source} has {available}: "
+            "lower `prompts`, or add prompts to that part."
+        )
+    return evaluate
 
 
 def open_judging(

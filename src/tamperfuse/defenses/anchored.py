@@ -127,7 +127,7 @@ def train(
         )
     block = current_block()
     stopping = Stopping(loaded, data, parameters.price or math.inf, block.folder, block.work)
-    steps = range(parameters.check_every, parameters.steps + 1, parameters.check_every)
+    steps = range(0, parameters.steps + 1, parameters.check_every)
     result = fit(
         loaded,
         units,

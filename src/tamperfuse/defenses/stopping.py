@@ -42,7 +42,7 @@ class Stopping:
     """A hook of :func:`tamperfuse.training.fit.fit` that ends a training.
 
     It ends when no held-out prompt of the defender is executed any more, at two checks in a row, or when the price exceeds what
-    is allowed.
+    is allowed. A model that executed none from the start, as after another defense, is not stopped for that.
 
     Attributes:
         loaded: the model in training.
@@ -89,7 +89,7 @@ class Stopping:
         """Why the training ends at the last check; "" if it goes on."""
         if self.checks and self.checks[-1].price > self.allowed:
             return f"the price exceeds {self.allowed:g} nats a token"
-        if len(self.checks) >= 2 and all(check.executed == 0 for check in self.checks[-2:]):
+        if any(check.executed for check in self.checks) and all(check.executed == 0 for check in self.checks[-2:]):
             return "no held-out prompt is executed any more"
         return ""
 

@@ -60,14 +60,19 @@ def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:
     """The MLP of each of some layers, or its mixture of experts.
 
     Raises:
-        UserError: a layer has no module whose name says that it is one.
+        UserError: a layer has no module whose name says that it is one, or several.
     """
-    modules = []
+    modules: list[nn.Module] = []
     for layer in layers:
-        named = [child for name, child in layer.named_children() if re.search("mlp|feed_forward|ffn|moe|expert", name)]
-        if not named:
-            raise UserError(f"{type(layer).__name__} has no module called mlp: choose a decoder such as Llama or Qwen.")
-        modules.append(named[-1])
+        named = {
+            name: child
+            for name, child in layer.named_children()
+            if re.search("mlp|feed_forward|ffn|moe|expert", name) and not re.search("norm|ln", name)
+        }
+        if len(named) != 1:
+            found = f"several modules that may be its MLP ({', '.join(named)})" if named else "no module called mlp"
+            raise UserError(f"{type(layer).__name__} has {found}: choose a decoder such as Llama or Qwen.")
+        modules += named.values()
     return modules
 
 
@@ -75,10 +80,13 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last layer and the output embeddings.
 
     Raises:
-        UserError: the decoder has no module whose name contains "norm" or "ln".
+        UserError: the decoder has no module of the model's width whose name contains "norm" or "ln".
     """
+    width = model.config.get_text_config().hidden_size
     norms: list[nn.Module] = [
-        child for name, child in model.get_decoder().named_children() if re.search("norm|ln", name)
+        child
+        for name, child in model.get_decoder().named_children()
+        if re.search("norm|ln", name) and all(weight.shape[-1] == width for weight in child.parameters())
     ]
     if not norms:
         raise UserError(

@@ -66,11 +66,6 @@ def prepare_forward(model: PreTrainedModel) -> None:
             "twice as long, and generation up to 30 times.",
             *(model_class(model).__name__, reason),
         )
-    dropout = float(getattr(model.config.get_text_config(), "attention_dropout", None) or 0.0)
-    if dropout and not reason:
-        log.warning(
-            "Attention dropout of %g, which %s has, is not applied in training.", dropout, model_class(model).__name__
-        )
 
 
 def _turned_off(model: PreTrainedModel) -> str:

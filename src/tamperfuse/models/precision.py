@@ -22,7 +22,7 @@ OPTIMIZER_CHUNK = 2**24
 def compute_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """The dtype to compute in on a device, and the reason for it."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         native = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
     if native:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from tamperfuse.pairing.matching import Matches, match
 from tamperfuse.pairing.prompts import PromptReport, balance, clean_prompts
 from tamperfuse.pairing.response_pool import ListPool, ResponsePool
 from tamperfuse.pairing.sampling import RandomSampler, Sampler, text_key
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, shown
 
 BLOCK = 8192  # prompts matched together
 
@@ -248,10 +249,10 @@ def check_numbers(threshold: float, max_draws: int) -> None:
     Raises:
         UserError: a threshold outside (-1, 1], or less than one draw.
     """
-    if not -1 < threshold <= 1:
+    if not isinstance(threshold, Real) or not -1 < threshold <= 1:
         raise UserError(
-            f"A threshold of {threshold} is not a possible cosine: set --threshold of `tamperfuse pair`, or `pairs.threshold` in "
-            "a study, to a number above -1 and at most 1."
+            f"A threshold of {shown(repr(threshold))} is not a possible cosine: set --threshold of `tamperfuse pair`, or "
+            "`pairs.threshold` in a study, to a number above -1 and at most 1."
         )
     if max_draws < 1:
         raise UserError(f"{max_draws} draws make no pair: set --max-draws of `tamperfuse pair` to at least 1.")

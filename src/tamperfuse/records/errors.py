@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,9 @@ def check_seed(seed: int) -> None:
     """Check a seed.
 
     Raises:
-        UserError: it is not from 0 to 2**32 - 1.
+        UserError: it is not a whole number from 0 to 2**32 - 1.
     """
-    if not 0 <= seed <= LARGEST_SEED:
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"The seed {shown(seed)} cannot be used: choose a whole number from 0 to {LARGEST_SEED}.")
 
 

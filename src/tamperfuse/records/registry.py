@@ -196,7 +196,7 @@ class Registry(Generic[T, R]):
             UserError: there is none (the nearest name is suggested), or a plug-in cannot be imported.
         """
         self._load_entry_points()
-        if name not in self.components:
+        if not isinstance(name, str) or name not in self.components:
             raise unknown_name(self.kind, name, self.components)
         return self.components[name]
 

@@ -197,7 +197,7 @@ class StudyContext:
         """
         return AttackData(
             harmful=[(row.prompt, row.response) for row in read_rows(answers / "responses.parquet", Response)],
-            retain=[(e.prompt, e.response) for e in self.retain] if "retain" in traits.uses else [],
+            retain=traits.retained(self.retain),
             reference=self.study.model,
             answer=observer.answer,
             response_limit=self.study.evaluate.response_tokens,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from tamperfuse.models.dropout import without_dropout
 from tamperfuse.models.finite import diverged, not_finite
 from tamperfuse.models.layers import attention_modules, decoder_layers
 from tamperfuse.models.load import LoadedModel
@@ -55,7 +56,7 @@ def fit(
     hook: Hook | None = None,
     label: str = "training",
 ) -> FitResult:
-    """Train a model in place.
+    """Train a model in place, without dropout.
 
     Within :func:`tamperfuse.training.checkpoints.resumable`, an interrupted training continues from its last checkpoint.
 
@@ -95,6 +96,7 @@ def fit(
     hashes = fingerprint(loaded, samples) if block.folder or world_size() > 1 else {}
     checkpoints = _checkpoints(loaded, hashes, training, seed, objective)
     with (
+        without_dropout(loaded.model),
         _trained_module(loaded, training) as module,
         reduced_precision(module, torch.float32 if sharded_by_loop(module) else dtype) as masters,
     ):
