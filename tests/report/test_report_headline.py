@@ -6,7 +6,7 @@ from made_up_run import around, cost, defense_summary, rate, summary
 
 from tamperfuse.records.summary import NOT_MEASURED, AttackCost, DefenseSummary, Measure
 from tamperfuse.report.formatting import is_resolved, percent, rough, times, visible
-from tamperfuse.report.headline import HOLDS_BELOW, Category, Headline, headline_of
+from tamperfuse.report.headline import HOLDS_BELOW, SLOWS_FROM, Category, Headline, headline_of
 
 
 def headline(sdd: DefenseSummary) -> Headline:
@@ -193,7 +193,7 @@ def test_never_states_what_is_not_resolved(
     line, harm = headline(sdd), sdd.harmful_execution
     ends = [m.high or 0 for m in (harm.before_attack, *harm.after_attack.values(), *harm.after_control.values())]
     assert (line.category is Category.HOLDS) == (max(ends) <= HOLDS_BELOW)
-    if line.category is Category.SLOWS and ratio < 4:
+    if line.category is Category.SLOWS and ratio < SLOWS_FROM:
         assert is_resolved(worst)
     shipped = line.price.split(";")[0]
     assert ("lower" in shipped or "higher" in shipped) == is_resolved(drop)

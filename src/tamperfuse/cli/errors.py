@@ -7,16 +7,8 @@ a mistake in tamperfuse.
 import traceback
 from pathlib import Path
 
-from tamperfuse.records.errors import UserError, is_torch_write_error, os_error_sentence, shown
+from tamperfuse.records.errors import UserError, is_out_of_memory, is_torch_write_error, os_error_sentence, shown
 
-#: Words in the messages of torch's and CUDA's memory allocators, which raise a RuntimeError.
-_MEMORY = (
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad allocation",
-    "storage size calculation overflow",
-)
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -25,9 +17,7 @@ def sentence_of(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = shown(" ".join(str(error).split()))
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | OverflowError) and any(words in text.lower() for words in _MEMORY)
-    ):
+    if is_out_of_memory(error):
         return f"There is not enough memory ({_place(error)}): lower the sizes (batch, rank, prompts), or use a larger machine."
     if is_torch_write_error(error):
         return f"A file could not be written completely ({_place(error)}): free space on the disk and run again."

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tamperfuse.records.errors import UserError, quoted, shown
+from tamperfuse.records.errors import UserError, first_line, quoted, shown
 from tamperfuse.records.files import LOGS
 from tamperfuse.records.provenance import FILE, read_provenance
 
@@ -94,7 +94,9 @@ def _hub_errors(refused: str) -> Iterator[None]:
             raise UserError(refused) from error
         raise UserError(f"The Hub answers with status {status}: try again later, or leave {OPTION} out.") from error
     except Exception as error:  # those of the Hub's HTTP library, which changes between its versions
-        raise UserError(f"The Hub cannot be reached ({_reason(error)}): go online, or leave {OPTION} out.") from error
+        raise UserError(
+            f"The Hub cannot be reached ({first_line(error)}): go online, or leave {OPTION} out."
+        ) from error
 
 
 def upload(folder: Path, repository: str) -> None:
@@ -117,7 +119,7 @@ def upload(folder: Path, repository: str) -> None:
         raise
     except Exception as error:  # of whatever kind: hours of training are not to look lost
         raise UserError(
-            f"The hardened model is complete in {folder}, but its upload failed ({_reason(error)}); {later}"
+            f"The hardened model is complete in {folder}, but its upload failed ({first_line(error)}); {later}"
         ) from error
     log.info("uploaded to %s of the Hub, which is private", repository)
 
@@ -134,7 +136,3 @@ def _operations(folder: Path) -> list["CommitOperationAdd"]:
         for name, path in files.items()
         if not name.startswith(f"{LOGS}/")
     ]
-
-
-def _reason(error: Exception) -> str:
-    return shown((str(error).splitlines() or [type(error).__name__])[0].rstrip(".") or type(error).__name__)

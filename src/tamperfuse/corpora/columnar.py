@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tamperfuse.corpora import streams
 from tamperfuse.corpora.streams import check_column_names, too_long
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.reading import check_file
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _numbered(batches, path)
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}): fetch or write it again."
+            f"{path} is not a readable Parquet file ({first_line(error)}): fetch or write it again."
         ) from error
 
 
@@ -115,7 +115,7 @@ def read_arrow(path: Path) -> Iterator[tuple[int, Row]]:
             yield from _numbered((piece for batch in batches for piece in _pieces(batch)), path)
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"{path} is not a readable Arrow file ({str(error).splitlines()[0]}): fetch or write it again."
+            f"{path} is not a readable Arrow file ({first_line(error)}): fetch or write it again."
         ) from error
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tamperfuse.records.errors import HubUnreachable, UserError
+from tamperfuse.records.errors import HubUnreachable, UserError, first_line
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
 _SOURCE = re.compile(
@@ -74,7 +74,7 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
     except Exception as error:  # datasets raises errors of many types for data that it cannot load
         if "scripts are no longer supported" in str(error):
             return _read_without_script(source)
-        raise UserError(_cannot_open(name, str(error) or type(error).__name__)) from error
+        raise UserError(_cannot_open(name, error)) from error
     return chosen, _numbered(name, rows)
 
 
@@ -87,25 +87,20 @@ def _training_split(name: str, splits: list[str]) -> str:
     )
 
 
-def _cannot_open(name: str, problem: str) -> str:
+def _cannot_open(name: str, error: Exception) -> str:
     """The message for a data set that exists and cannot be opened with these options."""
-    several = re.search(r"available configs: \[(.*)\]", problem)
+    several = re.search(r"available configs: \[(.*)\]", str(error))
     if several:
         names = several[1].replace("'", "")
         return f"The Hub data set {name!r} comes in several configurations ({names}): name one as {name}/CONFIG."
-    first = problem.splitlines()[0][:200].rstrip(".")
-    return f"The Hub data set {name!r} cannot be opened ({first}): check configuration, revision and split."
+    return f"The Hub data set {name!r} cannot be opened ({first_line(error)}): check configuration, revision and split."
 
 
 def _unreachable(name: str, error: Exception) -> HubUnreachable:
     return HubUnreachable(
-        f"The Hub data set {name!r} cannot be reached ({_first_line(error)[:120]}): go online, or "
+        f"The Hub data set {name!r} cannot be reached ({first_line(error)}): go online, or "
         "download it elsewhere and give its local path."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _numbered(name: str, rows: Any) -> Rows:
@@ -118,7 +113,7 @@ def _numbered(name: str, rows: Any) -> Rows:
             raise _unreachable(name, error) from error
         except Exception as error:  # datasets raises errors of many types for data that it cannot read
             raise UserError(
-                f"The Hub data set {name!r} cannot be read beyond row {number} ({_first_line(error)[:200]}): check its files, or "
+                f"The Hub data set {name!r} cannot be read beyond row {number} ({first_line(error)[:200]}): check its files, or "
                 "download it and give its local path."
             ) from error
         if row is None:

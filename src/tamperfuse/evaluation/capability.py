@@ -23,7 +23,7 @@ from tamperfuse.evaluation.score import score
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.hub_ids import is_unreachable
 from tamperfuse.models.load import LoadedModel
-from tamperfuse.records.errors import HubUnreachable, UserError, unknown_name
+from tamperfuse.records.errors import HubUnreachable, UserError, first_line, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of
 from tamperfuse.records.reading import check_files_named_in, path_exists
 
@@ -216,17 +216,17 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
         )
     except KeyError as error:
         if Path(name).is_file():
-            raise UserError(f"{name} is not a task of lm-eval ({_first_line(error)}): correct it there.") from error
+            raise UserError(f"{name} is not a task of lm-eval ({first_line(error)}): correct it there.") from error
         raise unknown_name("capability task", name, ("builtin", *_manager(True).all_tasks)) from error
     except Exception as error:  # from datasets, the Hub's client or the network
         if name.endswith((".yaml", ".yml")):
             raise UserError(
-                f"The capability task in {name} cannot be loaded ({_first_line(error)}): check the file, and the data and "
+                f"The capability task in {name} cannot be loaded ({first_line(error)}): check the file, and the data and "
                 "functions that it names."
             ) from error
         kind = HubUnreachable if is_unreachable(error) else UserError
         raise kind(
-            f"The data of the capability task {name!r} cannot be loaded ({_first_line(error)}): use `builtin`, or a machine that "
+            f"The data of the capability task {name!r} cannot be loaded ({first_line(error)}): use `builtin`, or a machine that "
             "has access to the Hub or has the data in its cache."
         ) from error
     for part in parts:
@@ -257,10 +257,6 @@ def _go_offline_if_unreachable() -> None:
         socket.create_connection((host, 443), timeout=5).close()
     except OSError:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(".:")
 
 
 def _file(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tamperfuse.models.checks import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_loading, is_adapter
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.files import read_json
 
 log = logging.getLogger("tamperfuse")
@@ -71,7 +71,7 @@ def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrai
     except Exception as error:  # peft raises various exceptions on damaged adapters
         raise UserError(
             f"The peft adapter in {folder} cannot be merged into {base!r} "
-            f"({(str(error).strip().splitlines() or [type(error).__name__])[0]}): check that it was trained on this model, or "
+            f"({first_line(error)}): check that it was trained on this model, or "
             "merge it with peft's merge_and_unload and save the result."
         ) from error
     adapter_keys = {name for name in loading.missing_keys if _is_of_adapter(name, adapted)}

@@ -7,7 +7,6 @@ such limits, once per template. Later renderings have limits of time and output,
 
 import json
 import os
-import re
 import select
 import signal
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.reading import local_path, read_text
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -230,8 +229,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], gen
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return f"it takes more than {MEMORY // 2**20} MiB of memory"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:160].rstrip(".: ")
+    return first_line(error)
 
 
 def _unusable(tokenizer: PreTrainedTokenizerBase, reason: str) -> UserError:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tamperfuse.models.bundled import DEFAULT_ENCODER as DEFAULT_ENCODER
 from tamperfuse.models.bundled import ENCODERS
 from tamperfuse.models.hub_ids import check_hub_id
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.reading import check_files_of
 
 if TYPE_CHECKING:
@@ -70,9 +70,8 @@ class SentenceEncoder:
                 trust_remote_code=False,
             )
         except Exception as error:  # damaged files raise exceptions of any kind
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"The sentence encoder {self.name!r} cannot be loaded ({reason}): "
+                f"The sentence encoder {self.name!r} cannot be loaded ({first_line(error)}): "
                 "name a sentence-transformers directory, or a Hub id that can be downloaded."
             ) from error
 

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from tamperfuse.models.checks import check_loading
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 
 GgufType = Literal["Q8_0", "Q4_1"]
 BLOCK = 32  # columns with a common scale
@@ -55,8 +55,9 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except UserError:
         raise
     except Exception as error:  # the parser raises various exceptions on damaged files
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a GGUF model ({reason}): download or export it again.") from error
+        raise UserError(
+            f"{path} cannot be read as a GGUF model ({first_line(error)}): download or export it again."
+        ) from error
     check_loading(info, str(path))
     config = read.config
     if hasattr(config, "quantization_config"):

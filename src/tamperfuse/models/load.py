@@ -1,6 +1,5 @@
 """Loading and saving models: a Hub id, a local directory, a .gguf file or a bundled name."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.models.sharded import check_on_every_process, is_sharded
 from tamperfuse.models.sharded_loading import can_be_sharded, distribution, prepare_shards, read_shards
 from tamperfuse.models.window import context_window
-from tamperfuse.records.errors import HubUnreachable, UserError, is_panic, unknown_name
+from tamperfuse.records.errors import HubUnreachable, UserError, first_line, is_out_of_memory, is_panic, unknown_name
 from tamperfuse.records.files import content_hash, sha256_of, staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, LEFT_OUT, Provenance, read_provenance, write_provenance
@@ -378,9 +377,8 @@ def errors_explained(name: str, folder: Path | None) -> Iterator[None]:
 
 
 def _load_error(name: str, folder: Path | None, error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    reason = re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:300].rstrip(". ")
-    if isinstance(error, MemoryError) or re.search(r"(can't|cannot) allocate memory|out of memory", str(error), re.I):
+    reason = first_line(error)
+    if is_out_of_memory(error):
         return f"The model {name!r} does not fit into memory ({reason}): use a smaller model or a larger machine."
     if folder is None:
         return (

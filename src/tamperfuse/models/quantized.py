@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 
 # The module that reads a format, and the package that installs it; formats that are not here need none.
 _LIBRARIES = {
@@ -83,9 +83,9 @@ def dequantized(model: PreTrainedModel, place: str) -> PreTrainedModel:
         plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(model.state_dict())
     except Exception as error:  # each format has its own errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"The quantized weights of {place} cannot be dequantized ({reason}): use the checkpoint before quantization."
+            f"The quantized weights of {place} cannot be dequantized ({first_line(error)}): use the checkpoint before "
+            "quantization."
         ) from error
     plain.generation_config = model.generation_config
     plain.tie_weights()

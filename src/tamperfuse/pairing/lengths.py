@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tamperfuse.corpora.examples import Pair
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 
 _QUANTILES = {"5%": 0.05, "median": 0.5, "95%": 0.95, "longest": 1.0}
 
@@ -40,9 +40,8 @@ def length_counter(tokenizer: str | None) -> LengthCounter:
     try:
         loaded = AutoTokenizer.from_pretrained(str(resolve_model(tokenizer) or tokenizer))
     except Exception as error:  # transformers raises errors of many types for damaged tokenizers
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"The tokenizer of {tokenizer!r} cannot be loaded ({reason}): name a model's directory, a "
+            f"The tokenizer of {tokenizer!r} cannot be loaded ({first_line(error)}): name a model's directory, a "
             "bundled model or a Hub id that this machine can reach, or leave --tokenizer out."
         ) from error
     return LengthCounter(lambda text: len(loaded.encode(text, add_special_tokens=False)), f"tokens of {tokenizer}")

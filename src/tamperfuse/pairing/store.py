@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tamperfuse.corpora.examples import Pair
 from tamperfuse.pairing.pairs import PairSet
-from tamperfuse.records.errors import UserError, quoted
+from tamperfuse.records.errors import UserError, first_line, quoted
 from tamperfuse.records.files import check_fresh, is_leftover, staged, write_json
 from tamperfuse.records.reading import check_file, path_exists, unreadable
 
@@ -139,7 +139,7 @@ def iter_pairs(path: Path) -> Iterator[Pair]:
                     number += 1
                     yield _pair(row)
     except (pyarrow.ArrowException, KeyError, TypeError, ValueError, OverflowError) as error:
-        problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        problem = f"the field {error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"{table} does not hold pairs (row {max(number, 1)}: {problem}): make it again.") from error
     except OSError as error:
         raise unreadable(table, error) from error

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**32 - 1  # that numpy and transformers accept
 MOST_LISTED = 40  # names in a message
+LONGEST_REASON = 300  # characters of a library's message in one
 LONGEST_SHOWN = 160  # characters of a path or a value in a message
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+#: Words in the messages of the memory allocators of torch and CUDA.
+_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad allocation",
+    "storage size calculation overflow",
+)
 
 
 class UserError(Exception):
@@ -62,6 +73,19 @@ def shown(value: object) -> str:
     text = str(value)
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for a message in parentheses; the name of its class if it has none."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", first)[:LONGEST_REASON].rstrip(".: ")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; the allocators of torch and CUDA raise a RuntimeError."""
+    if isinstance(error, RuntimeError | OverflowError):
+        return any(words in str(error).lower() for words in _MEMORY)
+    return isinstance(error, MemoryError)
 
 
 def printable(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.reading import read_text
 
 MAX_FILE = 4 << 20  # bytes
@@ -171,7 +171,7 @@ def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
 def yaml_problem(error: yaml.YAMLError) -> str:
     """What is wrong and on which line, for a message in parentheses."""
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or first_line(error)
     context = getattr(error, "context", None)
     where = f"{context}, " if context else ""
     return f"line {mark.line + 1}: {where}{problem}" if mark else str(problem)

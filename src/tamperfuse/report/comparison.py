@@ -18,6 +18,7 @@ from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.figures import all_figures
 from tamperfuse.report.formatting import DIVERGED, MISSING, label, visible
+from tamperfuse.report.gate_paths import worst_control
 from tamperfuse.report.heatmap import GROUPS, HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
 from tamperfuse.report.html import render_page
 from tamperfuse.report.inputs import Run, read_folder
@@ -52,11 +53,6 @@ class HeadlineMeasure:
     of_attacks: bool = False
 
 
-def _worst(measures: dict[str, Measure]) -> Measure:
-    values = [measure for measure in measures.values() if measure.value is not None]
-    return max(values, key=lambda measure: measure.value or 0.0, default=NOT_MEASURED)
-
-
 HARM, PRICE = "Harmful execution", "Price, before any attack"
 HEADLINE_MEASURES = (
     HeadlineMeasure(HARM, "before any attack", "lower is better", "rate", lambda d: d.harmful_execution.before_attack),
@@ -66,9 +62,7 @@ HEADLINE_MEASURES = (
     HeadlineMeasure(
         HARM, "worst malicious attack", "lower is better", "rate", lambda d: d.harmful_execution.worst, True
     ),
-    HeadlineMeasure(
-        HARM, "worst control", "lower is better", "rate", lambda d: _worst(d.harmful_execution.after_control), True
-    ),
+    HeadlineMeasure(HARM, "worst control", "lower is better", "rate", worst_control, True),
     HeadlineMeasure(
         HARM,
         "reduction vs undefended, pooled",

@@ -137,7 +137,7 @@ def measures_of(defense: DefenseSummary) -> dict[str, Measure]:
     """
     return {
         **dict(_paths(defense, "")),
-        "harmful_execution.worst_control": _worst_control(defense),
+        "harmful_execution.worst_control": worst_control(defense),
         "attack_cost.least_ratio": _least_ratio(defense),
         "attack_cost.last_points": _last_points(defense),
         "benign_finetune.worst_gap": _worst_gap(defense),
@@ -210,7 +210,7 @@ def _diverged(defense: DefenseSummary, path: str) -> list[str]:
     return defense.diverged if _is_among(path, (*_NEED_ATTACKS, *_NEED_CONTROLS)) else []
 
 
-def _worst_control(defense: DefenseSummary) -> Measure:
+def worst_control(defense: DefenseSummary) -> Measure:
     """The control with the highest upper end; not measured if there is none, undefined if one lacks an upper end."""
     controls = list(defense.harmful_execution.after_control.values())
     if not controls:

@@ -115,18 +115,16 @@ def exact_accuracy(vote: Vote, classes: int, p: float) -> float:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Accuracy xi in [0, 1] of the hardened model, the attack's optimum and their mixture; exact and in the limit."""
+    """Accuracy xi in [0, 1] of the hardened model and of its mixture with the attack's optimum; exact and in the limit."""
 
     hardened: float
-    optimum: float
     mixture: float
     hardened_limit: float
-    optimum_limit: float
     mixture_limit: float
 
 
 def accuracies(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) -> Accuracies:
-    """All six values of xi for one setting.
+    """All four values of xi for one setting.
 
     Args:
         counts: the features of both models and their overlap.
@@ -137,7 +135,7 @@ def accuracies(counts: FeatureCounts, classes: int, p: float, lam: float = 0.5) 
     Raises:
         TheoryError: if K, p or lam is out of range, or a vote is too large to compute exactly.
     """
-    votes = (counts.hardened(), counts.optimum(), counts.mixture(lam))
+    votes = (counts.hardened(), counts.mixture(lam))
     exact = [exact_accuracy(vote, classes, p) for vote in votes]
     limit = [limit_accuracy(vote, classes, p) for vote in votes]
     return Accuracies(*exact, *limit)

@@ -5,7 +5,6 @@ loop itself is in :mod:`tamperfuse.training.loop`, and what is computed on a bat
 """
 
 import logging
-import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from tamperfuse.models.finite import diverged, not_finite
 from tamperfuse.models.layers import attention_modules, decoder_layers
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import Masters, compute_dtype, reduced_precision
-from tamperfuse.records.errors import UserError, check_seed, shown
+from tamperfuse.records.errors import UserError, check_seed, is_out_of_memory, shown
 from tamperfuse.records.process import world_size
 from tamperfuse.records.progress import progress
 from tamperfuse.records.provenance import versions
@@ -229,9 +228,7 @@ def _memory_errors_explained(label: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(
-            r"(can't|cannot) allocate memory|out of memory", str(error), re.I
-        ):
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"Memory ran out during {label}: train fewer weights (method lora, attention or last_layers), on shorter "
