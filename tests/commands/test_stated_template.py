@@ -10,7 +10,8 @@ from tamperfuse.commands.attack import attack_model
 from tamperfuse.commands.evaluate import evaluate_model
 from tamperfuse.commands.harden import harden_model
 from tamperfuse.models.chat_template import read_template
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, stated_template
+from tamperfuse.models.fingerprint import model_fingerprint
+from tamperfuse.models.load import LoadedModel, load_model, stated_template
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import read_provenance
 from tamperfuse.records.yaml import read_yaml

@@ -17,15 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 from tamperfuse.models.checks import check_config
 from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.models.load import (
-    LoadedModel,
-    load_model,
-    model_fingerprint,
-    parameter_count,
-    read_config,
-    resolve_model,
-    save_model,
-)
+from tamperfuse.models.fingerprint import model_fingerprint
+from tamperfuse.models.load import LoadedModel, load_model, parameter_count, read_config, resolve_model, save_model
 from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance, read_provenance

@@ -15,7 +15,8 @@ from tamperfuse.models import conversion
 from tamperfuse.models.bundled import Bundled
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, resolve_model, save_model
+from tamperfuse.models.fingerprint import model_fingerprint
+from tamperfuse.models.load import LoadedModel, load_model, resolve_model, save_model
 from tamperfuse.records import cache
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.provenance import Provenance

@@ -272,6 +272,7 @@ IRRELEVANT = {
     "models.finite": "what is refused",
     "models.gguf_file": "a file format: what is read is converted once, and NUMERICS raised if that changes",
     "models.hub_ids": "which names are refused",
+    "models.fingerprint": "file names",
     "models.load": "file names",
     "models.packed_check": "which models are refused",
     "models.quantized": "names of packages",

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stand_ins import results
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.models.load import model_fingerprint
+from tamperfuse.models.fingerprint import model_fingerprint
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.plan import PlannedNode
 from tamperfuse.study.context import StudyContext

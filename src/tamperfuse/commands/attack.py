@@ -22,7 +22,8 @@ from tamperfuse.corpora.window import within_window
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.encoder import default_encoder
-from tamperfuse.models.load import load_model, model_fingerprint, reference_name, write_checkpoint
+from tamperfuse.models.fingerprint import model_fingerprint
+from tamperfuse.models.load import load_model, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.context import check_samples

@@ -31,20 +31,19 @@ from tamperfuse.models.checks import (
     listed,
     weights_not_finite,
 )
-from tamperfuse.models.conversion import absolute_name, convert_gguf, converted_fingerprint, quiet, save_weights
+from tamperfuse.models.conversion import absolute_name, convert_gguf, quiet, save_weights
 from tamperfuse.models.device import own_device
-from tamperfuse.models.hub_ids import check_hub_id, hub_commit, is_unreachable
+from tamperfuse.models.hub_ids import check_hub_id, is_unreachable
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.quantized import dequantized, prepare_dequantization
 from tamperfuse.models.sharded import check_on_every_process, is_sharded
 from tamperfuse.models.sharded_loading import can_be_sharded, distribution, prepare_shards, read_shards
 from tamperfuse.models.window import context_window
 from tamperfuse.records.errors import HubUnreachable, UserError, first_line, is_out_of_memory, is_panic, unknown_name
-from tamperfuse.records.files import content_hash, sha256_of, staged
+from tamperfuse.records.files import staged
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import FILE, LEFT_OUT, Provenance, read_provenance, write_provenance
 
-READ_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -322,46 +321,6 @@ def resolve_model(name: str) -> Path | None:
         raise unknown_name("model", name, MODELS)
     check_hub_id(name)
     return None
-
-
-def model_fingerprint(name: str, chat_template: str = "") -> str:
-    """A hash that changes with a model's weights: of the checksums of local files, or of the Hub id and its commit.
-
-    Args:
-        name: the model.
-        chat_template: that of :func:`load_model`; part of the hash unless it is "".
-
-    Raises:
-        UserError: no model of that name exists, or the Hub cannot be reached.
-    """
-    if chat_template:
-        return content_hash([model_fingerprint(name), chat_template])
-    folder = resolve_model(name)
-    if folder is None:
-        read_config(name)  # its errors say why a model cannot be read
-        return content_hash([name, hub_commit(name)])
-    if checksum := converted_fingerprint(folder):  # that of a user's folder may be out of date
-        return checksum
-    hashes: list[Any] = [[path.name, sha256_of(path)] for path in _fingerprint_files(folder)]
-    return content_hash([*hashes, model_fingerprint(base_of(folder))] if is_adapter(folder) else hashes)
-
-
-def model_state(name: str) -> list[Any]:
-    """What is equal while a model has not changed, without reading its weights: the Hub's commit, or its files' sizes and times.
-
-    Raises:
-        UserError: no model of that name exists, or the Hub cannot be reached.
-    """
-    folder = resolve_model(name)
-    if folder is None:
-        return [hub_commit(name)]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in _fingerprint_files(folder)]
-    return [*files, *(model_state(base_of(folder)) if is_adapter(folder) else [])]
-
-
-def _fingerprint_files(folder: Path) -> list[Path]:
-    rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
-    return sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
 
 
 @contextmanager

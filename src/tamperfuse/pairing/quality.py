@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint
+from tamperfuse.models.fingerprint import model_fingerprint
+from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.pairing.cache import VectorCache, in_batches
 

@@ -22,7 +22,8 @@ from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder, default_encoder
-from tamperfuse.models.load import LoadedModel, load_model, model_fingerprint, model_state
+from tamperfuse.models.fingerprint import model_fingerprint, model_state
+from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.registry import Budget
 from tamperfuse.study.benign import benign_prompts

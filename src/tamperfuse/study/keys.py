@@ -25,7 +25,7 @@ import torch
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation.capability import BUILTIN_TASKS
 from tamperfuse.models.device import own_device
-from tamperfuse.models.load import model_fingerprint
+from tamperfuse.models.fingerprint import model_fingerprint
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.registry import Component
@@ -57,6 +57,7 @@ MODULES = (
     "evaluation.vllm_engine",
     "models.chat",
     "models.cpu.short_attention",
+    "models.dropout",
     "models.encoder",
     "models.packed",
     "models.plain",

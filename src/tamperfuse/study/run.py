@@ -113,12 +113,13 @@ def run_study(
         if dry_run:
             for sentence in dry_run_sentences(study, nodes, done, size, unread):
                 log.info("%s", sentence)
-            keys, seconds, needed = (
-                sorted({node.key for node in nodes} & done),
-                min(LONGEST, seconds),
-                min(2**62, needed),
+            return DryRun(
+                plan=plan,
+                finished=sorted({node.key for node in nodes} & done),
+                seconds=min(LONGEST, seconds),
+                disk=min(2**62, needed),
+                unread=list(unread),
             )
-            return DryRun(plan=plan, finished=keys, seconds=seconds, disk=needed, unread=list(unread))
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
