@@ -70,8 +70,8 @@ def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:
             if re.search("mlp|feed_forward|ffn|moe|expert", name) and not re.search("norm|ln", name)
         }
         if len(named) != 1:
-            found = f"several modules that may be its MLP ({', '.join(named)})" if named else "no module called mlp"
-            raise UserError(f"{type(layer).__name__} has {found}: choose a decoder such as Llama or Qwen.")
+            problem = f"several modules that may be its MLP ({', '.join(named)})" if named else "no module called mlp"
+            raise UserError(f"{type(layer).__name__} has {problem}: choose a decoder such as Llama or Qwen.")
         modules += named.values()
     return modules
 
