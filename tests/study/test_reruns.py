@@ -14,7 +14,7 @@ from tamperfuse.study.context import StudyContext
 from tamperfuse.study.keys import _accelerators, node_key
 from tamperfuse.study.node import execute
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.spec import Study
+from tamperfuse.study.spec import Study, parse_study
 
 
 @st.composite
@@ -71,6 +71,32 @@ def test_numbers_of_prompts_run_again_what_asks_them(study: Study, tmp_path: Pat
     for name, labels in judged.items():
         changed = labels_of_changed(study, {name: getattr(study.evaluate, name) - 1}, tmp_path)
         assert changed == labels | {f"judge {label}" for label in labels}, name
+
+
+def test_a_search_runs_again_only_if_what_it_compares_changes(study: Study, tmp_path: Path) -> None:
+    """It reads the capability before any attack alone, of all that is measured there."""
+    attack = study.attacks["full"]
+    search = {"trials": 2, "over": {"learning_rate": [1e-4, 1e-1]}}
+    fixed = {name: value for name, value in attack.parameters.items() if name != "learning_rate"}
+    values = study.model_dump(mode="json") | {
+        "attacks": {"adaptive": {"attack": attack.attack, **fixed, "search": search}}
+    }
+    searched = parse_study(values, "test")
+    searches = {f"{name} under adaptive, seed 0" for name in ("refusal", "sdd")}
+    for name in ("prompts", "harmless", "heldout"):
+        assert not searches & labels_of_changed(searched, {name: getattr(study.evaluate, name) - 1}, tmp_path), name
+    assert searches <= labels_of_changed(searched, {"capability_items": 2}, tmp_path)
+    values["defenses"]["refusal"]["parameters"]["steps"] = 3
+    before, after = (
+        {node.label: node for node in build_nodes(StudyContext.open(variant, tmp_path))}
+        for variant in (searched, parse_study(values, "test"))
+    )
+    label = "sdd under adaptive, seed 0"
+    assert before[label].key != after[label].key
+    assert [node.label for node in before[label].compared] == [
+        "as shipped: before attack",
+        "refusal, seed 0: before attack",
+    ]
 
 
 def test_another_gpu_computes_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def plan_nodes(nodes: Sequence[Node], size: int, workers: int, threads: int) -> 
             key=node.key,
             what=node.label,
             kind=node.kind,
-            parents=[parent.key for parent in node.parents],
+            parents=[parent.key for parent in node.reads],
             seconds=min(LONGEST, seconds_for(node.expected, int(node.about.get("trials", 1)), size)),
             disk=min(2**62, result_bytes(node, size)),
             working=min(2**62, working_bytes(node, size)),
@@ -62,7 +62,7 @@ def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: P
     todo = list({node.key: node for node in nodes if node.key not in done}.values())
     log.info("%d nodes, %d of them finished", len(nodes), sum(node.key in done for node in nodes))
     for node in nodes:
-        parents = ", ".join(parent.label for parent in node.parents)
+        parents = ", ".join(parent.label for parent in node.reads)
         log.info("  %s %s%s", "✓" if node.key in done else "·", node.label, f"  ← {parents}" if parents else "")
     if not todo:
         return 0.0

@@ -69,7 +69,7 @@ class Node:
         label: for people; unique within the study.
         kind: answers before hardening, calibration, defender answers, pairs, self-made samples, benign set, defense, measure,
             attack, search or judge.
-        parents: nodes whose results it reads.
+        parents: nodes whose results it reads; their keys are part of its key.
         depends: everything else that its result depends on, JSON-able.
         seed: of its randomness.
         run: writes the result into a folder.
@@ -78,6 +78,7 @@ class Node:
         responses: how many responses it will hold for judges, estimated; not part of the key, as the next one.
         budget: of its training, for estimates of memory and disk.
         predictions: response tokens for which its result holds a model's predictions, estimated; for the disk.
+        compared: further nodes that it reads, of whose results only a part matters, which `depends` names.
     """
 
     label: str
@@ -91,6 +92,12 @@ class Node:
     responses: int = 0
     budget: Budget = field(default_factory=Budget)
     predictions: int = 0
+    compared: "tuple[Node, ...]" = ()
+
+    @property
+    def reads(self) -> "tuple[Node, ...]":
+        """All nodes that have to be finished before it."""
+        return self.parents + self.compared
 
     @cached_property
     def key(self) -> str:
@@ -172,7 +179,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             "what": node.label,
             "kind": node.kind,
             "key": node.key,
-            "parents": [parent.key for parent in node.parents],
+            "parents": [parent.key for parent in node.reads],
             "depends": node.depends,
             "seed": node.seed,
             "versions": versions(),
@@ -274,6 +281,6 @@ def check_graph(nodes: Sequence[Node]) -> None:
     for node in nodes:
         if node.label in labels:
             raise UserError(f"Two nodes of the study are called {node.label!r}: rename a defense or an attack.")
-        if any(parent.label not in labels for parent in node.parents):
+        if any(parent.label not in labels for parent in node.reads):
             raise UserError(f"The node {node.label!r} comes before one that it reads: this is a bug, please report it.")
         labels.add(node.label)

@@ -56,7 +56,7 @@ def run_nodes(nodes: Sequence[Node], out: Path, pool: NodePool, workers: int, wa
     running: set[str] = set()
     while todo:
         for node in reversed(todo.values()):
-            if node.key in running or not all(parent.key in results for parent in node.parents):
+            if node.key in running or not all(parent.key in results for parent in node.reads):
                 continue
             if len(running) >= workers or (running and not watch.fits(node)):
                 break

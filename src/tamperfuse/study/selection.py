@@ -39,7 +39,7 @@ def select_nodes(nodes: Sequence[Node], patterns: Sequence[str]) -> list[Node]:
         labels |= matches
     for node in reversed(nodes):  # children first
         if node.label in labels:
-            labels |= {parent.label for parent in node.parents}
+            labels |= {parent.label for parent in node.reads}
     return [node for node in nodes if node.label in labels]
 
 

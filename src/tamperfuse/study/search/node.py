@@ -99,6 +99,11 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         ),
         "at_steps": evaluate.at_steps,
         "uses": {use: uses_key(context, use) for use in component.traits.uses},
+        # Capability lost is a share of that before any attack, which is measured as under the attack.
+        "compared": [
+            context.fingerprint,
+            *(model.key for model in inputs.undefended.parents if model.kind == "defense"),
+        ],
         **judging_key(context, context.judging),
     }
     trial = Costs(
@@ -109,13 +114,14 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
     node = Node(
         f"{name} under {attack}, seed {seed}",
         "search",
-        (inputs.hardened, inputs.answers, inputs.calibration, inputs.shipped, inputs.undefended),
+        (inputs.hardened, inputs.answers, inputs.calibration),
         depends,
         seed,
         lambda folder: _run(context, node, inputs, folder),
         Costs(*(search.trials * tokens for tokens in (trial.trained, trial.generated, trial.scored))),
         {"defense": name, "attack": attack, "malicious": True, "has_steps": budget.trains, "trials": search.trials},
         search.trials * responses,
+        compared=(inputs.shipped, inputs.undefended),
     )
     return node
 
