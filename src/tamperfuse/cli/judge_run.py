@@ -88,7 +88,7 @@ def _cells(defense: "DefenseSummary") -> dict[str, str]:
         "benign answer rate": percent(defense.benign_answer_rate),
     }
     if scores is not None:
-        after = scores.after_attack | scores.after_control
+        after = scores.after
         cells |= {"mean score before": _score(scores.before_attack)}
         cells |= {f"mean score after {attack}": _score(measure) for attack, measure in after.items()}
     return cells

@@ -48,7 +48,7 @@ def summary_rows(summary: "Summary") -> list[tuple[str, list[str]]]:
 def _after(defense: "DefenseSummary", attack: str) -> str:
     """The rate after an attack or a control."""
     harm = defense.harmful_execution
-    return "diverged" if attack in defense.diverged else percent((harm.after_attack | harm.after_control)[attack])
+    return "diverged" if attack in defense.diverged else percent(harm.after[attack])
 
 
 def percent(measure: "Measure") -> str:

@@ -117,6 +117,11 @@ class HarmfulExecution(BaseModel):
     worst_seed: Measure = NOT_MEASURED
     after_control: dict[str, Measure]
 
+    @property
+    def after(self) -> dict[str, Measure]:
+        """The rates after all attacks: the malicious ones, then the controls."""
+        return self.after_attack | self.after_control
+
 
 class Reduction(BaseModel):
     """1 − Σ rate(defense) / Σ rate(undefended) over the malicious attacks that count; at most 1, negative for an increase.
@@ -221,6 +226,11 @@ class MeanScore(BaseModel):
     before_attack: Measure
     after_attack: dict[str, Measure]
     after_control: dict[str, Measure]
+
+    @property
+    def after(self) -> dict[str, Measure]:
+        """The scores after all attacks: the malicious ones, then the controls."""
+        return self.after_attack | self.after_control
 
 
 class DefenseSummary(BaseModel):

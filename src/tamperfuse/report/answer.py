@@ -6,10 +6,11 @@ from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import DefenseSummary, Measure, Summary
 from tamperfuse.report.formatting import is_resolved, label, rough, span
 from tamperfuse.report.headline import (
-    HOLDS_BELOW,
     Category,
     difference_between_judges,
     divergence_of,
+    is_broken,
+    is_stopped,
     judges_contradict,
     verdict_of,
 )
@@ -56,16 +57,6 @@ def answer_of(summary: Summary, name: str) -> PlainAnswer:
         advice=advice,
         judges=difference_between_judges(summary, name),
     )
-
-
-def is_stopped(rate: Measure) -> bool:
-    """Whether the attacked model's whole interval lies at or below the limit."""
-    return rate.high is not None and rate.high <= HOLDS_BELOW
-
-
-def is_broken(rate: Measure) -> bool:
-    """Whether the attacked model's whole interval lies above the limit."""
-    return rate.low is not None and rate.low > HOLDS_BELOW
 
 
 def _answer(defense: DefenseSummary, title: str) -> str:

@@ -51,7 +51,7 @@ def _scores(run: Run, parts: list[DefenseSummary | None]) -> list[TableRow]:
     before = [EMPTY if one is None else measure_cell(one.before_attack, "score") for one in scores]
     rows = [TableRow("mean score before any attack", before, note)]
     for attack in (*run.attacks, *run.controls):
-        after = [None if one is None else (one.after_attack | one.after_control).get(attack) for one in scores]
+        after = [None if one is None else one.after.get(attack) for one in scores]
         rows.append(TableRow(f"mean score after {attack}", [measure_cell(measure, "score") for measure in after], note))
     return rows
 
@@ -71,7 +71,7 @@ def _after_cell(part: DefenseSummary, attack: str) -> Cell:
     harm = part.harmful_execution
     if attack in part.diverged:
         return Cell(DIVERGED, muted=True)
-    return measure_cell((harm.after_attack | harm.after_control).get(attack))
+    return measure_cell(harm.after.get(attack))
 
 
 def _verdict(part: DefenseSummary | None) -> Cell:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.records.summary import DefenseSummary, Measure, Summary
+from tamperfuse.records.summary import Measure, Summary
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.attack_phrases import CONTROL, attack_phrase
 from tamperfuse.report.formatting import DIVERGED, label, markdown_cell
@@ -78,18 +78,15 @@ def _attacks(summary: Summary, attacks: Mapping[str, Mapping[str, Any]], names: 
     for group, remark in ((harm.after_attack, ""), (harm.after_control, CONTROL)):
         for attack in group:
             weak = attack in models[-1].reduction_vs_undefended.too_weak
-            after = [DIVERGED if attack in m.diverged else _value(_after(m).get(attack)) for m in models]
+            after = [
+                DIVERGED if attack in m.diverged else _value(m.harmful_execution.after.get(attack)) for m in models
+            ]
             facts = [
                 attack_phrase(attacks[attack], attack) if attack in attacks else "",
                 remark or ("too weak to count" if weak else ""),
             ]
             rows.append((attack, "; ".join(fact for fact in facts if fact), *after))
     return _table(("attack", "what it is", *map(label, names)), rows)
-
-
-def _after(model: DefenseSummary) -> Mapping[str, Measure]:
-    harm = model.harmful_execution
-    return harm.after_attack | harm.after_control
 
 
 def _value(measure: Measure | None, kind: Kind = "rate") -> str:

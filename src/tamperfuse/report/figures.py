@@ -173,7 +173,7 @@ def _brief(run: Run, attack: str) -> str:
     rates = []
     for name in run.defenses:
         harm = run.summary.defenses[name].harmful_execution
-        measure = (harm.after_attack | harm.after_control).get(attack)
+        measure = harm.after.get(attack)
         if measure is not None and measure.value is not None:
             rates.append(f"{label(name)} {percent(measure.value, 0)}")
     return ", ".join(rates)

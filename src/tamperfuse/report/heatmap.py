@@ -73,7 +73,7 @@ def _row(run: Run, attack: str, anchors: dict[str, str]) -> HeatRow:
 
 def _cell(run: Run, defense: str, attack: str, anchors: dict[str, str]) -> HeatCell:
     harm = run.summary.defenses[defense].harmful_execution
-    measure = (harm.after_attack | harm.after_control).get(attack) if attack else harm.before_attack
+    measure = harm.after.get(attack) if attack else harm.before_attack
     state = f"{label(defense)} after {attack}" if attack else f"{label(defense)}, {BEFORE}"
     anchor = f"#{anchors.get(attack, MEASURES)}"
     if attack in run.summary.defenses[defense].diverged:

@@ -93,7 +93,7 @@ def fit(
     result = FitResult(precision=reason, tokens=tokens, steps=training.steps)
     block = current_block()
     hashes = fingerprint(loaded, samples) if block.folder or world_size() > 1 else {}
-    checkpoints = _checkpoints(loaded, hashes, training, seed, objective)
+    checkpoints = _checkpoints(hashes, training, seed, objective)
     with (
         without_dropout(loaded.model),
         _trained_module(loaded, training) as module,
@@ -199,7 +199,7 @@ def _check(training: Training, objective: Objective[Any]) -> None:
 
 
 def _checkpoints(
-    loaded: LoadedModel, hashes: dict[str, str], training: Training, seed: int, objective: Objective[Any]
+    hashes: dict[str, str], training: Training, seed: int, objective: Objective[Any]
 ) -> Checkpoints | None:
     """Where this training writes its checkpoints; None outside of `resumable`."""
     block = current_block()
