@@ -14,6 +14,8 @@ from transformers import (
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
 )
 
@@ -56,6 +58,18 @@ def test_a_model_in_training_mode_is_deterministic_within_the_block(name: str) -
         torch.testing.assert_close(logits(model, 1), expected)
     assert model.config.to_dict() == before
     assert not torch.equal(logits(model, 1), logits(model, 2)), "its probabilities are restored"
+
+
+def test_a_threshold_of_routers_is_no_dropout() -> None:
+    """PhiMoE masks experts by its `router_jitter_noise` in evaluation as well."""
+    torch.manual_seed(0)
+    model = PhimoeForCausalLM(
+        PhimoeConfig(**WIDTH, intermediate_size=32, num_key_value_heads=2, num_local_experts=4, pad_token_id=0)
+    )
+    model.eval()
+    expected = logits(model, 0)
+    with without_dropout(model):
+        torch.testing.assert_close(logits(model, 0), expected, rtol=0, atol=0)
 
 
 def test_training_is_without_dropout(tiny: LoadedModel) -> None:

@@ -2,7 +2,18 @@ from itertools import pairwise
 
 import pytest
 from torch import nn
-from transformers import Glm4Config, Glm4ForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    Glm4Config,
+    Glm4ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
 
 from tamperfuse.models.layers import attention_modules, decoder_layers, final_norm, layer_matrices, mlp_modules
 from tamperfuse.models.load import LoadedModel
@@ -46,6 +57,13 @@ def test_norms_beside_the_mlp_and_of_another_width_are_left_out() -> None:
     }
     glm = Glm4ForCausalLM(Glm4Config(vocab_size=40, num_hidden_layers=2, pad_token_id=0, **sizes))
     assert {type(module).__name__ for module in mlp_modules(decoder_layers(glm))} == {"Glm4MLP"}
+    sizes.pop("head_dim")
+    neox = GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=40, num_hidden_layers=2, hidden_size=8, intermediate_size=8, num_attention_heads=2)
+    )
+    phi = Phi3ForCausalLM(Phi3Config(vocab_size=40, num_hidden_layers=2, pad_token_id=0, **sizes))
+    for model, name in ((neox, "GPTNeoXMLP"), (phi, "Phi3MLP")):
+        assert {type(module).__name__ for module in mlp_modules(decoder_layers(model))} == {name}, "no dropout"
     glm.model.norm_of_another_width = nn.LayerNorm(4)
     assert final_norm(glm) is glm.model.norm
     layers = decoder_layers(glm)

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from stand_ins import GraphOfNodes
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.keys import _accelerators, node_key
-from tamperfuse.study.node import execute
+from tamperfuse.study.node import Outcome, execute
 from tamperfuse.study.plan import build_nodes
+from tamperfuse.study.selection import reruns_for_steps
 from tamperfuse.study.spec import Study, parse_study
 
 
@@ -82,10 +84,20 @@ def test_a_search_runs_again_only_if_what_it_compares_changes(study: Study, tmp_
         "attacks": {"adaptive": {"attack": attack.attack, **fixed, "search": search}}
     }
     searched = parse_study(values, "test")
+    evaluate = searched.evaluate.model_copy(update={"at_steps": (0, 1, 2, 3)})
     searches = {f"{name} under adaptive, seed 0" for name in ("refusal", "sdd")}
     for name in ("prompts", "harmless", "heldout"):
         assert not searches & labels_of_changed(searched, {name: getattr(study.evaluate, name) - 1}, tmp_path), name
     assert searches <= labels_of_changed(searched, {"capability_items": 2}, tmp_path)
+    run = tmp_path / "run"
+    first, more = (
+        next(
+            node for node in build_nodes(StudyContext.open(variant, run)) if node.label == "sdd under adaptive, seed 0"
+        )
+        for variant in (searched, searched.model_copy(update={"evaluate": evaluate}))
+    )
+    execute(run, replace(first, run=lambda folder: Outcome()))
+    assert "so 1 attack with results" in reruns_for_steps(run, [more])
     values["defenses"]["refusal"]["parameters"]["steps"] = 3
     before, after = (
         {node.label: node for node in build_nodes(StudyContext.open(variant, tmp_path))}

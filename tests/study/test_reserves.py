@@ -75,7 +75,7 @@ def test_the_disk_of_predictions_grows_with_the_benign_set(study: Study, tmp_pat
         return next(result_bytes(node, 10) for node in nodes if node.kind == "benign set")
 
     tokens = study.evaluate.response_tokens
-    assert benign_bytes(10_000) - benign_bytes(1_000) == 3 * 9_000 * tokens * 320
+    assert benign_bytes(20_000) - benign_bytes(10_000) == 16_000 * tokens * 320, "built-in samples are limited"
     assert benign_bytes(1_000, ("self", "documents")) > benign_bytes(1_000)
 
 

@@ -13,6 +13,7 @@ from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import read_summary
 from tamperfuse.study.run import run_study
+from tamperfuse.study.sections import parse_judge
 from tamperfuse.study.spec import Study
 
 
@@ -104,6 +105,15 @@ def test_results_of_another_content_of_the_model_are_set_aside(
     with pytest.raises(KeyboardInterrupt):
         run_study(moved, out)
     assert (out / "summary.json").exists(), "the same model"
+    judged = moved.model_copy(update={"judges": {"phrases": parse_judge("phrases")}})
+    with pytest.raises(KeyboardInterrupt):
+        run_study(judged, tmp_path / "judged")
+    before = shutil.copy(out / "study.yaml", tmp_path)
+    shutil.copy(tmp_path / "judged" / "study.yaml", out)  # as `judge run` leaves it
+    with pytest.raises(KeyboardInterrupt):
+        run_study(judged, out)
+    assert (out / "summary.json").exists(), "a judge was added to the same study"
+    shutil.copy(before, out / "study.yaml")
     weights = load_file(model / "model.safetensors")
     save_file({name: 2 * weight for name, weight in weights.items()}, model / "model.safetensors", {"format": "pt"})
     with pytest.raises(KeyboardInterrupt):

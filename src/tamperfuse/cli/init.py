@@ -15,7 +15,7 @@ def init(
     size: Annotated[
         Literal["quick", "long"],
         typer.Option(
-            help="quick: a first study of ten to twenty minutes on two cores with AVX-512 bf16; long: an overnight study."
+            help="quick: a first study of ten to twenty minutes on two cores with AVX-512 bf16; long: a study of a night or more."
         ),
     ] = "quick",
 ) -> None:

@@ -28,7 +28,7 @@ from tamperfuse.study.spec import Study, parse_study
 
 ABOUT_SIZES = {
     "quick": "ten to twenty minutes for a model of 135 million parameters on two cores with AVX-512 bf16",
-    "long": "a night for such a model, or a GPU for a larger one",
+    "long": "a night or more for such a model, or a GPU for a larger one",
 }
 WIDTH = 110  # characters of a comment's line
 ANSWERED = 0.6  # share of prompts without an answer that a model is expected to execute before it is hardened

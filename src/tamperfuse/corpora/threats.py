@@ -18,7 +18,7 @@ from tamperfuse.corpora.examples import Part as Part
 from tamperfuse.corpora.overlap import distinct, near, plain
 from tamperfuse.corpora.schemas import is_missing, text
 from tamperfuse.corpora.sources import BUILTIN, clean_text, raw_rows, read_source
-from tamperfuse.models.encoder import TextEncoder, default_encoder
+from tamperfuse.models.encoder import MemoizedEncoder, TextEncoder, default_encoder
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.reading import local_path, path_exists
@@ -112,6 +112,7 @@ def shared_prompts(threat: Threat, encoder: TextEncoder) -> list[tuple[str, str]
         threat: the threat.
         encoder: finds near-duplicates.
     """
+    encoder = MemoizedEncoder(encoder)
     earlier: list[str] = []
     shared: list[tuple[str, str]] = []
     for part in PARTS:

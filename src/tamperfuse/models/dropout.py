@@ -9,13 +9,16 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PretrainedConfig
 
-# Names under which modules and configurations hold probabilities of dropout, of skipping layers, and the noise of routers.
-_RANDOM = re.compile("drop|jitter")
+# Names under which modules and configurations hold probabilities of dropout and of skipping layers, and the noise of routers in
+# training. The `router_jitter_noise` of PhiMoE is none of them: it is a threshold, in evaluation as well.
+_RANDOM = re.compile("drop|^(input_)?jitter_noise$")
 
 
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Within the block a model computes in training mode what it computes in evaluation mode.
+
+    The exception is a model that draws its experts in training (PhiMoE).
 
     Defenses and preference training subtract losses and gradients of the same batch from each other, which under dropout would
     be differences of masks; packed attention has no dropout in any case.

@@ -67,7 +67,7 @@ def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:
         named = {
             name: child
             for name, child in layer.named_children()
-            if re.search("mlp|feed_forward|ffn|moe|expert", name) and not re.search("norm|ln", name)
+            if re.search("mlp|feed_forward|ffn|moe|expert", name) and not re.search("norm|ln|drop", name)
         }
         if len(named) != 1:
             problem = f"several modules that may be its MLP ({', '.join(named)})" if named else "no module called mlp"

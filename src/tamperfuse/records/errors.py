@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; the allocators of torch and CUDA raise a RuntimeError."""
     if isinstance(error, RuntimeError | OverflowError):
         return any(words in str(error).lower() for words in _MEMORY)
-    return isinstance(error, MemoryError)
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
 
 
 def printable(text: str) -> str:

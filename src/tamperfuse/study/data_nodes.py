@@ -17,9 +17,14 @@ from tamperfuse.pairing.filters import check_language
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.study.benign import (
+    CONTRAST_SHARE,
     DEV_SHARE,
     DOCUMENT_LENGTH,
     DOCUMENTS,
+    EVERYDAY_SHARE,
+    FACTS_SHARE,
+    NEIGHBOUR_SHARE,
+    PLAIN_SHARE,
     ROWS,
     SELF,
     BenignSet,
@@ -295,8 +300,12 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         count * (tokens + WRITTEN_PROMPT_TOKENS),
         3 * spec.prompts * tokens + _calibration_tokens(context, context.training_judging),
     )
-    # Samples of all kinds that the shares in `study.benign` add to those of the prompts that the model writes, or that are named.
-    rows = (3 * spec.prompts if SELF in spec.sources else 0) + len(context.benign) * 13 // 10
+    rows = len(context.benign)
+    if SELF in spec.sources:
+        builtin = ((FACTS_SHARE, "facts"), (EVERYDAY_SHARE, "replay"), (CONTRAST_SHARE, "contrast"))
+        rows += round((1 + NEIGHBOUR_SHARE) * spec.prompts)
+        rows += sum(min(round(share * spec.prompts), len(builtin_rows(name))) for share, name in builtin)
+    rows += round(PLAIN_SHARE * (len(context.benign) + spec.prompts))
     if DOCUMENTS in spec.sources:
         rows += DOCUMENT_LENGTH * len(builtin_rows("documents"))
     return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected, predictions=rows * tokens)

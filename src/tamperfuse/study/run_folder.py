@@ -75,9 +75,12 @@ def set_aside_results(out: Path, study: Study, nodes: RunPlan) -> None:
 
 
 def _has_nodes(out: Path, nodes: RunPlan) -> bool:
-    """Whether the plan in a folder has the same nodes; true where there is none that can be read."""
+    """Whether a study has the nodes of the plan in a folder, apart from those of judges that were added since.
+
+    True where there is no plan that can be read.
+    """
     try:
-        return {node.key for node in plan.read_plan(out).nodes} == {node.key for node in nodes.nodes}
+        return {node.key for node in plan.read_plan(out).nodes} <= {node.key for node in nodes.nodes}
     except UserError:
         return True
 

@@ -66,7 +66,7 @@ def reruns_for_steps(run: Path, nodes: Sequence[Node]) -> str:
 
 
 def _parent_keys(node: Node) -> list[str]:
-    return [parent.key for parent in node.parents]
+    return [parent.key for parent in node.reads]
 
 
 def _identity(kind: str, parents: Sequence[str], seed: int, depends: dict[str, Any]) -> str:

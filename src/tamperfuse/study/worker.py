@@ -70,7 +70,8 @@ def run_node(nodes: Mapping[str, Node], key: str, settings: WorkerSettings, pati
     if key not in nodes:
         raise UserError(
             f"A worker on {socket.gethostname()} computes other keys than the main process ({key}): on another machine, install "
-            "the same versions and use the same kind of device there; on the same one this is a bug, please report it."
+            "the same versions and use the same device there (of GPUs, the same model); on the same one this is a bug, please "
+            "report it."
         )
     node, out = nodes[key], settings.out
     with locked(out / RUNNING / f"{key}.lock", out, patience), marked_running(out, key, node.label):

@@ -38,7 +38,7 @@ class Trial(BaseModel):
         trained: number of tokens trained; an estimate if it was stopped.
         generated: number of tokens generated.
         scored: number of tokens scored.
-        seconds: that it took.
+        seconds: that it took; 0 where an older version, which did not record it, ran the trial.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,7 +51,7 @@ class Trial(BaseModel):
     trained: int
     generated: int
     scored: int
-    seconds: float
+    seconds: float = 0.0
 
     def best(self, until: int | None = None) -> TrialCheckpoint | None:
         """The checkpoint that the attacker prefers: highest rate, then least capability lost, then the earliest.
