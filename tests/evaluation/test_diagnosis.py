@@ -129,14 +129,15 @@ def test_models_are_diagnosed_side_by_side(
         retained.append(len(data.retain))
         return component.run(loaded, data, *rest)
 
-    monkeypatch.setitem(ATTACKS.components, "harmful_finetune", replace(component, run=recorded))
+    traits = replace(component.traits, uses=("retain",))  # the attack itself trains on none
+    monkeypatch.setitem(ATTACKS.components, "harmful_finetune", replace(component, run=recorded, traits=traits))
     cosines = {
         layer: (float("nan"), 0.5, -0.5) for layer in (0, 1, ALL_PARAMETERS)
     }  # NaN is the cosine with a gradient that is zero
     real = gradient_cosines
     once = iter([cosines])
     monkeypatch.setattr("tamperfuse.evaluation.attack_trace.gradient_cosines", lambda *a: next(once, None) or real(*a))
-    settings = {"shots": 8, "steps": 4, "batch": 4}
+    settings = {"shots": 6, "steps": 4, "batch": 4}
     out = tmp_path / "diagnosis"
     diagnoses = diagnose_models(
         [str(tiny_folder)],

@@ -97,9 +97,8 @@ def test_a_study_on_ray_ends_with_the_same_results_after_an_error_and_a_killed_w
 def test_a_node_for_which_no_machine_is_left_says_that_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        "tamperfuse.study.ray_tasks.node_memory", lambda *_: 2**50
-    )  # as if the machine that had it died
+    memory = 2**45  # bytes; as if the machine that had them died
+    monkeypatch.setattr("tamperfuse.study.ray_tasks.node_memory", lambda *_: memory)
     waiting = Node("a node", "pairs", (), {}, 0, Mock(), Costs())
     with _RayTasks(WorkerSettings(list, tmp_path, (), 1), 1) as tasks:
         tasks.start(waiting)
