@@ -27,7 +27,7 @@ from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node, Outcome
 from tamperfuse.study.progress import RunProgress
-from tamperfuse.study.remaining import finished_keys
+from tamperfuse.study.remaining import disk_needed, finished_keys
 from tamperfuse.study.run import run_here
 from tamperfuse.study.watch import RunWatch
 
@@ -75,7 +75,7 @@ def timed(phases: dict[str, Taken], phase: str) -> Iterator[None]:
 def run(nodes: list[Node], out: Path) -> None:
     """A run, from the plan on."""
     plan, done = plan_nodes(nodes, SIZE, 1, 1), finished_keys(out)
-    announce(nodes, plan, done, out, SIZE)
+    announce(nodes, done, out, SIZE, disk_needed(plan.nodes, done, plan.workers))
     with marked_running(out, RUN_KEY, "the run"), RunProgress(plan, done) as progress:
         watch = RunWatch(nodes, plan, DiskCeiling(out, 10**12), progress)
         for node in nodes:

@@ -231,7 +231,7 @@ def attack(
     harmless = read_outside_threat(str(retain), requests, option="retain", encoder=encoder)
     check_samples(attack, component.traits.budget(values), requests, str(retain), len(harmless))
     loaded = _copy(model)
-    origin = reference_name(loaded, None if reference is None else str(reference))
+    origin = reference_name(loaded, reference)
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
     load_origin = partial(load_model, origin, chat_template=loaded.stated_template)
@@ -315,7 +315,7 @@ def evaluate(
     settings = full_evaluation(requests, prompts=prompts, harmless=harmless, capability_items=capability_items)
     spec = parse_judge(dict(judge) if isinstance(judge, Mapping) else judge)
     loaded = model if isinstance(model, LoadedModel) else load(model)
-    origin = reference_name(loaded, None if reference is None else str(reference))
+    origin = reference_name(loaded, reference)
     judging = open_judging(requests, settings, origin, encoder, spec, loaded.stated_template)
     observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}

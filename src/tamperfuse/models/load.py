@@ -248,7 +248,9 @@ ORIGIN_ADVICE = "write the path that it has now into that file"
 
 
 def reference_name(
-    loaded: LoadedModel, reference: str | None, advice: str = "name the model before hardening with --reference"
+    loaded: LoadedModel,
+    reference: str | Path | None,
+    advice: str = "name the model before hardening with --reference",
 ) -> str:
     """The model before hardening: as the user names it, or the origin of a checkpoint.
 
@@ -260,7 +262,7 @@ def reference_name(
     Raises:
         UserError: the origin is a local path that does not exist (any more), or was left out of a published checkpoint.
     """
-    return reference if reference is not None else _existing_origin(loaded.name, loaded.origin, advice)
+    return str(reference) if reference is not None else _existing_origin(loaded.name, loaded.origin, advice)
 
 
 def origin_of(name: str) -> str:

@@ -16,7 +16,7 @@ from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import Costs, seconds_for
 from tamperfuse.study.node import FinishedNode, Node, work_seconds
 from tamperfuse.study.observe import heldout_documents
-from tamperfuse.study.remaining import disk_needed, folder_bytes, resume_bytes
+from tamperfuse.study.remaining import folder_bytes
 from tamperfuse.study.selection import reruns_for_steps
 
 log = logging.getLogger("tamperfuse")
@@ -46,15 +46,15 @@ def plan_nodes(nodes: Sequence[Node], size: int, workers: int, threads: int) -> 
     return RunPlan(schema=1, workers=workers, threads=threads, nodes=planned)
 
 
-def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: Path, size: int) -> float:
+def announce(nodes: Sequence[Node], done: Collection[str], out: Path, size: int, disk: int) -> float:
     """Print the nodes, which of them have a result, and what the others will cost.
 
     Args:
         nodes: parents first.
-        plan: of these nodes.
         done: keys of the nodes with a result.
         out: the run's folder.
         size: parameters of the model.
+        disk: bytes that the others need at most at one time.
 
     Returns:
         The estimated time of the others, in seconds.
@@ -74,7 +74,7 @@ def announce(nodes: Sequence[Node], plan: RunPlan, done: Collection[str], out: P
         "Budget: about %s tokens trained, %s generated, %s scored; about %s on this machine; at most %s on disk.",
         *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
         duration(seconds),
-        gigabytes(disk_needed(plan.nodes, done, plan.workers, resume_bytes(out))),
+        gigabytes(disk),
     )
     return seconds
 

@@ -49,9 +49,9 @@ class ClusterMachine:
     memory: int
     gpus: int
 
-    def has_room(self, threads: int, memory: int, gpus: int) -> bool:
-        """Whether a node that needs so much could run on it, were it idle."""
-        return self.cpus >= threads and self.memory >= memory and self.gpus >= gpus
+    def room(self, threads: int, memory: int, gpus: int) -> int:
+        """How many nodes that need so much it can run at a time, were it idle."""
+        return min(self.cpus // threads, self.memory // memory, self.gpus // gpus if gpus else sys.maxsize)
 
 
 @contextmanager
@@ -159,10 +159,7 @@ def divide(machines: Sequence[ClusterMachine], workers: int, memory: int, gpus: 
     """
 
     def room(threads: int) -> int:
-        return sum(
-            min(machine.cpus // threads, machine.memory // memory, machine.gpus // gpus if gpus else sys.maxsize)
-            for machine in machines
-        )
+        return sum(machine.room(threads, memory, gpus) for machine in machines)
 
     fitting = min(workers, room(1))
     if not fitting:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 from tamperfuse.records.amounts import gigabytes
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import UNFINISHED
 from tamperfuse.records.plan import PlannedNode
 from tamperfuse.study.estimates import BYTES_PER_PARAMETER
-from tamperfuse.study.node import Node, node_folder
+from tamperfuse.study.node import Node, node_folder, unfinished_folder
 from tamperfuse.study.remaining import folder_bytes
 from tamperfuse.training.distillation import BYTES_PER_RESPONSE_TOKEN
 
@@ -89,7 +88,7 @@ class DiskCeiling:
         return node.disk + max(0, node.working - self._resume_bytes(node))
 
     def _resume_bytes(self, node: PlannedNode | Node) -> int:
-        return folder_bytes(self._run / UNFINISHED / node.key)
+        return folder_bytes(unfinished_folder(self._run, node))
 
     def cancel(self, node: Node) -> None:
         """Release what was reserved for a node that ended without a result; what it resumes from stays."""

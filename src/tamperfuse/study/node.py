@@ -30,6 +30,7 @@ from tamperfuse.models.finite import Diverged
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import UNFINISHED, read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
+from tamperfuse.records.plan import PlannedNode
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.registry import Budget
 from tamperfuse.records.timing import WORK, measure_work
@@ -127,7 +128,7 @@ def node_folder(run: Path, node: Node) -> Path:
     return run / "nodes" / node.key
 
 
-def unfinished_folder(run: Path, node: Node) -> Path:
+def unfinished_folder(run: Path, node: Node | PlannedNode) -> Path:
     """The folder of what an interrupted node resumes from (training states, measured steps); removed when it is finished."""
     return run / UNFINISHED / node.key
 

@@ -138,7 +138,7 @@ class _RayTasks:
         living = living_machines()
         for node in self._running.values():
             if node.label not in self._without_machine and not any(
-                machine.has_room(self._threads, node_memory(node, self._size), node_gpus()) for machine in living
+                machine.room(self._threads, node_memory(node, self._size), node_gpus()) for machine in living
             ):
                 self._without_machine.add(node.label)
                 log.warning(

@@ -105,11 +105,12 @@ def run_study(
         plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
         if not unread:
             log_fewer(context)
-            log_shared_prompts(context)
-        seconds = announce(nodes, plan, done, out, size)
+            if any(node.key not in done for node in nodes):
+                log_shared_prompts(context)
+        needed = disk_needed(plan.nodes, done, workers, resume_bytes(out))
+        seconds = announce(nodes, done, out, size, needed)
         for sentence in request_estimates(context, nodes, done):
             log.info("%s", sentence)
-        needed = disk_needed(plan.nodes, done, workers, resume_bytes(out))
         if dry_run:
             for sentence in dry_run_sentences(study, nodes, done, size, unread):
                 log.info("%s", sentence)
