@@ -1,6 +1,6 @@
 """Attack one model and measure it before and after: what `tamperfuse attack` does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.fingerprint import model_fingerprint
-from tamperfuse.models.load import load_model, reference_name, write_checkpoint
+from tamperfuse.models.load import LoadedModel, load_model, reference_name, write_checkpoint
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.context import check_samples
-from tamperfuse.study.judging import check_encoder, compliant_answers
+from tamperfuse.study.judging import Judging, check_encoder, compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, JudgeSpec
 
@@ -100,14 +100,8 @@ def attack_model(
         tokens = evaluate.response_tokens
         load_origin = partial(load_model, origin, chat_template=loaded.stated_template, sharded=sharded)
         answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)
-        key = {
-            "model": model_fingerprint(model, template),
-            "work": work,
-            "reference": model_fingerprint(origin, loaded.stated_template),
-            "harmless": [prompt.prompt for prompt in judging.harmless],
-            "versions": versions(),
-        }
-        observer = Observer(loaded, requests, evaluate, unfinished / f"measured-{content_hash(key)[:16]}")
+        measured = unfinished / _measured_name(loaded, model_fingerprint(model, template), origin, work, judging)
+        observer = Observer(loaded, requests, evaluate, measured)
 
         def hook(step: int) -> None:
             observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, judging.harmless))
@@ -125,20 +119,17 @@ def attack_model(
         check_measured(attack, data.at_steps, {response.step for response in observer.responses})
         verdicts, thresholds = judge_responses(judging, observer, answers.pairs)
         write_tables(staging, observer, verdicts)
+        values = parameters.model_dump(mode="json")
         if keep:
+            made_by, source = f"{attack} (seed {seed})", absolute_name(model)
             (staging / "attacked").mkdir()
-            provenance = Provenance(
-                origin=origin,
-                made_by=f"{attack} (seed {seed})",
-                source=absolute_name(model),
-                parameters=parameters.model_dump(mode="json"),
-            )
+            provenance = Provenance(origin=origin, made_by=made_by, source=source, parameters=values)
             write_checkpoint(loaded, staging / "attacked", provenance)
         measurement = Measurement.of(observer, verdicts)
         about = {
             "model": model,
             "attack": attack,
-            "parameters": parameters.model_dump(mode="json"),
+            "parameters": values,
             "seed": seed,
             "threat": threat,
             "reference": origin,
@@ -146,3 +137,17 @@ def attack_model(
         }
         write_json(staging / "attack.json", {**about, **measurement.to_json()})
     return measurement.lines(trains=budget.trains)
+
+
+def _measured_name(
+    loaded: LoadedModel, fingerprint: str, origin: str, work: Mapping[str, Any], judging: Judging
+) -> str:
+    """Name of the folder for the measurements of an interrupted attack: another for whatever would change them."""
+    key = {
+        "model": fingerprint,
+        "work": work,
+        "reference": model_fingerprint(origin, loaded.stated_template),
+        "harmless": [prompt.prompt for prompt in judging.harmless],
+        "versions": versions(),
+    }
+    return f"measured-{content_hash(key)[:16]}"

@@ -114,13 +114,9 @@ def run_study(
         if dry_run:
             for sentence in dry_run_sentences(study, nodes, done, size, unread):
                 log.info("%s", sentence)
-            return DryRun(
-                plan=plan,
-                finished=sorted({node.key for node in nodes} & done),
-                seconds=min(LONGEST, seconds),
-                disk=min(2**62, needed),
-                unread=list(unread),
-            )
+            finished_before = sorted({node.key for node in nodes} & done)
+            seconds, needed = min(LONGEST, seconds), min(2**62, needed)
+            return DryRun(plan=plan, finished=finished_before, seconds=seconds, disk=needed, unread=list(unread))
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)

@@ -81,16 +81,10 @@ def fit(
     objective = objective or SupervisedObjective()
     _check(training, objective)
     check_seed(seed)
-    if training.steps * training.batch > LARGEST_SCHEDULE:
-        raise UserError(
-            f"{shown(training.steps)} steps of {shown(training.batch)} samples are more than {LARGEST_SCHEDULE:,} samples in "
-            "all: lower `steps` or `batch`."
-        )
     set_seed(seed)
     order = [samples[i] for i in schedule(len(samples), training.batch, training.steps, seed)]
     dtype, reason = compute_dtype(loaded.model.device)
-    tokens = sum(len(sample.tokens) for sample in order)
-    result = FitResult(precision=reason, tokens=tokens, steps=training.steps)
+    result = FitResult(precision=reason, tokens=_tokens(order), steps=training.steps)
     block = current_block()
     hashes = fingerprint(loaded, samples) if block.folder or world_size() > 1 else {}
     checkpoints = _checkpoints(hashes, training, seed, objective)
@@ -135,16 +129,11 @@ def fit(
                     eight_bit=acceleration.eight_bit,
                 )
                 saved = None  # the loop forgets it, too, once it has begun
-                try:
-                    with _memory_errors_explained(label):
-                        loop.train()
-                        loop.gather()
-                finally:
-                    shutil.rmtree(loop.args.output_dir or "", ignore_errors=True)
+                _run(loop)
         if len(result.losses) < training.steps:  # the hook ended it
-            order = order[: len(result.losses) * training.batch]
-            result.steps, result.work = len(result.losses), useful_work(module, order)
-            result.tokens = sum(len(sample.tokens) for sample in order)
+            result.steps = len(result.losses)
+            order = order[: result.steps * training.batch]
+            result.tokens, result.work = _tokens(order), useful_work(module, order)
     loaded.model.eval()
     if problem := not_finite(loaded.model):  # after the last step there is no loss that would show it
         raise diverged(label, result.steps, problem)
@@ -189,7 +178,16 @@ def _sequence_lengths(value: Any) -> list[int]:
     return parts or ([len(value.tokens)] if hasattr(value, "tokens") else [])
 
 
+def _tokens(samples: Sequence[Trainable]) -> int:
+    return sum(len(sample.tokens) for sample in samples)
+
+
 def _check(training: Training, objective: Objective[Any]) -> None:
+    if training.steps * training.batch > LARGEST_SCHEDULE:
+        raise UserError(
+            f"{shown(training.steps)} steps of {shown(training.batch)} samples are more than {LARGEST_SCHEDULE:,} samples in "
+            "all: lower `steps` or `batch`."
+        )
     if sharding() == "deepspeed" and type(objective).backward is not Objective.backward:
         raise UserError("This objective changes gradients, which DeepSpeed keeps to itself: use FSDP2 or DDP instead.")
     if training.optimizer == "adafactor" and sharding() == "fsdp":
@@ -222,18 +220,23 @@ def _checkpoints(
     return Checkpoints(block.folder, f"fit-{number}", identity)
 
 
-@contextmanager
-def _memory_errors_explained(label: str) -> Iterator[None]:
-    """Turn out-of-memory errors into a UserError; the CPU allocator raises a plain RuntimeError."""
+def _run(loop: Loop) -> None:
+    """Train, and delete the folder that the Trainer asks for. Out-of-memory errors become a UserError.
+
+    The CPU allocator raises a plain RuntimeError.
+    """
     try:
-        yield
+        loop.train()
+        loop.gather()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"Memory ran out during {label}: train fewer weights (method lora, attention or last_layers), on shorter "
+            f"Memory ran out during {loop.label}: train fewer weights (method lora, attention or last_layers), on shorter "
             "responses or with a smaller batch; the last checkpoint, if there is one, remains."
         ) from error
+    finally:
+        shutil.rmtree(loop.args.output_dir or "", ignore_errors=True)
 
 
 def _restore(masters: Masters, saved: dict[str, Any], result: FitResult) -> None:
