@@ -30,9 +30,9 @@ def harden(
         list[str] | None,
         typer.Option(
             help="Harmless prompts, which the model answers before it is hardened; with `self` it also writes them, and with "
-            "`documents` longer texts. Repeat for several.",
+            "`documents` longer texts. Repeat for several; by default `self` alone.",
             metavar="SRC",
-            show_default="self",
+            show_default=False,
         ),
     ] = None,
     settings: Settings = None,

@@ -86,7 +86,9 @@ Settings = Annotated[
 Reference = Annotated[
     str | None,
     typer.Option(
-        help="The model before hardening; by default the one that the model's tamperfuse.json names.", metavar="MODEL"
+        help="The model before hardening; by default the one that the model's tamperfuse.json names, or without that file the "
+        "model itself.",
+        metavar="MODEL",
     ),
 ]
 Prompts = Annotated[

@@ -174,7 +174,6 @@ def _attacks(long: bool, answers: int) -> Values:
             "learning_rate": 1e-4,
         },
         "prefill": {"attack": "prefill"},
-        "merge": {"attack": "merge"},
         "benign": attacks["benign"],
         "int8": {"attack": "quantize", "format": "int8"},
         "prune": {"attack": "prune"},

@@ -176,7 +176,7 @@ def budget(parameters: FuseParameters) -> Budget:
     resolve=resolve,
 )
 def fuse(loaded: LoadedModel, data: DefenseData, parameters: FuseParameters, seed: int) -> DefenseResult:
-    """SDD with a trap: fine-tuning that leads back to the threat is made to raise harmful and benign losses."""
+    """SDD, and at the weights that simulated attackers reach, gradient ascent on harmful and benign losses: the trap."""
     resolved = resolve(parameters, loaded.model.num_parameters())
     pairs = [sample_of(loaded.chat, pair, "", data.response_limit) for pair in data.pairs]
     if not resolved.strength:

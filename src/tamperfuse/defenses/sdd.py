@@ -34,10 +34,8 @@ class SddParameters(Parameters):
 
     Attributes:
         preset: source of the values that are not set: `paper` (Llama2-7b), `small` (SmolLM2-135M), or `auto`, which selects one
-            by the number of the model's parameters. A public re-implementation at 7B (full fine-tuning, 5 epochs) found no effect
-            at the paper's learning rate of 5e-7. At its other setting, `learning_rate: 2e-5`, the attacked model executed 13.7%,
-            93.0% and 89.7% of harmful requests after 10, 50 and 100 shots (without SDD 96.3%, 99.7% and 91.0%), and its MMLU-Pro
-            was 23.4, 3.2 and 1.3 (without SDD 21.4, 12.5 and 13.8); before any attack it was 20.9 (23.2).
+            by the number of the model's parameters. At 7B a re-implementation is reported to have found no effect at the paper's
+            learning rate of 5e-7, and a partial one at 2e-5 (docs/paper.md): measure both.
         steps: optimizer steps.
         learning_rate: peak value of AdamW's; it falls linearly to 0.
         batch: pairs in a step.
