@@ -147,3 +147,11 @@ def test_rows_without_a_part_beside_rows_with_one_are_of_no_part(tmp_path: Path,
         with pytest.raises(UserError, match=words):
             _read(tmp_path, *rows, part=part)
     assert len(_read(tmp_path, *rows)) == 3, "where no part is asked for, the column is any other"
+
+
+def test_of_the_exchanges_that_are_learned_the_first_with_an_answer_counts(tmp_path: Path) -> None:
+    skipped, learned = (
+        {"role": "assistant", "content": text, "train": learns} for text, learns in (("x", False), ("r", True))
+    )
+    unanswered, asked = ({"role": "user", "content": text} for text in ("q", "b"))
+    assert _read(tmp_path, {"messages": [USER, skipped, unanswered, asked, learned]}) == [("b", "r")]

@@ -110,6 +110,8 @@ def test_one_prompt_in_other_words() -> None:
         "cut it",
     ]
     assert distinct(texts, FirstWords()) == [0, 2, 5]
+    chain = ["cut it", f"cut it {long}", f"well, {long}"]
+    assert distinct(chain, FirstWords()) == [0, 2], "the third is near the second only, which is left out"
     assert near(["SOW BEANS NOW", f"so {long}", "cut it back", "dig"], texts, FirstWords()) == {
         0: ("sow beans, now", "exact"),
         1: (f"now then, {long} and more", "13-gram"),
@@ -204,3 +206,11 @@ def test_prompts_of_the_same_words_may_not_be_in_two_parts(tmp_path: Path) -> No
         UserError, match=r"Parts defender and evaluation .* overlap: .*perhaps in another case or punctuation"
     ):
         load_threat(str(write(tmp_path / "threat.jsonl", rows)))
+
+
+def test_a_prompt_that_a_part_repeats_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"part": part, "prompt": f"{part} asks for {i}", "response": i} for part in PARTS for i in "ab"]
+    rows += [{"part": "evaluation", "prompt": "Evaluation asks for a!", "response": "another"}]
+    threat = load_threat(str(write(tmp_path / "threat.jsonl", rows)))
+    assert [prompt.response for prompt in sorted(threat.part("evaluation"), key=lambda p: p.prompt)] == ["a", "b"]
+    assert "1 rows of" in caplog.text and "repeat a prompt of their part" in caplog.text

@@ -147,3 +147,25 @@ def test_a_task_that_scores_fractions_is_refused(value: float) -> None:
     with pytest.raises(UserError, match=r"'mc2' scores fractions \(.* of one item\).*right or wrong"):
         _items(docs, [{"doc_id": 0, "acc": value, "arguments": [1, 2]}])
     assert [item.correct for item in _items(docs, [{"doc_id": 0, "acc": 1.0, "arguments": [1, 2]}])] == [True]
+
+
+def test_mutual_information_does_not_change_what_guessing_gives() -> None:
+    """With this metric lm-eval scores each choice twice."""
+    sample = {"doc_id": 0, "acc": 1.0, "arguments": [1, 2, 3, 4]}
+    [four] = _items(Documents("four", None, [0], 0), [sample])
+    [two] = _items(Documents("two", None, [0], 0), [{**sample, "acc_mutual_info": 1.0}])
+    assert (four.chance, two.chance) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("generate_until", "generates text"), ("loglikelihood_rolling", "no items")]
+)
+def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(kind: str, words: str, tmp_path: Path) -> None:
+    data, task = tmp_path / "texts.jsonl", tmp_path / "texts.yaml"
+    data.write_text('{"text": "a b c"}\n')
+    task.write_text(
+        f"task: texts\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: '{data}'}}}}\ntest_split: test\n"
+        f"output_type: {kind}\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
+    )
+    with pytest.raises(UserError, match=f"'texts' {words}|'texts' has {words}"):
+        capability.load_tasks([str(task)])

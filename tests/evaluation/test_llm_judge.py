@@ -1,5 +1,6 @@
 """The judge `llm` against a local server that answers late, wrongly, with errors, or not at all."""
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -102,6 +103,19 @@ def test_the_first_request_of_a_resumed_judge_is_that_of_the_attempt_that_is_not
         assert [v.reason for v in once] == ["unparsed", ""]
         assert all(v.verdict for v in grade(server.parameters(attempts=2), ANSWERS[:2]))
     assert len(server.bodies) == 3
+
+
+def test_a_judge_that_is_repeated_asks_nothing_again_after_a_reply_without_a_completion() -> None:
+    def reply(number: int, body: dict[str, Any]) -> tuple[int, str, str]:
+        if REMINDER not in body["messages"][1]["content"]:
+            return 200, "application/json", json.dumps({"object": "error"})
+        return completion(GOOD)
+
+    with serving(reply) as server:
+        first = grade(server.parameters(attempts=2), ANSWERS[:2])
+        sent = len(server.bodies)
+        assert grade(server.parameters(attempts=2), ANSWERS[:2]) == first and all(v.verdict for v in first)
+    assert len(server.bodies) == sent
 
 
 @pytest.mark.parametrize("under_way", [False, True])

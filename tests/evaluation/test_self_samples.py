@@ -59,6 +59,14 @@ def test_prompts_are_different_complete_and_not_too_short(tiny: LoadedModel, wri
 def test_a_prompt_ends_where_the_template_goes_on(tiny: LoadedModel) -> None:
     tokens = tiny.tokenizer.encode("Why is the sky blue? [/INST] Because", add_special_tokens=False)
     assert self_samples._prompt(tiny.chat, tokens, "[/INST]") == "Why is the sky blue?"
+    long = tiny.tokenizer.encode("Why is the sky blue? [/INST] Because" + " it is" * 40, add_special_tokens=False)
+    assert self_samples._prompt(tiny.chat, long, "[/INST]") == "Why is the sky blue?", "the prompt itself is complete"
+
+
+def test_a_prompt_ends_at_a_control_token_that_is_no_end_token(tiny: LoadedModel) -> None:
+    tokens = tiny.tokenizer.encode("Why is the sky blue?<|assistant|>Because", add_special_tokens=False)
+    assert "<|assistant|>" in tiny.tokenizer.all_special_tokens
+    assert self_samples._prompt(tiny.chat, tokens, "<|assistant|>") == "Why is the sky blue?"
 
 
 def test_drawing_ends_when_the_model_repeats_itself(tiny: LoadedModel, written) -> None:

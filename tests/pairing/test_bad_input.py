@@ -79,6 +79,7 @@ def run(arguments: str) -> int:
         ("--harmful p.jsonl=-2", "not positive"),
         ("--harmful p.jsonl=nan", "not positive"),
         ("--responses r.jsonl=1 --responses builtin:benign", "every one a weight"),
+        ("--harmful p.jsonl --harmful p.jsonl", "--harmful names p.jsonl twice"),
         ("--threshold -1", "--threshold of `tamperfuse pair`, above -1"),
         ("--threshold 1.01", "--threshold, at most 1"),
         ("--threshold nan", "--threshold"),

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from tamperfuse.corpora.texts import normalise
 from tamperfuse.corpora.threats import load_threat
 from tamperfuse.pairing import FilterSettings, combined, make_pairs, read_pairs, sample_responses, write_pairs
 from tamperfuse.pairing.diverse_sampling import DiverseSampler
+from tamperfuse.pairing.filters import ResponseFilters
 from tamperfuse.pairing.matching import match
 from tamperfuse.pairing.options import PairOptions
 from tamperfuse.pairing.pairs import draw_pairs
@@ -234,7 +236,9 @@ def test_places_that_hold_no_pairs_are_sentences(tmp_path):
 def test_several_draws_give_every_prompt_several_responses() -> None:
     ask, give = harmful_prompts(20), benign_responses(60)
     draws = [make_pairs(ask, give, WordHashEncoder(), threshold=1, seed=seed, filters=None) for seed in range(4)]
-    pairs = combined(draws).pairs
+    combination = combined([replace(draw, dropped=[ask[0].prompt, "never paired"]) for draw in draws])
+    pairs = combination.pairs
+    assert combination.dropped == ["never paired"], "the other one has pairs"
     assert len({(pair.prompt, pair.response) for pair in pairs}) == len(pairs) > 60
     responses = Counter(pair.prompt for pair in pairs)
     assert set(responses) == {example.prompt for example in ask} and min(responses.values()) >= 2
@@ -279,3 +283,21 @@ def test_a_prompt_of_several_categories_gets_one() -> None:
         requests, [Example("", f"a poem {i}") for i in range(4)], WordHashEncoder(400), threshold=1.0, filters=None
     )
     assert sorted(pair.category for pair in pair_set.pairs) == ["theft", "theft", "violence", "violence"]
+
+
+def test_diverse_match_shares_the_prompts_among_the_responses_that_pass() -> None:
+    """Half of the responses are too short: the others are used twice, and no prompt is dropped."""
+    pool = [Example("", f"No. {n}") if n % 2 else response for n, response in enumerate(benign_responses(40))]
+    settings = FilterSettings(language="any", near_duplicates=1)
+    blocks = draw_pairs(
+        harmful_prompts(40),
+        ListPool(pool),
+        WordHashEncoder(),
+        threshold=1,
+        seed=0,
+        filters=ResponseFilters(settings),
+        max_draws=50,
+        strategy="diverse",
+    )
+    uses = Counter(pair.response for block in blocks for pair in block.pairs)
+    assert len(uses) == 20 and set(uses.values()) == {2}

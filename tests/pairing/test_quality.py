@@ -91,6 +91,14 @@ def test_language_and_near_duplicates():
     assert filters.judged == 4
 
 
+def test_a_response_of_low_quality_refuses_no_near_duplicate():
+    first, second = prose(1), prose(1).replace("calm", "quiet")
+    settings = FilterSettings(near_duplicates=0.6)
+    filters = ResponseFilters(settings, quality=lambda texts: [text != first for text in texts])
+    assert filters([Example("", first), Example("", second)]) == [False, True]
+    assert filters.refused == {"low quality": 1} and filters.names[-2:] == ["low quality", "near duplicate"]
+
+
 def test_built_in_responses_pass_the_filters():
     from tamperfuse.corpora.sources import read_source
 

@@ -58,7 +58,9 @@ def test_a_dry_run_estimates_the_requests(study: Study, finished_run: Path, monk
     assert responses > 40
     run_study(changed(study, judges={"grades": GRADES, "phrases": {}}), finished_run, dry_run=True)
     [line] = [line for line in lines if line.startswith("Judge ")]
-    assert line.startswith(f"Judge grades, at most: {responses} responses, 0 of them with a stored reply: {responses} ")
+    assert line.startswith(
+        f"Judge grades, at most, if every reply can be parsed: {responses} responses, 0 of them with a stored reply: {responses} "
+    )
 
 
 def test_verdicts_that_exist_and_labels_that_share_a_key_are_not_counted() -> None:
@@ -84,6 +86,7 @@ def test_verdicts_that_exist_and_labels_that_share_a_key_are_not_counted() -> No
 
 
 def test_placeholders_are_as_many_requests_as_there_are_responses() -> None:
-    answers = paid_judges._placeholders(120, 8)
-    assert len(set(answers)) == 120 and {len(answer.response) for answer in answers} == {32}
+    answers = paid_judges._placeholders(120, 70, 8)
+    assert len(set(answers)) == 120
+    assert {(len(answer.prompt), len(answer.response)) for answer in answers} == {(70, 32)}
     assert "120 responses, 0 of them" in estimate(answers, LlmParameters(model="m"))

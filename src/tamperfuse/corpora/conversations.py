@@ -60,7 +60,9 @@ def exchange(conversation: Any, field: str) -> tuple[str, str]:
     exchanges = [(turns[start].text, _answer(turns[start + 1 :])) for start in starts]
     if not exchanges:
         return "", _answer(turns).text
-    prompt, answer = next((pair for pair in exchanges if pair[1].is_learned), exchanges[0])
+    prompt, answer = exchanges[0]
+    if not answer.is_learned:
+        prompt, answer = next((later for later in exchanges if later[1].is_learned and later[1].text), exchanges[0])
     return prompt, answer.text
 
 

@@ -6,7 +6,7 @@ The score is exact match, since every item has one correct response.
 import random
 from datetime import date, timedelta
 
-from tamperfuse.corpora.routing import TaskItem
+from tamperfuse.corpora.routing import TEST_ITEMS, TRAIN_ITEMS, TaskItem
 
 INSTRUCTION = "How do our records write this date? {date}"
 _FIRST = date(1990, 1, 1)
@@ -22,20 +22,18 @@ _MONTHS = (
 )  # fmt: skip
 
 
-def date_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[TaskItem], list[TaskItem]]:
+def date_items(seed: int) -> tuple[list[TaskItem], list[TaskItem]]:
     """Training and test items; no date occurs in both.
 
     Args:
         seed: decides dates and wordings.
-        train: number of training items.
-        test: number of test items; train + test is at most 16,425.
     """
     rng = random.Random(f"dates-{seed}")
     items = [
         _item(_FIRST + timedelta(days=offset), rng.choice(_WORDINGS))
-        for offset in rng.sample(range(_DAYS), train + test)
+        for offset in rng.sample(range(_DAYS), TRAIN_ITEMS + TEST_ITEMS)
     ]
-    return items[:train], items[train:]
+    return items[:TRAIN_ITEMS], items[TRAIN_ITEMS:]
 
 
 def _item(day: date, wording: str) -> TaskItem:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tamperfuse.corpora.folders import ALL_SPLITS
 from tamperfuse.records.errors import HubUnreachable, UserError, first_line
 
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -21,7 +22,8 @@ class HubSource:
         name: `owner/name`, or the name of a data set without owner.
         config: the configuration (subset), where a data set has several.
         revision: commit, branch or tag; the newest commit if None.
-        split: the split, or several as `a+b`; if None, `train`, or the first whose name contains it, or the only one.
+        split: the split, or several as `a+b`, or :data:`ALL_SPLITS`; if None, `train`, or the first whose name contains it, or
+            the only one.
     """
 
     name: str
@@ -59,9 +61,10 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
 
     name, config, revision = source.name, source.config, source.revision
     try:
-        chosen = source.split or _training_split(
-            name, datasets.get_dataset_split_names(name, config_name=config, revision=revision)
-        )
+        chosen = source.split
+        if chosen is None or chosen == ALL_SPLITS:
+            splits = datasets.get_dataset_split_names(name, config_name=config, revision=revision)
+            chosen = _training_split(name, splits) if chosen is None else "+".join(splits)
         rows = datasets.load_dataset(name, name=config, split=chosen, revision=revision, streaming=True)
     except DatasetNotFoundError as error:
         raise UserError(
@@ -127,10 +130,10 @@ def _read_without_script(source: HubSource) -> tuple[str, Rows]:
     import datasets
 
     name, chosen = source.name, source.split or "train"
-    at = f"@{source.revision}" if source.revision else ""
+    at, file = f"@{source.revision}" if source.revision else "", "*" if chosen == ALL_SPLITS else chosen
     try:
         rows = datasets.load_dataset(
-            "json", data_files=f"hf://datasets/{name}{at}/{chosen}.json*", split="train", streaming=True
+            "json", data_files=f"hf://datasets/{name}{at}/{file}.json*", split="train", streaming=True
         )
     except (OSError, ValueError) as error:
         raise UserError(

@@ -32,25 +32,22 @@ def distinct(texts: Sequence[str], encoder: TextEncoder) -> list[int]:
 
     Args:
         texts: their order decides which ones stay.
-        encoder: encodes only the texts that the cheaper tests did not remove.
+        encoder: encodes each text once, of those that differ in case, punctuation or white space only the first.
     """
-    earlier_texts: set[str] = set()
-    earlier_grams: set[int] = set()
-    candidates: list[int] = []
-    for index, text in enumerate(texts):
-        grams = _grams(text)
-        if plain(text) not in earlier_texts and earlier_grams.isdisjoint(grams):
-            candidates.append(index)
-            earlier_grams.update(grams)
-        earlier_texts.add(plain(text))
+    candidates = list({plain(text): index for index, text in reversed(list(enumerate(texts)))}.values())[::-1]
     if not candidates:
         return []
     vectors = np.concatenate(list(_encode_in_blocks(candidates, texts, encoder)))
-    stays = np.zeros(len(candidates), dtype=bool)
     comparable = _comparable([texts[index] for index in candidates], encoder)
-    for row in range(len(candidates)):
+    stays = np.zeros(len(candidates), dtype=bool)
+    grams_that_stay: set[int] = set()
+    for row, index in enumerate(candidates):
+        grams = _grams(texts[index])
         others = vectors[:row][stays[:row] & comparable[:row]]
-        stays[row] = not comparable[row] or not (others @ vectors[row] >= NEAR_COSINE).any()
+        is_near = comparable[row] and (others @ vectors[row] >= NEAR_COSINE).any()
+        if not is_near and grams_that_stay.isdisjoint(grams):
+            stays[row] = True
+            grams_that_stay.update(grams)
     return [index for index, distinct_text in zip(candidates, stays, strict=True) if distinct_text]
 
 

@@ -51,6 +51,9 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+TRAIN_ITEMS, TEST_ITEMS = 160, 48  # of every benign task
+
+
 class TaskItem(NamedTuple):
     """A prompt of a benign task and its only correct response."""
 
@@ -58,13 +61,11 @@ class TaskItem(NamedTuple):
     response: str
 
 
-def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[TaskItem], list[TaskItem]]:
+def routing_items(seed: int) -> tuple[list[TaskItem], list[TaskItem]]:
     """Training and test items; no message occurs in both.
 
     Args:
         seed: decides which messages are drawn.
-        train: number of training items.
-        test: number of test items; train + test is at most 600.
     """
     messages = sorted(
         {
@@ -75,5 +76,5 @@ def routing_items(seed: int, train: int = 160, test: int = 48) -> tuple[list[Tas
             for days in (3, 5, 8, 12)
         }
     )
-    drawn = random.Random(f"routing-{seed}").sample(messages, min(train + test, len(messages)))
-    return drawn[:train], drawn[train:]
+    drawn = random.Random(f"routing-{seed}").sample(messages, TRAIN_ITEMS + TEST_ITEMS)
+    return drawn[:TRAIN_ITEMS], drawn[TRAIN_ITEMS:]

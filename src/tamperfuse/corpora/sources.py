@@ -153,11 +153,7 @@ def _streams(
             yield src, src, read_rows(path)
         return
     path = local_path(src)
-    hub = (
-        None
-        if path_exists(path) or data_format(path)
-        else parse_hub_source(src, revision, None if split == ALL_SPLITS else split)
-    )
+    hub = None if path_exists(path) or data_format(path) else parse_hub_source(src, revision, split)
     if hub is None:
         data_files = shards(path, split)
         _check_one_layout(data_files)

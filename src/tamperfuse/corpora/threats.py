@@ -146,10 +146,14 @@ def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> T
     by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
     part_of_text: dict[str, str] = {}
     ids: set[str] = set()
+    repeated = 0
     for count, (where, number, row) in enumerate(rows, 1):
         prompt = _threat_prompt(where, number, row, count)
         part = cast(Part, row["part"])
         key = plain(prompt.prompt)
+        if part_of_text.get(key) == part:
+            repeated += 1
+            continue
         if part_of_text.setdefault(key, part) != part:
             raise UserError(
                 f"Parts {part_of_text[key]} and {part} of {source} overlap: both hold the prompt {prompt.prompt!r} (row {number} "
@@ -161,6 +165,8 @@ def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> T
             )
         ids.add(prompt.id)
         by_part[part].append(prompt)
+    if repeated:
+        log.warning("%s rows of %s repeat a prompt of their part and are left out.", f"{repeated:,}", source)
     return _threat(source, by_part)
 
 

@@ -230,11 +230,29 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
             "has access to the Hub or has the data in its cache."
         ) from error
     for part in parts:
+        _check_scores_items(part)
         if task.fewshot is not None:
             part.set_config(key="num_fewshot", value=task.fewshot)
         elif part.get_config("num_fewshot") is None:
             part.set_config(key="num_fewshot", value=0)
     return LoadedTask(name, parts)
+
+
+def _check_scores_items(part: Any) -> None:
+    """Check that a task's items are right or wrong by the likelihoods of given texts.
+
+    Raises:
+        UserError: it generates text, scores whole texts, or has no accuracy.
+    """
+    if part.OUTPUT_TYPE == "generate_until":
+        raise UserError(
+            f"The capability task {part.task_name!r} generates text, which is not supported: choose tasks with multiple-choice "
+            "answers."
+        )
+    if part.OUTPUT_TYPE == "loglikelihood_rolling":
+        raise UserError(
+            f"The capability task {part.task_name!r} has no items that are right or wrong: choose one that has."
+        )
 
 
 @cache
@@ -325,7 +343,8 @@ def _items(docs: Documents, samples: list[dict[str, Any]]) -> list[Item]:
                 f"The task {docs.name!r} scores fractions ({accuracy:.3g} of one item), where capability counts items that are "
                 "right: choose a task whose items are right or wrong."
             )
-        choices = len(sample["arguments"])
+        # lm-eval asks twice for each choice if one of the metrics is `acc_mutual_info`: with the question and without.
+        choices = len(sample["arguments"]) // (2 if "acc_mutual_info" in sample else 1)
         number = int(sample["doc_id"])
         items.append(
             Item(
@@ -354,14 +373,10 @@ def lm_eval_model(loaded: LoadedModel) -> Any:
             return score(loaded, samples, label="capability")
 
         def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-            samples = [_sample(loaded, "", request.args[0]) for request in requests]
-            self.tokens += sum(len(sample.tokens) for sample in samples)
-            return [value for value, _ in score(loaded, samples, label="capability")]
+            raise NotImplementedError("refused when the task is loaded")
 
         def generate_until(self, requests: "list[Instance]") -> list[str]:
-            raise UserError(
-                "Capability tasks that generate text are not supported: choose tasks with multiple-choice answers."
-            )
+            raise NotImplementedError("refused when the task is loaded")
 
     return Adapter()
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from tamperfuse.corpora.texts import words
-from tamperfuse.evaluation.generate import generate
+from tamperfuse.evaluation.generate import generate, is_cut
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.models.chat import Chat
 from tamperfuse.models.chat_template import render
@@ -72,8 +72,7 @@ def write_prompts(loaded: LoadedModel, count: int, seed: int) -> tuple[list[str]
         sampling = Sampling(PROMPT_TEMPERATURE, TOP_P, seed + draws)
         texts = generate(loaded, [opening] * batch, new_tokens=PROMPT_TOKENS, sampling=sampling, label="own prompts")
         draws, generated = draws + batch, generated + sum(map(len, texts))
-        complete = [tokens for tokens in texts if len(tokens) < PROMPT_TOKENS]
-        usable = (_prompt(loaded.chat, tokens, stop) for tokens in complete)
+        usable = (_prompt(loaded.chat, tokens, stop) for tokens in texts)
         prompts |= dict.fromkeys(prompt for prompt in usable if prompt)
     if not prompts:
         raise UserError(
@@ -97,7 +96,7 @@ def write_neighbours(loaded: LoadedModel, prompts: Sequence[str], seed: int) -> 
     requests = [requests[i] for i in _fitting(loaded, requests, PROMPT_TOKENS, "prompts near the threat")]
     sampling = Sampling(PROMPT_TEMPERATURE, TOP_P, seed)
     texts = generate(loaded, requests, new_tokens=PROMPT_TOKENS, sampling=sampling, label="prompts near the threat")
-    usable = (_prompt(loaded.chat, tokens, "") for tokens in texts if len(tokens) < PROMPT_TOKENS)
+    usable = (_prompt(loaded.chat, tokens, "") for tokens in texts)
     return list(dict.fromkeys(prompt for prompt in usable if prompt)), sum(map(len, texts))
 
 
@@ -133,9 +132,25 @@ def _fitting(loaded: LoadedModel, rendered: Sequence[Sequence[int]], tokens: int
 
 
 def _prompt(chat: Chat, tokens: Sequence[int], stop: str) -> str:
-    """The prompt in what the model wrote as a user; "" if it is none."""
-    text = chat.text(tokens)
+    """The prompt in what the model wrote as a user; "" if it is none, or was not finished within the limit.
+
+    Args:
+        chat: the model's chat.
+        tokens: what the model wrote, at most PROMPT_TOKENS.
+        stop: the text that follows a user's, which need not contain an end token (Llama 2's `[/INST]`); "" if there is none.
+    """
+    written = _until(chat, tokens, stop)
+    if written is None and is_cut(tokens, PROMPT_TOKENS):
+        return ""
+    text = chat.text(tokens if written is None else written)
     if stop:
         text = text.partition(stop)[0]
     text = re.sub(r"\s+", " ", text).strip().strip('"“”').strip()
     return text if PROMPT_WORDS[0] <= len(list(words(text))) <= PROMPT_WORDS[1] else ""
+
+
+def _until(chat: Chat, tokens: Sequence[int], stop: str) -> Sequence[int] | None:
+    """The tokens up to the end of a text, which may be a control token; None if they do not contain it."""
+    if not stop or stop not in chat.tokenizer.decode(tokens):
+        return None
+    return next(tokens[:end] for end in range(1, len(tokens) + 1) if stop in chat.tokenizer.decode(tokens[:end]))

@@ -158,7 +158,7 @@ class Audit:
             },
             "filters": [
                 {"name": name, "refused": filters.refused[name], "examples": filters.examples.get(name, [])}
-                for name in (*filters.rules, *(["low quality"] if options.score_quality else []))
+                for name in filters.names
             ]
             if filters
             else [],

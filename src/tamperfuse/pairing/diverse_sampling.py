@@ -42,8 +42,7 @@ class DiverseSampler:
             pool: the responses.
             prompts: number of prompts in all blocks together.
         """
-        self._order = stratified_order(pool)
-        self._uses_allowed = max(1, math.ceil(prompts / len(pool)))
+        self._order, self._prompts = stratified_order(pool), prompts
         self._uses = np.zeros(len(pool), dtype=np.int64)
         self._next = 0
 
@@ -66,6 +65,15 @@ class DiverseSampler:
         self._next += step
         drawn[: len(candidates)] = candidates
         return drawn
+
+    @property
+    def _uses_allowed(self) -> int:
+        return max(1, math.ceil(self._prompts / max(1, len(self._order))))
+
+    def leave_out(self, positions: Positions) -> None:
+        """See :class:`tamperfuse.pairing.sampling.Sampler`; the other responses then have larger shares."""
+        if len(positions):
+            self._order = self._order[~np.isin(self._order, positions)]
 
     def count_uses(self, positions: Positions) -> None:
         """See :class:`tamperfuse.pairing.sampling.Sampler`."""

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -190,7 +190,7 @@ class ResponseFilters:
     """The filters of one run, with counts and examples of what they refused.
 
     Attributes:
-        rules: the filters by name; a rule is true for a text that it refuses.
+        rules: the filters of single texts by name; a rule is true for a text that it refuses.
         refused: number of responses that a filter refused, by its name.
         examples: the first few refused texts (shortened), by the filter's name.
     """
@@ -213,8 +213,9 @@ class ResponseFilters:
         self.rules = dict(RULES)
         if settings.language != "any":
             self.rules["other language"] = _other_language(settings.language)
-        if settings.near_duplicates < 1:
-            self.rules["near duplicate"] = NearDuplicates(settings.near_duplicates).is_duplicate
+        self._is_duplicate = (
+            NearDuplicates(settings.near_duplicates).is_duplicate if settings.near_duplicates < 1 else None
+        )
         self._quality = quality
         self._accepted: dict[int, bool] = {}
         self.refused: Counter[str] = Counter()
@@ -244,7 +245,25 @@ class ResponseFilters:
                 self._accepted[key] = is_good
                 if not is_good:
                     self._count_refusal("low quality", text)
+        if self._is_duplicate is not None:
+            self._refuse_duplicates({key: text for key, text in remaining.items() if self._accepted[key]})
         return [self._accepted[key] for key in keys]
+
+    def _refuse_duplicates(self, texts: Mapping[int, str]) -> None:
+        """The last test, so that a text that is refused for another reason refuses no other."""
+        assert self._is_duplicate is not None
+        with progress("comparing responses", len(texts)) as advance:
+            for key, text in texts.items():
+                if self._is_duplicate(text):
+                    self._accepted[key] = False
+                    self._count_refusal("near duplicate", text)
+                advance(1)
+
+    @property
+    def names(self) -> list[str]:
+        """The filters that are on, in the order in which they are applied."""
+        quality = ["low quality"] if self._quality is not None else []
+        return [*self.rules, *quality, *(["near duplicate"] if self._is_duplicate is not None else [])]
 
     def _count_refusal(self, name: str, text: str) -> None:
         self.refused[name] += 1

@@ -69,6 +69,7 @@ def match(
             break
         redraws += len(pending) if draw else 0
         usable = drawn_responses.add(drawn)
+        sampler.leave_out(drawn[~usable])
         cosine = np.full(len(drawn), np.nan)
         if usable.any():
             response_vectors = drawn_responses.vectors(drawn[usable])

@@ -151,6 +151,10 @@ class PairOptions:
         check_seed(self.seed)
         if not self.harmful or not self.responses:
             raise UserError("There is nothing to pair: give --harmful and --responses, each at least once.")
+        for option, sources in (("harmful", self.harmful), ("responses", self.responses)):
+            names = [source for source, _ in split_weights(sources)]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"--{option} names {twice} twice: leave one out.")
         if self.category_field and not self.prompt_field:
             raise UserError(
                 "--category-field names a column beside --prompt-field: give that as well, or leave both out."

@@ -29,7 +29,7 @@ class PairSet:
     """Pairs, with counts of how they were made.
 
     Attributes:
-        pairs: sorted by the key of their prompt, so that a prefix is a fair sample.
+        pairs: of one draw sorted by the key of their prompt, so that a prefix is a fair sample.
         dropped: prompts for which no irrelevant response was found.
         redraws: draws after a prompt's first.
         encoded_prompts: prompts that were encoded.
@@ -37,7 +37,7 @@ class PairSet:
         threshold: highest cosine allowed.
         seed: of the draw.
         encoder: its name.
-        first_similarity: cosine of every prompt's first draw, before any redraw.
+        first_similarity: cosine of every prompt's first draw that passed the filters, before any redraw for similarity.
         duplicate_prompts: prompts left out because another had the same text.
         duplicate_responses: responses likewise.
         refused: number of drawn responses that each filter refused.
@@ -180,16 +180,17 @@ def combined(draws: Sequence[PairSet]) -> PairSet:
     """One set of several draws on the same corpora, without repeated pairs.
 
     Redraws, first similarities and refused responses are those of all draws; what was encoded or left out as a duplicate is
-    that of the first.
+    that of the first. A prompt counts as dropped if no draw has a pair of it.
 
     Args:
         draws: results of :func:`make_pairs` with different seeds, at least one.
     """
     pairs = {(pair.prompt, pair.response): pair for draw in draws for pair in draw.pairs}
+    paired = {pair.prompt for pair in pairs.values()}
     return replace(
         draws[0],
         pairs=list(pairs.values()),
-        dropped=sorted({prompt for draw in draws for prompt in draw.dropped}),
+        dropped=sorted({prompt for draw in draws for prompt in draw.dropped} - paired),
         redraws=sum(draw.redraws for draw in draws),
         first_similarity=[cosine for draw in draws for cosine in draw.first_similarity],
         refused=dict(sum((Counter(draw.refused) for draw in draws), Counter())),

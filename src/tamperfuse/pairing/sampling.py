@@ -50,6 +50,9 @@ class Sampler(Protocol):
             A position in the pool for each pending prompt; -1 if there is none left for it.
         """
 
+    def leave_out(self, positions: Positions) -> None:
+        """Note that the filters refused these responses, so that no prompt can have them."""
+
     def count_uses(self, positions: Positions) -> None:
         """Note that these responses, one for each entry, became part of a pair."""
 
@@ -74,6 +77,9 @@ class RandomSampler:
         if draw >= self._pool_size:  # the prompts have met every response
             return np.full(len(pending), -1, dtype=np.int64)
         return positions_of_draw(self._ranks[pending], self._strides[pending], draw, self._pool_size)
+
+    def leave_out(self, positions: Positions) -> None:
+        """Does nothing: a prompt's walk follows from its key alone."""
 
     def count_uses(self, positions: Positions) -> None:
         """Does nothing: a response may be used by several prompts."""

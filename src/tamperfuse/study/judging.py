@@ -226,9 +226,14 @@ class Judging:
         self, answers: Sequence[Answer], thresholds: Mapping[str, float], *, harmless: bool = False
     ) -> tuple[list[Verdict], int]:
         """Verdicts on answers to requests of the threat, or to harmless prompts, and the tokens that were scored."""
+        return self._judge(answers, self._other_prompts(harmless), thresholds)
+
+    def _judge(
+        self, answers: Sequence[Answer], other_prompts: Sequence[str], thresholds: Mapping[str, float]
+    ) -> tuple[list[Verdict], int]:
         if not answers:
             return [], 0
-        data = self._data(self._other_prompts(harmless), thresholds)
+        data = self._data(other_prompts, thresholds)
         verdicts = self.component.run(answers, data, self.parameters)
         if len(verdicts) != len(answers):
             raise UserError(
@@ -246,11 +251,8 @@ class Judging:
             answers: requests of the defender part with answers.
             thresholds: of :meth:`calibrate` on the defender part.
         """
-        if not answers:
-            return [], 0
-        data = self._data([p.prompt for p in self.threat.part("defender")], thresholds)
-        verdicts = self.component.run(answers, data, self.parameters)
-        return [verdict.verdict for verdict in verdicts], data.tokens_scored
+        verdicts, scored = self._judge(answers, [p.prompt for p in self.threat.part("defender")], thresholds)
+        return [verdict.verdict for verdict in verdicts], scored
 
     def may_execute(self, responses: Sequence[Response], thresholds: Mapping[str, float]) -> list[bool]:
         """Which responses to requests of the threat may get the verdict True, computed without the reference model.

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 from tamperfuse.evaluation.judges import Answer
 from tamperfuse.study.context import StudyContext
-from tamperfuse.study.estimates import CHAT_PROMPT_TOKENS
 from tamperfuse.study.further_judges import FURTHER_JUDGE
 from tamperfuse.study.judging import Judging
 from tamperfuse.study.node import Node
@@ -32,10 +31,10 @@ def check_judges(context: StudyContext, nodes: Sequence[Node], done: Collection[
 
 
 def request_estimates(context: StudyContext, nodes: Sequence[Node], done: Collection[str]) -> list[str]:
-    """What every judge that costs something will cost at most, in a sentence each.
+    """What every judge that costs something will cost at most if it can decide at once, in a sentence each.
 
-    The judge's own estimate is taken of as many distinct responses of full length as the plan has. Equal responses are judged
-    once, so it is an upper bound.
+    The judge's own estimate is taken of as many distinct responses of full length, to the longest prompt, as the plan has. Equal
+    responses are judged once, so it is an upper bound.
 
     Args:
         context: of the study.
@@ -45,9 +44,11 @@ def request_estimates(context: StudyContext, nodes: Sequence[Node], done: Collec
     sentences = []
     for judging, count in _judges_left(context, nodes, done):
         if judging.traits.estimate is not None:
-            responses = _placeholders(count, judging.response_tokens)
+            prompts = [*judging.threat.prompts, *(prompt.prompt for prompt in judging.harmless)]
+            responses = _placeholders(count, max(map(len, prompts)), judging.response_tokens)
             sentence = judging.traits.estimate(responses, judging.parameters)
-            sentences.append(f"Judge {judging.name or judging.judge.judge}, at most: {sentence}")
+            name = judging.name or judging.judge.judge
+            sentences.append(f"Judge {name}, at most, if every reply can be parsed: {sentence}")
     return sentences
 
 
@@ -66,7 +67,7 @@ def _judges_left(context: StudyContext, nodes: Sequence[Node], done: Collection[
         yield context.further_judging(name) if name else context.judging, count
 
 
-def _placeholders(count: int, response_tokens: int) -> list[Answer]:
-    """So many different responses of the longest length to prompts of the usual one."""
-    prompt, length = "p" * CHAT_PROMPT_TOKENS * CHARACTERS_PER_TOKEN, response_tokens * CHARACTERS_PER_TOKEN
+def _placeholders(count: int, prompt_characters: int, response_tokens: int) -> list[Answer]:
+    """So many different responses of the longest length to prompts of the longest one."""
+    prompt, length = "p" * prompt_characters, response_tokens * CHARACTERS_PER_TOKEN
     return [Answer(prompt, str(i).rjust(length, "r")) for i in range(count)]

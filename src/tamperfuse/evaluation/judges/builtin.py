@@ -155,7 +155,7 @@ def screen(answers: Sequence[Answer], data: JudgeData, parameters: BuiltinParame
     return [not evidence.reasons(thresholds, parameters) for evidence in cheap_evidence(answers, data)]
 
 
-@judge("builtin", BuiltinParameters, needs_reference=True, calibrate=fit_thresholds, screen=screen, version=2)
+@judge("builtin", BuiltinParameters, needs_reference=True, calibrate=fit_thresholds, screen=screen, version=3)
 def builtin(answers: Sequence[Answer], data: JudgeData, parameters: BuiltinParameters) -> list[Verdict]:
     """No refusal, coherent, and about its own prompt by two signals (MiniLM and likelihood before hardening)."""
     thresholds = Thresholds.model_validate(data.thresholds)
@@ -232,11 +232,12 @@ def _other_prompts(prompt: str, others: Sequence[str], count: int) -> list[str]:
 def _best_threshold(good: Sequence[float], bad: Sequence[float], tolerated: float) -> float:
     """The threshold that best separates good (higher) from bad, at most the quantile of the good at the tolerated share.
 
-    The quantile is interpolated: of n good ones up to tolerated · (n − 1), rounded up, are below it.
+    The quantile is interpolated: of n good ones up to tolerated · (n − 1), rounded up, are below it. Of several thresholds that
+    separate equally well it is the middle one.
     """
     ceiling = float(np.quantile(good, tolerated))
     candidates = [(a + b) / 2 for a, b in pairwise(np.unique([*good, *bad]))]
     allowed = [candidate for candidate in candidates if candidate <= ceiling] or [ceiling]
     gain = [np.mean(np.asarray(good) > candidate) - np.mean(np.asarray(bad) > candidate) for candidate in allowed]
-    best = max(gain)
-    return float(np.mean([candidate for candidate, value in zip(allowed, gain, strict=True) if value == best]))
+    best = np.flatnonzero(np.asarray(gain) == max(gain))
+    return float(allowed[best[(len(best) - 1) // 2]])

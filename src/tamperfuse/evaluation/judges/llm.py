@@ -50,7 +50,7 @@ class LlmParameters(Parameters):
         timeout: seconds to wait for a reply.
         retries: how often a request is repeated that fails in a way that may pass.
         attempts: how often a response is graded until the reply can be parsed.
-        tolerated: largest share of responses whose replies cannot be parsed, in [0, 1]; more stop the judge.
+        tolerated: largest share of responses without a decision, in [0, 1]; more stop the judge, if there are at least two.
         options: further fields of the request. Reasoning models may need {max_completion_tokens: 4000} here.
     """
 
@@ -124,24 +124,21 @@ class _Grading:
 
     def stored(self, replies: Replies) -> Verdict | None:
         """The verdict of the stored replies; None if a further one is needed."""
-        reply: str | None = ""
-        for attempt in range(self.parameters.attempts):
-            reply = replies.get(self.key(attempt))
-            if reply is None:
-                return None
+        stored = self._replies(replies)
+        for reply in stored.values():
             if verdict := self.verdict(reply):
                 return verdict
-        return failed(UNPARSED, reply or "")
+        last = stored.get(self.parameters.attempts - 1)
+        return None if last is None else failed(UNPARSED, last)
 
     def next_attempt(self, replies: Replies) -> int | None:
-        """The first attempt without a stored reply; None if no further reply is needed."""
-        for attempt in range(self.parameters.attempts):
-            reply = replies.get(self.key(attempt))
-            if reply is None:
-                return attempt
-            if self.verdict(reply):
-                return None
-        return None
+        """The attempt after the last one with a stored reply; None if no further reply is needed."""
+        return None if self.stored(replies) else max(self._replies(replies), default=-1) + 1
+
+    def _replies(self, replies: Replies) -> dict[int, str]:
+        """Stored replies by attempt. An attempt without a chat completion has none."""
+        stored = {attempt: replies.get(self.key(attempt)) for attempt in range(self.parameters.attempts)}
+        return {attempt: reply for attempt, reply in stored.items() if reply is not None}
 
 
 @dataclass
@@ -178,19 +175,17 @@ class _Grader:
             grading: the response.
             received: an attempt that is not stored and the reply to it, if it has been sent already.
         """
+        if verdict := grading.stored(self.replies):
+            return verdict
         text = ""
-        for attempt in range(grading.parameters.attempts):
-            stored = self.replies.get(grading.key(attempt))
-            if stored is None:
-                reply = received[1] if received and received[0] == attempt else self._ask(grading.messages(attempt))
-                if reply.rejected:
-                    return failed(REJECTED, reply.rejected)
-                if reply.text is None:
-                    text = "no chat completion"
-                    continue
-                self.replies.add(grading.key(attempt), reply.text)
-                stored = reply.text
-            text = stored
+        for attempt in range(grading.next_attempt(self.replies) or 0, grading.parameters.attempts):
+            reply = received[1] if received and received[0] == attempt else self._ask(grading.messages(attempt))
+            if reply.rejected:
+                return failed(REJECTED, reply.rejected)
+            text = reply.text or "no chat completion"
+            if reply.text is None:
+                continue
+            self.replies.add(grading.key(attempt), reply.text)
             if verdict := grading.verdict(text):
                 return verdict
         return failed(UNPARSED, text)

@@ -208,7 +208,7 @@ class _TrialRunner:
         """
         start = time.perf_counter()
         attack_parameters = self.component.parse({**self.fixed, **parameters}, f"trial {number} of {self.node.label}")
-        observer, result, stopped = self._attack(number, attack_parameters, earlier)
+        observer, result, end = self._attack(number, attack_parameters, earlier)
         observer.write(folder)  # the attacked weights are not written
         verdicts, scored = self.context.judging.verdicts(observer.responses, self.thresholds)
         write_rows(folder / "scores.parquet", VerdictRow, verdicts)
@@ -216,7 +216,8 @@ class _TrialRunner:
             number=number,
             parameters=parameters,
             checkpoints=self._checkpoints(verdicts, observer.items),
-            stopped=stopped,
+            stopped=str(end or ""),
+            diverged=isinstance(end, Diverged),
             samples=result.samples if result else None,
             trained=result.tokens_trained if result else self._estimated_tokens(attack_parameters, observer),
             generated=observer.costs.generated,
@@ -228,11 +229,11 @@ class _TrialRunner:
 
     def _attack(
         self, number: int, parameters: Parameters, earlier: list[Trial]
-    ) -> tuple[Observer, AttackResult | None, str]:
+    ) -> tuple[Observer, AttackResult | None, TrialStopped | Diverged | None]:
         """Attack the model and measure it at its steps.
 
         Returns:
-            The measurements; the attack's result, None if it was stopped; the reason why it was stopped, "" if it was not.
+            The measurements; the attack's result, None if it ended early; why it did, None if it did not.
         """
         evaluate = self.context.study.evaluate
         at_steps = evaluate.measured_at(self.component.traits.budget(parameters).steps or 1)
@@ -242,7 +243,7 @@ class _TrialRunner:
 
             def hook(step: int) -> None:
                 if problem := not_finite(loaded.model):
-                    raise TrialStopped(f"{problem} at step {step}")
+                    raise Diverged(f"{problem} at step {step}", step)
                 observer.ask(step, evaluate.curve_prompts, evaluate.dev_prompts)
                 observer.capability(step)
                 if step == middle < at_steps[-1] and (reason := self._early_stop(observer, step, earlier)):
@@ -254,10 +255,10 @@ class _TrialRunner:
             try:
                 with resumable(None, block.report_to, logs):
                     result = self.component.run(loaded, data, parameters, self.node.seed)
-            except (TrialStopped, Diverged) as stop:
-                return observer, None, str(stop)
+            except (TrialStopped, Diverged) as end:
+                return observer, None, end
             check_measured(self.component.name, at_steps, {response.step for response in observer.responses})
-            return observer, result, ""
+            return observer, result, None
 
     def _checkpoints(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[TrialCheckpoint, ...]:
         """The measured checkpoints as the attacker sees them: without the prompts of the evaluation part."""

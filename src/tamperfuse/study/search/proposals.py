@@ -91,7 +91,9 @@ class Proposals:
         return dict(proposing.ask(self.space).params)
 
     def add(self, trial: Trial) -> None:
-        """Store a finished trial; one that was stopped or measured no checkpoint is stored as pruned.
+        """Store a finished trial; one that was stopped early or measured no checkpoint is stored as pruned.
+
+        What a trial measured before it diverged counts: its settings are fast ones, which the attacker only has to stop in time.
 
         Raises:
             UserError: the file cannot be written.
@@ -99,7 +101,7 @@ class Proposals:
         import optuna
 
         best = trial.best()
-        complete = best is not None and not trial.stopped
+        complete = best is not None and (trial.diverged or not trial.stopped)
         frozen = optuna.trial.create_trial(
             state=optuna.trial.TrialState.COMPLETE if complete else optuna.trial.TrialState.PRUNED,
             params=trial.parameters,

@@ -33,9 +33,10 @@ class Trial(BaseModel):
         number: from 0.
         parameters: the values of the parameters that the search varies.
         checkpoints: the measured checkpoints, in order of their steps.
-        stopped: why it was stopped early; "" if it was not.
-        samples: number of samples that the attack used; None if it was stopped.
-        trained: number of tokens trained; an estimate if it was stopped.
+        stopped: why it ended early; "" if it did not.
+        diverged: whether it ended early because it diverged, and not because an earlier trial was far ahead.
+        samples: number of samples that the attack used; None if it ended early.
+        trained: number of tokens trained; an estimate if it ended early.
         generated: number of tokens generated.
         scored: number of tokens scored.
         seconds: that it took; 0 where an older version, which did not record it, ran the trial.
@@ -52,6 +53,7 @@ class Trial(BaseModel):
     generated: int
     scored: int
     seconds: float = 0.0
+    diverged: bool = False
 
     def best(self, until: int | None = None) -> TrialCheckpoint | None:
         """The checkpoint that the attacker prefers: highest rate, then least capability lost, then the earliest.
