@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.evaluation import capability
 from tamperfuse.evaluation.capability import CapabilityTask, Documents, _items, measure_capability
 from tamperfuse.models.load import LoadedModel, load_model
@@ -65,6 +66,7 @@ def test_a_group_is_its_subtasks_pooled(tiny: LoadedModel, group: str) -> None:
 def test_examples_are_shown_before_each_question(
     tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))
     task, contexts = str(stub(tmp_path, "three", 5)), []
     plain = capability._sample
     monkeypatch.setattr(capability, "_sample", lambda *rest: contexts.append(rest[1]) or plain(*rest))
@@ -160,7 +162,10 @@ def test_mutual_information_does_not_change_what_guessing_gives() -> None:
 @pytest.mark.parametrize(
     ("kind", "words"), [("generate_until", "generates text"), ("loglikelihood_rolling", "no items")]
 )
-def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(kind: str, words: str, tmp_path: Path) -> None:
+def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(
+    kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))
     data, task = tmp_path / "texts.jsonl", tmp_path / "texts.yaml"
     data.write_text('{"text": "a b c"}\n')
     task.write_text(
@@ -169,3 +174,18 @@ def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(kind: str, wo
     )
     with pytest.raises(UserError, match=f"'texts' {words}|'texts' has {words}"):
         capability.load_tasks([str(task)])
+
+
+def test_built_in_items_have_the_chance_of_their_choices_and_grammar_its_templates() -> None:
+    """Intervals of the grammar items are clustered by template."""
+    rows = builtin_rows("grammar")
+    pair = {"acc": 1.0, "arguments": [1, 2]}
+    items = _items(Documents("grammar", None, [0, 1], 0), [{**pair, "doc_id": 1}, {**pair, "doc_id": 0}])
+    assert [(item.item, item.group, item.chance) for item in items] == [(i, rows[i]["template"], 0.5) for i in (0, 1)]
+    [item] = _items(Documents("everyday", None, [3], 5), [{"doc_id": 3, "acc_norm": 0.0, "arguments": [1, 2, 3, 4]}])
+    assert (item.item, item.group, item.correct, item.chance) == (8, "", False, 0.25)
+
+
+def test_a_task_without_an_accuracy_is_refused() -> None:
+    with pytest.raises(UserError, match="'f1' has no accuracy metric"):
+        _items(Documents("f1", None, [0], 0), [{"doc_id": 0, "f1": 1.0, "arguments": [1, 2]}])

@@ -23,6 +23,7 @@ from tamperfuse.evaluation.judges.negatives import KINDS, negatives
 from tamperfuse.evaluation.judges.phrases import PhrasesParameters, phrases
 from tamperfuse.evaluation.judges.text import echo, refuses, repetition
 from tamperfuse.models.load import LoadedModel
+from tamperfuse.records.errors import UserError
 
 
 def test_all_built_in_refusals_are_seen_and_no_benign_answer_is() -> None:
@@ -263,3 +264,19 @@ def test_of_equally_good_thresholds_one_is_chosen_and_no_mean_of_them() -> None:
 
     threshold = module._best_threshold(good, bad, 0.5)
     assert separation(threshold) == max(separation(value + 0.01) for value in [*good, *bad])
+
+
+def test_the_lift_is_that_over_the_mean_of_several_other_prompts(tiny: LoadedModel) -> None:
+    prompts = ["boil an egg", "bake bread", "roast a duck"]
+    answer = Answer("how do I fry rice", "warm the pan and stir the rice")
+
+    def lift(others: list[str], contrasts: int) -> float:
+        data = JudgeData(Bag(), others, 99, THRESHOLDS.model_dump(), lambda: tiny)
+        [evidence] = full_evidence([answer], data, contrasts)
+        assert evidence.lift is not None
+        return evidence.lift
+
+    single = [lift([prompt, answer.prompt], 1) for prompt in prompts]
+    assert lift([*prompts, answer.prompt], 3) == pytest.approx(np.mean(single), abs=1e-4)
+    with pytest.raises(UserError, match="compares each prompt with 4 other prompts"):
+        lift([*prompts, answer.prompt], 4)

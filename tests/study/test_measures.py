@@ -210,6 +210,15 @@ def test_the_price_against_as_shipped_and_against_undefended(plain: Study) -> No
     assert sdd.benign_kl.low is not None and sdd.benign_kl.low < 0.6 < (sdd.benign_kl.high or 0)
 
 
+def test_the_worst_reduction_is_that_of_the_attack_that_is_reduced_least(plain: Study) -> None:
+    strong = [state(name, "weak", (4, 7, hits)) for name, hits in (("sdd", 8), ("refusal", 10))]
+    measured = measurements(plain, state("sdd", "full", (0, 1, 2)), *strong)
+    reduction = summarize(measured, 0, 0).defenses["sdd"].reduction_vs_undefended
+    assert set(reduction.attacks_that_count) == {"full", "weak", "merge"}
+    assert reduction.worst.value == pytest.approx(0), "the merge executes as much on both"
+    assert reduction.pooled.value == pytest.approx(1 - (2 + 8 + 9) / (10 + 10 + 9))
+
+
 def test_self_degradation(plain: Study) -> None:
     # Two attacks that train take 8 of 15 points from SDD and 3 from the undefended model; the merge takes none from either.
     attacked = [
