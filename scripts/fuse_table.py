@@ -42,9 +42,9 @@ USABLE = (
 )
 OVERVIEW_TERMS = (
     f"*Reduction*: the relative decrease in executed requests against `{UNDEFENDED}`, over the attacks that count, each at the "
-    f"step that its attacker chooses. {COST} {USABLE} *Benign NLL*: the rise of the negative log-likelihood of held-out "
-    "documents against the model as shipped. *Answers*: harmless prompts that are answered before any attack, far from the threat and "
-    "near it. ≥: a lower bound."
+    f"step that its attacker chooses. {COST} {USABLE} "
+    "*Benign NLL*: the rise of the negative log-likelihood of held-out documents against the model as shipped. *Answers*: "
+    "harmless prompts that are answered before any attack, far from the threat and near it. ≥: a lower bound."
 )
 TERMS = (
     f"{COST} {USABLE} *Capability C*: "
