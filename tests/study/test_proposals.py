@@ -26,7 +26,7 @@ def trial(number: int, rate: float, learning_rate: float, stopped: str = "", *, 
 
 
 def proposed(file: Path, **end: Any) -> float:
-    """The geometric mean of the proposed rates after four weak trials at low rates and two strong ones at high rates that end so."""
+    """Geometric mean of the proposed rates after four weak trials at low rates and two strong ones at high rates that end so."""
     search = Search.model_validate({"trials": 20, "over": {"learning_rate": [1e-5, 2e-3]}})
     start = ATTACKS.get("harmful_finetune").parse({}, "test")
     rates = []
