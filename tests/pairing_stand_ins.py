@@ -1,8 +1,12 @@
 """What the tests of pairing use in place of the sentence encoder and of corpora. Imports no model library."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Sequence
 from functools import cache
+from multiprocessing import Queue
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tamperfuse.corpora.examples import Example
+from tamperfuse.pairing.encoding import ProcessPoolCompute
 from tamperfuse.pairing.options import PairOptions
 
 
@@ -75,6 +80,26 @@ def hash_projection(texts: Sequence[str]) -> NDArray[np.float32]:
     digests = b"".join(xxhash.xxh3_64_digest(text.encode()) for text in texts)
     bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8).reshape(-1, 8), axis=1)
     return (bits.astype(np.float32) * 2 - 1) / 8
+
+
+def pids_while(texts: Sequence[str]) -> NDArray[np.float32]:
+    """The process that encodes, in place of a vector."""
+    time.sleep(0.05)
+    return np.full((len(texts), 1), os.getpid(), dtype=np.float32)
+
+
+def dying(texts: Sequence[str]) -> NDArray[np.float32]:
+    """Kills the worker that encodes."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def report_pid(queue: "Queue[int]") -> None:
+    """A process that starts a worker, puts the worker's number into a queue, and waits."""
+    workers = ProcessPoolCompute(pids_while, 1)
+    for _, vectors in workers(["a"]):
+        queue.put(int(vectors[0, 0]))
+    time.sleep(60)
 
 
 def pair_options(sources: tuple[Path, Path], out: Path, **values: Any) -> PairOptions:

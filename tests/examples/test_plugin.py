@@ -17,8 +17,35 @@ from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.records.summary import read_summary
 from tamperfuse.records.yaml import dump_yaml, read_yaml
 
-PLUGIN = Path(__file__).parents[2] / "examples" / "plugin"
+TESTS = Path(__file__).parents[1]
+PLUGIN = TESTS.parent / "examples" / "plugin"
 PARTS = ("defender", "attacker", "attacker_dev", "evaluation")
+BETWEEN = "== the next command =="
+
+# Two commands in one process, which imports everything once; the sentence encoder and lm-eval are replaced as by the fixture
+# `quick_judging`.
+COMMANDS = f"""
+import sys
+
+sys.path.append({str(TESTS)!r})
+
+from stand_ins import WordCountEncoder, quick_capability
+from tamperfuse.cli.app import main
+from tamperfuse.models.encoder import set_default_encoder
+from tamperfuse.study import observe
+from tamperfuse.study.results import intervals
+
+set_default_encoder(WordCountEncoder())
+observe.measure_capability = quick_capability
+intervals.DRAWS = 20
+for arguments in (["list"], ["run", "study.yaml", "--out", "run"]):
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    print({BETWEEN!r}, flush=True)
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -46,10 +73,6 @@ def run(command: list[str], folder: Path) -> str:
     return result.stdout
 
 
-def tamperfuse_command(python: Path, *arguments: str) -> list[str]:
-    return [str(python), "-c", "from tamperfuse.cli.app import main; main()", *arguments]
-
-
 def write_threat(path: Path) -> Path:
     """Cooking prompts, answered by unrelated text: a random model has no answers of its own."""
     prompts = [row["prompt"] for row in builtin_rows("cooking")]
@@ -63,18 +86,16 @@ def write_threat(path: Path) -> Path:
     return path
 
 
-def test_the_three_components_are_listed(python: Path, tmp_path: Path) -> None:
-    listed = run(tamperfuse_command(python, "list"), tmp_path)
-    assert all(name in listed for name in ("gradient_ascent", "opening_finetune", "word_overlap"))
-
-
-def test_the_three_components_run_through_a_study(python: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_three_components_are_listed_and_run_through_a_study(
+    python: Path, tiny_folder: Path, benign_file: Path, tmp_path: Path
+) -> None:
     values = read_yaml(PLUGIN / "study.yaml")
     assert set(values["defenses"]) == {"gradient_ascent"} and "opening_finetune" in values["attacks"]
     training = {"steps": 2, "batch": 2}
     values |= {
         "model": str(tiny_folder),
         "threat": str(write_threat(tmp_path / "threat.jsonl")),
+        "benign": str(benign_file),
         "defenses": {"refusal": training, "gradient_ascent": {**values["defenses"]["gradient_ascent"], **training}},
         "attacks": {"opening_finetune": {**training, "shots": 2, "tokens": 3}},
         "evaluate": {
@@ -84,11 +105,11 @@ def test_the_three_components_run_through_a_study(python: Path, tiny_folder: Pat
             "harmless": 4,
             "heldout": 3,
             "response_tokens": 8,
-            "capability_items": 4,
         },
     }
     (tmp_path / "study.yaml").write_text(dump_yaml(values), encoding="utf-8")
-    run(tamperfuse_command(python, "run", "study.yaml", "--out", "run"), tmp_path)
+    listed, _, _ = run([str(python), "-c", COMMANDS], tmp_path).partition(BETWEEN)
+    assert all(name in listed for name in ("gradient_ascent", "opening_finetune", "word_overlap"))
     summary = read_summary(tmp_path / "run")
     assert summary.judge == "word_overlap"
     assert set(summary.defenses) == {"refusal", "gradient_ascent"}

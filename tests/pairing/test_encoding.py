@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pairing_stand_ins import hash_projection, prose
+from pairing_stand_ins import dying, hash_projection, pids_while, prose, report_pid
 from stand_ins import WordCountEncoder
 from tamperfuse.models.encoder import SentenceEncoder, default_encoder, set_default_encoder
 from tamperfuse.pairing.cache import BATCH
@@ -20,17 +20,6 @@ from tamperfuse.records.errors import UserError
 
 MODEL = "all-MiniLM-L6-v2"
 TEXTS = [prose(n)[: 20 + 7 * n] for n in range(BATCH + 9)]  # of many lengths, more than one batch
-
-
-def pids_while(texts: list[str]) -> np.ndarray:
-    """The process that encodes, in place of a vector."""
-    time.sleep(0.05)
-    return np.full((len(texts), 1), os.getpid(), dtype=np.float32)
-
-
-def dying(texts: list[str]) -> np.ndarray:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
 
 
 def test_processes_give_what_one_gives_and_stay_for_the_next_texts(tmp_path):
@@ -59,13 +48,6 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def report_pid(queue: object) -> None:
-    workers = ProcessPoolCompute(pids_while, 1)
-    for _, vectors in workers(["a"]):
-        queue.put(int(vectors[0, 0]))
-    time.sleep(60)
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed():
