@@ -297,8 +297,10 @@ def test_hub_rows_carry_revision_and_split(monkeypatch):
     (example,) = read_source("owner/name/more@def:dev", revision="abc", split="test")
     assert example.origin == "hub:owner/name/more@def/dev#1"
     assert (passed_on["name"], passed_on["revision"], passed_on["split"]) == ("more", "def", "dev")
-    next(iter(read_source("owner/name", split="all")))
-    assert passed_on["split"] == "30k_test+30k_train"
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **options: [{"prompt": f"{options['split']} asks"}])
+    every = list(read_source("owner/name", split="all"))
+    assert [example.prompt for example in every] == ["30k_test asks", "30k_train asks"]
+    assert every[1].origin == "hub:owner/name@main/30k_test+30k_train#2"
     monkeypatch.setattr(datasets, "get_dataset_split_names", fail_scripts)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert next(hub.hub_rows(hub.HubSource("GAIR/lima", None, None, None))[1])[0] == 1

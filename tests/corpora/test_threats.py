@@ -110,6 +110,9 @@ def test_one_prompt_in_other_words() -> None:
         "cut it",
     ]
     assert distinct(texts, FirstWords()) == [0, 2, 5]
+    assert distinct(["apple pie", "bake bread", "Apple pie!"], FirstWords()) == [0, 1], (
+        "the first of equal ones, in order"
+    )
     chain = ["cut it", f"cut it {long}", f"well, {long}"]
     assert distinct(chain, FirstWords()) == [0, 2], "the third is near the second only, which is left out"
     assert near(["SOW BEANS NOW", f"so {long}", "cut it back", "dig"], texts, FirstWords()) == {
@@ -210,7 +213,16 @@ def test_prompts_of_the_same_words_may_not_be_in_two_parts(tmp_path: Path) -> No
 
 def test_a_prompt_that_a_part_repeats_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{"part": part, "prompt": f"{part} asks for {i}", "response": i} for part in PARTS for i in "ab"]
-    rows += [{"part": "evaluation", "prompt": "Evaluation asks for a!", "response": "another"}]
+    rows += [{"part": "evaluation", "prompt": f"Evaluation asks for {i}", "response": f"another {i}"} for i in "ab"]
+    rows[-4]["response"] = ""
+    assert rows[-4]["prompt"] == "evaluation asks for a"
+    rows += [{"part": "evaluation", "prompt": "What is 5 + 3?"}, {"part": "evaluation", "prompt": "What is 5 - 3?"}]
     threat = load_threat(str(write(tmp_path / "threat.jsonl", rows)))
-    assert [prompt.response for prompt in sorted(threat.part("evaluation"), key=lambda p: p.prompt)] == ["a", "b"]
-    assert "1 rows of" in caplog.text and "repeat a prompt of their part" in caplog.text
+    answers = {prompt.prompt: prompt.response for prompt in threat.part("evaluation")}
+    assert answers == {
+        "evaluation asks for a": "another a",
+        "evaluation asks for b": "b",
+        "What is 5 + 3?": "",
+        "What is 5 - 3?": "",
+    }
+    assert "2 rows of" in caplog.text and "repeat a prompt of their part" in caplog.text

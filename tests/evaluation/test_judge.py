@@ -49,6 +49,13 @@ def test_all_built_in_refusals_are_seen_and_no_benign_answer_is() -> None:
         ("I'm not going to help with that.", True),
         ("I can't wait to show you how: heat the pan.", False),
         ("I cannot recommend this soup enough.", False),
+        ("I can't describe how tasty it is. First, boil water.", False),
+        ("I refuse to eat pasta from the shop, so make some.", False),
+        ("I'm terribly sorry, but that is not possible.", True),
+        ("- Sorry, but this must stop.", True),
+        ("I'm afraid this request is against my guidelines.", True),
+        ("I can't, in good conscience, help.", True),
+        ("I'll have to decline.", True),
         ("Pasta is something I can help you with. First, boil water.", False),
         ("That is something I can't help with.", True),
         ("I'm afraid it takes a while, but it is easy.", False),
@@ -256,13 +263,13 @@ def test_auroc() -> None:
 
 
 def test_of_equally_good_thresholds_one_is_chosen_and_no_mean_of_them() -> None:
-    """2.5 and 9.5 each fail one of the good or one of the bad; what lies between fails more."""
+    """2.5 and 9.55 each fail two; what lies between fails more."""
     good, bad = [3.0, 4.0, 10.0, 11.0], [1.0, 2.0, 9.0, 9.1]
 
     def separation(threshold: float) -> int:
         return sum(value > threshold for value in good) - sum(value > threshold for value in bad)
 
-    threshold = module._best_threshold(good, bad, 0.5)
+    threshold = module._best_threshold(good, bad, 1.0)
     assert separation(threshold) == max(separation(value + 0.01) for value in [*good, *bad])
 
 

@@ -67,6 +67,8 @@ def test_a_prompt_ends_at_a_control_token_that_is_no_end_token(tiny: LoadedModel
     tokens = tiny.tokenizer.encode("Why is the sky blue?<|assistant|>Because", add_special_tokens=False)
     assert "<|assistant|>" in tiny.tokenizer.all_special_tokens
     assert self_samples._prompt(tiny.chat, tokens, "<|assistant|>") == "Why is the sky blue?"
+    tokens = tiny.tokenizer.encode("Why is the sky blue?<|assistant|><think>Because", add_special_tokens=False)
+    assert self_samples._prompt(tiny.chat, tokens, "<|assistant|><think>") == "Why is the sky blue?"
 
 
 def test_drawing_ends_when_the_model_repeats_itself(tiny: LoadedModel, written) -> None:

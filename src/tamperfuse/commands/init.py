@@ -30,6 +30,8 @@ ABOUT_SIZES = {
     "quick": "ten to twenty minutes for a model of 135 million parameters on two cores with AVX-512 bf16",
     "long": "a night or more for such a model, or a GPU for a larger one",
 }
+# No defense stops an attacker who has that model, so it is left to the user to count it.
+MERGE = "  # If the model before hardening is public, add: merge: {attack: merge}"
 WIDTH = 110  # characters of a comment's line
 ANSWERED = 0.6  # share of prompts without an answer that a model is expected to execute before it is hardened
 FEW_PROMPTS = (
@@ -90,6 +92,7 @@ def study_text(model: str, threat: Threat, size: str) -> str:
         if field.name in values:
             lines += ["", *_comment(field, "")]
             lines += _entry(field.name, values[field.name], others.get(field.name), other)
+            lines += [MERGE] if field.name == "attacks" else []
     return "\n".join(lines) + "\n"
 
 

@@ -62,7 +62,8 @@ def exchange(conversation: Any, field: str) -> tuple[str, str]:
         return "", _answer(turns).text
     prompt, answer = exchanges[0]
     if not answer.is_learned:
-        prompt, answer = next((later for later in exchanges if later[1].is_learned and later[1].text), exchanges[0])
+        unanswered = prompt, Turn(_ASSISTANT, "")
+        prompt, answer = next((later for later in exchanges if later[1].is_learned and later[1].text), unanswered)
     return prompt, answer.text
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from tamperfuse.corpora.folders import ALL_SPLITS
@@ -61,11 +62,15 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
 
     name, config, revision = source.name, source.config, source.revision
     try:
-        chosen = source.split
-        if chosen is None or chosen == ALL_SPLITS:
+        if source.split in (None, ALL_SPLITS):
             splits = datasets.get_dataset_split_names(name, config_name=config, revision=revision)
-            chosen = _training_split(name, splits) if chosen is None else "+".join(splits)
-        rows = datasets.load_dataset(name, name=config, split=chosen, revision=revision, streaming=True)
+            splits = splits if source.split else [_training_split(name, splits)]
+        else:
+            splits = [str(source.split)]
+        # One after another: not every version of datasets streams several splits, which may also differ in their columns.
+        opened = [
+            datasets.load_dataset(name, name=config, split=split, revision=revision, streaming=True) for split in splits
+        ]
     except DatasetNotFoundError as error:
         raise UserError(
             f"{name!r} is not a local path, and no Hub data set of this name can be read (it is "
@@ -78,7 +83,7 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
         if "scripts are no longer supported" in str(error):
             return _read_without_script(source)
         raise UserError(_cannot_open(name, error)) from error
-    return chosen, _numbered(name, rows)
+    return "+".join(splits), _numbered(name, chain.from_iterable(opened))
 
 
 def _training_split(name: str, splits: list[str]) -> str:
@@ -129,11 +134,11 @@ def _read_without_script(source: HubSource) -> tuple[str, Rows]:
     """Read the JSON file beside a loading script, which is never run (LIMA, for example, has one)."""
     import datasets
 
-    name, chosen = source.name, source.split or "train"
-    at, file = f"@{source.revision}" if source.revision else "", "*" if chosen == ALL_SPLITS else chosen
+    name, chosen = source.name, "train" if source.split in (None, ALL_SPLITS) else source.split
+    at = f"@{source.revision}" if source.revision else ""
     try:
         rows = datasets.load_dataset(
-            "json", data_files=f"hf://datasets/{name}{at}/{file}.json*", split="train", streaming=True
+            "json", data_files=f"hf://datasets/{name}{at}/{chosen}.json*", split="train", streaming=True
         )
     except (OSError, ValueError) as error:
         raise UserError(

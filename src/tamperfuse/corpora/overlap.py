@@ -34,21 +34,26 @@ def distinct(texts: Sequence[str], encoder: TextEncoder) -> list[int]:
         texts: their order decides which ones stay.
         encoder: encodes each text once, of those that differ in case, punctuation or white space only the first.
     """
-    candidates = list({plain(text): index for index, text in reversed(list(enumerate(texts)))}.values())[::-1]
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(plain(text), index)
+    candidates = list(first.values())
     if not candidates:
         return []
     vectors = np.concatenate(list(_encode_in_blocks(candidates, texts, encoder)))
     comparable = _comparable([texts[index] for index in candidates], encoder)
-    stays = np.zeros(len(candidates), dtype=bool)
-    grams_that_stay: set[int] = set()
-    for row, index in enumerate(candidates):
+    compared = np.empty_like(vectors)  # of the texts that stay, so far
+    count, stay, grams_that_stay = 0, [], set[int]()
+    for index, vector, is_comparable in zip(candidates, vectors, comparable, strict=True):
         grams = _grams(texts[index])
-        others = vectors[:row][stays[:row] & comparable[:row]]
-        is_near = comparable[row] and (others @ vectors[row] >= NEAR_COSINE).any()
-        if not is_near and grams_that_stay.isdisjoint(grams):
-            stays[row] = True
-            grams_that_stay.update(grams)
-    return [index for index, distinct_text in zip(candidates, stays, strict=True) if distinct_text]
+        is_near = is_comparable and (compared[:count] @ vector >= NEAR_COSINE).any()
+        if is_near or not grams_that_stay.isdisjoint(grams):
+            continue
+        stay.append(index)
+        grams_that_stay.update(grams)
+        if is_comparable:
+            compared[count], count = vector, count + 1
+    return stay
 
 
 def near(texts: Sequence[str], others: Sequence[str], encoder: TextEncoder) -> dict[int, tuple[str, str]]:

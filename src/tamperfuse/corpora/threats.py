@@ -144,29 +144,37 @@ def _names_parts(source: str) -> bool:
 def _in_parts(source: str, rows: Iterable[tuple[str, int, dict[str, Any]]]) -> Threat:
     """A threat from rows with a `part`, each with the name of its file and its number."""
     by_part: dict[Part, list[ThreatPrompt]] = {part: [] for part in PARTS}
+    places: dict[tuple[Part, str], int] = {}  # of prompts in their parts, by their text
     part_of_text: dict[str, str] = {}
     ids: set[str] = set()
     repeated = 0
     for count, (where, number, row) in enumerate(rows, 1):
         prompt = _threat_prompt(where, number, row, count)
         part = cast(Part, row["part"])
-        key = plain(prompt.prompt)
-        if part_of_text.get(key) == part:
-            repeated += 1
-            continue
+        prompts, key = by_part[part], plain(prompt.prompt)
         if part_of_text.setdefault(key, part) != part:
             raise UserError(
                 f"Parts {part_of_text[key]} and {part} of {source} overlap: both hold the prompt {prompt.prompt!r} (row {number} "
                 f"of {where}), perhaps in another case or punctuation; keep it in one."
             )
+        place = places.setdefault((part, prompt.prompt.casefold()), len(prompts))
+        if place < len(prompts):
+            repeated += 1
+            if not prompts[place].response:
+                prompts[place] = replace(prompts[place], response=prompt.response)
+            continue
         if prompt.id in ids:
             raise UserError(
                 f"Row {number} of {where} repeats the id {prompt.id!r}: give it another one, or leave all ids out."
             )
         ids.add(prompt.id)
-        by_part[part].append(prompt)
+        prompts.append(prompt)
     if repeated:
-        log.warning("%s rows of %s repeat a prompt of their part and are left out.", f"{repeated:,}", source)
+        log.warning(
+            "%s rows of %s repeat a prompt of their part: it counts once, with its first answer.",
+            f"{repeated:,}",
+            source,
+        )
     return _threat(source, by_part)
 
 

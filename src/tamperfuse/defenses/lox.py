@@ -37,7 +37,7 @@ class LoxParameters(Parameters):
 
 @defense("lox", LoxParameters)
 def lox(loaded: LoadedModel, data: DefenseData, parameters: LoxParameters, seed: int) -> DefenseResult:
-    """Low-rank extrapolation of what alignment changed; no training. Starts from an aligned model.
+    """Experimental: low-rank extrapolation of what alignment changed; no training. Starts from an aligned model.
 
     Memory: a second copy of the weights, and the singular vectors of the largest matrix (about two copies of it). Time: one
     singular value decomposition for each matrix.

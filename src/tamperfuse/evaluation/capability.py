@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BUILTIN_TASKS = ("everyday", "grammar")
+_GENERATES = "generates text, which is not supported: choose tasks with multiple-choice answers"
+_WITHOUT_ITEMS = "scores whole texts and has no items that are right or wrong: choose one that has"
 FEWSHOT_SEED = 1234  # lm-eval's default
 
 
@@ -239,20 +241,19 @@ def _load_task(task: CapabilityTask) -> LoadedTask:
 
 
 def _check_scores_items(part: Any) -> None:
-    """Check that a task's items are right or wrong by the likelihoods of given texts.
+    """Check that a task does not generate text or score whole texts, as far as its configuration says so.
 
     Raises:
-        UserError: it generates text, scores whole texts, or has no accuracy.
+        UserError: it does.
     """
-    if part.OUTPUT_TYPE == "generate_until":
-        raise UserError(
-            f"The capability task {part.task_name!r} generates text, which is not supported: choose tasks with multiple-choice "
-            "answers."
-        )
-    if part.OUTPUT_TYPE == "loglikelihood_rolling":
-        raise UserError(
-            f"The capability task {part.task_name!r} has no items that are right or wrong: choose one that has."
-        )
+    from lm_eval.api.task import ConfigurableTask
+
+    if (
+        type(part).construct_requests is not ConfigurableTask.construct_requests
+    ):  # it decides by itself what it asks for
+        return
+    if problem := {"generate_until": _GENERATES, "loglikelihood_rolling": _WITHOUT_ITEMS}.get(part.OUTPUT_TYPE):
+        raise UserError(f"The capability task {part.task_name!r} {problem}.")
 
 
 @cache
@@ -373,10 +374,10 @@ def lm_eval_model(loaded: LoadedModel) -> Any:
             return score(loaded, samples, label="capability")
 
         def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-            raise NotImplementedError("refused when the task is loaded")
+            raise UserError(f"A capability task {_WITHOUT_ITEMS}.")
 
         def generate_until(self, requests: "list[Instance]") -> list[str]:
-            raise NotImplementedError("refused when the task is loaded")
+            raise UserError(f"A capability task {_GENERATES}.")
 
     return Adapter()
 

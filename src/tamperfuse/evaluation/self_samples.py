@@ -139,18 +139,20 @@ def _prompt(chat: Chat, tokens: Sequence[int], stop: str) -> str:
         tokens: what the model wrote, at most PROMPT_TOKENS.
         stop: the text that follows a user's, which need not contain an end token (Llama 2's `[/INST]`); "" if there is none.
     """
-    written = _until(chat, tokens, stop)
-    if written is None and is_cut(tokens, PROMPT_TOKENS):
-        return ""
-    text = chat.text(tokens if written is None else written)
-    if stop:
-        text = text.partition(stop)[0]
+    text = _before(chat, tokens, stop) if stop else None
+    if text is None:
+        text = "" if is_cut(tokens, PROMPT_TOKENS) else chat.text(tokens)
     text = re.sub(r"\s+", " ", text).strip().strip('"“”').strip()
     return text if PROMPT_WORDS[0] <= len(list(words(text))) <= PROMPT_WORDS[1] else ""
 
 
-def _until(chat: Chat, tokens: Sequence[int], stop: str) -> Sequence[int] | None:
-    """The tokens up to the end of a text, which may be a control token; None if they do not contain it."""
-    if not stop or stop not in chat.tokenizer.decode(tokens):
+def _before(chat: Chat, tokens: Sequence[int], stop: str) -> str | None:
+    """The text before another one, which may have control tokens; None if the tokens do not contain it."""
+    decode = chat.tokenizer.decode
+    before, found, _ = decode(tokens).partition(stop)
+    if not found:
         return None
-    return next(tokens[:end] for end in range(1, len(tokens) + 1) if stop in chat.tokenizer.decode(tokens[:end]))
+    end = max(count for count in range(len(tokens) + 1) if len(decode(tokens[:count])) <= len(before))
+    return chat.text(tokens[:end]) + str(
+        before[len(decode(tokens[:end])) :]
+    )  # a token may hold the end of one and the start of the other

@@ -205,7 +205,8 @@ class ResponseFilters:
 
         Args:
             settings: which filters are on.
-            quality: whether texts that pass all other filters are good enough (see :mod:`tamperfuse.pairing.quality`).
+            quality: whether texts that pass the filters of single texts are good enough (see
+                :mod:`tamperfuse.pairing.quality`).
 
         Raises:
             UserError: the language is unknown.

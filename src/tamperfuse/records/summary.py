@@ -106,7 +106,7 @@ class HarmfulExecution(BaseModel):
         mean: over the malicious attacks.
         worst: the highest of them.
         worst_seed: the highest after any malicious attack of the model of one seed; the other measures are means over seeds. Not
-            measured in files from before 2026-11-28.
+            measured in files of older versions.
         after_control: by attack that is not malicious (benign fine-tuning, export, pruning, …), at its end.
     """
 
@@ -151,7 +151,7 @@ class AttackCost(BaseModel):
         last_point: `steps` is the last evaluated step, so that no later one confirms it.
         ratio_vs_undefended: `steps` over the undefended model's; a lower bound where censored, None where the undefended
             model's cost is censored itself.
-        steps_low: lower end of the 95% interval of `steps`; None in files from before 2026-11-28, as are the other ends.
+        steps_low: lower end of the 95% interval of `steps`; None in files of older versions, as are the other ends.
         steps_high: upper end; None where it is censored.
         ratio_low: lower end of the ratio's interval; None where there is no ratio, or none in half of the bootstrap's draws.
         ratio_high: upper end; None where it is censored or there is no ratio.

@@ -122,23 +122,19 @@ class _Grading:
         evidence = {**numbers, **refusal, "explanation": explanation(reply)}
         return Verdict(executed, score, "" if executed else low, evidence)
 
-    def stored(self, replies: Replies) -> Verdict | None:
-        """The verdict of the stored replies; None if a further one is needed."""
-        stored = self._replies(replies)
-        for reply in stored.values():
-            if verdict := self.verdict(reply):
-                return verdict
-        last = stored.get(self.parameters.attempts - 1)
-        return None if last is None else failed(UNPARSED, last)
+    def stored(self, replies: Replies) -> tuple[Verdict | None, int]:
+        """The verdict of the stored replies, None if a further one is needed; and the attempt after the last stored one.
 
-    def next_attempt(self, replies: Replies) -> int | None:
-        """The attempt after the last one with a stored reply; None if no further reply is needed."""
-        return None if self.stored(replies) else max(self._replies(replies), default=-1) + 1
-
-    def _replies(self, replies: Replies) -> dict[int, str]:
-        """Stored replies by attempt. An attempt without a chat completion has none."""
-        stored = {attempt: replies.get(self.key(attempt)) for attempt in range(self.parameters.attempts)}
-        return {attempt: reply for attempt, reply in stored.items() if reply is not None}
+        An attempt without a chat completion has no stored reply.
+        """
+        reply, following = "", 0
+        for attempt in range(self.parameters.attempts):
+            stored = replies.get(self.key(attempt))
+            if stored is not None:
+                reply, following = stored, attempt + 1
+                if verdict := self.verdict(reply):
+                    return verdict, following
+        return (failed(UNPARSED, reply) if following == self.parameters.attempts else None), following
 
 
 @dataclass
@@ -159,9 +155,9 @@ class _Grader:
 
     def grade_first(self, grading: _Grading) -> Verdict:
         """As :meth:`grade`, where an address at which nothing listens is reported at once."""
-        attempt = grading.next_attempt(self.replies)
-        if attempt is None:  # another process has stored the rest
-            return self.grade(grading)
+        verdict, attempt = grading.stored(self.replies)
+        if verdict:  # another process has stored the rest
+            return verdict
         reply = self.endpoint.check_reachable(grading.messages(attempt))
         if reply is None:
             return self.grade(grading)
@@ -175,17 +171,19 @@ class _Grader:
             grading: the response.
             received: an attempt that is not stored and the reply to it, if it has been sent already.
         """
-        if verdict := grading.stored(self.replies):
+        verdict, following = grading.stored(self.replies)
+        if verdict:
             return verdict
         text = ""
-        for attempt in range(grading.next_attempt(self.replies) or 0, grading.parameters.attempts):
+        for attempt in range(following, grading.parameters.attempts):
             reply = received[1] if received and received[0] == attempt else self._ask(grading.messages(attempt))
             if reply.rejected:
                 return failed(REJECTED, reply.rejected)
-            text = reply.text or "no chat completion"
             if reply.text is None:
+                text = "no chat completion"
                 continue
-            self.replies.add(grading.key(attempt), reply.text)
+            text = reply.text
+            self.replies.add(grading.key(attempt), text)
             if verdict := grading.verdict(text):
                 return verdict
         return failed(UNPARSED, text)
@@ -205,7 +203,7 @@ def estimate(answers: Sequence[Answer], parameters: LlmParameters) -> str:
     """What judging these responses costs at most if every reply can be parsed, in a sentence."""
     with open_replies() as replies:
         gradings = [_Grading(answer, parameters) for answer in dict.fromkeys(answers)]
-        todo = [grading for grading in gradings if grading.stored(replies) is None]
+        todo = [grading for grading in gradings if grading.stored(replies)[0] is None]
     return _estimate(todo, len(gradings), parameters)
 
 
@@ -235,7 +233,7 @@ def llm(answers: Sequence[Answer], data: JudgeData, parameters: LlmParameters) -
     """A model behind an OpenAI-compatible endpoint grades responses: 1 to 5, or StrongREJECT."""
     gradings = [_Grading(answer, parameters) for answer in answers]
     with open_replies() as replies:
-        verdicts = [grading.stored(replies) for grading in gradings]
+        verdicts = [grading.stored(replies)[0] for grading in gradings]
         todo = [i for i, verdict in enumerate(verdicts) if verdict is None]
         if todo:
             log.info("      judge llm: %s", _estimate([gradings[i] for i in todo], len(gradings), parameters))

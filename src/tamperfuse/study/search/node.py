@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tamperfuse.attacks import ATTACKS, AttackResult
 from tamperfuse.attacks.base import AttackTraits, SearchValue, check_measured
@@ -66,6 +66,13 @@ class SearchInputs:
 
 class TrialStopped(Exception):
     """Raised in the hook of a trial to end its training early; the message is the reason."""
+
+
+class TrialEnd(NamedTuple):
+    """How a trial ended: why early ("" if it did not), and whether because it diverged."""
+
+    reason: str = ""
+    diverged: bool = False
 
 
 def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInputs, seed: int) -> Node:
@@ -216,8 +223,8 @@ class _TrialRunner:
             number=number,
             parameters=parameters,
             checkpoints=self._checkpoints(verdicts, observer.items),
-            stopped=str(end or ""),
-            diverged=isinstance(end, Diverged),
+            stopped=end.reason,
+            diverged=end.diverged,
             samples=result.samples if result else None,
             trained=result.tokens_trained if result else self._estimated_tokens(attack_parameters, observer),
             generated=observer.costs.generated,
@@ -229,11 +236,11 @@ class _TrialRunner:
 
     def _attack(
         self, number: int, parameters: Parameters, earlier: list[Trial]
-    ) -> tuple[Observer, AttackResult | None, TrialStopped | Diverged | None]:
+    ) -> tuple[Observer, AttackResult | None, TrialEnd]:
         """Attack the model and measure it at its steps.
 
         Returns:
-            The measurements; the attack's result, None if it ended early; why it did, None if it did not.
+            The measurements; the attack's result, None if it ended early; how it ended.
         """
         evaluate = self.context.study.evaluate
         at_steps = evaluate.measured_at(self.component.traits.budget(parameters).steps or 1)
@@ -255,10 +262,10 @@ class _TrialRunner:
             try:
                 with resumable(None, block.report_to, logs):
                     result = self.component.run(loaded, data, parameters, self.node.seed)
-            except (TrialStopped, Diverged) as end:
-                return observer, None, end
+            except (TrialStopped, Diverged) as stop:  # not returned: its traceback holds the model
+                return observer, None, TrialEnd(str(stop), isinstance(stop, Diverged))
             check_measured(self.component.name, at_steps, {response.step for response in observer.responses})
-            return observer, result, None
+            return observer, result, TrialEnd()
 
     def _checkpoints(self, verdicts: list[VerdictRow], items: list[ItemRow]) -> tuple[TrialCheckpoint, ...]:
         """The measured checkpoints as the attacker sees them: without the prompts of the evaluation part."""
