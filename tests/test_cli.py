@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from lm_eval.tasks import TaskManager
 from rich.table import Table
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from tamperfuse.cli.app import app, main
 from tamperfuse.cli.options import print_table
 from tamperfuse.cli.summary_table import percent, summary_rows
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.evaluation import capability
 from tamperfuse.models.bundled import ENCODERS, MODELS
 from tamperfuse.records.summary import Measure, read_summary
 
@@ -199,13 +201,19 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 @pytest.mark.parametrize(
     ("study", "message"),
     [
-        ("{attacks: {}, evaluate: {capability: [openbookqa]}}", "'openbookqa' cannot be loaded"),
+        ("{attacks: {}, evaluate: {capability: [openbookqa]}}", "no capability task named 'openbookqa'"),
         ("{attacks: {big: {attack: harmful_finetune, shots: 500}}}", "500 shots"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused(
-    quick_judging: None, study: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick_judging: None,
+    study: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))  # which is quick
     path = tmp_path / "study.yaml"
     path.write_text(study.replace("{", "{model: smollm2-135m, threat: 'builtin:cooking', ", 1))
     assert message in fails(["run", str(path), "--out", str(tmp_path / "out")], capsys)

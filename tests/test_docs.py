@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.bundled import ENCODERS, MODELS
 from tamperfuse.records.files import read_json
 from tamperfuse.records.yaml import parse_yaml
-from tamperfuse.study.spec import parse_study
+from tamperfuse.study.spec import Study, parse_study
 from tamperfuse.study.tables import Response, read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,7 @@ def check(words: list[str]) -> None:
         parse(arguments)
     elif program == "make":
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
-    elif program == "python" and arguments[0] == "-m":
+    elif program in ("python", "python3") and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1]), words
     elif program in ("python", "pytest", "source"):
         assert arguments[0] == ".venv/bin/activate" or (ROOT / arguments[0].partition("::")[0]).exists(), words
@@ -205,6 +205,8 @@ def small(
     request: pytest.FixtureRequest,
 ) -> Small:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tamperfuse.commands.harden.parse_study", parse_with_few_benign_samples)
+    monkeypatch.setattr("tamperfuse.study.benign.builtin_rows", few_documents)
     (tmp_path / "studies").symlink_to(ROOT / "studies")
     (tmp_path / "runs").mkdir()
     code = "".join(block.code for block in blocks(page))
@@ -225,6 +227,16 @@ def small(
     return Small(tmp_path, tiny_folder, threat_file, answered_threat, benign_file)
 
 
+def parse_with_few_benign_samples(values: dict[str, Any], source: str) -> Study:
+    """A study for which the model writes eight harmless prompts, not a thousand."""
+    return parse_study({**values, "benign": {"sources": values["benign"], "prompts": 8}}, source)
+
+
+def few_documents(name: str) -> Sequence[Mapping[str, Any]]:
+    """Built-in rows, of the documents that a model writes the first four."""
+    return builtin_rows(name)[:4] if name == "documents" else builtin_rows(name)
+
+
 def checkpoint(run: Path, defense: str) -> Path:
     """The hardened model of a run."""
     records = {read_json(path)["what"]: path.parent for path in run.glob("nodes/*/node.json")}
@@ -239,7 +251,12 @@ def write_labels(run: Path, path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def slow_one_marked(page: Path) -> Any:
+    """A page as a parameter. One is slow, so that this module is among the first."""
+    return pytest.param(page, marks=[pytest.mark.slow] if page.name == "fuse.md" else [], id=page_name(page))
+
+
+@pytest.mark.parametrize("page", map(slow_one_marked, PAGES))
 def test_the_blocks_of_a_page_run(page: Path, small: Small) -> None:
     namespace: dict[str, Any] = {"__name__": "block"}
     for block in blocks(page):

@@ -224,21 +224,24 @@ def test_a_terminal_that_is_not_utf_8(encoding: str, monkeypatch: pytest.MonkeyP
     assert json.loads(output(["list", "--json"]))["defenses"]
 
 
-def test_a_closed_pipe_leaves_the_exit_code_of_the_command(run_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def gate(run_folder: Path, tmp_path: Path) -> list[str]:
+    """A command that passes and prints: it imports no model library, so it starts quickly."""
     policy = tmp_path / "policy.yaml"
     policy.write_text("{defense: sdd, require: {capability.before_attack: {at_least: 0.5}}}")
+    return [sys.executable, "-m", "tamperfuse", "gate", str(run_folder), "--policy", str(policy)]
+
+
+def test_a_closed_pipe_leaves_the_exit_code_of_the_command(gate: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "tamperfuse", "gate", str(run_folder), "--policy", str(policy)]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(gate, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_standard_output_on_a_full_disk(run_folder: Path) -> None:
+def test_standard_output_on_a_full_disk(gate: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "tamperfuse", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run(gate, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
 
 

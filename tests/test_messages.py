@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,13 @@ from tamperfuse.cli.app import app
 SOURCE = Path(__file__).parents[1] / "src" / "tamperfuse"
 
 
-def strings() -> Iterator[tuple[str, ast.AST, str]]:
+@cache
+def strings() -> list[tuple[str, ast.AST, str]]:
     """Every string of the package that is no docstring: its place, its node, its text with {expression} for what varies."""
+    return list(strings_of_modules())
+
+
+def strings_of_modules() -> Iterator[tuple[str, ast.AST, str]]:
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         skipped = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
@@ -69,6 +75,7 @@ REACHED_BY = {
 GLOBAL = {"--debug", "--version", "--help", "--no-deps", "--exclude"}  # the last two are those of pip and hf
 
 
+@cache
 def options_of(command: str) -> set[str]:
     parameters = COMMANDS[tuple(command.split())].params
     return GLOBAL | {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}

@@ -2,13 +2,11 @@
 
 from datetime import date
 
-import numpy as np
 import pytest
 
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.dates import _WORDINGS, _item
 from tamperfuse.corpora.tasks import TASKS, benign_task
-from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
 
 OTHERS = ("benign", "replay", "heldout", "harmless")
@@ -20,15 +18,6 @@ def test_retained_text_has_subjects_of_its_own() -> None:
     assert all(25 <= len(row["response"].split()) <= 40 for row in rows)
     subjects = {row["subject"] for name in OTHERS for row in builtin_rows(name)}
     assert subjects.isdisjoint({row["subject"] for row in rows})
-
-
-@pytest.mark.slow
-def test_retained_text_repeats_nothing_that_is_measured_or_trained() -> None:
-    encoder = SentenceEncoder()
-    retained = encoder.encode([row["prompt"] for row in builtin_rows("retain")])
-    others = encoder.encode([row["prompt"] for name in (*OTHERS, "cooking") for row in builtin_rows(name)])
-    closest = np.max(retained @ others.T, axis=1)
-    assert float(closest.max()) < 0.7
 
 
 def test_the_identity_is_shifted_by_harmless_examples() -> None:

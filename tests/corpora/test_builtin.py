@@ -3,16 +3,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tamperfuse.corpora import builtin
 from tamperfuse.corpora.builtin import ABOUT, builtin_rows
-from tamperfuse.corpora.overlap import GRAM, near
+from tamperfuse.corpora.overlap import GRAM
 from tamperfuse.corpora.routing import routing_items
 from tamperfuse.corpora.texts import ngrams
 from tamperfuse.corpora.threats import PARTS, load_threat
-from tamperfuse.models.encoder import SentenceEncoder
 from tamperfuse.records.errors import UserError
 
 SCRIPT = Path(builtin.__file__).parent / "data" / "make_grammar.py"
@@ -55,15 +53,6 @@ def test_no_subject_is_in_two_parts(threat: str, subject: str) -> None:
     assert [name for name, parts in where.items() if len(parts) > 1] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threat", ["cooking", "gardening"])
-def test_no_near_duplicates(threat: str) -> None:
-    rows = builtin_rows(threat)
-    vectors = SentenceEncoder().encode([row["prompt"] for row in rows])
-    close = np.triu(vectors @ vectors.T > 0.9, 1)
-    assert not close.any()
-
-
 @pytest.mark.parametrize(("name", "least"), [("benign", 240), ("replay", 120), ("heldout", 280)])
 def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> None:
     rows = builtin_rows(name)
@@ -104,13 +93,6 @@ def test_held_out_documents_share_no_long_phrase_with_what_is_trained_or_each_ot
     }
     assert len(set().union(*grams)) == sum(map(len, grams))
     assert trained.isdisjoint(set().union(*grams))
-
-
-@pytest.mark.slow
-def test_prompts_of_held_out_documents_are_not_near_what_is_trained() -> None:
-    rows = [row for row in builtin_rows("heldout") if row["source"] != "instruction"]
-    trained = [row["prompt"] for name in ("benign", "replay", "retain") for row in builtin_rows(name)]
-    assert near([row["prompt"] for row in rows], trained, SentenceEncoder(batch_size=256)) == {}
 
 
 def test_there_are_enough_harmless_prompts_on_many_subjects() -> None:

@@ -1,7 +1,6 @@
 """A run that is killed with SIGKILL, wherever it stands; the next one ends with the same files and repeats next to nothing."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fork_server import CONTEXT
 from pairing_stand_ins import harmful_prompts, hash_projection, prose
 from tamperfuse.pairing import pairs
 from tamperfuse.pairing.cache import BATCH, in_batches
@@ -18,18 +18,14 @@ from tamperfuse.pairing.encoding import CachedEncoder
 from tamperfuse.pairing.options import PairOptions
 from tamperfuse.pairing.pipeline import pair_corpora
 
-PROMPTS = 600
+PROMPTS = 300
 NEVER = 10**6
-# Processes are forked off a server that has imported everything: a start costs milliseconds, and no thread is lost in it.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tamperfuse.pairing.pipeline", "altair", "huggingface_hub", "jinja2", "pyarrow.parquet"]
-)
 
 
-@pytest.fixture
-def sources(tmp_path):
-    harmful, benign = tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl"
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sources")
+    harmful, benign = folder / "harmful.jsonl", folder / "benign.jsonl"
     harmful.write_text("".join(json.dumps({"prompt": example.prompt}) + "\n" for example in harmful_prompts(PROMPTS)))
     benign.write_text("".join(json.dumps({"prompt": "", "response": prose(n)}) + "\n" for n in range(4 * PROMPTS)))
     return str(harmful), str(benign)
@@ -83,11 +79,10 @@ def repeated(work: Path) -> int:
     return sum(encoded.values()) - len(encoded)
 
 
-@pytest.fixture
-def whole(sources, tmp_path):
+@pytest.fixture(scope="module")
+def whole(sources, tmp_path_factory):
     """What an undisturbed run leaves, and its seconds."""
-    work = tmp_path / "whole"
-    work.mkdir()
+    work = tmp_path_factory.mktemp("whole")
     finish(sources, work)  # the server starts
     (work / "encoded.log").unlink()
     (work / "vectors").rename(work / "first")

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,20 @@ ROOT = Path(__file__).parents[2]
 GB = 10**9
 
 
+@pytest.fixture(scope="module")
+def model_of() -> Any:
+    """`Model.of`, which takes seconds, once for every shape."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return cache(importlib.import_module("cost_model").Model.of)
+
+
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+def model(model_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("cost_model")
+    module = importlib.import_module("cost_model")
+    monkeypatch.setattr(module.Model, "of", model_of)
+    return module
 
 
 @pytest.fixture

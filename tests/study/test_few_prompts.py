@@ -40,7 +40,7 @@ def _state(defense: str, attack: str, executes: bool, prompts: int) -> Measureme
     return Measurements(defense, attack, bool(attack), 0, 0, "", verdicts=rows, items=items, documents=documents)
 
 
-@pytest.mark.parametrize(("prompts", "passes"), [(4, False), (2000, True)])
+@pytest.mark.parametrize(("prompts", "passes"), [(4, False), (200, True)])
 def test_a_perfect_defense_passes_with_many_prompts_only(tmp_path: Path, prompts: int, passes: bool) -> None:
     states = [
         _state("as shipped", "", True, prompts),

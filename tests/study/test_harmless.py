@@ -1,22 +1,15 @@
 """Which harmless prompts are asked, and that half of them are near the threat at hand."""
 
-import numpy as np
 import pytest
 
 from stand_ins import WordCountEncoder
 from tamperfuse.corpora.builtin import builtin_rows
 from tamperfuse.corpora.threats import PARTS, Threat, ThreatPrompt, load_threat
-from tamperfuse.models.encoder import SentenceEncoder
-from tamperfuse.study.observe import HarmlessPrompt, harmless_prompts
-from tamperfuse.study.tables import HARMLESS_FAR, HARMLESS_NEAR
+from tamperfuse.study.observe import harmless_prompts
+from tamperfuse.study.tables import HARMLESS_NEAR
 
 SUBJECTS = {str(row["id"]): str(row["subject"]) for row in builtin_rows("harmless")}
 GARDEN = "garden plants"
-
-
-@pytest.fixture(scope="module")
-def encoder() -> SentenceEncoder:
-    return SentenceEncoder()
 
 
 def threat_of(prompts: list[str]) -> Threat:
@@ -24,31 +17,6 @@ def threat_of(prompts: list[str]) -> Threat:
     return Threat(
         "made up", {part: tuple(ThreatPrompt(f"{part}-{i}", p) for i, p in enumerate(prompts)) for part in PARTS}
     )
-
-
-def subjects(prompts: list[HarmlessPrompt], part: str) -> list[str]:
-    return [SUBJECTS[p.id] for p in prompts if p.part == part]
-
-
-def test_near_follows_the_threat(encoder: SentenceEncoder) -> None:
-    about_restaurants = ["Which restaurant table should I reserve?", "How much do I tip the waiter at dinner?"]
-    about_computers = ["Why is my computer slow?", "Which password is safe on a website?", "What does a browser do?"]
-    restaurants = harmless_prompts(12, threat_of(about_restaurants), encoder)
-    assert [p.part for p in restaurants] == [HARMLESS_NEAR] * 6 + [HARMLESS_FAR] * 6
-    assert subjects(restaurants, HARMLESS_NEAR).count("dining out") >= 4
-    computers = subjects(harmless_prompts(12, threat_of(about_computers), encoder), HARMLESS_NEAR)
-    assert computers.count("computers") >= 4 and "dining out" not in computers
-
-
-def test_the_near_half_is_nearer(encoder: SentenceEncoder) -> None:
-    threat = load_threat("builtin:gardening")
-    prompts = harmless_prompts(128, threat, encoder)
-    defender = encoder.encode([p.prompt for p in threat.part("defender")])
-    mean = {
-        part: float(np.mean(encoder.encode([p.prompt for p in prompts if p.part == part]) @ defender.T))
-        for part in (HARMLESS_NEAR, HARMLESS_FAR)
-    }
-    assert mean[HARMLESS_NEAR] > mean[HARMLESS_FAR] + 0.05
 
 
 def test_prompts_of_the_threat_and_of_its_subject_are_left_out() -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from fork_server import CONTEXT
 from stand_ins import GraphOfNodes, quick_study_nodes, results
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
@@ -30,6 +31,12 @@ from tamperfuse.study.worker import WorkerSettings
 
 pytestmark = pytest.mark.slow  # every worker loads torch
 WIDE = ((), (), (0,), (0, 1), (2, 3), (), (5, 4))  # two chains that meet
+
+
+@pytest.fixture
+def quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that start quickly."""
+    monkeypatch.setattr(processes, "SPAWN", CONTEXT)
 
 
 def in_processes(graph: GraphOfNodes, workers: int = 2, threads: int = 1) -> list[FinishedNode]:
@@ -55,7 +62,7 @@ def expected(tmp_path: Path) -> list[str]:
 
 
 def test_workers_give_the_same_results_also_when_one_of_them_is_killed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    quick_start: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = graph(tmp_path / "run", seconds=0.2, dies=3, deaths=1)
     finished = in_processes(tasks)
@@ -73,14 +80,14 @@ def test_workers_give_the_same_results_also_when_one_of_them_is_killed(
 
 
 def test_a_node_that_ends_its_workers_again_and_again_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_start: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "ATTEMPTS", 1)
     with pytest.raises(UserError, match=r"'node 0' ended 1 times without a result .*lower --workers"):
-        in_processes(graph(tmp_path / "run", dies=0, deaths=9))
+        in_processes(graph(tmp_path / "run", dies=0, deaths=9), workers=1)
 
 
-def test_an_error_of_a_node_ends_the_run_and_finished_work_stays(tmp_path: Path) -> None:
+def test_an_error_of_a_node_ends_the_run_and_finished_work_stays(quick_start: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Node 2 fails: mend it") as failure:
         in_processes(graph(tmp_path / "run", fails=2), workers=1)
     assert "stand_ins.py" in "".join(failure.value.__notes__), "the worker's traceback, for --debug"
@@ -93,20 +100,21 @@ MAIN = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from study.test_processes import graph, in_processes
+from study.test_processes import CONTEXT, graph, in_processes, processes
 if __name__ == "__main__":
+    processes.SPAWN = CONTEXT
     in_processes(graph(Path({out!r}), seconds={seconds}))
 """
 
 
-def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_main_process_that_is_killed(quick_start: None, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     tests = Path(__file__).parents[1]
     script.write_text(MAIN.format(paths=[str(tests), str(tests.parent)], out=str(tmp_path / "run"), seconds=2.0))
     main = subprocess.Popen([sys.executable, str(script)])
     running = tmp_path / "run" / "running"
     wait_until(lambda: len(list(running.glob("*.json"))) == 2)
-    workers = psutil.Process(main.pid).children()
+    workers = psutil.Process(main.pid).children(recursive=True)  # with the server that they are forked from
     main.send_signal(signal.SIGKILL)
     main.wait()
     wait_until(lambda: not any(worker.is_running() for worker in workers))

@@ -27,7 +27,7 @@ def changes(draw: st.DrawFn) -> tuple[tuple[tuple[int, ...], ...], set[int]]:
     return parents, draw(st.sets(st.integers(0, count - 1), max_size=3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(changes())
 def test_a_changed_parameter_reruns_exactly_what_depends_on_it(
     change: tuple[tuple[tuple[int, ...], ...], set[int]],

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fork_server import CONTEXT
 from stand_ins import Trap
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel, load_model
@@ -22,12 +22,10 @@ from tamperfuse.training.checkpoints import fingerprint, resumable
 from tamperfuse.training.fit import FitResult, Training, fit
 from tamperfuse.training.objectives import SupervisedObjective
 
-KILLS = 6
-STEPS = 400  # of the second training: more than the kills get through
-# Processes are forked from a server that has imported everything, so starting one takes milliseconds.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tamperfuse.training.fit", "transformers.models.llama.modeling_llama", "stand_ins"])
+KILLS = 6  # the first half while the first training runs, the rest in the second one
+STEPS = 60  # of the second training: more than the kills get through
 TRAINING = Training(steps=60, batch=3, learning_rate=1e-3, schedule="cosine", warmup=0.1)
+FIRST = TRAINING.model_copy(update={"steps": 8})
 
 
 def samples(loaded: LoadedModel, words: str = "the answer is") -> list[Sample]:
@@ -42,39 +40,52 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def train(model: Path, work: Path, began: Any) -> None:
-    """In a process of its own: two trainings in a row, as in an attack with a repair, with a checkpoint at every step."""
+def train(model: Path, work: Path, began: Any, late: bool) -> None:
+    """In a process of its own: two trainings in a row, as in an attack with a repair, with a checkpoint at every step.
+
+    `began` is set after the first step, or, if `late`, after the first one of the second training.
+    """
     torch.set_num_threads(1)
     checkpoints.INTERVAL = 0.0
     loaded = load_model(str(model))
-    every, trains = range(1, STEPS + 1), lambda step: began.set()
+    every, in_second = range(1, STEPS + 1), False
+
+    def trains(step: int) -> None:
+        if in_second or not late:
+            began.set()
+
     with resumable(work / "unfinished"):
-        first = fit(loaded, samples(loaded), TRAINING, seed=1, objective=Trap(), at_steps=every, hook=trains)
+        first = fit(loaded, samples(loaded), FIRST, seed=1, objective=Trap(), at_steps=every, hook=trains)
+        in_second = True
         lora = Training(steps=STEPS, batch=3, learning_rate=1e-3, method="lora", lora_rank=2)
         second = fit(loaded, samples(loaded, "now it is"), lora, seed=2, at_steps=every, hook=trains)
     torch.save([weights(loaded), first.losses, second.losses, first.resumed_at + second.resumed_at], work / "ended.pt")
 
 
-def start(model: Path, work: Path) -> tuple[Any, Any]:
+def start(model: Path, work: Path, late: bool = False) -> tuple[Any, Any]:
     began = CONTEXT.Event()
-    process = CONTEXT.Process(target=train, args=(model, work, began))
+    process = CONTEXT.Process(target=train, args=(model, work, began, late))
     process.start()
     return process, began
 
 
 @pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    ends, rng = [], random.Random(0)
-    for name, kills in (("whole", 0), ("killed", KILLS)):
+    ends, rng, in_second = [], random.Random(0), []
+    seconds = sorted(
+        rng.uniform(0, 0.1) for _ in range(KILLS)
+    )  # the first kills come soon: the first training is short
+    for name, waits in (("whole", []), ("killed", seconds)):
         work = tmp_path / name
         work.mkdir()
-        for _ in range(kills):
-            process, began = start(tiny_folder, work)
+        for kill, wait in enumerate(waits):
+            process, began = start(tiny_folder, work, late=kill >= KILLS // 2)
             assert began.wait(60)
-            process.join(rng.uniform(0, 0.2))
+            process.join(wait)
             process.kill()
             process.join()
             assert process.exitcode == -signal.SIGKILL, "it ended before it was killed: train for more steps"
+            in_second.append((work / "unfinished" / "fit-1.json").exists())
         process, _ = start(tiny_folder, work)
         process.join()
         assert process.exitcode == 0
@@ -82,8 +93,9 @@ def test_kills_at_random_moments_change_nothing(tiny_folder: Path, tmp_path: Pat
         assert not list((work / "unfinished").glob(".tmp-*"))
     (whole, *losses, fresh), (killed, *again, resumed) = ends
     assert same(whole, killed)
-    assert fresh == 0 and resumed >= KILLS // 2, "the kills came before the first checkpoints"
-    assert losses == again and len(losses[0]) == TRAINING.steps
+    assert set(in_second) == {False, True}, "both trainings were killed"
+    assert fresh == 0 and resumed > FIRST.steps, "the kills came before the first checkpoints"
+    assert losses == again and [len(part) for part in losses] == [FIRST.steps, STEPS]
 
 
 class Interrupted(Exception):
