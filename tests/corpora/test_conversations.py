@@ -153,8 +153,8 @@ def test_of_the_exchanges_that_are_learned_the_first_with_an_answer_counts(tmp_p
     skipped, learned = (
         {"role": "assistant", "content": text, "train": learns} for text, learns in (("x", False), ("r", True))
     )
-    unanswered, asked = ({"role": "user", "content": text} for text in ("q", "b"))
-    assert _read(tmp_path, {"messages": [USER, skipped, unanswered, asked, learned]}) == [("b", "r")]
+    unanswered, answered = ({"role": "user", "content": text} for text in ("q", "b"))
+    assert _read(tmp_path, {"messages": [USER, skipped, unanswered, answered, learned]}) == [("b", "r")]
     assert _read(tmp_path, {"messages": [USER, skipped, unanswered]}) == [("p", "")], (
         "an answer that is not learned is none"
     )

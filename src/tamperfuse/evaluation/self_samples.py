@@ -149,10 +149,9 @@ def _prompt(chat: Chat, tokens: Sequence[int], stop: str) -> str:
 def _before(chat: Chat, tokens: Sequence[int], stop: str) -> str | None:
     """The text before another one, which may have control tokens; None if the tokens do not contain it."""
     decode = chat.tokenizer.decode
-    before, found, _ = decode(tokens).partition(stop)
-    if not found:
+    before, separator, _ = decode(tokens).partition(stop)
+    if not separator:
         return None
     end = max(count for count in range(len(tokens) + 1) if len(decode(tokens[:count])) <= len(before))
-    return chat.text(tokens[:end]) + str(
-        before[len(decode(tokens[:end])) :]
-    )  # a token may hold the end of one and the start of the other
+    rest = before[len(decode(tokens[:end])) :]  # of a token that holds the end of one and the start of the other
+    return chat.text(tokens[:end]) + str(rest)
