@@ -100,21 +100,20 @@ MAIN = """
 import sys
 from pathlib import Path
 sys.path[:0] = {paths!r}
-from study.test_processes import CONTEXT, graph, in_processes, processes
+from study.test_processes import graph, in_processes
 if __name__ == "__main__":
-    processes.SPAWN = CONTEXT
     in_processes(graph(Path({out!r}), seconds={seconds}))
 """
 
 
-def test_workers_end_with_a_main_process_that_is_killed(quick_start: None, tmp_path: Path) -> None:
+def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     tests = Path(__file__).parents[1]
     script.write_text(MAIN.format(paths=[str(tests), str(tests.parent)], out=str(tmp_path / "run"), seconds=2.0))
     main = subprocess.Popen([sys.executable, str(script)])
     running = tmp_path / "run" / "running"
     wait_until(lambda: len(list(running.glob("*.json"))) == 2)
-    workers = psutil.Process(main.pid).children(recursive=True)  # with the server that they are forked from
+    workers = psutil.Process(main.pid).children()
     main.send_signal(signal.SIGKILL)
     main.wait()
     wait_until(lambda: not any(worker.is_running() for worker in workers))
