@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 BUILTIN_TASKS = ("everyday", "grammar")
-_GENERATES = "generates text, which is not supported: choose tasks with multiple-choice answers"
-_WITHOUT_ITEMS = "scores whole texts and has no items that are right or wrong: choose one that has"
+_REFUSED = {  # kinds of requests of lm-eval
+    "generate_until": "generates text, which is not supported: choose tasks with multiple-choice answers",
+    "loglikelihood_rolling": "scores whole texts and has no items that are right or wrong: choose one that has",
+}
 FEWSHOT_SEED = 1234  # lm-eval's default
 
 
@@ -248,12 +250,9 @@ def _check_scores_items(part: Any) -> None:
     """
     from lm_eval.api.task import ConfigurableTask
 
-    if (
-        type(part).construct_requests is not ConfigurableTask.construct_requests
-    ):  # it decides by itself what it asks for
-        return
-    if problem := {"generate_until": _GENERATES, "loglikelihood_rolling": _WITHOUT_ITEMS}.get(part.OUTPUT_TYPE):
-        raise UserError(f"The capability task {part.task_name!r} {problem}.")
+    declares = type(part).construct_requests is ConfigurableTask.construct_requests  # others may ask otherwise
+    if declares and part.OUTPUT_TYPE in _REFUSED:
+        raise UserError(f"The capability task {part.task_name!r} {_REFUSED[part.OUTPUT_TYPE]}.")
 
 
 @cache
@@ -374,10 +373,10 @@ def lm_eval_model(loaded: LoadedModel) -> Any:
             return score(loaded, samples, label="capability")
 
         def loglikelihood_rolling(self, requests: "list[Instance]") -> list[float]:
-            raise UserError(f"A capability task {_WITHOUT_ITEMS}.")
+            raise UserError(f"A capability task {_REFUSED['loglikelihood_rolling']}.")
 
         def generate_until(self, requests: "list[Instance]") -> list[str]:
-            raise UserError(f"A capability task {_GENERATES}.")
+            raise UserError(f"A capability task {_REFUSED['generate_until']}.")
 
     return Adapter()
 

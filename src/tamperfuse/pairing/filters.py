@@ -246,13 +246,13 @@ class ResponseFilters:
                 self._accepted[key] = is_good
                 if not is_good:
                     self._count_refusal("low quality", text)
-        if self._is_duplicate is not None:
-            self._refuse_duplicates({key: text for key, text in remaining.items() if self._accepted[key]})
+        self._refuse_duplicates({key: text for key, text in remaining.items() if self._accepted[key]})
         return [self._accepted[key] for key in keys]
 
     def _refuse_duplicates(self, texts: Mapping[int, str]) -> None:
         """The last test, so that a text that is refused for another reason refuses no other."""
-        assert self._is_duplicate is not None
+        if self._is_duplicate is None:
+            return
         with progress("comparing responses", len(texts)) as advance:
             for key, text in texts.items():
                 if self._is_duplicate(text):
