@@ -42,7 +42,7 @@ class Run:
 
 def requests(limit: int) -> list[Any]:
     """lm-eval's requests for the bundled tasks; at most `limit` items a task."""
-    from tamperfuse.evaluation.capability import BUILTIN_TASKS, load_tasks
+    from tamperfuse.evaluation.capability_tasks import BUILTIN_TASKS, load_tasks
 
     instances = []
     for task in (part for group in load_tasks(BUILTIN_TASKS) for part in group.parts):

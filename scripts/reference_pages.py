@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from pages import table
 from tamperfuse.commands.components import REGISTRIES, choice
-from tamperfuse.evaluation.capability import CapabilityTask
+from tamperfuse.evaluation.capability_tasks import CapabilityTask
 from tamperfuse.records import summary
 from tamperfuse.records.field_docs import FieldDoc, field_docs, summary_line
 from tamperfuse.report.gate import Policy

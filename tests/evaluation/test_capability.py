@@ -15,8 +15,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.evaluation import capability
-from tamperfuse.evaluation.capability import CapabilityTask, Documents, _items, measure_capability
+from tamperfuse.evaluation import capability, capability_tasks
+from tamperfuse.evaluation.capability import Documents, _items, measure_capability
+from tamperfuse.evaluation.capability_tasks import CapabilityTask
 from tamperfuse.models.load import LoadedModel, load_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.sections import Evaluate
@@ -50,7 +51,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         stub(tmp_path, name, count)
     (tmp_path / "both.yaml").write_text("group: both\ntask: [one, two]\n")
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    monkeypatch.setattr(capability, "_manager", lambda defaults: manager)
+    monkeypatch.setattr(capability_tasks, "_manager", lambda defaults: manager)
     return "both"
 
 
@@ -66,7 +67,7 @@ def test_a_group_is_its_subtasks_pooled(tiny: LoadedModel, group: str) -> None:
 def test_examples_are_shown_before_each_question(
     tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))
+    monkeypatch.setattr(capability_tasks, "_manager", lambda defaults: TaskManager(include_defaults=False))
     task, contexts = str(stub(tmp_path, "three", 5)), []
     plain = capability._sample
     monkeypatch.setattr(capability, "_sample", lambda *rest: contexts.append(rest[1]) or plain(*rest))
@@ -93,13 +94,13 @@ def test_a_study_names_examples() -> None:
 )
 def test_a_task_that_is_not_available_is_an_error(task: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        capability.load_tasks([task])
+        capability_tasks.load_tasks([task])
 
 
 def test_a_task_named_twice_is_an_error(tmp_path: Path) -> None:
     task = str(stub(tmp_path, "four", 2))
     with pytest.raises(UserError, match="'four' is named twice"):
-        capability.load_tasks([task, CapabilityTask(task=task, fewshot=1)])
+        capability_tasks.load_tasks([task, CapabilityTask(task=task, fewshot=1)])
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -140,7 +141,7 @@ def test_pipes_in_place_of_a_task_or_its_data_are_refused(place: str, tmp_path: 
     if place == "data":
         task.write_text(f"task: four\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: '{data}'\n")
     with pytest.raises(UserError, match=r"four\.\w+ is not a file to read \(it is a pipe\)"):
-        capability.load_tasks([str(task)])
+        capability_tasks.load_tasks([str(task)])
 
 
 @pytest.mark.parametrize("value", [0.3, float("nan")])
@@ -165,7 +166,7 @@ def test_mutual_information_does_not_change_what_guessing_gives() -> None:
 def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(
     kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))
+    monkeypatch.setattr(capability_tasks, "_manager", lambda defaults: TaskManager(include_defaults=False))
     data, task = tmp_path / "texts.jsonl", tmp_path / "texts.yaml"
     data.write_text('{"text": "a b c"}\n')
     task.write_text(
@@ -173,7 +174,7 @@ def test_a_task_that_cannot_be_scored_is_refused_when_it_is_loaded(
         f"output_type: {kind}\ndoc_to_text: ''\ndoc_to_target: '{{{{text}}}}'\n"
     )
     with pytest.raises(UserError, match=f"'texts' {words}"):
-        capability.load_tasks([str(task)])
+        capability_tasks.load_tasks([str(task)])
 
 
 def test_built_in_items_have_the_chance_of_their_choices_and_grammar_its_templates() -> None:

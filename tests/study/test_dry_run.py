@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig
 
 from tamperfuse.corpora.sources import read_source
-from tamperfuse.evaluation.capability import CapabilityTask
+from tamperfuse.evaluation.capability_tasks import CapabilityTask
 from tamperfuse.models.load import read_config
 from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.plan import DryRun

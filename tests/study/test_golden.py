@@ -26,7 +26,8 @@ from tamperfuse.corpora.examples import Example, Pair
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.defenses import DEFENSES, DefenseData
-from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
+from tamperfuse.evaluation.capability import measure_capability
+from tamperfuse.evaluation.capability_tasks import BUILTIN_TASKS
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.judges import JUDGES, Answer, JudgeData
 from tamperfuse.evaluation.judges.negatives import negatives

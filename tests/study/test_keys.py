@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 import tamperfuse
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES, sdd
-from tamperfuse.evaluation import capability
+from tamperfuse.evaluation import capability_tasks
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.records.registry import Component
 from tamperfuse.records.yaml import read_yaml
@@ -371,7 +371,9 @@ metric_list: [{metric: acc}]
 def test_an_edited_capability_task_changes_the_keys_of_what_measured_it(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))  # which is quick
+    monkeypatch.setattr(
+        capability_tasks, "_manager", lambda defaults: TaskManager(include_defaults=False)
+    )  # which is quick
     items, examples, code, task = (tmp_path / n for n in ("items.jsonl", "examples.jsonl", "code.py", "task.yaml"))
     rows = "".join(f'{{"question": "{i}?", "choices": ["a", "b"], "answer": 0}}\n' for i in range(4))
     items.write_text(rows)

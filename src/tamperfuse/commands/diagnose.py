@@ -15,7 +15,8 @@ from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.threats import Threat, load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.evaluation.attack_trace import AttackTracer, Probes, gradient
-from tamperfuse.evaluation.capability import BUILTIN_TASKS, measure_capability
+from tamperfuse.evaluation.capability import measure_capability
+from tamperfuse.evaluation.capability_tasks import BUILTIN_TASKS
 from tamperfuse.evaluation.diagnosis import BeforeAfter, Diagnosis
 from tamperfuse.evaluation.feature_overlap import feature_overlap
 from tamperfuse.evaluation.generate import generate

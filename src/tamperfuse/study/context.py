@@ -18,7 +18,7 @@ from tamperfuse.corpora.exclude_threat import read_outside_threat
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import Part, Threat, load_threat
 from tamperfuse.corpora.window import within_window
-from tamperfuse.evaluation.capability import load_tasks, tasks_fingerprint
+from tamperfuse.evaluation.capability_tasks import load_tasks, tasks_fingerprint
 from tamperfuse.evaluation.judges.local_model import free_judge_model
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import TextEncoder, default_encoder

@@ -15,7 +15,7 @@ import torch
 from tamperfuse.corpora.examples import Example
 from tamperfuse.corpora.sources import read_source
 from tamperfuse.corpora.threats import MOST_PROMPTS, PARTS, SHARES, Threat, ThreatPrompt, load_threat
-from tamperfuse.evaluation.capability import CapabilityTask, load_tasks
+from tamperfuse.evaluation.capability_tasks import CapabilityTask, load_tasks
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import default_encoder
 from tamperfuse.models.load import parameter_count, resolve_model

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from tamperfuse.corpora.builtin import builtin_rows
-from tamperfuse.evaluation.capability import BUILTIN_TASKS
+from tamperfuse.evaluation.capability_tasks import BUILTIN_TASKS
 from tamperfuse.models.device import own_device
 from tamperfuse.models.fingerprint import model_fingerprint
 from tamperfuse.models.precision import compute_dtype
@@ -46,6 +46,7 @@ MODULES = (
     "corpora.threats",
     "evaluation.calibrate",
     "evaluation.capability",
+    "evaluation.capability_tasks",
     "evaluation.generate",
     "evaluation.judges.base",
     "evaluation.judges.builtin",

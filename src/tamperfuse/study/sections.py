@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.evaluation.capability import CapabilityTask
+from tamperfuse.evaluation.capability_tasks import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.registry import Component, Strict
