@@ -14,7 +14,7 @@ from tamperfuse.models.load import read_config
 from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.plan import DryRun
 from tamperfuse.records.yaml import read_yaml
-from tamperfuse.study import dry_run, estimates
+from tamperfuse.study import announce, dry_run, estimates
 from tamperfuse.study.run import run_study
 from tamperfuse.study.sections import PairsSpec
 from tamperfuse.study.spec import Study, load_study, parse_study
@@ -151,6 +151,14 @@ def test_an_accelerator_takes_the_time_of_its_data_sheet() -> None:
     assert estimates.seconds_for(estimates.Costs(generated=1_000_000), 0, 7_000_000_000, speed) == pytest.approx(
         1e6 * 2 * 7e9 / (0.1 * 989e12)
     )
+
+
+def test_the_time_on_a_gpu_is_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert announce.time_estimate(120) == "about 2 min on this machine"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(estimates, "matrix_rate", lambda: 500e12)
+    assert estimates.Speed.here() == estimates.Speed(500e12, 0.4, 0.1, 0.4)
+    assert announce.time_estimate(120).startswith("at least 2 min on this GPU (")
 
 
 def test_pairs_name_one_source_or_several() -> None:

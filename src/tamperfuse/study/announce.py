@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
+
 from tamperfuse.corpora.threats import shared_prompts
 from tamperfuse.records.amounts import duration, gigabytes
 from tamperfuse.records.errors import shown
@@ -71,12 +73,19 @@ def announce(nodes: Sequence[Node], done: Collection[str], out: Path, size: int,
     total = sum((node.expected for node in todo), Costs())
     seconds = seconds_for(total, sum(int(node.about.get("trials", 1)) for node in todo), size)
     log.info(
-        "Budget: about %s tokens trained, %s generated, %s scored; about %s on this machine; at most %s on disk.",
+        "Budget: about %s tokens trained, %s generated, %s scored; %s; at most %s on disk.",
         *(shown(f"{round(value, -3):,}") for value in (total.trained, total.generated, total.scored)),
-        duration(seconds),
+        time_estimate(seconds),
         gigabytes(disk),
     )
     return seconds
+
+
+def time_estimate(seconds: float) -> str:
+    """An estimated time in words: on a GPU a lower bound."""
+    if torch.cuda.is_available():
+        return f"at least {duration(seconds)} on this GPU (many times as long for small models, which do not fill it)"
+    return f"about {duration(seconds)} on this machine"
 
 
 def log_fewer(context: StudyContext) -> None:

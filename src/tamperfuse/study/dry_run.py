@@ -183,7 +183,7 @@ def machine_sentences(nodes: Sequence[Node], done: Collection[str], size: int) -
     times = [
         f"one {accelerator.name} ({gigabytes(round(accelerator.memory))}): "
         + (
-            f"about {duration(seconds_for(costs, trials, size, Speed.of(accelerator)))}"
+            f"at least {duration(seconds_for(costs, trials, size, Speed.of(accelerator)))}"
             if needed <= accelerator.memory
             else "too small"
         )
