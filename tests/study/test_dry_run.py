@@ -81,7 +81,7 @@ def test_a_study_of_a_model_and_data_on_the_hub_is_planned_without_it(
     assert f"{study.model} (7 billion parameters, by its name)" in sentence and "2,000 prompts" in sentence
     assert all(source in sentence for source in unread)
     [machines] = [line for line in caplog.messages if line.startswith("This machine has 16.0 GB")]
-    assert "H100 SXM (80.0 GB): too small" in machines and "H200 SXM (141.0 GB): about " in machines
+    assert "H100 SXM (80.0 GB): too small" in machines and "H200 SXM (141.0 GB): at least " in machines
     assert any(line.startswith("Judge llm, at most, ") for line in caplog.messages)
     hardened = next(node for node in plan.plan.nodes if node.what == "sdd, seed 0")
     assert hardened.disk > 4 * 7e9  # the model in float32
