@@ -18,18 +18,23 @@ from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.run import read_run
 from tamperfuse.study import cluster
-from tamperfuse.study.cluster import ClusterMachine, answer_probe, divide
+from tamperfuse.study.cluster import ClusterMachine, answer_probe, check_shared, divide, living_machines
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.node import Node
 from tamperfuse.study.ray_tasks import _RayTasks
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
-from tamperfuse.study.worker import WorkerSettings
+from tamperfuse.study.worker import WorkerSettings, run_node
 
 
 def priority() -> int:
     """The niceness of this process."""
     return os.nice(0)
+
+
+def answer_from_another_folder(probe: Path) -> str:
+    """What a machine answers that has another folder of the run's name."""
+    return f"{probe.name}-elsewhere"
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,28 @@ def test_a_machine_that_sees_another_folder_is_noticed(tmp_path: Path) -> None:
     assert answer_probe(probe) == ""
     probe.write_text(probe.name)
     assert (tmp_path / answer_probe(probe)).exists()
+
+
+def test_a_machine_that_computes_other_keys_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"computes other keys than the main process .*: on another machine, install the same"
+    ):
+        run_node({}, "0123456789abcdef", WorkerSettings(list, tmp_path, (), 1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("address")
+def test_a_machine_that_does_not_see_the_folder_of_the_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = living_machines()
+    check_shared(tmp_path, machines, torch.get_num_threads())
+    monkeypatch.setattr(cluster, "answer_probe", answer_from_another_folder)
+    with pytest.raises(
+        UserError, match=r"of the Ray cluster cannot write to .*: choose an --out on a file system that all"
+    ):
+        check_shared(tmp_path, machines, torch.get_num_threads())
+    assert not list(tmp_path.iterdir())
 
 
 def test_ray_that_is_not_installed_is_a_sentence(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import pack, packed_logits
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.records.errors import UserError
-from tamperfuse.training.adapters import _add_adapter, _add_updates, _without_adapter, lora_adapter
+from tamperfuse.training.adapters import _add_adapter, _add_updates, _without_adapter, lora_adapter, qlora_adapter
 from tamperfuse.training.fit import Training, fit
 from tamperfuse.training.objectives import SupervisedObjective, accumulate_gradient
 
@@ -77,6 +77,13 @@ def test_qlora_without_bitsandbytes_says_how_to_get_it(tiny: LoadedModel, monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs bitsandbytes"):
         fit(tiny, samples(tiny), Training(steps=1, batch=3, method="qlora"), seed=0)
+
+
+def test_qlora_does_not_train_in_shards(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("tamperfuse.training.adapters.is_sharded", lambda model: True)
+    with pytest.raises(UserError, match="use method lora, or DDP"), qlora_adapter(tiny, Training(method="qlora")):
+        pass
 
 
 def test_qlora_targets_that_match_nothing_leave_the_model_as_it_was(tiny: LoadedModel) -> None:
