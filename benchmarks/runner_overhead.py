@@ -25,11 +25,11 @@ from tamperfuse.records.plan import RUN_KEY, marked_running
 from tamperfuse.study.announce import announce, plan_nodes
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
+from tamperfuse.study.execution.progress import RunProgress
+from tamperfuse.study.execution.watch import RunWatch
 from tamperfuse.study.node import Node, Outcome
-from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.remaining import disk_needed, finished_keys
 from tamperfuse.study.run import run_here
-from tamperfuse.study.watch import RunWatch
 
 SIZE = 1_000_000  # parameters of the model that estimates are for
 

@@ -21,13 +21,13 @@ from tamperfuse.records.files import read_json, sha256_of, write_json
 from tamperfuse.study.announce import plan_nodes
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.estimates import Costs
+from tamperfuse.study.execution.progress import RunProgress
+from tamperfuse.study.execution.watch import RunWatch
 from tamperfuse.study.node import Node, Outcome, execute, unfinished_folder
 from tamperfuse.study.observe import Observer
-from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.remaining import finished_keys
 from tamperfuse.study.run import _begin, run_here, run_study
 from tamperfuse.study.spec import Study
-from tamperfuse.study.watch import RunWatch
 from tamperfuse.training import checkpoints
 from tamperfuse.training import fit as fit_module
 from tamperfuse.training.checkpoints import current_block

@@ -19,10 +19,10 @@ from rich.logging import RichHandler
 from study.test_status import plan, planned
 from tamperfuse.cli.app import main
 from tamperfuse.records import progress
-from tamperfuse.study import progress as run_progress
+from tamperfuse.study.execution import progress as run_progress
+from tamperfuse.study.execution.progress import RunProgress
 from tamperfuse.study.further_judges import FURTHER_JUDGE
 from tamperfuse.study.node import FinishedNode, Node, reuse_result
-from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.spec import Study
 from tamperfuse.study.status import run_status
 from tamperfuse.study.status_table import ROWS, status_table

@@ -18,16 +18,16 @@ from stand_ins import GraphOfNodes, quick_study_nodes, results
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.run import read_run
-from tamperfuse.study import processes
 from tamperfuse.study.announce import plan_nodes
 from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.execution import processes
+from tamperfuse.study.execution.processes import run_in_processes
+from tamperfuse.study.execution.progress import RunProgress
+from tamperfuse.study.execution.watch import RunWatch
+from tamperfuse.study.execution.worker import WorkerSettings
 from tamperfuse.study.node import FinishedNode, execute
-from tamperfuse.study.processes import run_in_processes
-from tamperfuse.study.progress import RunProgress
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
-from tamperfuse.study.watch import RunWatch
-from tamperfuse.study.worker import WorkerSettings
 
 pytestmark = pytest.mark.slow  # every worker loads torch
 WIDE = ((), (), (0,), (0, 1), (2, 3), (), (5, 4))  # two chains that meet

@@ -17,14 +17,14 @@ from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.run import read_run
-from tamperfuse.study import cluster
-from tamperfuse.study.cluster import ClusterMachine, answer_probe, check_shared, divide, living_machines
 from tamperfuse.study.estimates import Costs
+from tamperfuse.study.execution import cluster
+from tamperfuse.study.execution.cluster import ClusterMachine, answer_probe, check_shared, divide, living_machines
+from tamperfuse.study.execution.ray_tasks import _RayTasks
+from tamperfuse.study.execution.worker import WorkerSettings, run_node
 from tamperfuse.study.node import Node
-from tamperfuse.study.ray_tasks import _RayTasks
 from tamperfuse.study.run import run_study
 from tamperfuse.study.spec import Study
-from tamperfuse.study.worker import WorkerSettings, run_node
 
 
 def priority() -> int:
@@ -103,7 +103,7 @@ def test_a_node_for_which_no_machine_is_left_says_that_it_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory = 2**45  # bytes; as if the machine that had them died
-    monkeypatch.setattr("tamperfuse.study.ray_tasks.node_memory", lambda *_: memory)
+    monkeypatch.setattr("tamperfuse.study.execution.ray_tasks.node_memory", lambda *_: memory)
     waiting = Node("a node", "pairs", (), {}, 0, Mock(), Costs())
     with _RayTasks(WorkerSettings(list, tmp_path, (), 1), 1) as tasks:
         tasks.start(waiting)

@@ -11,10 +11,10 @@ from tamperfuse.defenses.fuse import FuseParameters, _objective, budget, resolve
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.precision import reduced_precision
 from tamperfuse.records.registry import Budget
-from tamperfuse.study.cluster import node_memory
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.disk import result_bytes, working_bytes
 from tamperfuse.study.estimates import OVERHEAD_MEMORY, Costs
+from tamperfuse.study.execution.cluster import node_memory
 from tamperfuse.study.node import Node, Outcome
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.spec import Study, parse_study

@@ -14,7 +14,7 @@ from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.plan import PlannedNode, RunningWork, RunPlan, marked_running, read_plan, write_plan
-from tamperfuse.study import progress
+from tamperfuse.study.execution import progress
 from tamperfuse.study.node import FinishedNode, Node, execute
 from tamperfuse.study.remaining import disk_needed, seconds_left
 from tamperfuse.study.run import run_study

@@ -24,9 +24,9 @@ from tamperfuse.records.errors import HubUnreachable, UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.study.benign import MODEL_WRITTEN
-from tamperfuse.study.cluster import node_memory
 from tamperfuse.study.context import StudyContext, check_prompts
 from tamperfuse.study.estimates import ACCELERATORS, DECODING, UTILISATION, Costs, Speed, seconds_for
+from tamperfuse.study.execution.cluster import node_memory
 from tamperfuse.study.judging import check_encoder
 from tamperfuse.study.node import Node
 from tamperfuse.study.spec import Study, resolve_study

@@ -23,19 +23,21 @@ from tamperfuse.records.results import write_results
 from tamperfuse.records.run import STUDY, NodeRun, RunRecord, read_run, write_run, write_samples
 from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
-from tamperfuse.study import cluster
 from tamperfuse.study.announce import announce, log_fewer, log_left_over, log_shared_prompts, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
 from tamperfuse.study.disk import DiskCeiling
 from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
 from tamperfuse.study.estimates import check_affordable
+from tamperfuse.study.execution import cluster
+from tamperfuse.study.execution.processes import run_in_processes
+from tamperfuse.study.execution.progress import RunProgress
+from tamperfuse.study.execution.ray_tasks import run_on_cluster
+from tamperfuse.study.execution.watch import RunWatch
+from tamperfuse.study.execution.worker import WorkerSettings
 from tamperfuse.study.keys import NUMERICS
 from tamperfuse.study.node import FinishedNode, Node, execute, reuse_result
 from tamperfuse.study.paid_judges import check_judges, request_estimates
 from tamperfuse.study.plan import build_nodes
-from tamperfuse.study.processes import run_in_processes
-from tamperfuse.study.progress import RunProgress
-from tamperfuse.study.ray_tasks import run_on_cluster
 from tamperfuse.study.remaining import disk_needed, finished_keys, resume_bytes
 from tamperfuse.study.results.load import StudyMeasurements
 from tamperfuse.study.results.rows import result_rows
@@ -45,8 +47,6 @@ from tamperfuse.study.results.summary import summarize
 from tamperfuse.study.run_folder import check_run_folder, set_aside_results
 from tamperfuse.study.selection import select_nodes
 from tamperfuse.study.spec import Study
-from tamperfuse.study.watch import RunWatch
-from tamperfuse.study.worker import WorkerSettings
 
 log = logging.getLogger("tamperfuse")
 
@@ -77,7 +77,7 @@ def run_study(
         executor: "local" runs one node after another in this process, "processes" several at a time in processes of their own,
             "ray" several at a time on a Ray cluster, whose machines see `out` through a shared file system.
         workers: number of nodes that run at a time; they share the threads of this process, or of the cluster.
-        address: of the Ray cluster (:func:`tamperfuse.study.cluster.connected`).
+        address: of the Ray cluster (:func:`tamperfuse.study.execution.cluster.connected`).
         disk: size in GB (10**9 bytes) that the run's folder may reach; None for no limit.
         report_to: experiment trackers that trainings report to.
         confirmed: whether a study that is estimated to take more than 30 days may start.

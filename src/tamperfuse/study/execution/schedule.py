@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tamperfuse.study.execution.watch import RunWatch
 from tamperfuse.study.node import FinishedNode, Node, is_finished, node_folder, reuse_result
-from tamperfuse.study.watch import RunWatch
 
 #: A node that a worker has ended, its node.json, and whether the result was there before; no node.json if the worker died.
 EndedNode = tuple[Node, dict[str, Any] | None, bool]

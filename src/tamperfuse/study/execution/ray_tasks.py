@@ -17,11 +17,19 @@ from typing import Any, Self
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import clear_staging
 from tamperfuse.records.plan import RUNNING
-from tamperfuse.study.cluster import living_machines, node_gpus, node_memory, ray_reason, worker_environment
+from tamperfuse.study.execution.cluster import living_machines, node_gpus, node_memory, ray_reason, worker_environment
+from tamperfuse.study.execution.schedule import EndedNode, run_nodes
+from tamperfuse.study.execution.watch import RunWatch
+from tamperfuse.study.execution.worker import (
+    ATTEMPTS,
+    WorkerSettings,
+    picklable,
+    prepare_worker,
+    relog,
+    run_node,
+    send_log,
+)
 from tamperfuse.study.node import FinishedNode, Node
-from tamperfuse.study.schedule import EndedNode, run_nodes
-from tamperfuse.study.watch import RunWatch
-from tamperfuse.study.worker import ATTEMPTS, WorkerSettings, picklable, prepare_worker, relog, run_node, send_log
 
 log = logging.getLogger("tamperfuse")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from tamperfuse.records.plan import RunPlan
 from tamperfuse.study.announce import log_end, log_start
 from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.execution.progress import RunProgress
 from tamperfuse.study.node import FinishedNode, Node
-from tamperfuse.study.progress import RunProgress
 
 
 @dataclass

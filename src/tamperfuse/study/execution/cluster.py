@@ -19,8 +19,8 @@ from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import STAGING_PREFIX, write_text
 from tamperfuse.records.ray_workers import prepare_ray
 from tamperfuse.study.estimates import memory_needed
+from tamperfuse.study.execution.worker import ATTEMPTS
 from tamperfuse.study.node import Node
-from tamperfuse.study.worker import ATTEMPTS
 
 log = logging.getLogger("tamperfuse")
 
