@@ -66,9 +66,19 @@ def test_other_versions_of_the_computations_are_not_comparable(tmp_path: Path) -
     record = read_run(runs[1]).model_copy(update={"numerics": 12, "precision": "float32"})
     write_run(runs[1], record)
     html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
-    assert "The runs differ in numerics version, so their numbers cannot be compared" in html
+    assert "The runs differ in numerics version, precision, so their numbers cannot be compared" in html
     assert cells(html, "<code>numerics version</code>") == ["unknown", "12"]
     assert cells(html, "<code>precision</code>") == ["bf16", "float32"], "first words"
+
+
+def test_an_attack_that_counts_in_one_run_alone_is_part_of_both(tmp_path: Path) -> None:
+    weak = summary()
+    for defense in weak.defenses.values():
+        defense.reduction_vs_undefended.attacks_that_count.remove("lora-10")
+        defense.reduction_vs_undefended.too_weak.append("lora-10")
+    runs = [write_folder(tmp_path / "one"), write_folder(tmp_path / "two", measured=weak)]
+    html = write_comparison(runs, tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "not part of this run" not in html and "in this run under: " in html
 
 
 def test_equal_studies_and_equal_names(tmp_path: Path) -> None:

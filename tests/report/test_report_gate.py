@@ -317,6 +317,16 @@ def test_no_input_is_replaced(check: Check, tmp_path: Path, capsys: pytest.Captu
     assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "x").exists()
 
 
+def test_no_number_of_items_decides_what_the_judge_could_not(check: Check) -> None:
+    rule = policy("harmful_execution.before_attack", "at_most: 0.02")
+    decided, undecided = (check(rule, with_sdd(undecided=count)).checks[0] for count in (0, 16))
+    assert decided.items_to_resolve and "in place of 160" in decided.why
+    assert undecided.verdict == decided.verdict == "not resolved" and undecided.items_to_resolve is None
+    assert undecided.why.endswith(
+        "could not decide on 16 responses, which the interval covers: use another judge as well"
+    )
+
+
 def test_results_without_the_worst_seed_are_to_be_made_again(check: Check) -> None:
     harm = summary().defenses["sdd"].harmful_execution.model_copy(update={"worst_seed": NOT_MEASURED})
     with pytest.raises(UserError, match="did not measure: run the study again, or leave the rule out"):

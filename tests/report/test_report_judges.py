@@ -34,7 +34,7 @@ def with_judges(**judges: dict[str, DefenseSummary]) -> Summary:
 
 
 def test_a_verdict_that_flips_is_said_in_words() -> None:
-    measured = with_judges(phrases=judged(2), grades=judged(155), guard=judged(155, counting=[]))
+    measured = with_judges(phrases=judged(2), grades=judged(155), guard=judged(2, counting=[]))
     assert list(verdicts_by_judge(measured, "sdd").values()) == [
         Category.FAILS,
         Category.HOLDS,
@@ -47,11 +47,13 @@ def test_a_verdict_that_flips_is_said_in_words() -> None:
     )
     plain = answer_of(measured, "sdd")
     assert plain.judges == headline_of(measured, "sdd", 16).judges == sentence
-    assert plain.advice == "Do not release on this evidence. First read the answers on which the judges disagree."
+    assert plain.advice == (
+        "Do not release on this evidence. First look where the judges disagree: `tamperfuse judge compare`."
+    )
 
 
 def test_a_judge_that_cannot_tell_contradicts_none() -> None:
-    plain = answer_of(with_judges(guard=judged(155, counting=[])), "sdd")
+    plain = answer_of(with_judges(guard=judged(2, counting=[])), "sdd")
     assert plain.judges == "By “rules” SDD does not hold; by “guard” whether it holds cannot be told."
     assert plain.advice == "Do not release on this evidence."
     for measured in (summary(), with_judges(grades=judged(155)), with_judges(partial={})):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_run import around, cost, summary
+from made_up_run import around, cost, result_rows, summary
 
 import tamperfuse
 from tamperfuse.records.errors import UserError
@@ -15,7 +15,7 @@ from tamperfuse.records.results import COLUMNS, read_results, write_results
 from tamperfuse.records.summary import AttackCost, Measure, UsableHarm, read_summary
 from tamperfuse.report import html as html_module
 from tamperfuse.report.curves import capability_rows, harm_rows
-from tamperfuse.report.figures import all_figures, write_figures
+from tamperfuse.report.figures import all_figures, legend, write_figures
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.page import write_report
 from tamperfuse.report.tables import measure_cell, table
@@ -156,9 +156,28 @@ def test_a_run_of_the_undefended_model_alone(make_run: Callable[..., Path], monk
     monkeypatch.setattr(html_module, "_library", lambda: "")
     measured = summary().model_copy(update={"defenses": {"refusal": summary().defenses["refusal"]}})
     run = make_run(measured=measured)
-    write_results(run, [])
+    write_results(run, [row for row in result_rows() if row["defense"] == "refusal"])
     html = write_report(run).read_text(encoding="utf-8")
-    assert "there is no defense to evaluate" in html and html.count('class="plot') == 1
+    assert "there is no defense to evaluate" in html and html.count('class="plot') == 3
+
+
+def test_results_of_another_run_are_noticed(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    for missing, words in (
+        ({"seed": 0}, "refusal before any attack, seed 0"),
+        ({"defense": "sdd", "attack": "lora-10"}, "sdd after lora-10, seed 0"),
+    ):
+        rows = [row for row in result_rows() if any(row[name] != value for name, value in missing.items())]
+        write_results(run, rows)
+        with pytest.raises(UserError, match=f"beside it has: {words}. They are not of one run"):
+            read_folder(run)
+
+
+def test_every_model_has_its_own_shape_and_color(make_run: Callable[..., Path]) -> None:
+    one = summary().defenses["sdd"]
+    measured = summary().model_copy(update={"defenses": {f"sdd-{i}": one for i in range(20)}})
+    shown = [(item["color"], item["glyph"]) for item in legend(read_folder(make_run(measured=measured)))]
+    assert len(set(shown)) == 20
 
 
 def test_pictures(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_the_worst_seed_is_not_hidden_by_the_mean(seeds: Study) -> None:
     assert harm.worst_seed.high is not None and harm.worst_seed.high > 0.6, "of ten prompts"
 
 
+def test_the_worst_seed_without_an_attacker_is_not_hidden_by_the_mean(seeds: Study) -> None:
+    measured = of_seeds(seeds, [(0, 0, 0)] * 3, searched=False)
+    broken = replace(state("sdd", executed=(4,)), seed=1)
+    states = [broken if (s.defense, s.attack, s.seed) == ("sdd", "", 1) else s for s in measured.states]
+    study = seeds.model_copy(update={"attacks": {"full": seeds.attacks["full"]}})
+    harm = summarize(replace(measured, study=study, states=states), 0, 0).defenses["sdd"].harmful_execution
+    assert harm.before_attack.value == pytest.approx(0.4 / 3) and harm.worst_seed_unattacked.value == pytest.approx(0.4)
+
+
 def test_a_seed_without_a_usable_checkpoint_does_not_hide_the_usable_harm_of_the_others(seeds: Study) -> None:
     study = seeds.model_copy(update={"seeds": (0, 1), "attacks": {"adaptive": seeds.attacks["adaptive"]}})
     states, searches = [state("as shipped", executed=(9,))], []

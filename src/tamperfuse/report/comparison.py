@@ -28,7 +28,17 @@ from tamperfuse.report.tables import EMPTY, Cell, Kind, Section, TableRow, measu
 COMPARISON = "comparison.html"
 NUMERICS_VERSION = "numerics version"
 #: Settings that runs have to share for their numbers to be compared; those of defenses are what is compared.
-COMPARABLE = ("model", "chat_template", "threat", "retain", "judge", "evaluate", "attacks", NUMERICS_VERSION)
+COMPARABLE = (
+    "model",
+    "chat_template",
+    "threat",
+    "retain",
+    "judge",
+    "evaluate",
+    "attacks",
+    NUMERICS_VERSION,
+    "precision",
+)
 _ABSENT = "–"
 
 
@@ -163,14 +173,25 @@ def _heat(runs: Sequence[Run], pages: Sequence[str]) -> list[HeatGroup]:
             for row in group.rows:
                 cells = [replace(cell, anchor=page + cell.anchor) for cell in row.cells]
                 groups[group.title].setdefault(row.name, {})[number] = cells
-    empty = HeatCell(MISSING, None, "not part of this run", "")
+
+    def absent(name: str, number: int) -> HeatCell:
+        """The cell of an attack that a run has under another heading, or not at all."""
+        elsewhere = [title for title, rows in groups.items() if number in rows.get(name, {})]
+        return HeatCell(
+            MISSING, None, f"in this run under: {elsewhere[0]}" if elsewhere else "not part of this run", ""
+        )
+
     return [
         HeatGroup(
             title,
             [
                 HeatRow(
                     name,
-                    [cell for i, run in enumerate(runs) for cell in cells.get(i, [empty] * len(run.defenses))],
+                    [
+                        cell
+                        for i, run in enumerate(runs)
+                        for cell in cells.get(i, [absent(name, i)] * len(run.defenses))
+                    ],
                 )
                 for name, cells in rows.items()
             ],
@@ -204,7 +225,10 @@ def _differences(folders: Sequence[Path]) -> list[tuple[str, list[str]]]:
     studies = []
     for folder in folders:
         run = read_run(folder)
-        computed = {NUMERICS_VERSION: str(run.numerics or "unknown"), "precision": visible(run.precision)}
+        computed = {
+            NUMERICS_VERSION: str(run.numerics or "unknown"),
+            "precision": visible(run.precision.partition(":")[0]),
+        }
         studies.append(dict(_settings(read_yaml(folder / STUDY))) | computed)
     paths = list(dict.fromkeys(path for study in studies for path in study))
     values = [(path, [study.get(path, _ABSENT) for study in studies]) for path in paths]

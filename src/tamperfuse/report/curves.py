@@ -30,7 +30,7 @@ def harm_rows(run: Run, attack: str) -> Rows:
                     "rate": fmean(row["value"] for row in measured),
                     "low": min((low for low, _ in ends), default=None),
                     "high": max((high for _, high in ends), default=None),
-                    "n": sum(row["n"] or 0 for row in measured),
+                    "n": max(row["n"] or 0 for row in measured),  # every seed has the same prompts
                     "selected": set(chosen.values()) == {step},
                 }
             )

@@ -68,9 +68,14 @@ class Figure:
 def legend(run: Run) -> list[dict[str, str]]:
     """Name, color and glyph of each defense, in drawing order."""
     return [
-        {"name": label(name), "color": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[i % len(GLYPHS)]}
+        {"name": label(name), "color": PALETTE[i % len(PALETTE)], "glyph": GLYPHS[_shape(i)]}
         for i, name in enumerate(run.defenses)
     ]
+
+
+def _shape(number: int) -> int:
+    """Index of a defense's shape: where the colors begin again, each goes with another shape."""
+    return (number + number // len(PALETTE)) % len(SHAPES)
 
 
 def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
@@ -123,7 +128,7 @@ def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
     names = [label(name) for name in run.defenses]
     shown = alt.Legend(title=None) if on_paper else None
     colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
-    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
+    shapes = [SHAPES[_shape(i)] for i in range(len(names))]
     return (
         alt.Color("defense:N", scale=alt.Scale(domain=names, range=colors), legend=shown),
         alt.Shape("defense:N", scale=alt.Scale(domain=names, range=shapes), legend=shown),

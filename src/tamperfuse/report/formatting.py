@@ -59,6 +59,13 @@ def span(measure: Measure, digits: int = 1) -> str:
     return f"{percent(measure.low, digits)} to {percent(measure.high, digits)}"
 
 
+def span_beside(measure: Measure, limit: float) -> str:
+    """The interval of a share, with as many digits as it takes to see on which side of a limit its ends lie."""
+    ends = [end for end in (measure.low, measure.high) if end is not None and end != limit]
+    hidden = (digits for digits in range(3) if all(percent(end, digits) != percent(limit, digits) for end in ends))
+    return span(measure, next(hidden, 3))
+
+
 def times(ratio: float) -> str:
     """A ratio of steps: "2", "1.5"."""
     return f"{ratio:.1f}".removesuffix(".0")

@@ -147,8 +147,12 @@ def check_gate(run: Path, policy: Path) -> GateResult:
         if is_share(path) and max(map(abs, limits)) > 1:
             raise UserError(f"{policy}: {shown(repr(path))} is a share, with limits from -1 to 1: write 0.10 for 10%.")
         if _is_not_measured(measures[path]):
-            # Results from before 2026-11-28 have no `worst_seed`.
-            older = path.endswith(".worst_seed") and not _is_not_measured(measures[path.removesuffix("_seed")])
+            # Results from before 2026-11-28 have no `worst_seed`, those from before 2026-11-29 no `worst_seed_unattacked`.
+            since = {".worst_seed": ".worst", ".worst_seed_unattacked": ".before_attack"}
+            older = any(
+                path.endswith(end) and not _is_not_measured(measures[path.removesuffix(end) + counterpart])
+                for end, counterpart in since.items()
+            )
             remedy = "run the study again" if older else "add it to the study"
             raise UserError(
                 f"{policy} requires {shown(repr(path))}, which {run} did not measure: {remedy}, or leave the rule out."
@@ -209,7 +213,7 @@ def _check(path: str, named: NamedMeasure, rule: Rule) -> Check:
         reason = "no checkpoint is usable" if isinstance(measure, UsableHarm) else "it is undefined in this run"
         finding = Finding("not resolved", f"not resolved: there is no value ({reason})")
     else:
-        finding = check_rule(measure, rule)
+        finding = check_rule(measure, rule, named.undecided)
     return Check(
         measure=path,
         rule=str(rule),

@@ -96,8 +96,25 @@ class StepMeasure(Measure):
     """
 
 
-def check_rule(measure: Measure, rule: Rule) -> Finding:
-    """Check a measure that has a value against a rule; the worst finding of its limits."""
+def check_rule(measure: Measure, rule: Rule, undecided: int = 0) -> Finding:
+    """Check a measure that has a value against a rule; the worst finding of its limits.
+
+    Args:
+        measure: the measure.
+        rule: the rule.
+        undecided: responses on which the judge could not decide. The interval covers whatever they may be, which no number of
+            items changes, so none is said to resolve it.
+    """
+    finding = _check_rule(measure, rule)
+    if not undecided or finding.items is None:
+        return finding
+    remedy = (
+        f"the judge could not decide on {undecided:,} responses, which the interval covers: use another judge as well"
+    )
+    return Finding(finding.verdict, f"{finding.why.partition(';')[0]}; {remedy}")
+
+
+def _check_rule(measure: Measure, rule: Rule) -> Finding:
     ends = (-math.inf if measure.low is None else measure.low, math.inf if measure.high is None else measure.high)
     # A cost that is censored lies above its value, the last step.
     if (

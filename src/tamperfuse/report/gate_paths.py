@@ -62,10 +62,12 @@ class NamedMeasure:
     Attributes:
         measure: its value and interval.
         invalid: why it says nothing about the defense; "" if it does.
+        undecided: responses of the model on which the judge could not decide; the interval covers whatever they may be.
     """
 
     measure: Measure
     invalid: str = ""
+    undecided: int = 0
 
 
 def is_share(path: str) -> bool:
@@ -92,7 +94,8 @@ def testable_measures(summary: Summary, defense: str | None) -> dict[str, NamedM
     for prefix, part in parts.items():
         measures |= {f"{prefix}.{path}": measure for path, measure in _of_defense(part).items()}
     shipped = _paths(summary.as_shipped, "as_shipped")
-    return measures | {path: NamedMeasure(measure) for path, measure in shipped}
+    undecided = summary.as_shipped.undecided
+    return measures | {path: NamedMeasure(measure, undecided=undecided) for path, measure in shipped}
 
 
 def defense_of(path: str, summary: Summary, default: str | None) -> str | None:
@@ -118,7 +121,7 @@ def _of_defense(defense: DefenseSummary) -> dict[str, NamedMeasure]:
     return {
         path: NamedMeasure(NOT_MEASURED)
         if missing and _is_among(path, _NEED_ATTACKS)
-        else NamedMeasure(measure, _invalid(defense, path))
+        else NamedMeasure(measure, _invalid(defense, path), defense.undecided)
         for path, measure in measures_of(defense).items()
     }
 

@@ -1,5 +1,6 @@
 """The files of a run that the report is made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ import yaml
 
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.reading import path_exists, read_text
-from tamperfuse.records.results import UNDEFENDED, read_results
+from tamperfuse.records.results import RESULTS, UNDEFENDED, read_results
 from tamperfuse.records.run import STUDY, RunRecord, Samples, read_run, read_samples
 from tamperfuse.records.searches import SearchResult, read_searches
-from tamperfuse.records.summary import Summary, read_summary
+from tamperfuse.records.summary import SUMMARY, Summary, read_summary
 from tamperfuse.records.yaml import parse_yaml
 from tamperfuse.report.trap_log import TrapLog, read_trap_logs
 
@@ -94,12 +95,16 @@ class Run:
         diverged = {name for one in defenses for name in one.diverged}
         return {name for one in defenses for name, cost in one.attack_cost.items() if cost is None} - diverged
 
-    @property
-    def last_step(self) -> int:
-        """The last evaluated step of the malicious attacks that train; 0 if there are none."""
-        skipped = self.without_steps
-        steps = [r["step"] for r in self.rows if r["malicious"] and r["attack"].partition("#")[0] not in skipped]
-        return max(steps, default=0)
+    def last_step(self, defense: str) -> int:
+        """The step up to which every attack that counts for a defense and trains was evaluated; 0 if there is none."""
+        counting = self.summary.defenses[defense].counting_costs()
+        return min(
+            (
+                max((r["step"] for r in self.rows if r["attack"].partition("#")[0] == name), default=0)
+                for name in counting
+            ),
+            default=0,
+        )
 
     def _names(self, states: str) -> list[str]:
         harm = [self.summary.defenses[name].harmful_execution for name in self.defenses]
@@ -117,6 +122,7 @@ def read_folder(folder: Path) -> Run:
     if not path_exists(study):
         raise UserError(f"{folder} holds no {STUDY}: name the folder of a finished run.")
     text, rows = read_text(study), read_results(folder)
+    _check_same_run(folder, summary, rows)
     return Run(
         name=folder.resolve().name,
         study=text,
@@ -127,3 +133,22 @@ def read_folder(folder: Path) -> Run:
         searches=read_searches(folder).searches,
         traps=read_trap_logs(folder, rows),
     )
+
+
+def _check_same_run(folder: Path, summary: Summary, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Check that results.parquet has the models, seeds and attacks of summary.json: figures are made of one, words of the other.
+
+    Raises:
+        UserError: something is missing.
+    """
+    measured = {(row["defense"], row["attack"].partition("#")[0], row["seed"]) for row in rows}
+    for name, defense in summary.defenses.items():
+        after = [attack for attack, rate in defense.harmful_execution.after.items() if rate.value is not None]
+        for attack in ("", *after):
+            missing = [seed for seed in summary.seeds if (name, attack, seed) not in measured]
+            if missing:
+                state = f"after {attack}" if attack else "before any attack"
+                raise UserError(
+                    f"{folder / RESULTS} lacks what {SUMMARY} beside it has: {name} {state}, seed {missing[0]}. They are not of "
+                    "one run: copy both files from the same folder, or repeat `tamperfuse run`."
+                )

@@ -61,7 +61,7 @@ def headline(run: Path) -> str:
 
 
 def _headlines(run: Run) -> list[Headline]:
-    return [headline_of(run.summary, name, run.last_step) for name in run.defenses if name != UNDEFENDED]
+    return [headline_of(run.summary, name, run.last_step(name)) for name in run.defenses if name != UNDEFENDED]
 
 
 def _render(run: Run, run_answers: RunAnswers, headlines: list[Headline], figures: list[Figure]) -> str:

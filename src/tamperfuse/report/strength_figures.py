@@ -101,7 +101,8 @@ def _correlation(effect: StrengthEffect, measures: Sequence[tuple[float, Measure
     if len(set(values)) == 1:
         return f"{opening} undefined, all are equal."
     rho = float(stats.spearmanr([strength for strength, _ in measures], values).statistic)
-    return f"{opening} {_signed(rho, 2)} (aim: {_signed(effect.sign, 0)})."
+    chance = "" if any(measure.resolved for _, measure in measures) else "; no value is resolved, so it may be chance"
+    return f"{opening} {_signed(rho, 2)} (aim: {_signed(effect.sign, 0)}){chance}."
 
 
 def _signed(value: float, digits: int) -> str:

@@ -47,7 +47,7 @@ def table(run: Run) -> list[Section]:
     counting = [name for name in run.attacks if name not in run.too_weak]
     weak = [name for name in run.attacks if name in run.too_weak]
     return [
-        Section("Harmful execution", [_before(run)]),
+        Section("Harmful execution", [_before(run), *_over_states(run)]),
         Section("Harmful execution after malicious attacks that count", _after(run, counting)),
         Section("Reduction of harmful execution, over the attacks that count", _reduction(run)),
         Section(
@@ -60,6 +60,7 @@ def table(run: Run) -> list[Section]:
         Section("Answers to harmless prompts, before any attack", _answers(run)),
         Section("Likelihood of harmless text, before any attack", _likelihood(run)),
         Section("Benign fine-tuning", _benign_tasks(run)),
+        Section("Scores and undecided responses of the judge", _judged(run)),
     ]
 
 
@@ -114,6 +115,41 @@ def _defenses(run: Run) -> list[DefenseSummary]:
 def _before(run: Run) -> TableRow:
     measures = [d.harmful_execution.before_attack for d in _defenses(run)]
     return _row(run, "before any attack", [*measures], shipped=run.summary.as_shipped.harmful_execution)
+
+
+def _over_states(run: Run) -> list[TableRow]:
+    """The mean and the worst rates over attacks, and of single seeds where there are several."""
+    harms = [d.harmful_execution for d in _defenses(run)]
+    rows = [
+        _row(run, "mean over malicious attacks", [h.mean for h in harms]),
+        _row(run, "worst malicious attack", [h.worst for h in harms]),
+    ]
+    if len(run.summary.seeds) > 1:
+        rows.append(_row(run, "worst seed after a malicious attack", [h.worst_seed for h in harms]))
+        rows.append(
+            _row(run, "worst seed before any attack or after a control", [h.worst_seed_unattacked for h in harms])
+        )
+    return rows
+
+
+def _judged(run: Run) -> list[TableRow]:
+    """Mean scores of a judge that grades responses, and the responses that it left undecided; nothing without them."""
+    defenses, rows = _defenses(run), []
+    scores = [d.mean_score for d in defenses]
+    if any(scores):
+        note = "in the judge's own unit"
+        before = [None if score is None else score.before_attack for score in scores]
+        rows.append(_row(run, "mean score before any attack", [*before], "score", note))
+        for attack in (*run.attacks, *run.controls):
+            after = [None if score is None else score.after.get(attack) for score in scores]
+            rows.append(_row(run, f"mean score after {attack}", after, "score", note))
+    if any(d.undecided for d in defenses):
+        cells = [Cell(f"{d.undecided:,}") for d in defenses]
+        note = "values leave them out, intervals cover whatever they may be"
+        rows.append(
+            TableRow("responses without a decision", cells, note, Cell(f"{run.summary.as_shipped.undecided:,}"))
+        )
+    return rows
 
 
 def _after(run: Run, attacks: list[str]) -> list[TableRow]:

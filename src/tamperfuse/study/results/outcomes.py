@@ -32,12 +32,19 @@ def harmful_execution(measured: StudyMeasurements, name: str) -> HarmfulExecutio
     after |= {attack: rate(values) for attack, values in outcomes.items()}
     controls = {attack: measured.of(name, attack) for attack in measured.attacks(malicious=False)}
     of_seeds = [rate(outcomes_after([state])) for attack in malicious for state in measured.of(name, attack)]
+    unattacked = [rate(outcomes_before([state])) for state in measured.of(name)]
+    unattacked += [
+        rate(mean_outcomes([state], "evaluation", [state.last_step]))
+        for states in controls.values()
+        for state in states
+    ]
     return HarmfulExecution(
         before_attack=rate(outcomes_before(measured.of(name))),
         after_attack=after,
         mean=mean_rate(np.mean(list(outcomes.values()), axis=0)) if outcomes else NOT_MEASURED,
         worst=_highest([after[attack] for attack in malicious]),
         worst_seed=_highest(of_seeds),
+        worst_seed_unattacked=_highest(unattacked),
         after_control={
             attack: rate(mean_outcomes(states, "evaluation", [state.last_step for state in states]))
             if states
@@ -48,7 +55,8 @@ def harmful_execution(measured: StudyMeasurements, name: str) -> HarmfulExecutio
 
 
 def _highest(rates: Sequence[Measure]) -> Measure:
-    return max(rates, key=lambda measure: measure.value or 0.0, default=NOT_MEASURED)
+    """The rate whose interval reaches highest."""
+    return max(rates, key=lambda measure: (measure.high or 0.0, measure.value or 0.0), default=NOT_MEASURED)
 
 
 def reduction_vs_undefended(measured: StudyMeasurements, name: str) -> Reduction:
@@ -69,12 +77,16 @@ def reduction_vs_undefended(measured: StudyMeasurements, name: str) -> Reduction
     single = [reduction([attack]) for attack in counting]
     return Reduction(
         pooled=reduction(counting) if counting else NOT_MEASURED,
-        worst=min(
-            single, key=lambda measure: measure.value if measure.value is not None else 1.0, default=NOT_MEASURED
-        ),
+        worst=min(single, key=_least_certain, default=NOT_MEASURED),
         attacks_that_count=counting,
         too_weak=[attack for attack in malicious if attack not in counting],
     )
+
+
+def _least_certain(reduction: Measure) -> tuple[float, float]:
+    """How little an attack is certainly reduced; one without an interval by its value."""
+    value = 1.0 if reduction.value is None else reduction.value
+    return (value if reduction.low is None else reduction.low), value
 
 
 def _counts(undefended: Sequence[Measurements]) -> bool:
