@@ -54,7 +54,9 @@
   }
   const unique = (values) => [...new Set(values)];
   fill("defense", unique(states.map((state) => state.defense)));
-  fill("attack", unique(states.map((state) => state.attack || "none")), (value) => value === "none" ? "before any attack" : value);
+  const attackOf = (state) => state.attack.split("#")[0];  // of a trial of a search: the search, which can be chosen as a whole
+  fill("attack", unique(states.flatMap((state) => state.attack ? [attackOf(state), state.attack] : ["none"])),
+    (value) => value === "none" ? "before any attack" : value);
   fill("step", unique(states.map((state) => state.step)).sort((a, b) => a - b));
   fill("part", unique(prompts.map((prompt) => prompt[1])), (value) => data.parts[value] || value);
   fill("kind", unique(prompts.map((prompt) => prompt[2])).filter(Boolean).sort());
@@ -72,7 +74,7 @@
     const state = states[answer[STATE]], prompt = prompts[answer[PROMPT]];
     const {defense, attack, step, part, kind, verdict} = filters;
     if (defense.value && state.defense !== defense.value) return false;
-    if (attack.value && (state.attack || "none") !== attack.value) return false;
+    if (attack.value && ![state.attack || "none", attackOf(state)].includes(attack.value)) return false;
     if (step.value && String(state.step) !== step.value) return false;
     if (part.value && prompt[1] !== part.value) return false;
     if (kind.value && prompt[2] !== kind.value) return false;
