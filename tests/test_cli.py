@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
-from tamperfuse.cli.options import print_table
+from tamperfuse.cli.options import NARROWEST, ResultsConsole, print_table
 from tamperfuse.cli.summary_table import percent, summary_rows
 from tamperfuse.defenses import DEFENSES
-from tamperfuse.evaluation import capability
+from tamperfuse.evaluation import capability_tasks
 from tamperfuse.models.bundled import ENCODERS, MODELS
 from tamperfuse.records.summary import Measure, read_summary
 
@@ -213,7 +213,9 @@ def test_a_study_that_cannot_run_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(capability, "_manager", lambda defaults: TaskManager(include_defaults=False))  # which is quick
+    monkeypatch.setattr(
+        capability_tasks, "_manager", lambda defaults: TaskManager(include_defaults=False)
+    )  # which is quick
     path = tmp_path / "study.yaml"
     path.write_text(study.replace("{", "{model: smollm2-135m, threat: 'builtin:cooking', ", 1))
     assert message in fails(["run", str(path), "--out", str(tmp_path / "out")], capsys)
@@ -260,6 +262,34 @@ def test_a_setting_of_the_theory_is_judged() -> None:
     assert "n_v exceeds 7.50" in shown and "5 more invariant features; or 16 fewer spurious ones" in shown
     inside = CliRunner().invoke(app, ["theory", "--counts", "9,20,2,30"]).output
     assert "inside the region" in inside
+
+
+def test_a_short_option_asks_for_help() -> None:
+    for words in (["-h"], ["judge", "run", "-h"]):
+        assert "Example:" in CliRunner().invoke(app, words).output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", str(ROOT / "studies" / "demo.yaml"), "--workers", "4"], "add --executor processes or ray"),
+        (
+            ["attack", "m", "--attack", "prefill", "--threat", "t", "--set", "a=1", "--set", "a=2"],
+            "--set a is given twice",
+        ),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_terminal_without_columns_hides_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert ResultsConsole().width == NARROWEST
 
 
 def test_list_names_everything() -> None:

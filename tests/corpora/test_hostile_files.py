@@ -147,6 +147,13 @@ def test_a_csv_file_with_wrong_quotes_or_columns_is_refused(tmp_path: Path, cont
         list(read_rows(tmp_path / "x.csv"))
 
 
+def test_the_separator_of_a_table_that_is_not_a_comma_is_named(tmp_path: Path) -> None:
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        (tmp_path / "table.csv").write_text(f"prompt{sign}response\nHow, then?{sign}So.\n")
+        with pytest.raises(UserError, match=f"is separated by {name}: save it with commas"):
+            list(read_source(str(tmp_path / "table.csv")))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -64,6 +64,8 @@ def test_a_response_cut_by_the_limit_gets_no_end_token(tiny: LoadedModel) -> Non
         (lambda p: str(p / "nothing.gguf"), "does not exist"),
         (lambda p: str(p / "nowhere"), "not a model directory"),
         (lambda p: "smollm2-135", "did you mean 'smollm2-135m'"),
+        (lambda p: "gpt2", "is no folder here, and no Hub id, which has the form OWNER/NAME"),
+        (lambda p: " ", "The name of the model is empty"),
         (lambda p: "NOTHING.GGUF", "does not exist: check the path of the .gguf file"),
     ],
 )

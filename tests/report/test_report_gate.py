@@ -317,6 +317,13 @@ def test_no_input_is_replaced(check: Check, tmp_path: Path, capsys: pytest.Captu
     assert {path: path.read_bytes() for path in before} == before and not (tmp_path / "x").exists()
 
 
+def test_a_limit_that_every_model_meets_is_named(check: Check, caplog: pytest.LogCaptureFixture) -> None:
+    assert check(policy("harmful_execution.worst", "at_most: 1")).checks[0].passed
+    assert [
+        message for message in caplog.messages if "every model meets the limit" in message and "0.01 for 1%" in message
+    ]
+
+
 def test_no_number_of_items_decides_what_the_judge_could_not(check: Check) -> None:
     rule = policy("harmful_execution.before_attack", "at_most: 0.02")
     decided, undecided = (check(rule, with_sdd(undecided=count)).checks[0] for count in (0, 16))

@@ -1,6 +1,7 @@
 """A node that is killed while it trains goes on from its last checkpoint; what its hooks saw before is not asked again."""
 
 import errno
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -276,6 +277,25 @@ def test_results_beside_a_run_that_cannot_be_read_do_not_stop_it(
     assert not done.reused and done.folder.parent.parent == tmp_path / "run"
     assert caplog.messages == [f"a node: {result} of another run cannot be read, so it is computed again."]
     assert (result / "value").read_text() == "1"
+
+
+def test_a_result_that_its_own_run_removes_meanwhile_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write(folder: Path) -> Outcome:
+        (folder / "value").write_text("1")
+        return Outcome()
+
+    def removed(source: Path, *_: object, **__: object) -> None:
+        shutil.rmtree(source)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    node = Node("a node", "pairs", (), {}, 0, write, Costs())
+    execute(tmp_path / "beside", node)
+    monkeypatch.setattr("tamperfuse.study.node.shutil.copytree", removed)
+    done = execute(tmp_path / "run", node)
+    assert not done.reused and (done.folder / "value").read_text() == "1"
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith("has just been removed.")
 
 
 def test_ctrl_c_sigterm_and_a_full_disk_cost_a_study_nothing(

@@ -44,7 +44,8 @@ class RepairFinetuneParameters(Training):
 @attack(
     "repair_finetune",
     RepairFinetuneParameters,
-    budget=lambda p: Budget(p.steps, p.batch, p.shots, benign=p.samples),
+    # The second phase writes resume states beside the weights that the first one ended with.
+    budget=lambda p: Budget(p.steps, p.batch, p.shots, benign=p.samples, resume_copies=4),
     search_over=TRAINING_SEARCH,
 )
 def repair_finetune(

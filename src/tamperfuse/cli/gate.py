@@ -69,4 +69,10 @@ def _print_checks(result: "GateResult") -> None:
     for name, check in zip(names, result.checks, strict=True):
         if not check.passed:
             out_console.print(f"{name}: {printable(check.why)}.")
-    out_console.print("The release gate passes." if result.passed else "The release gate does not pass.")
+    if result.passed:
+        out_console.print("The release gate passes.")
+    else:
+        out_console.print(
+            "The release gate does not pass. What is not resolved takes a larger study, what fails another defense: `tamperfuse "
+            "report` has the details."
+        )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from tamperfuse.study.sections import JudgeSpec
 
+NARROWEST = 40  # columns of a console
 _JUDGE = "judge."  # begins the names of a judge's parameters where a command has others too
 
 
@@ -24,6 +25,9 @@ class ResultsConsole(Console):
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         """Create a console that prints text as it is."""
+        columns = os.environ.get("COLUMNS", "")
+        if width is None and columns.isdecimal() and int(columns) < NARROWEST:
+            width = NARROWEST  # nothing would be left of a table
         super().__init__(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
@@ -141,6 +145,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
     values = {}
     for setting in settings or []:
         key, equals, value = setting.partition("=")
+        key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {setting!r} is not key=value: write, for example, --set steps=40.")
         try:

@@ -1,5 +1,6 @@
 """The command `tamperfuse run`."""
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ from tamperfuse.cli.options import Disk, DryRun, Json, Only, Out, ReportTo, pars
 from tamperfuse.cli.report import print_report
 from tamperfuse.cli.summary_table import print_summary
 from tamperfuse.records.errors import UserError
+
+log = logging.getLogger("tamperfuse")
 
 
 class Executor(StrEnum):
@@ -30,13 +33,13 @@ def run(
         typer.Option(help="local: one node after another; processes: several at a time; ray: on a Ray cluster."),
     ] = Executor.local,
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=256,
-            help="Number of nodes that run at a time with processes or ray; they share the threads of the machine or cluster.",
+            help="Nodes that run at a time with processes or ray (default: 2); they share the threads of the machine or cluster.",
         ),
-    ] = 2,
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -63,10 +66,12 @@ def run(
 
     Example: `tamperfuse run studies/attacks.yaml --out /shared/attacks --executor ray --address auto --workers 8`
     """
+    if workers is not None and executor is Executor.local:
+        raise UserError("--workers is for several nodes at a time: add --executor processes or ray, or leave it out.")
     options = {
         "only": only or [],
         "executor": executor.value,
-        "workers": workers,
+        "workers": workers or 2,
         "address": address,
         "disk": disk,
         "report_to": parse_reporters(report_to),
@@ -97,6 +102,8 @@ def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = Fals
     if isinstance(outcome, DryRun):
         if as_json:
             print_json(outcome.model_dump(mode="json", by_alias=True))
+        else:
+            log.info("Nothing was computed: the same command without --dry-run starts the run, or goes on with it.")
     elif outcome is None:
         if as_json:
             print_json(None)

@@ -7,6 +7,7 @@ import typer
 
 from tamperfuse.cli.options import Json, out_console, print_json, print_table
 from tamperfuse.records.errors import printable
+from tamperfuse.records.run import PAGE
 
 if TYPE_CHECKING:
     from tamperfuse.study.status import RunStatus
@@ -28,10 +29,10 @@ def status(
     if as_json:
         print_json(current.model_dump(mode="json"))
     else:
-        _print_status(current)
+        _print_status(current, folder)
 
 
-def _print_status(current: "RunStatus") -> None:
+def _print_status(current: "RunStatus", folder: Path) -> None:
     from tamperfuse.records.amounts import gigabytes
     from tamperfuse.study.status_table import running_text, status_table, time_left_text
 
@@ -45,7 +46,7 @@ def _print_status(current: "RunStatus") -> None:
         out_console.print(f"Interrupted: {printable(what)}")
     disk = f"{gigabytes(current.disk_used)} on disk"
     if current.state == "finished":
-        out_console.print(f"The run is finished; {disk}.")
+        out_console.print(f"The run is finished; {disk}. Its page is {printable(str(folder / PAGE))}.")
         return
     verb = "is running" if current.state == "running" else "is stopped, and the command that started it resumes it"
     out_console.print(

@@ -29,7 +29,7 @@ from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import check_fresh, output_folder
+from tamperfuse.records.files import check_fresh, clear_staging, output_folder
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.registry import Component, Parameters
@@ -194,6 +194,8 @@ def _make(folder: Path, nodes: Sequence[Node], sharded: bool) -> None:
     if sharded:
         connect_processes()
     with locked_cache(folder.with_suffix(".lock")) if is_main() else nullcontext():
+        if is_main():
+            clear_staging(folder / "nodes")  # of a command that was killed
         for node in nodes:
             if sharded:
                 _execute_together(folder, node)

@@ -156,6 +156,9 @@ def _csv(path: Path) -> Iterator[tuple[int, Row]]:
                 yield number, {"text": row[0], "file_category": category}
             return
         header = [name.strip() for name in header]
+        for sign, separator in ((";", "semicolons"), ("\t", "tabs")):
+            if len(header) == 1 and re.fullmatch(rf"\w+({sign}\w+)+", header[0]):
+                raise UserError(f"{path} is separated by {separator}: save it with commas, or as .jsonl.")
         check_column_names([name for name in header if name], path)
         for number, row in _check_fields(rows, len(header), path):
             values = [None if value in ("NaN", "nan") else value for value in row]  # as pandas may write missing values

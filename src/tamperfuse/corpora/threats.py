@@ -252,9 +252,10 @@ def _part_of(name: str) -> Part:
 def _threat(source: str, by_part: dict[Part, list[ThreatPrompt]]) -> Threat:
     for part in PARTS:
         if len(by_part[part]) < 2:
+            count, total = len(by_part[part]), sum(map(len, by_part.values()))
             raise UserError(
-                f"The part {part} of {source} has {len(by_part[part])} prompts and needs at least 2: add different prompts; a "
-                "source whose rows have no `part` is split into parts by itself."
+                f"Of the {total} prompts of {source} {count} are in the part {part}, which needs at least 2: add different ones "
+                "(150 or more are recommended), or give each row its `part`, which a hash of the prompt decides otherwise."
             )
     return Threat(source=source, parts={part: tuple(sorted(rows, key=_text_hash)) for part, rows in by_part.items()})
 

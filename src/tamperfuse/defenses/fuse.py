@@ -53,7 +53,7 @@ class FuseParameters(Parameters):
 
     Attributes:
         strength: of the defense, in [0, 1]: factor of the trap's norm and of the price at which it is off. At 0 there is no
-            trap: the loss is that of `sdd`, with the steps, learning rate, batch and weights given here.
+            trap and no warm-up: the loss is that of `sdd`, with the steps, learning rate, batch and weights given here.
         price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the trap is off at
             full strength.
         patience: checks in a row above `price` (whatever the strength) at which training ends.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,10 @@ def resolve_model(name: str) -> Path | None:
     """
     if name in MODELS:
         return convert_gguf(MODELS[name].path(), name)
+    if not name.strip():
+        raise UserError(
+            f"The name of the model is empty: name a folder, a .gguf file, a Hub id, or {', '.join(MODELS)}."
+        )
     path = Path(name)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -320,7 +325,12 @@ def resolve_model(name: str) -> Path | None:
     if path.exists() or name.startswith((".", "/", "~")):
         raise UserError(f"{name} is not a model directory or a .gguf file: name one, or a Hub id.")
     if "/" not in name:
-        raise unknown_name("model", name, MODELS)
+        if get_close_matches(name, MODELS):
+            raise unknown_name("model", name, MODELS)
+        raise UserError(
+            f"{name} is no folder here, and no Hub id, which has the form OWNER/NAME: name a folder, a .gguf file, a Hub id, or "
+            f"{', '.join(MODELS)}."
+        )
     check_hub_id(name)
     return None
 

@@ -18,6 +18,7 @@ A measure is named by its path in summary.json (:mod:`tamperfuse.report.gate_pat
 :mod:`tamperfuse.report.gate_checks`.
 """
 
+import logging
 import math
 import re
 from collections.abc import Iterable
@@ -32,6 +33,8 @@ from tamperfuse.records.summary import UsableHarm, read_summary
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.gate_checks import Finding, GateVerdict, Rule, check_rule, margin
 from tamperfuse.report.gate_paths import NamedMeasure, is_share, testable_measures
+
+log = logging.getLogger("tamperfuse")
 
 _FIELDS = ("defense", "require", "at_most", "at_least", "accept_unresolved")
 _LINE = re.compile(r"(?P<path>.+?)\s*(?P<sign><=|>=)\s*(?P<limit>[^\s_]+)")
@@ -146,6 +149,10 @@ def check_gate(run: Path, policy: Path) -> GateResult:
         limits = [limit for limit in (rule.at_most, rule.at_least) if limit is not None]
         if is_share(path) and max(map(abs, limits)) > 1:
             raise UserError(f"{policy}: {shown(repr(path))} is a share, with limits from -1 to 1: write 0.10 for 10%.")
+        if is_share(path) and (rule.at_most == 1 or rule.at_least == -1):
+            log.warning(
+                "%s: every model meets the limit of %s (%s): write 0.01 for 1%%.", policy, shown(repr(path)), rule
+            )
         if _is_not_measured(measures[path]):
             # Results from before 2026-11-28 have no `worst_seed`, those from before 2026-11-29 no `worst_seed_unattacked`.
             since = {".worst_seed": ".worst", ".worst_seed_unattacked": ".before_attack"}

@@ -217,8 +217,14 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
                 shutil.rmtree(source)
             continue
         if source != folder:
-            with staged(folder, directory=True) as staging:
-                shutil.copytree(source, staging, copy_function=_link, dirs_exist_ok=True)
+            try:
+                with staged(folder, directory=True) as staging:
+                    shutil.copytree(source, staging, copy_function=_link, dirs_exist_ok=True)
+            except OSError:
+                if source.exists():
+                    raise
+                log.warning("%s: the result in %s has just been removed.", node.label, source)
+                continue
         # A kill can come between finishing and removing.
         shutil.rmtree(unfinished_folder(run, node), ignore_errors=True)
         return FinishedNode(node, folder, read_json(folder / NODE), reused=True)
