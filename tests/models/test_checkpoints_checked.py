@@ -219,7 +219,7 @@ def test_a_checksum_in_a_users_folder_is_not_believed(content: str, tiny_folder:
 def adapter(base: Path, folder: Path, *, tokenizer: bool = True, **options: Any) -> Path:
     """A LoRA adapter with random weights, as peft saves it."""
     torch.manual_seed(1)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
+    config = LoraConfig(r=4, task_type="CAUSAL_LM", **{"target_modules": ["q_proj", "v_proj"], **options})
     model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -289,6 +289,13 @@ def test_an_adapter_that_does_not_fit_is_refused(
     folder = adapter(tiny_folder, tmp_path / "adapter")
     edit_adapter(folder, **values)
     with pytest.raises(UserError, match=message):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_weights_that_two_layers_share_is_refused(layer: str, tiny_folder: Path, tmp_path: Path) -> None:
+    folder = adapter(tiny_folder, tmp_path / "adapter", target_modules=["q_proj", layer])
+    with pytest.raises(UserError, match=f"changes .*{layer}, whose weights .* as embeddings and as output"):
         load_model(str(folder))
 
 

@@ -37,11 +37,33 @@ def set_rule(rule: str) -> Callable[[gguf.GGUFWriter], None]:
     return change
 
 
+def test_rotary_embeddings_of_a_part_of_each_head_are_refused(
+    tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tiny, tmp_path / "m.gguf", monkeypatch, lambda writer: None)
+    monkeypatch.setattr(
+        "tamperfuse.models.gguf_file._rotary_width", lambda config: 99
+    )  # as transformers reads Phi-4-mini
+    with pytest.raises(UserError, match="has rotary embeddings of a part of each head"):
+        read_gguf(path)
+
+
+def test_one_file_of_several_is_refused(tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tiny, tmp_path / "m.gguf", monkeypatch, lambda writer: writer.add_uint16("split.count", 2))
+    with pytest.raises(UserError, match="is one of 2 files of a model: merge them"):
+        read_gguf(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "scaled rotary embeddings"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.ones(4, dtype=np.float32)), "scaled rotary embeddings"),
+        (lambda w: w.add_rope_scaling_factor(4.0), "scaled rotary embeddings"),
+        (
+            lambda w: w.add_tensor("blk.0.ffn_up.bias", np.ones(32, dtype=np.float32)),
+            r"numbers, and the model that .* reads",
+        ),
         (set_rule("someone-elses"), "by the rule 'someone-elses'"),
         (set_rule("default"), "by the rule 'default'"),
     ],

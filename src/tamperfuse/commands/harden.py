@@ -193,7 +193,7 @@ def _make(folder: Path, nodes: Sequence[Node], sharded: bool) -> None:
     """
     if sharded:
         connect_processes()
-    with locked_cache(folder.with_suffix(".lock")) if is_main() else nullcontext():
+    with locked_cache(folder.with_name(f"{folder.name}.lock")) if is_main() else nullcontext():
         if is_main():
             clear_staging(folder / "nodes")  # of a command that was killed
         for node in nodes:

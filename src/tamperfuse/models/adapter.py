@@ -44,7 +44,8 @@ def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrai
         load_base: loads a model by name, in float32.
 
     Raises:
-        UserError: the base model cannot be loaded, the adapter does not fit it, or its kind cannot be merged.
+        UserError: the base model cannot be loaded, the adapter does not fit it or changes weights that two layers share, or its
+            kind cannot be merged.
     """
     base = base_of(folder)
     try:
@@ -74,6 +75,11 @@ def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrai
             f"({first_line(error)}): check that it was trained on this model, or "
             "merge it with peft's merge_and_unload and save the result."
         ) from error
+    if tied := adapted_tied_layers(adapted):
+        raise UserError(
+            f"The peft adapter in {folder} changes {tied[0]}, whose weights {base!r} uses as embeddings and as output, and would "
+            "change both: untie them in the base model (`tie_word_embeddings`), or train the adapter without this layer."
+        )
     adapter_keys = {name for name in loading.missing_keys if _is_of_adapter(name, adapted)}
     check_loading({"missing_keys": adapter_keys, "unexpected_keys": loading.unexpected_keys}, str(folder))
     result: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
@@ -81,9 +87,18 @@ def merged(folder: Path, load_base: Callable[[str], PreTrainedModel]) -> PreTrai
     return result
 
 
+def adapted_tied_layers(adapted: Any) -> list[str]:
+    """Names of the layers of a peft model that have an adapter, and whose weights another layer has as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapted.get_base_model()
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    first, last = (getattr(getattr(end, "base_layer", end), "weight", None) for end in ends)
+    if first is None or first is not last:
+        return []
+    return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer) and module in ends]
+
+
 def _is_of_adapter(name: str, adapted: Any) -> bool:
     prefix = getattr(adapted.base_model, "prefix", "lora_")
     return prefix in name or ".modules_to_save." in name
-
-
-__all__ = ["ADAPTER_WEIGHTS", "base_of", "merged"]

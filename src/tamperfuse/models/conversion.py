@@ -50,7 +50,7 @@ def convert_gguf(path: Path, name: str) -> Path:
     folder = cache_folder() / f"{path.stem}-{key}"
     if not is_main():
         _wait_for_main(folder, path)
-    with locked_cache(folder.with_suffix(".lock")):
+    with locked_cache(folder.with_name(f"{folder.name}.lock")):
         if not _is_complete(folder):
             clear_staging(folder.parent, folder.name)  # left by a conversion that was killed
             log.info(

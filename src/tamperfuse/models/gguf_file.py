@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -48,6 +49,7 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         reader = gguf.GGUFReader(path)
+        _check_complete(reader, path)
         _check_rotary(reader, path)
         split = _split_rule(reader, path)
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -59,6 +61,7 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             f"{path} cannot be read as a GGUF model ({first_line(error)}): download or export it again."
         ) from error
     check_loading(info, str(path))
+    _check_read(reader, read, path)
     config = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -72,13 +75,54 @@ def read_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return fresh, _without_absent_tokens(tokenizer, int(fresh.get_input_embeddings().weight.shape[0]))
 
 
+def _check_complete(reader: gguf.GGUFReader, path: Path) -> None:
+    """Refuse one file of several."""
+    count = reader.get_field("split.count")
+    if count is not None and int(count.contents()) > 1:
+        raise UserError(
+            f"{path} is one of {count.contents()} files of a model: merge them with `llama-gguf-split --merge`."
+        )
+
+
 def _check_rotary(reader: gguf.GGUFReader, path: Path) -> None:
     """Refuse scaled rotary embeddings, which transformers reads as unscaled ones without a word."""
-    kinds = [field.contents() for name, field in reader.fields.items() if name.endswith(".rope.scaling.type")]
-    if any(kind != "none" for kind in kinds) or any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+    scaling = {name.partition(".rope.scaling.")[2]: field.contents() for name, field in reader.fields.items()}
+    stated = scaling.get("type", "linear" if {"factor", "attn_factor"} & {*scaling} else "none")
+    if stated != "none" or any(tensor.name.startswith(("rope_freqs", "rope_factors")) for tensor in reader.tensors):
         raise UserError(
             f"{path} has scaled rotary embeddings, which cannot be read from a GGUF: use the model's safetensors checkpoint."
         )
+
+
+def _check_read(reader: gguf.GGUFReader, model: PreTrainedModel, path: Path) -> None:
+    """Refuse what transformers leaves out without a word: tensors without a counterpart, and rotary embeddings of a part.
+
+    Raises:
+        UserError: the file has other numbers than the model, or rotates another part of a head.
+    """
+    numbers = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    expected = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = model.get_input_embeddings().weight.numel()
+    if numbers not in (expected, expected + embeddings):  # a file may hold the embeddings once more, as its output
+        raise UserError(
+            f"{path} holds {numbers:,} numbers, and the model that transformers reads from it {expected:,}: use the model's "
+            "safetensors checkpoint."
+        )
+    rotated = [int(field.contents()) for name, field in reader.fields.items() if name.endswith(".rope.dimension_count")]
+    if rotated and rotated[0] != _rotary_width(model.config):
+        raise UserError(
+            f"{path} has rotary embeddings of a part of each head, which cannot be read from a GGUF: use the model's safetensors "
+            "checkpoint."
+        )
+
+
+def _rotary_width(config: PretrainedConfig) -> int:
+    """How many numbers of a head are rotated."""
+    if width := getattr(config, "qk_rope_head_dim", None):
+        return int(width)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return int(head * (getattr(config, "partial_rotary_factor", None) or parameters.get("partial_rotary_factor") or 1))
 
 
 def _split_rule(reader: gguf.GGUFReader, path: Path) -> str:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tamperfuse.models.adapter import adapted_tied_layers
 from tamperfuse.models.cpu.lora_linear import use_lora_linear
 from tamperfuse.models.layers import decoder_layers
 from tamperfuse.models.load import LoadedModel
@@ -136,7 +137,7 @@ def _add_adapter(loaded: LoadedModel, training: Training, excluded: list[str]) -
             f"lora_targets {targets!r} match no layer of {loaded.name}: list the last parts of linear layers' names, such as "
             "q_proj, or use all-linear."
         ) from error
-    if tied := _adapted_tied_layers(adapted):
+    if tied := adapted_tied_layers(adapted):
         adapted.unload()
         raise UserError(
             f"lora_targets {targets!r} match {tied[0]}, whose weights {loaded.name} uses as embeddings and as output: merged "
@@ -146,16 +147,6 @@ def _add_adapter(loaded: LoadedModel, training: Training, excluded: list[str]) -
     if targets == "all-linear":
         _say_what_has_none(adapted)
     return adapted
-
-
-def _adapted_tied_layers(adapted: PeftModel) -> list[str]:
-    """Names of the layers with an adapter whose weights another layer has as well."""
-    model = adapted.get_base_model()
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    first, last = (getattr(getattr(end, "base_layer", end), "weight", None) for end in ends)
-    if first is None or first is not last:
-        return []
-    return [name for name, module in model.named_modules() if isinstance(module, LoraLayer) and module in ends]
 
 
 def _say_what_has_none(adapted: PeftModel) -> None:
