@@ -80,7 +80,7 @@ def _check_complete(reader: gguf.GGUFReader, path: Path) -> None:
     count = reader.get_field("split.count")
     if count is not None and int(count.contents()) > 1:
         raise UserError(
-            f"{path} is one of {count.contents()} files of a model: merge them with `llama-gguf-split --merge`."
+            f"{path} is one of {count.contents()} files of a model: merge them with llama-gguf-split of llama.cpp."
         )
 
 

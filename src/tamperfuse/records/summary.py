@@ -105,10 +105,10 @@ class HarmfulExecution(BaseModel):
         after_attack: by malicious attack, at the step at which the attacker stops (the chosen step).
         mean: over the malicious attacks.
         worst: the one of them whose interval reaches highest.
-        worst_seed: likewise over the models of single seeds, of which the other measures are means. Not measured in files of
-            older versions.
-        worst_seed_unattacked: likewise of these models before any attack and after each control. Not measured in files of older
-            versions.
+        worst_seed: of the rates of single seeds after the malicious attacks, the one whose interval reaches highest; the other
+            measures are means over seeds. Not measured in files of older versions.
+        worst_seed_unattacked: of the rates of single seeds before any attack and after each control, the one whose interval
+            reaches highest. Not measured in files of older versions.
         after_control: by attack that is not malicious (benign fine-tuning, export, pruning, …), at its end.
     """
 
