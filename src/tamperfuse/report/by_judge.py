@@ -7,7 +7,7 @@ from tamperfuse.records.summary import DefenseSummary, Measure
 from tamperfuse.report.formatting import DIVERGED, label
 from tamperfuse.report.headline import verdict_of
 from tamperfuse.report.inputs import Run
-from tamperfuse.report.tables import EMPTY, Cell, Section, TableRow, measure_cell
+from tamperfuse.report.tables import EMPTY, Cell, Section, TableRow, judge_rows, measure_cell
 
 
 def judges_of(run: Run) -> list[str]:
@@ -39,31 +39,7 @@ def _rows(run: Run, name: str) -> list[TableRow]:
         rows.insert(0, TableRow("verdict", [_verdict(part) for part in parts]))
         rows.append(TableRow("reduction, pooled", [measure_cell(one, "difference") for one in reductions]))
     rows.append(row("harmless prompts answered", lambda d: d.benign_answer_rate, "before any attack"))
-    return [*rows, *_scores(run, parts), *_undecided(parts)]
-
-
-def _scores(run: Run, parts: list[DefenseSummary | None]) -> list[TableRow]:
-    """Mean scores of the judges that grade responses; nothing where none does."""
-    scores = [None if part is None else part.mean_score for part in parts]
-    if not any(scores):
-        return []
-    note = "in the judge's own unit"
-    before = [EMPTY if one is None else measure_cell(one.before_attack, "score") for one in scores]
-    rows = [TableRow("mean score before any attack", before, note)]
-    for attack in (*run.attacks, *run.controls):
-        after = [None if one is None else one.after.get(attack) for one in scores]
-        rows.append(TableRow(f"mean score after {attack}", [measure_cell(measure, "score") for measure in after], note))
-    return rows
-
-
-def _undecided(parts: list[DefenseSummary | None]) -> list[TableRow]:
-    """How many responses each judge could not decide on; nothing where each decided on all."""
-    if not any(part.undecided for part in parts if part is not None):
-        return []
-    cells = [EMPTY if part is None else Cell(f"{part.undecided:,}") for part in parts]
-    return [
-        TableRow("responses without a decision", cells, "values leave them out, intervals cover whatever they may be")
-    ]
+    return [*rows, *judge_rows(run, parts)]
 
 
 def _after_cell(part: DefenseSummary, attack: str) -> Cell:

@@ -1,5 +1,6 @@
 """The table of the page: one row per measure, one column per model, every value with its interval."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -60,7 +61,10 @@ def table(run: Run) -> list[Section]:
         Section("Answers to harmless prompts, before any attack", _answers(run)),
         Section("Likelihood of harmless text, before any attack", _likelihood(run)),
         Section("Benign fine-tuning", _benign_tasks(run)),
-        Section("Scores and undecided responses of the judge", _judged(run)),
+        Section(
+            "Scores and undecided responses of the judge",
+            judge_rows(run, _defenses(run), Cell(f"{run.summary.as_shipped.undecided:,}")),
+        ),
     ]
 
 
@@ -132,23 +136,26 @@ def _over_states(run: Run) -> list[TableRow]:
     return rows
 
 
-def _judged(run: Run) -> list[TableRow]:
-    """Mean scores of a judge that grades responses, and the responses that it left undecided; nothing without them."""
-    defenses, rows = _defenses(run), []
-    scores = [d.mean_score for d in defenses]
+def judge_rows(run: Run, parts: Sequence[DefenseSummary | None], shipped: Cell = EMPTY) -> list[TableRow]:
+    """Mean scores where a judge grades responses, and how many it left undecided; nothing without them.
+
+    Args:
+        run: whose attacks and controls have scores.
+        parts: of every column; None for one without measures.
+        shipped: the undecided responses of the model as shipped.
+    """
+    rows, scores = [], [None if part is None else part.mean_score for part in parts]
     if any(scores):
         note = "in the judge's own unit"
-        before = [None if score is None else score.before_attack for score in scores]
-        rows.append(_row(run, "mean score before any attack", [*before], "score", note))
+        before = [measure_cell(None if one is None else one.before_attack, "score") for one in scores]
+        rows.append(TableRow("mean score before any attack", before, note))
         for attack in (*run.attacks, *run.controls):
-            after = [None if score is None else score.after.get(attack) for score in scores]
-            rows.append(_row(run, f"mean score after {attack}", after, "score", note))
-    if any(d.undecided for d in defenses):
-        cells = [Cell(f"{d.undecided:,}") for d in defenses]
+            after = [measure_cell(None if one is None else one.after.get(attack), "score") for one in scores]
+            rows.append(TableRow(f"mean score after {attack}", after, note))
+    if any(part.undecided for part in parts if part is not None):
+        cells = [EMPTY if part is None else Cell(f"{part.undecided:,}") for part in parts]
         note = "values leave them out, intervals cover whatever they may be"
-        rows.append(
-            TableRow("responses without a decision", cells, note, Cell(f"{run.summary.as_shipped.undecided:,}"))
-        )
+        rows.append(TableRow("responses without a decision", cells, note, shipped))
     return rows
 
 
