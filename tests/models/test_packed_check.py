@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import DogeConfig, DogeForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from tamperfuse.models import packed_check
 from tamperfuse.models.packed import ATTENTION
@@ -47,6 +47,13 @@ def test_why_a_configuration_cannot_be_packed_is_remembered(
     for _ in range(2):
         prepare_forward(Gemma2ForCausalLM(config))
     assert len(checked) == 1 and caplog.text.count("because Gemma2Attention gives its attention softcap") == 2
+
+
+def test_layers_with_masks_of_their_own_are_not_packed(caplog: pytest.LogCaptureFixture) -> None:
+    """Doge computes its masks from weights, which are constant in a fresh model: only training shows that they count."""
+    model = DogeForCausalLM(DogeConfig(**SIZES))
+    prepare_forward(model)
+    assert model.config._attn_implementation != ATTENTION and "gives its attention a mask" in caplog.text
 
 
 def test_a_collapsed_model_is_not_packed_and_says_nothing_about_others(

@@ -137,6 +137,8 @@ def _attention(
         UserError: the layer gives an argument that changes attention and is not supported.
     """
     unknown = sorted(name for name, value in rest.items() if value is not None and name not in IGNORED)
+    # Masks of transformers are not made for this attention function, so this one comes from the layer (Doge).
+    unknown += ["a mask"] if attention_mask is not None else []
     if unknown:
         raise UserError(
             f"{type(module).__name__} gives its attention {', '.join(unknown)}, which packed attention does not support"
