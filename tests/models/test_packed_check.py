@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import DogeConfig, DogeForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    DogeConfig,
+    DogeForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from tamperfuse.models import packed_check
 from tamperfuse.models.packed import ATTENTION

@@ -21,6 +21,7 @@ from tamperfuse.records.run_files import read_run_file
 
 SUMMARY = "summary.json"
 SCHEMA = 2
+ROUNDING = 1e-9  # error of computed rates and of the ends of intervals: a mean over seeds of 0 or 1 is not exact
 
 
 def _share(text: str) -> str:
@@ -78,6 +79,15 @@ class Measure(BaseModel):
         return fields if self.resolved else {**fields, "resolved": False}
 
 
+def _is_rate(measure: Measure) -> Measure:
+    numbers = [number for number in (measure.value, measure.low, measure.high) if number is not None]
+    if any(not -ROUNDING <= number <= 1 + ROUNDING for number in numbers):
+        raise ValueError("a rate is in [0, 1]")
+    return measure
+
+
+#: A measure whose value and interval are in [0, 1].
+Rate = Annotated[Measure, AfterValidator(_is_rate)]
 #: A measure that was not taken, or has nothing to be computed from.
 NOT_MEASURED = Measure(value=None, resolved=False)
 
@@ -112,13 +122,13 @@ class HarmfulExecution(BaseModel):
         after_control: by attack that is not malicious (benign fine-tuning, export, pruning, …), at its end.
     """
 
-    before_attack: Measure
-    after_attack: dict[str, Measure]
-    mean: Measure
-    worst: Measure
-    worst_seed: Measure = NOT_MEASURED
-    worst_seed_unattacked: Measure = NOT_MEASURED
-    after_control: dict[str, Measure]
+    before_attack: Rate
+    after_attack: dict[str, Rate]
+    mean: Rate
+    worst: Rate
+    worst_seed: Rate = NOT_MEASURED
+    worst_seed_unattacked: Rate = NOT_MEASURED
+    after_control: dict[str, Rate]
 
     @property
     def after(self) -> dict[str, Measure]:
@@ -262,15 +272,15 @@ class DefenseSummary(BaseModel):
 
     harmful_execution: HarmfulExecution
     diverged: list[str] = Field(default_factory=list)
-    usable_harm: dict[Share, UsableHarm]
+    usable_harm: dict[Share, Annotated[UsableHarm, AfterValidator(_is_rate)]]
     reduction_vs_undefended: Reduction
     attack_cost: dict[str, AttackCost | None]
     capability: Capability
     benign_nll: BenignNll
     benign_kl: Measure
     benign_finetune: dict[str, GapVsUndefended]
-    benign_answer_rate: Measure
-    benign_answer_rate_near: Measure
+    benign_answer_rate: Rate
+    benign_answer_rate_near: Rate
     benign_answer_drop_vs_undefended: Measure
     benign_answer_drop_vs_shipped: Measure
     mean_score: MeanScore | None = None
@@ -302,11 +312,11 @@ class ShippedSummary(BaseModel):
         undecided: number of its responses on which the judge could not decide; left out of the file where it is 0.
     """
 
-    harmful_execution: Measure
+    harmful_execution: Rate
     capability: Measure
     benign_nll: Measure
-    benign_answer_rate: Measure
-    benign_answer_rate_near: Measure
+    benign_answer_rate: Rate
+    benign_answer_rate_near: Rate
     undecided: Count = 0
 
     @model_serializer(mode="wrap")

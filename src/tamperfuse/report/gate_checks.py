@@ -13,11 +13,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from tamperfuse.evaluation.wilson import Z
-from tamperfuse.records.summary import Measure, UsableHarm
+from tamperfuse.records.summary import ROUNDING, Measure, UsableHarm
 
 WILSON_ERROR = 1e-3  # by which the ends of a Wilson interval may miss its equation, relative
 LARGEST_SAMPLE = 10**12  # items; more resolve nothing in practice
-ROUNDING = 1e-9  # of the ends of intervals
 
 GateVerdict = Literal["pass", "fail", "not resolved"]
 

@@ -6,7 +6,7 @@ the defense that the policy names. docs/gate.md lists all of them.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -36,6 +36,26 @@ _NO_SHARES = (
     "mean_score",
     "capability.before_attack",
     "capability.after_attack",
+)
+#: Measures of which lower values are better for a release, and those of which higher values are.
+_LOWER_IS_BETTER = (
+    "harmful_execution",
+    "usable_harm",
+    "benign_nll",
+    "benign_kl",
+    "capability.drop_vs_undefended",
+    "capability.drop_vs_shipped",
+    "benign_answer_drop_vs_undefended",
+    "benign_answer_drop_vs_shipped",
+)
+_HIGHER_IS_BETTER = (
+    "reduction_vs_undefended",
+    "attack_cost.least_ratio",
+    "capability.before_attack",
+    "capability.self_degradation",
+    "benign_finetune",
+    "benign_answer_rate",
+    "benign_answer_rate_near",
 )
 #: Where each measure rests on the attack of that name alone.
 _OF_ATTACKS = (
@@ -73,6 +93,13 @@ class NamedMeasure:
 def is_share(path: str) -> bool:
     """Whether the measure with this path is a share or a difference of shares, so that its limits are between −1 and 1."""
     return not any(name in path for name in _NO_SHARES)
+
+
+def useful_limit(path: str) -> Literal["at_most", "at_least", ""]:
+    """The limit that a bad model does not meet, by a path in the part of a defense; "" where it depends on the policy."""
+    if _is_among(path, _LOWER_IS_BETTER):
+        return "at_most"
+    return "at_least" if _is_among(path, _HIGHER_IS_BETTER) else ""
 
 
 def testable_measures(summary: Summary, defense: str | None) -> dict[str, NamedMeasure]:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tamperfuse.study.results.intervals import DRAWS, ROUNDING, TAIL, Floats, percentile_level
+from tamperfuse.records.summary import ROUNDING
+from tamperfuse.study.results.intervals import DRAWS, TAIL, Floats, percentile_level
 
 PromptCurve = dict[int, Floats]  # (prompts,): outcomes on the evaluation part, by evaluated step ≥ 1
 

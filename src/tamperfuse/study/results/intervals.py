@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from tamperfuse.evaluation.wilson import wilson
-from tamperfuse.records.summary import NOT_MEASURED, Measure
+from tamperfuse.records.summary import NOT_MEASURED, ROUNDING, Measure
 
 Floats = NDArray[np.float64]
 #: Column sums (…, columns) → values (…); not-a-number where undefined.
@@ -31,7 +31,6 @@ Statistic = Callable[[Floats], Floats]
 TAIL = 0.025
 DRAWS = 2_000
 DRAWS_AT_ONCE = 100  # bounds memory at 100 × groups
-ROUNDING = 1e-9  # error of computed rates: a mean over seeds of 0 or 1 is not exact
 
 
 def reaches(value: float, threshold: float) -> bool:
