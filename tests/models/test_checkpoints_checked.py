@@ -166,10 +166,27 @@ def test_an_attention_implementation_that_is_not_installed_is_replaced(tiny_fold
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "pytorch_model.bin", "absent.safetensors", 7])
 def test_an_index_names_safetensors_in_its_own_folder(file: object, tiny_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": {NORM: file}}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"which is not a safetensors file in the same folder|which its index names"):
         resolve_model(str(tmp_path / "model"))
+
+
+def test_weights_that_are_not_read_are_no_part_of_a_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """Repositories hold a second copy of the weights for other programs, in other names and types."""
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    stored, fingerprint = stored_dtype(str(tiny_folder)), model_fingerprint(str(tiny_folder))
+    copy = {f"{i}.weight": torch.zeros(10**6, dtype=torch.int8) for i in range(2)}
+    save_file(copy, tmp_path / "model" / "consolidated.safetensors")
+    assert load_model(str(tmp_path / "model")).model.num_parameters() == parameter_count(str(tiny_folder))
+    assert stored_dtype(str(tmp_path / "model")) == stored
+    assert model_fingerprint(str(tmp_path / "model")) == fingerprint
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"has weights in consolidated\.safetensors, but neither model\.safetensors nor"
+    ):
+        load_model(str(tmp_path / "model"))
 
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(tiny_folder: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tamperfuse.records.errors import UserError, shown
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import check_files_of
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -44,16 +45,18 @@ def check_files(folder: Path) -> None:
         UserError: it has none, pickled ones only, a damaged index, or a pipe or a device in place of a file.
     """
     check_files_of(folder)
-    weights = [path.name for path in folder.glob("*.safetensors")]
-    if is_adapter(folder):
-        if any(name != ADAPTER_WEIGHTS for name in weights):
-            raise UserError(
-                f"{folder} contains both a model and a peft adapter ({ADAPTER_CONFIG}): move one of them to a folder of its own."
-            )
-    elif (folder / INDEX).exists():
-        check_index(folder)
-    if weights:
+    stored = sorted(path.name for path in folder.glob("*.safetensors"))
+    if is_adapter(folder) and any(name != ADAPTER_WEIGHTS for name in stored):
+        raise UserError(
+            f"{folder} contains both a model and a peft adapter ({ADAPTER_CONFIG}): move one of them to a folder of its own."
+        )
+    if weight_files(folder):
         return
+    if stored:
+        raise UserError(
+            f"{folder} has weights in {listed(stored)}, but neither {WEIGHTS} nor {INDEX}, which transformers reads: rename the "
+            "file of a model of transformers, or convert the model to that format."
+        )
     if any(path for pattern in _PICKLES for path in folder.glob(pattern)):
         raise UserError(
             f"{folder} has only pickled weights, which can run code when they are loaded: convert them to safetensors first."
@@ -66,8 +69,21 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).exists()
 
 
-def check_index(folder: Path) -> None:
-    """Check the index of a checkpoint in several files.
+def weight_files(folder: Path) -> list[Path]:
+    """The files from which transformers reads the weights of a model, or peft those of an adapter; others may lie beside them.
+
+    Raises:
+        UserError: the index of a model in several files is damaged.
+    """
+    if is_adapter(folder):
+        names = [ADAPTER_WEIGHTS]
+    else:
+        names = [WEIGHTS] if (folder / WEIGHTS).exists() or not (folder / INDEX).exists() else _indexed(folder)
+    return [path for name in names if (path := folder / name).exists()]
+
+
+def _indexed(folder: Path) -> list[str]:
+    """Names of the files of a checkpoint in several.
 
     Raises:
         UserError: it is damaged, or names anything but safetensors files in its own folder.
@@ -76,7 +92,8 @@ def check_index(folder: Path) -> None:
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict) or not files:
         raise UserError(f"{folder / INDEX} has no `weight_map`: download or save the checkpoint again.")
-    for file in sorted(set(map(str, files.values()))):
+    names = sorted(set(map(str, files.values())))
+    for file in names:
         if Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(
                 f"{folder / INDEX} names {file!r}, which is not a safetensors file in the same folder: download or save the "
@@ -84,6 +101,7 @@ def check_index(folder: Path) -> None:
             )
         if not (folder / file).is_file():
             raise UserError(f"{folder} lacks {file}, which its index names: download or copy the checkpoint again.")
+    return names
 
 
 def check_types(folder: Path) -> None:
@@ -93,7 +111,7 @@ def check_types(folder: Path) -> None:
         UserError: some are not; such weights are quantized, and the configuration does not say how.
     """
     names = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as tensors:
             names += [name for name in tensors.keys() if tensors.get_slice(name).get_dtype() not in _PLAIN_TYPES]  # noqa: SIM118
     # Buffers such as attention masks and positions may be integers.
@@ -160,7 +178,7 @@ def check_parameters(config: PretrainedConfig, folder: Path) -> None:
 def stored_values(folder: Path) -> Counter[str]:
     """Number of values by dtype, as safetensors names it; only the headers of the files are read."""
     values: Counter[str] = Counter()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (not a mapping)
                 part = tensors.get_slice(key)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tamperfuse.models.bundled import MODELS
+from tamperfuse.models.checks import WEIGHTS
 from tamperfuse.models.gguf_file import read_gguf
 from tamperfuse.models.sharded import is_sharded
 from tamperfuse.models.sharded_saving import save_sharded
@@ -31,7 +32,6 @@ log = logging.getLogger("tamperfuse")
 
 WAIT = 600  # seconds that other processes wait for the main one
 VERSION = 2  # of the conversion: raise it when its weights or its tokenizer change
-WEIGHTS = "model.safetensors"
 CHECKSUM = "sha256.json"
 
 

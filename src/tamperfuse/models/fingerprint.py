@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.models.adapter import base_of
-from tamperfuse.models.checks import is_adapter
+from tamperfuse.models.checks import is_adapter, weight_files
 from tamperfuse.models.conversion import converted_fingerprint
 from tamperfuse.models.hub_ids import hub_commit
 from tamperfuse.models.load import read_config, resolve_model
@@ -51,4 +51,4 @@ def model_state(name: str) -> list[Any]:
 
 def _fingerprint_files(folder: Path) -> list[Path]:
     rest = [path for pattern in READ_BESIDE_WEIGHTS for path in folder.glob(pattern)]
-    return sorted([*folder.glob("*.safetensors"), *(path for path in rest if path.name != FILE)])
+    return sorted([*weight_files(folder), *(path for path in rest if path.name != FILE)])
