@@ -101,5 +101,5 @@ def test_damaged_weights_are_named_before_anything_is_made(tiny_folder: Path, tm
     shutil.copytree(tiny_folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"The model in .*cut cannot be loaded .*save it again with save_pretrained"):
+    with pytest.raises(UserError, match=r"The model in .*cut cannot be loaded .*download it or save it again"):
         stored_dtype(str(tmp_path / "cut"))

@@ -86,7 +86,7 @@ def test_truncated_weights_get_a_sentence(tiny_folder: Path, tmp_path: Path) -> 
     shutil.copytree(tiny_folder, tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*\): save it again"):
+    with pytest.raises(UserError, match=r"cannot be loaded \(.*\): download it or save it again"):
         load_model(str(tmp_path / "cut"))
 
 

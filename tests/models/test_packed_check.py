@@ -12,12 +12,15 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 
 from tamperfuse.models import packed_check
 from tamperfuse.models.packed import ATTENTION
 from tamperfuse.models.packed_check import prepare_forward
 from tamperfuse.models.window import context_window
+from tamperfuse.records.errors import UserError
 
 SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
 
@@ -62,6 +65,17 @@ def test_layers_with_masks_of_their_own_are_not_packed(caplog: pytest.LogCapture
     model = DogeForCausalLM(DogeConfig(**SIZES))
     prepare_forward(model)
     assert model.config._attn_implementation != ATTENTION and "gives its attention a mask" in caplog.text
+
+
+def test_a_model_that_does_not_run_in_bfloat16_is_refused_where_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    xglm = XGLMConfig(vocab_size=97, d_model=32, ffn_dim=64, attention_heads=4, num_layers=2)
+    prepare_forward(XGLMForCausalLM(xglm))
+    monkeypatch.setattr(packed_check, "compute_dtype", lambda device: (torch.bfloat16, ""))
+    with pytest.raises(UserError, match="XGLMForCausalLM does not run in bfloat16, in which this cpu computes"):
+        prepare_forward(XGLMForCausalLM(xglm))
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES))
+    prepare_forward(llama)
+    assert llama.config._attn_implementation == ATTENTION and llama.dtype == torch.float32
 
 
 def test_a_collapsed_model_is_not_packed_and_says_nothing_about_others(

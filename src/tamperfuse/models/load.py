@@ -356,7 +356,7 @@ def _load_error(name: str, folder: Path | None, error: BaseException) -> str:
             f"There is no folder {name} here, and no model of that name can be loaded from the Hub ({reason}): check the path, "
             "or the id, the network and, for a gated model, your login; a model with pickled weights only is refused."
         )
-    return f"The model in {folder} cannot be loaded ({reason}): download it or save it again, with the libraries that its config.json needs."
+    return f"The model in {folder} cannot be loaded ({reason}): download it or save it again with save_pretrained."
 
 
 def read_config(name: str) -> PretrainedConfig:

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from tamperfuse.models.decoding import PackedDecoder
 from tamperfuse.models.packed import ATTENTION, is_packed, pack
+from tamperfuse.models.precision import compute_dtype, reduced_precision
 from tamperfuse.models.sharded import gather_objects, is_sharded, model_class
 from tamperfuse.records.cache import cache_folder
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, first_line
 from tamperfuse.records.files import content_hash, write_text
 
 log = logging.getLogger("tamperfuse")
@@ -44,7 +45,8 @@ def prepare_forward(model: PreTrainedModel) -> None:
     model is switched.
 
     Raises:
-        UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails.
+        UserError: the model is not causal, selects tokens by an indexer, or its forward pass fails, in float32 or in the dtype
+            that this device computes in.
     """
     if model.config._attn_implementation == ATTENTION:
         return
@@ -73,6 +75,7 @@ def _turned_off(model: PreTrainedModel) -> str:
     if os.environ.get("TAMPERFUSE_PACKED") != "0":
         return ""
     _check_causal(model)
+    _check_dtype(model)
     return "TAMPERFUSE_PACKED is 0"
 
 
@@ -84,6 +87,7 @@ def _checked(model: PreTrainedModel) -> str:
         reason, lasting = _not_packed_because(model, model.config._attn_implementation)
         if reason:
             _check_causal(model)
+        _check_dtype(model)
         if lasting:
             _remember(remembered, reason)
     elif not reason:
@@ -152,6 +156,30 @@ def _check_causal(model: PreTrainedModel) -> None:
             f"{model_class(model).__name__} is not a causal language model: its logits depend on later tokens. Choose a "
             "decoder-only language model such as Llama, Qwen or Mistral."
         )
+
+
+@torch.no_grad()
+def _check_dtype(model: PreTrainedModel) -> None:
+    """Check that a model runs in the dtype that its device computes in; shards are read in that dtype and run by training only.
+
+    Raises:
+        UserError: it does not, because its code creates values of another dtype.
+    """
+    dtype, _ = compute_dtype(model.device)
+    if dtype == torch.float32 or is_sharded(model):
+        return
+    sequences = _sequences(model)
+    try:
+        with reduced_precision(model, dtype):
+            if is_packed(model):
+                _packed_logits(model, sequences, set())
+            else:
+                model(input_ids=torch.tensor(sequences[:1], device=model.device), use_cache=False)
+    except RuntimeError as error:
+        raise UserError(
+            f"{model_class(model).__name__} does not run in {str(dtype).removeprefix('torch.')}, in which this "
+            f"{model.device.type} computes ({first_line(error)}): choose another model, or a machine that computes in float32."
+        ) from error
 
 
 @torch.no_grad()
@@ -269,7 +297,8 @@ def _remembered(model: PreTrainedModel) -> Path | None:
         return None
     ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
     config: dict[str, Any] = {key: value for key, value in model.config.to_dict().items() if key not in ignored}
-    versions = [torch.__version__, transformers.__version__, str(model.device.type), VERSION, TOLERANCE]
+    device = [str(model.device.type), str(compute_dtype(model.device)[0])]
+    versions = [torch.__version__, transformers.__version__, *device, VERSION, TOLERANCE]
     with suppress(UserError):
         return cache_folder() / "packed" / content_hash([kind.__qualname__, config, versions])[:32]
     return None
