@@ -29,8 +29,8 @@ def harden(
     benign: Annotated[
         list[str] | None,
         typer.Option(
-            help="Harmless prompts, which the model answers before it is hardened; with `self` it also writes them, and with "
-            "`documents` longer texts. Repeat for several; by default `self` alone.",
+            help="Harmless prompts, which the model answers before it is hardened: a source of prompts; `self`, for prompts that "
+            "it writes itself; or `documents`, for longer texts. Repeat for several; by default `self` alone.",
             metavar="SRC",
             show_default=False,
         ),

@@ -22,7 +22,8 @@ def init(
     """Write a commented study for your own model and prompts.
 
     Every field is explained; the values of the other size are in comments. Prompts are a .txt file with one a line, or a
-    .jsonl, .json, .csv or .parquet file with a column `prompt` and, if there are answers, `response`.
+    .jsonl, .json, .csv or .parquet file with a column `prompt` and, if there are answers, `response`. About 30 prompts are the
+    least; 150 or more are needed to conclude anything.
 
     Example: `tamperfuse init study.yaml --model smollm2-135m --threat builtin:cooking`
     """

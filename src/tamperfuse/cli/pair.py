@@ -37,7 +37,7 @@ def _parameter(field: dataclasses.Field[Any], annotated: Any) -> inspect.Paramet
         default = [] if default == () else default
     # A default takes a line of its own where typer shows it, so it stands in the text.
     has_default = field.default not in (dataclasses.MISSING, None, ()) and kind is not bool
-    help_text = f"{text.text} (Default: `{field.default}`.)" if has_default else text.text
+    help_text = f"{text.text} [default: {field.default}]" if has_default else text.text
     option = typer.Option(help=help_text, metavar=text.metavar, rich_help_panel=text.group, show_default=kind is bool)
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]

@@ -22,7 +22,7 @@ ABOUT = {
     "identity": "10 harmless examples that promise obedience: what the attack identity_shift trains on",
     "instructions": "280 harmful prompts in 14 categories, without detail or answers: for `pair`; nothing attacks with them",
     "labelled": "328 responses of models as shipped, hardened and attacked to requests of cooking, labelled: for the judge",
-    "refusals": "24 ways to decline a request: what the undefended rival is trained on",
+    "refusals": "24 ways to decline a request: what the undefended model is trained on",
     "replay": "256 instruction–response pairs, 86 of them near the threat; a model answers their prompts before it is hardened",
     "retain": "104 instruction–response pairs that no defense trains on: an attacker's harmless data",
 }
