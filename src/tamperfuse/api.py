@@ -51,6 +51,7 @@ from tamperfuse.study import run as study_run
 from tamperfuse.study.context import check_samples
 from tamperfuse.study.judging import compliant_answers
 from tamperfuse.study.observe import Observer
+from tamperfuse.study.run_folder import check_study_file
 from tamperfuse.study.sections import RESPONSE_TOKENS, Evaluate, parse_judge
 from tamperfuse.study.spec import load_study, parse_study
 
@@ -317,7 +318,7 @@ def evaluate(
     loaded = model if isinstance(model, LoadedModel) else load(model)
     origin = reference_name(loaded, reference)
     judging = open_judging(requests, settings, origin, encoder, spec, loaded.stated_template)
-    observer, verdicts, _ = observe_and_judge(loaded, settings, judging, dev=0)
+    observer, verdicts, _ = observe_and_judge(loaded, settings, judging)
     measures = {name: steps[0] for name, steps in Measurement.of(observer, verdicts).measures.items()}
     return Evaluation(
         harmful_execution=measures["harmful_execution"],
@@ -354,15 +355,19 @@ def run_study(study: str | Path | Mapping[str, Any], out: str | Path) -> StudyRu
         out: the run's folder.
 
     Raises:
-        UserError: bad input, or a folder that holds a study of another model or threat. The results of another study of the same
-            ones move to its subfolder `earlier`.
+        UserError: bad input, or a folder that holds a study of another model or threat, or the study file itself. The results of
+            another study of the same model and threat move to its subfolder `earlier`.
 
     Example::
 
         run = tamperfuse.run_study("studies/demo.yaml", "runs/demo")
         run.summary.defenses["sdd"].harmful_execution.worst
     """
-    parsed = parse_study(dict(study), "the study") if isinstance(study, Mapping) else load_study(Path(study))
+    if isinstance(study, Mapping):
+        parsed = parse_study(dict(study), "the study")
+    else:
+        check_study_file(Path(study), Path(out))
+        parsed = load_study(Path(study))
     study_run.run_study(parsed, Path(out))
     return load_run(out)
 

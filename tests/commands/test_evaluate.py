@@ -46,12 +46,13 @@ def test_evaluate_and_run_give_equal_verdicts(
 
     look = folder_of(tmp_path / "run", "refusal, seed 0: before attack")
     responses, by_study = (read_rows(place / "responses.parquet", Response) for place in (tmp_path / "out", look))
-    assert responses == by_study and len(responses) == 6 + 6 + 128
+    # The responses to `attacker_dev` are for the attacker of a study alone.
+    assert responses == [r for r in by_study if r.part != "attacker_dev"] and len(responses) == 6 + 128
     judge_folder = folder_of(tmp_path / "run", "judge refusal, seed 0: before attack")
     verdicts, by_study_too = (
         read_rows(place / "scores.parquet", VerdictRow) for place in (tmp_path / "out", judge_folder)
     )
-    assert verdicts == by_study_too and len(verdicts) == len(responses)
+    assert verdicts == [row for row in by_study_too if row.part != "attacker_dev"] and len(verdicts) == len(responses)
     assert len({row.reason for row in verdicts}) > 1
     lifts = {row.part for row in verdicts if json.loads(row.evidence)["lift"] is not None}
     assert lifts >= {"harmless_near", "harmless_far"}, "contrasts took part in the verdicts"
@@ -124,7 +125,7 @@ def test_a_judge_without_thresholds_needs_no_answers(
     monkeypatch.setattr("tamperfuse.commands.measurement.compliant_answers", lambda *_: pytest.fail(unexpected))
     monkeypatch.setattr(Observer, "ask", ask)
     evaluate_model(str(tiny_folder), str(threat_file), tmp_path / "out", reference=None, judge=parse_judge("phrases"))
-    assert numbers_of_prompts == [(6, 6)]
+    assert numbers_of_prompts == [(6, 0)]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_nothing_of_the_table(
                 signal.raise_signal(signal.SIGINT)
         raise AssertionError("not interrupted")
 
-    monkeypatch.setattr("tamperfuse.study.run.execute", interrupted)
+    monkeypatch.setattr("tamperfuse.study.run.compute", interrupted)
     (tmp_path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
     assert exit_code(errors, "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "apart" / "run")) == 130
     assert capsys.readouterr().out == ""

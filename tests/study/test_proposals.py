@@ -22,6 +22,7 @@ def trial(number: int, rate: float, learning_rate: float, stopped: str = "", *, 
         trained=0,
         generated=0,
         scored=0,
+        seconds=1.0,
     )
 
 

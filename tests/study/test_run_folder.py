@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tamperfuse import api
 from tamperfuse.cli.app import main
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import read_summary
@@ -127,7 +128,14 @@ def test_a_user_s_study_file_is_not_replaced(study: Study, tmp_path: Path, capsy
     with pytest.raises(SystemExit) as ended:
         main(["run", str(file), "--out", str(tmp_path)])
     assert ended.value.code == 2 and "would be replaced" in capsys.readouterr().err
+    with pytest.raises(UserError, match="would be replaced"):
+        api.run_study(file, tmp_path)
     assert file.read_text(encoding="utf-8").startswith("# mine") and [*tmp_path.iterdir()] == [file]
+
+
+def test_a_dry_run_says_that_the_folder_cannot_be_used(study: Study, finished_run: Path) -> None:
+    with pytest.raises(UserError, match="holds a study of the threat"):
+        run_study(study.model_copy(update={"threat": "builtin:gardening"}), finished_run, dry_run=True)
 
 
 def test_a_model_is_no_folder_of_a_run(study: Study, tiny_folder: Path, tmp_path: Path) -> None:

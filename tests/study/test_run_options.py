@@ -35,6 +35,7 @@ def test_only_selects_matching_nodes_with_all_that_they_depend_on() -> None:
     assert select_nodes(nodes, []) == nodes
     assert [n.label for n in select_nodes(nodes, ["sdd under*"])] == [a.label, c.label, d.label]
     assert [n.label for n in select_nodes(nodes, ["refusal*", "answers"])] == [a.label, b.label]
+    assert select_nodes(nodes, [d.label]) == [a, c, d], "brackets in a label are no pattern"
     with pytest.raises(UserError, match="nearest is 'refusal, seed 0'"):
         select_nodes(nodes, ["refusl, seed 0"])
 
@@ -116,6 +117,21 @@ def test_a_run_that_would_exceed_its_disk_ceiling_does_not_start(study: Study, t
     with pytest.raises(UserError, match=r"The run would take up to .* more than --disk allows"):
         run_study(study, tmp_path / "run", disk=0.001)
     assert not (tmp_path / "run").exists()
+
+
+def test_results_of_neighbouring_runs_count_for_the_disk_ceiling(
+    study: Study, tmp_path: Path, finished_run: Path
+) -> None:
+    """They count once the run has them, so a run that starts could not be resumed otherwise."""
+    shutil.copytree(finished_run / "nodes", tmp_path / "other" / "nodes")
+    (last,) = (
+        path.parent
+        for path in (tmp_path / "other" / "nodes").glob("*/node.json")
+        if "judge sdd under full" in path.read_text()
+    )
+    shutil.rmtree(last)
+    with pytest.raises(UserError, match="come from neighbouring runs"):
+        run_study(study, tmp_path / "run", disk=0.0042)  # 4 MB for the node that is left, and those of the others
 
 
 def test_a_run_stops_before_its_disk_ceiling_is_exceeded(

@@ -50,7 +50,7 @@ def test_thirty_attacked_models_from_one_file(study: Study, tmp_path: Path, monk
         sizes.append(folder_bytes(out))
         return done
 
-    monkeypatch.setattr("tamperfuse.study.run.execute", count)
+    monkeypatch.setattr("tamperfuse.study.run.compute", count)
     monkeypatch.setattr("tamperfuse.study.disk.TABLES", 50_000)  # bytes; that of real studies is 4 MB
     run_study(large(study), out, disk=CEILING)
 

@@ -230,6 +230,7 @@ def quick(parameters: dict[str, Any], number: int) -> Trial:
         generated=0,
         scored=0,
         seconds=1.0,
+        diverged=False,
     )
 
 
@@ -299,9 +300,13 @@ def test_trials_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
             generated=0,
             scored=0,
             seconds=1.0,
+            diverged=False,
         )
         write_json(trial_folder(tmp_path, number) / "trial.json", trial.model_dump())
     assert [trial.number for trial in read_trials(tmp_path)] == [2, 999, 1000]
+    write_json(trial_folder(tmp_path, 2) / "trial.json", {})
+    with pytest.raises(UserError, match=r"trial\.json is damaged: remove .* to search from the beginning"):
+        read_trials(tmp_path)
 
 
 def test_trials_report_to_the_trackers_of_the_study(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_an_attack_without_parameters_cannot_be_searched(registered_attack: None
             "no parameter of attack adaptive to search over named 'shot': did you mean 'shots'",
         ),
         ("trials: 4", "trials: 0", "search.trials = 0"),
+        ("trials: 4", "trials: true", "`trials` is true or false"),
         ("trials: 4", "trials: many", "search.trials = 'many'"),
         ("trials: 4, ", "", "search.trials"),
         ("trials: 4", "trails: 4", "did you mean 'trials'"),

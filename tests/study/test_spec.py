@@ -118,6 +118,7 @@ def test_the_undefended_model_is_always_among_the_defenses() -> None:
         (STUDY.replace("learning_rate: 3e-5", "learning_rate: fast"), "learning_rate"),
         (STUDY.replace("prompts: 160", "prompts: 0"), "prompts"),
         (STUDY.replace("capability: [builtin]", "capability: []"), "evaluate.capability"),
+        (STUDY.replace("[builtin]", "[{task: mmlu, fewshots: 5}]"), "named 'fewshots': did you mean 'fewshot'"),
         (STUDY.replace("seeds: [0]", "seeds: [0, 0]"), "a seed is repeated"),
         (STUDY.replace("  sdd: {", "  as shipped: {defense: sdd}\n  sdd: {"), "No defense can be named 'as shipped'"),
         (STUDY.replace("defenses:", "defenses: ["), "not valid YAML"),

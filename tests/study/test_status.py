@@ -62,7 +62,7 @@ def test_a_run_seen_from_inside_and_after_it_was_killed(
             path.write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 4194303'))
         raise Killed
 
-    monkeypatch.setattr("tamperfuse.study.run.execute", dying)
+    monkeypatch.setattr("tamperfuse.study.run.compute", dying)
     with pytest.raises(Killed):
         run_study(study, tmp_path / "run")
     [during] = statuses

@@ -106,7 +106,7 @@ def test_killed_anywhere_the_next_run_ends_with_the_same_results(
             raise Killed
         return execute(run, node)
 
-    monkeypatch.setattr("tamperfuse.study.run.execute", dying)
+    monkeypatch.setattr("tamperfuse.study.run.compute", dying)
     starts = []
     while victims:
         with pytest.raises(Killed):

@@ -90,14 +90,13 @@ def run_study_file(path: Path, out: Path, *, dry_run: bool, as_json: bool = Fals
         as_json: print the summary, or the plan of a dry run, as JSON.
         options: further ones of :func:`tamperfuse.study.run.run_study`.
     """
-    from tamperfuse.records.plan import PLAN, DryRun
-    from tamperfuse.records.run import STUDY
+    from tamperfuse.records.plan import DryRun
     from tamperfuse.study.run import run_study
+    from tamperfuse.study.run_folder import check_study_file
     from tamperfuse.study.spec import load_study
 
-    written = out / STUDY
-    if not dry_run and path.exists() and written.exists() and path.samefile(written) and not (out / PLAN).exists():
-        raise UserError(f"{written} would be replaced by the study with all its defaults: choose another --out.")
+    if not dry_run:
+        check_study_file(path, out)
     outcome = run_study(load_study(path), out, dry_run=dry_run, **options)
     if isinstance(outcome, DryRun):
         if as_json:

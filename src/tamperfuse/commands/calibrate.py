@@ -83,12 +83,13 @@ def calibrate_judge(
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
 
+    Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load).check()  # before the model answers hundreds of prompts
+
     def answers(part: Part, tokens: int, limit: int | None = None) -> list[tuple[str, str]]:
         return compliant_answers(load, prompts.part(part, limit), tokens, encoder).pairs
 
     def calibrated(attacker: Sequence[tuple[str, str]], tokens: int) -> tuple[dict[str, float], Judged]:
         judging = Judging(spec, prompts, [], tokens, encoder, load)
-        judging.check()
         thresholds, _ = judging.calibrate(attacker)
         return thresholds, lambda answers: judging.judge_answers(answers, thresholds)[0]
 

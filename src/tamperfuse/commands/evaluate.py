@@ -16,7 +16,7 @@ from tamperfuse.corpora.threats import load_threat
 from tamperfuse.corpora.window import within_window
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.encoder import default_encoder
-from tamperfuse.models.load import LoadedModel, load_model, reference_name, resolve_model
+from tamperfuse.models.load import LoadedModel, load_model, reference_name
 from tamperfuse.records.files import check_fresh, output_folder, write_json
 from tamperfuse.study.judging import Judging, check_encoder
 from tamperfuse.study.observe import Observer
@@ -61,9 +61,8 @@ def evaluate_model(
     with output_folder(out) as staging:
         loaded = load_model(model, chat_template=template)
         origin = reference_name(loaded, reference)
-        resolve_model(origin)
         judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template)
-        observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging, dev=evaluate.dev_prompts)
+        observer, verdicts, thresholds = observe_and_judge(loaded, evaluate, judging)
         write_tables(staging, observer, verdicts)
         measurement = Measurement.of(observer, verdicts)
         about = {"model": model, "threat": threat, "reference": origin, **about_judging(judging, thresholds)}
@@ -72,7 +71,7 @@ def evaluate_model(
 
 
 def observe_and_judge(
-    loaded: LoadedModel, evaluate: Evaluate, judging: Judging, *, dev: int
+    loaded: LoadedModel, evaluate: Evaluate, judging: Judging
 ) -> tuple[Observer, list[VerdictRow], Mapping[str, float]]:
     """Measure a model in memory.
 
@@ -80,7 +79,6 @@ def observe_and_judge(
         loaded: the model; it is not changed.
         evaluate: what is measured.
         judging: the judge, for the threat.
-        dev: number of attacker_dev prompts; no measure uses their responses.
 
     Returns:
         The responses and scores, the verdicts, and the thresholds of the judge.
@@ -90,5 +88,5 @@ def observe_and_judge(
     """
     answers = calibration_answers(judging)
     observer = Observer(loaded, judging.threat, evaluate)
-    observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=dev)
+    observer.before_attack(judging.harmless, evaluation=evaluate.prompts, dev=0)
     return observer, *judge_responses(judging, observer, answers)

@@ -81,11 +81,12 @@ def harden_model(
     if pairs is not None:
         _check_takes_pairs(component)
     matched = read_pairs(pairs) if pairs is not None else None
+    template, dtype = read_template(chat_template) or stated_template(model), stored_dtype(model)
+    origin = origin_of(model)
     if push_to_hub is not None and is_main():
         prepare_upload(push_to_hub)
-    template, dtype = read_template(chat_template) or stated_template(model), stored_dtype(model)
     data, parameters = prepare_data(
-        origin_of(model), component, parameters, threat, benign, seed, pairs=matched, chat_template=template
+        origin, component, parameters, threat, benign, seed, pairs=matched, chat_template=template
     )
     work, budget = work_of(component, parameters, seed), component.traits.budget(parameters)
     with resumable_beside(out, report_to, work, budget), output_folder(out) as staging:

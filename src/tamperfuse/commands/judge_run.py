@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +80,15 @@ def judge_run(run: Path, judge: JudgeSpec, name: str = "", *, dry_run: bool = Fa
     Raises:
         UserError: no finished run, its responses are missing, the name cannot be used, or another judge has it.
     """
-    study, name = finished_study(run), name or judge.judge
-    named({name: judge}, "--name")
+    finished_study(run)  # without one there is nothing to lock
+    named({name or judge.judge: judge}, "--name")
+    # What is read under the lock does not change before the results are written.
+    with nullcontext() if dry_run else locked(run / LOCK, run):
+        return _judge(run, judge, name or judge.judge, dry_run)
+
+
+def _judge(run: Path, judge: JudgeSpec, name: str, dry_run: bool) -> JudgedRun | None:
+    study = finished_study(run)
     if study.judges.get(name, judge) != judge:
         raise UserError(f"{run} has verdicts of another judge named {name!r}: choose another --name.")
     if name == study.judge.judge:
@@ -95,13 +103,13 @@ def judge_run(run: Path, judge: JudgeSpec, name: str = "", *, dry_run: bool = Fa
         log.info("%s", judging.traits.estimate(distinct, judging.parameters))
     if dry_run:
         return None
-    with locked(run / LOCK, run):
-        done = []
-        for number, node in enumerate(nodes, 1):
-            log.info("[%d/%d] %s", number, len(nodes), node.label)
-            done.append(execute(run, node))
-        free_judge_model()
-        summary = _add(run, judged_study, name, done)
+    judging.check()
+    done = []
+    for number, node in enumerate(nodes, 1):
+        log.info("[%d/%d] %s", number, len(nodes), node.label)
+        done.append(execute(run, node))
+    free_judge_model()
+    summary = _add(run, judged_study, name, done)
     counts = Counter(row.reason for node in done for row in _verdicts(node) if row.reason in FAILURES)
     return JudgedRun(name, len(distinct), dict(counts), summary)
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tamperfuse.corpora.threats import Threat
 from tamperfuse.models.encoder import TextEncoder
-from tamperfuse.models.load import load_model
+from tamperfuse.models.load import load_model, resolve_model
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.summary import Measure
 from tamperfuse.study.judging import Judging, compliant_answers
@@ -75,8 +75,9 @@ def open_judging(
         sharded: likewise.
 
     Raises:
-        UserError: the judge cannot be used.
+        UserError: the judge cannot be used, or the reference does not exist.
     """
+    resolve_model(reference)  # also where the judge never loads it
     harmless = harmless_prompts(evaluate.harmless, threat, encoder)
     load = cache(partial(load_model, reference, chat_template=chat_template, sharded=sharded))
     spec = judge or parse_judge(DEFAULT_JUDGE)

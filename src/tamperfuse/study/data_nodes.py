@@ -255,7 +255,7 @@ def self_samples_node(context: StudyContext) -> Node:
         "tokens": tokens,
     }
     self_written = spec.prompts if SELF in spec.sources else 0
-    answers = self_written * 3 // 2 + len(context.benign)
+    answers = round((1 + FACTS_SHARE + EVERYDAY_SHARE) * self_written) + len(context.benign)
     if DOCUMENTS in spec.sources:
         depends["documents"] = builtin_hash("documents")
         answers += DOCUMENT_LENGTH * len(builtin_rows("documents"))
@@ -294,18 +294,14 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         "contrast": content_hash(contrast_prompts(context.threat)),
         "prompts": spec.prompts,
     }
-    count = spec.prompts * 7 // 10 if SELF in spec.sources else 0
-    expected = Costs(
-        0,
-        count * (tokens + WRITTEN_PROMPT_TOKENS),
-        3 * spec.prompts * tokens + _calibration_tokens(context, context.training_judging),
-    )
-    rows = len(context.benign)
-    if SELF in spec.sources:
-        builtin = ((FACTS_SHARE, "facts"), (EVERYDAY_SHARE, "replay"), (CONTRAST_SHARE, "contrast"))
-        rows += round((1 + NEIGHBOUR_SHARE) * spec.prompts)
-        rows += sum(min(round(share * spec.prompts), len(builtin_rows(name))) for share, name in builtin)
-    rows += round(PLAIN_SHARE * (len(context.benign) + spec.prompts))
+    self_written = spec.prompts if SELF in spec.sources else 0
+    builtin = ((FACTS_SHARE, "facts"), (EVERYDAY_SHARE, "replay"), (CONTRAST_SHARE, "contrast"))
+    rows = len(context.benign) + round((1 + NEIGHBOUR_SHARE) * self_written)
+    rows += sum(min(round(share * self_written), len(builtin_rows(name))) for share, name in builtin)
+    rows += round(PLAIN_SHARE * (len(context.benign) + self_written))
     if DOCUMENTS in spec.sources:
         rows += DOCUMENT_LENGTH * len(builtin_rows("documents"))
+    near = round((CONTRAST_SHARE + NEIGHBOUR_SHARE) * self_written)
+    scored = rows * tokens + _calibration_tokens(context, context.training_judging)
+    expected = Costs(0, near * (tokens + WRITTEN_PROMPT_TOKENS), scored)
     return Node(BENIGN, BENIGN, (samples, answers), depends, 0, run, expected, predictions=rows * tokens)

@@ -1,13 +1,14 @@
 """Disk space of a study's nodes, and the limit of a run (`--disk`)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tamperfuse.records.amounts import gigabytes
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.plan import PlannedNode
 from tamperfuse.study.estimates import BYTES_PER_PARAMETER
-from tamperfuse.study.node import Node, node_folder, unfinished_folder
-from tamperfuse.study.remaining import folder_bytes
+from tamperfuse.study.node import Node, finished_folders, node_folder, unfinished_folder
+from tamperfuse.study.remaining import folder_bytes, has_result
 from tamperfuse.training.distillation import BYTES_PER_RESPONSE_TOKEN
 
 TABLES = 4_000_000  # bytes of a node's texts and scores
@@ -31,17 +32,24 @@ def working_bytes(node: Node, size: int) -> int:
     return RESUME_STATES * node.budget.resume_copies * BYTES_PER_PARAMETER * size if trains else 0
 
 
+def shared_bytes(run: Path, nodes: Iterable[Node]) -> int:
+    """Bytes of results in neighbouring runs that a run reuses and does not have yet; they will count as its own."""
+    missing = {node.key: node for node in nodes if not has_result(node_folder(run, node))}
+    return sum(folder_bytes(found[0]) for node in missing.values() if (found := finished_folders(run, node)))
+
+
 class DiskCeiling:
     """Keeps a run's folder below a size: a node starts only if it still fits.
 
     Args:
         run: the run's folder.
         limit: bytes; None for no limit.
+        shared: bytes that come into the folder from neighbouring runs (:func:`shared_bytes`).
     """
 
-    def __init__(self, run: Path, limit: int | None) -> None:
+    def __init__(self, run: Path, limit: int | None, shared: int = 0) -> None:
         self._run, self._limit = run, limit
-        self._used = folder_bytes(run) if limit is not None and run.exists() else 0
+        self._used = shared + folder_bytes(run) if limit is not None else 0
         self._running: dict[
             str, tuple[int, int]
         ] = {}  # key → bytes reserved, and bytes of the resume state that it found
@@ -57,8 +65,9 @@ class DiskCeiling:
         """
         if self._limit is not None and needed and self._used + needed > self._limit:  # a finished run is never refused
             raise UserError(
-                f"The run would take up to {gigabytes(self._used + needed)} in {self._run} ({gigabytes(self._used)} are there), "
-                f"more than --disk allows ({gigabytes(self._limit)}): raise --disk, or lower the number of defenses or seeds."
+                f"The run would take up to {gigabytes(self._used + needed)} in {self._run} ({gigabytes(self._used)} are there "
+                f"or come from neighbouring runs), more than --disk allows ({gigabytes(self._limit)}): raise --disk, or lower "
+                "the number of defenses or seeds."
             )
 
     def fits(self, node: PlannedNode) -> bool:
@@ -75,7 +84,7 @@ class DiskCeiling:
             return
         if not self.fits(node):
             raise UserError(
-                f"The run stops before {node.what!r}, with which {self._run} may grow to {gigabytes(self._with(node))}, more "
+                f"The run stops before {node.what!r}: with it {self._run} could grow to {gigabytes(self._with(node))}, more "
                 f"than --disk allows ({gigabytes(self._limit)}): finished work stays; raise --disk and start the same command "
                 "again."
             )

@@ -150,7 +150,12 @@ def is_finished(run: Path, node: Node) -> bool:
 
 
 def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNode:
-    """Run a node, or reuse its result. An interrupted node resumes; one that diverged does not.
+    """Reuse a node's result, or compute it as :func:`compute` does."""
+    return reuse_result(run, node) or compute(run, node, report_to)
+
+
+def compute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNode:
+    """Run a node that has no result. An interrupted node resumes; one that diverged does not.
 
     Args:
         run: the run's folder.
@@ -161,21 +166,18 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
         UserError: bad input, a training that diverged, or the disk is full; no partial result remains.
     """
     folder, unfinished = node_folder(run, node), unfinished_folder(run, node)
-    reused = reuse_result(run, node)
-    if reused is not None:
-        return reused
     reset_peak_memory()
     start = time.perf_counter()
     with staged(folder, directory=True) as staging:
-        block = resumable(unfinished, report_to, run / "logs" / node.key, memory_copies=node.budget.memory_copies)
-        with measure_work() as seconds, block as fits:
+        training = resumable(unfinished, report_to, run / "logs" / node.key, memory_copies=node.budget.memory_copies)
+        with measure_work() as seconds, training as block:
             try:
                 outcome = node.run(staging)
             except Diverged:  # it would diverge again
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
         # Of the parts that were interrupted, those that were kept.
-        before = outcome.seconds_before + sum(fit.seconds_before for fit in fits.results)
+        before = outcome.seconds_before + sum(fit.seconds_before for fit in block.results)
         record = {
             "what": node.label,
             "kind": node.kind,
@@ -193,7 +195,7 @@ def execute(run: Path, node: Node, report_to: Sequence[str] = ()) -> FinishedNod
             "tokens_scored": outcome.costs.scored,
             "notes": list(outcome.notes),
             "facts": outcome.facts
-            | ({"trainings": training_facts(fits.results, own_device())} if fits.results else {}),
+            | ({"trainings": training_facts(block.results, own_device())} if block.results else {}),
             "files": {name: sha256_of(staging / name) for name in _files(staging)},
         }
         write_json(staging / NODE, record)
@@ -225,7 +227,7 @@ def reuse_result(run: Path, node: Node) -> FinishedNode | None:
                     raise
                 log.warning("%s: the result in %s has just been removed.", node.label, source)
                 continue
-        # A kill can come between finishing and removing.
+        # The process may have been killed between finishing the node and removing this folder.
         shutil.rmtree(unfinished_folder(run, node), ignore_errors=True)
         return FinishedNode(node, folder, read_json(folder / NODE), reused=True)
     return None

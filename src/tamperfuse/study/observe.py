@@ -99,7 +99,7 @@ class Observer:
                     name: read_rows(folder / f"{name}.parquet", kind) for name, kind in TABLES.items()
                 }
                 costs = Costs(**read_json(folder / COSTS))
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, UserError) as error:
                 raise UserError(f"{folder} is damaged: remove {folder.parent} to start from the beginning.") from error
             measured.append((step, rows, costs))
         for step, rows, costs in sorted(measured, key=lambda loaded: loaded[0]):

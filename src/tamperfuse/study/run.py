@@ -25,7 +25,7 @@ from tamperfuse.records.searches import write_searches
 from tamperfuse.records.summary import Summary, write_summary
 from tamperfuse.study.announce import announce, log_fewer, log_left_over, log_shared_prompts, log_work, plan_nodes
 from tamperfuse.study.context import StudyContext, existing_objects_left_out
-from tamperfuse.study.disk import DiskCeiling
+from tamperfuse.study.disk import DiskCeiling, shared_bytes
 from tamperfuse.study.dry_run import dry_run_sentences, open_without_hub
 from tamperfuse.study.estimates import check_affordable
 from tamperfuse.study.execution import cluster
@@ -35,7 +35,7 @@ from tamperfuse.study.execution.ray_tasks import run_on_cluster
 from tamperfuse.study.execution.watch import RunWatch
 from tamperfuse.study.execution.worker import WorkerSettings
 from tamperfuse.study.keys import NUMERICS
-from tamperfuse.study.node import FinishedNode, Node, execute, reuse_result
+from tamperfuse.study.node import FinishedNode, Node, compute, reuse_result
 from tamperfuse.study.paid_judges import check_judges, request_estimates
 from tamperfuse.study.plan import build_nodes
 from tamperfuse.study.remaining import disk_needed, finished_keys, resume_bytes
@@ -95,6 +95,7 @@ def run_study(
     if address is not None and executor != "ray":
         raise UserError("--address names a Ray cluster: add --executor ray, or leave it out.")
     start, now = time.perf_counter(), datetime.now(UTC)
+    check_run_folder(out, study)  # before anything is read; again under the lock
     with ExitStack() as stack:
         stack.enter_context(existing_objects_left_out())
         machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
@@ -120,7 +121,7 @@ def run_study(
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
-        ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9))
+        ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9), shared_bytes(out, nodes))
         ceiling.check_plan(needed)
         with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
             started = _begin(out, study, plan_nodes(every_node, size, workers, threads), now)
@@ -208,7 +209,7 @@ def run_here(out: Path, node: Node, watch: RunWatch, report_to: Sequence[str] = 
     if done is None:
         watch.begin(node)
         with marked_running(out, node.key, node.label):
-            done = execute(out, node, report_to)
+            done = compute(out, node, report_to)
     watch.end(done)
     return done
 

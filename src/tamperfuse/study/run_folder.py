@@ -1,4 +1,4 @@
-"""Whether a run may go on in a folder: whatever else is in it, a run replaces the results."""
+"""Checks before a run writes into an existing folder, whose results it replaces."""
 
 import logging
 import os
@@ -44,6 +44,17 @@ def check_run_folder(out: Path, study: Study) -> None:
             raise _of_another_version(out / name, f"has schema {stated}, and this version writes schema {schema}")
     if difference := different_columns(out):
         raise _of_another_version(out / RESULTS, f"has other columns than this version writes ({difference})")
+
+
+def check_study_file(path: Path, out: Path) -> None:
+    """Check that a run does not replace the study file that a user wrote.
+
+    Raises:
+        UserError: the file is that in which the run's folder would hold the study with all its defaults.
+    """
+    written = out / STUDY
+    if path.exists() and written.exists() and path.samefile(written) and not (out / plan.PLAN).exists():
+        raise UserError(f"{written} would be replaced by the study with all its defaults: choose another --out.")
 
 
 def set_aside_results(out: Path, study: Study, nodes: RunPlan) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError, shown
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import content_hash, read_json
 from tamperfuse.study.node import Node
 from tamperfuse.study.remaining import NODE
 
@@ -29,7 +29,7 @@ def select_nodes(nodes: Sequence[Node], patterns: Sequence[str]) -> list[Node]:
         return list(nodes)
     labels: set[str] = set()
     for pattern in patterns:
-        matches = {node.label for node in nodes if fnmatchcase(node.label, pattern)}
+        matches = {node.label for node in nodes if node.label == pattern or fnmatchcase(node.label, pattern)}
         if not matches:
             near = get_close_matches(pattern, [node.label for node in nodes], n=1, cutoff=0.0)
             raise UserError(
@@ -72,14 +72,7 @@ def _parent_keys(node: Node) -> list[str]:
 def _identity(kind: str, parents: Sequence[str], seed: int, depends: dict[str, Any]) -> str:
     """What two attacks share that differ in their steps only."""
     rest = {name: value for name, value in depends.items() if name not in _STEPS}
-    return repr((kind, list(parents), seed, sorted(_plain(rest).items())))
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back: tuples are lists."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return content_hash([kind, list(parents), seed, rest])
 
 
 def _records(run: Path) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.defenses import DEFENSES
+from tamperfuse.evaluation.capability_tasks import CapabilityTask
 from tamperfuse.evaluation.judges import JUDGES
 from tamperfuse.models.load import parameter_count
 from tamperfuse.records.errors import LARGEST_SEED, UserError, shown, unknown_name
@@ -241,7 +242,8 @@ def parse_study(values: Any, where: str) -> Study:
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of a value that may have several types the error that lies deepest is that of the type which was meant.
+        first = max(error.errors(), key=lambda one: len(one["loc"]))
         if first["type"] == "extra_forbidden":
             raise _unknown_key(first["loc"], where) from error
         # The types that a value may have are part of the place, such as `constrained-int`.
@@ -257,7 +259,8 @@ def parse_study(values: Any, where: str) -> Study:
 def _unknown_key(place: Sequence[str | int], where: str) -> UserError:
     """The error for a key that a section of a study does not have."""
     section, key = str(place[0]), str(place[-1])
-    fields = getattr(Study.model_fields[section].annotation, "model_fields", {})
+    annotation = CapabilityTask if CapabilityTask.__name__ in place else Study.model_fields[section].annotation
+    fields = getattr(annotation, "model_fields", {})
     return unknown_name(f"key of `{section}` ({where})", key, fields)
 
 

@@ -52,10 +52,13 @@ def run_nodes(nodes: Sequence[Node], out: Path, pool: NodePool, workers: int, wa
         if reused is not None:
             results[node.key] = reused
             watch.end(reused)
-    todo = {node.key: node for node in reversed(nodes) if node.key not in results}  # of several labels the first
+    todo: dict[str, Node] = {}
+    for node in nodes:
+        if node.key not in results:
+            todo.setdefault(node.key, node)  # of several labels the first
     running: set[str] = set()
     while todo:
-        for node in reversed(todo.values()):
+        for node in list(todo.values()):
             if node.key in running or not all(parent.key in results for parent in node.reads):
                 continue
             if len(running) >= workers or (running and not watch.fits(node)):

@@ -8,16 +8,16 @@ that the attack declares in `search_over`, except those that the study sets.
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tamperfuse.attacks.base import AttackResult, AttackTraits, SearchValue
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.registry import Component
+from tamperfuse.records.registry import Component, Strict
 
 DECADE = 10.0  # a range of positive numbers with at least this ratio is searched on a logarithmic scale
 
 
-class Search(BaseModel):
+class Search(Strict):
     """A search over an attack's parameters.
 
     Attributes:

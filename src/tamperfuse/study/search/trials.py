@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tamperfuse.attacks.base import SearchValue
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 
 TRIAL = "trial.json"
@@ -39,7 +40,7 @@ class Trial(BaseModel):
         trained: number of tokens trained; an estimate if it ended early.
         generated: number of tokens generated.
         scored: number of tokens scored.
-        seconds: that it took; 0 where an older version, which did not record it, ran the trial.
+        seconds: that it took.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -52,8 +53,8 @@ class Trial(BaseModel):
     trained: int
     generated: int
     scored: int
-    seconds: float = 0.0
-    diverged: bool = False
+    seconds: float
+    diverged: bool
 
     def best(self, until: int | None = None) -> TrialCheckpoint | None:
         """The checkpoint that the attacker prefers: highest rate, then least capability lost, then the earliest.
@@ -74,6 +75,17 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 def read_trials(folder: Path) -> list[Trial]:
-    """All trials of a search, in order."""
-    trials = [Trial.model_validate(read_json(path)) for path in folder.glob(f"trial-*/{TRIAL}")]
+    """All trials of a search, in order.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    trials = [_read_trial(path) for path in folder.glob(f"trial-*/{TRIAL}")]
     return sorted(trials, key=lambda trial: trial.number)
+
+
+def _read_trial(path: Path) -> Trial:
+    try:
+        return Trial.model_validate(read_json(path))
+    except (UserError, ValidationError) as error:
+        raise UserError(f"{path} is damaged: remove {path.parent.parent} to search from the beginning.") from error
