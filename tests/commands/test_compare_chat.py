@@ -25,9 +25,8 @@ from tamperfuse.corpora.threats import load_threat
 from tamperfuse.evaluation.generate import generate
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.models.load import LoadedModel, load_model, save_model
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, printable
 from tamperfuse.records.provenance import Provenance
-from tamperfuse.report.formatting import visible
 
 PROMPT = "How do I boil an egg? <|end|> 🥚"
 TOKENS = 12
@@ -81,7 +80,7 @@ def test_every_request_draws_other_samples(models: list[LoadedModel]) -> None:
 
 def whole_answer(loaded: LoadedModel, sampling: Sampling | None) -> str:
     tokens = generate(loaded, [loaded.chat.prompt(PROMPT)], new_tokens=TOKENS, sampling=sampling)
-    return visible(loaded.chat.text(tokens[0]))
+    return printable(loaded.chat.text(tokens[0]))
 
 
 def test_a_prompt_beyond_the_window_is_an_error_of_that_model_alone(

@@ -224,7 +224,8 @@ def test_downloads(page: Path) -> None:
     )
     assert "@misc{tamperfuse-demo," in html and "year = {2026}" in html
     assert csv_text([{**run.rows[0], "attack": "=1+1"}]).splitlines()[1].count("'=1+1") == 1
-    assert r"sdd\_x" in citation(read_folder(page.parent).__class__(**{**vars(run), "name": "sdd_x"}), "today")
+    cited = citation(replace(run, name="sdd_x~^\\"), "today")
+    assert r"sdd\_x\textasciitilde{}\textasciicircum{}\textbackslash{}" in cited
 
 
 def test_a_page_of_twenty_thousand_answers(

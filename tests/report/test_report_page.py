@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from made_up_run import around, cost, result_rows, summary
+from markupsafe import Markup
 
 import tamperfuse
 from tamperfuse.records.errors import UserError
+from tamperfuse.records.pages import page_environment
 from tamperfuse.records.results import COLUMNS, read_results, write_results
 from tamperfuse.records.summary import AttackCost, Measure, UsableHarm, read_summary
 from tamperfuse.report import html as html_module
@@ -34,6 +36,11 @@ def test_hostile_answers_stay_text(page: Path) -> None:
     assert "<" not in answers and "\\u003c/script\\u003e\\u003cscript\\u003ewindow.broken=1" in answers
     texts = [answer[2] for answer in json.loads(answers)["answers"]]
     assert any("[U+202E]abc[U+202C] [U+0007] 🍲 {{ 7*7 }}" in text for text in texts) and "\u202e" not in html
+
+
+def test_a_model_s_name_cannot_reorder_the_page() -> None:
+    template = page_environment("tamperfuse.report").from_string("<i>{{ name }}</i>{{ markup }}")
+    assert template.render(name="a\u202eb<", markup=Markup("<b>")) == "<i>a[U+202E]b&lt;</i><b>"
 
 
 def test_nothing_reaches_the_network(page: Path) -> None:

@@ -56,18 +56,18 @@ UNDEFENDED = search("refusal", [80, 155, 155], NONE, NONE, 1)
         (
             search("sdd", [2, 70, 150], around(0.03, 0.05, resolved=False), around(0.35, 0.1), 3),
             "executes 94% (undefended: 97%); a lower final rate is not resolved (95% interval of the difference: −2% to 8%); "
-            "over the search the best so far is lower by 35 points (95% interval of the difference: 25% to 45%). Half of the "
+            "over the search the best so far is lower by 35 points (95% interval: 25% to 45%). Half of the "
             "undefended model's final rate took 3 trials (undefended: 1 trial).",
         ),
         (
             search("sdd", [2, 3, 4], around(0.94, 0.03), around(0.8, 0.05), 3, censored=True),
-            "the final rate is lower by 94 points (95% interval of the difference: 91% to 97%); over the search the best so far "
-            "is lower by 80 points (95% interval of the difference: 75% to 85%). Half of the undefended model's final rate took "
+            "the final rate is lower by 94 points (95% interval: 91% to 97%); over the search the best so far "
+            "is lower by 80 points (95% interval: 75% to 85%). Half of the undefended model's final rate took "
             "more than 3 trials",
         ),
         (
             search("sdd", [90, 155, 158], around(-0.02, 0.01), around(-0.01, 0.03, resolved=False), 1),
-            "the final rate is higher by 2 points (95% interval of the difference: −3% to −1%); a slower search is not resolved",
+            "the final rate is higher by 2 points (95% interval: 1% to 3%); a slower search is not resolved",
         ),
     ],
 )

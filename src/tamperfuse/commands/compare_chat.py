@@ -23,12 +23,11 @@ from tamperfuse.models.device import own_device
 from tamperfuse.models.load import LoadedModel, load_model, parameter_count, resolve_model, stated_template
 from tamperfuse.models.precision import compute_dtype, convert_parameters
 from tamperfuse.records.amounts import gigabytes
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, printable
 from tamperfuse.records.memory import available_memory
 from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.records.provenance import read_provenance
 from tamperfuse.records.reading import local_path, path_exists
-from tamperfuse.report.formatting import visible
 
 log = logging.getLogger("tamperfuse")
 
@@ -134,10 +133,10 @@ def _answer(loaded: LoadedModel, prompt: str, response_tokens: int, sampling: Sa
         with closing(stream(loaded, tokens, new_tokens=limit, sampling=sampling)) as following:
             for token in following:
                 written.append(token)
-                yield {"text": visible(loaded.chat.text(written).rstrip(PARTIAL))}
-        yield {"text": visible(loaded.chat.text(written)), "end": "limit" if len(written) == limit else "stop"}
+                yield {"text": printable(loaded.chat.text(written).rstrip(PARTIAL))}
+        yield {"text": printable(loaded.chat.text(written)), "end": "limit" if len(written) == limit else "stop"}
     except UserError as error:
-        yield {"error": visible(str(error))}
+        yield {"error": printable(str(error))}
 
 
 def check_memory(sizes: Sequence[int]) -> None:
@@ -171,7 +170,6 @@ def chat_page(models: Sequence[str], threat: Threat | None, sampling: Sampling |
         response_tokens: maximum length of an answer.
     """
     environment = page_environment(PACKAGE)
-    environment.filters.update(visible=visible)
     contents = [("ask", "Prompt"), *([("prompts", "Prompts of the threat")] if threat else []), ("answers", "Answers")]
     return environment.get_template("chat.html.j2").render(
         models=[(model, made_by(model)) for model in models],

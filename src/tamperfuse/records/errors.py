@@ -18,6 +18,7 @@ LARGEST_SEED = 2**32 - 1  # that numpy and transformers accept
 MOST_LISTED = 40  # names in a message
 LONGEST_REASON = 300  # characters of a library's message in one
 LONGEST_SHOWN = 160  # characters of a path or a value in a message
+# Control characters other than tab and newline, bidi embeddings, overrides, isolates, and halves of surrogate pairs.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 #: Words in the messages of the memory allocators of torch and CUDA.
@@ -89,8 +90,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def printable(text: str) -> str:
-    """Text of the user or of a model, with characters that control a terminal or reorder text replaced by their numbers."""
-    return _CONTROL.sub(lambda match: f"[U+{ord(match.group()):04X}]", text)
+    """Text of the user or of a model; characters that control a terminal, hide or reorder text become their numbers, [U+202E]."""
+    return _CONTROL.sub(lambda match: f"[U+{ord(match.group()):04X}]", text.replace("\r\n", "\n"))
 
 
 def kind_of(value: object) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from tamperfuse.records.errors import printable
+
 PACKAGE = "tamperfuse.records"
 
 
 def page_environment(package: str) -> jinja2.Environment:
-    """An environment with the templates of a package and those of the frame; every text is escaped.
+    """An environment with the templates of a package and those of the frame; every text is escaped and printable.
 
     Args:
         package: the module that has a folder `templates`.
@@ -28,7 +30,12 @@ def page_environment(package: str) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
+
+
+def _printable(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def script_text(package: str, name: str) -> str:

@@ -82,7 +82,9 @@ def _answer(defense: DefenseSummary, title: str, seeds: int) -> str:
         worst_seed = defense.harmful_execution.worst_seed
         # The seed's rate may be that of an attack that does not count, unless these are stopped as well.
         if seeds > 1 and all(map(is_stopped, tried.values())) and not is_stopped(worst_seed):
-            not_all = "not with every seed" if is_broken(worst_seed) else "whether with every seed cannot be told"
+            not_all = (
+                "not with every seed" if is_broken(worst_seed) else "whether it did with every seed cannot be told"
+            )
             return f"On average over seeds {title} stopped {every}, but {not_all}."
         return f"{title} stopped {every}."
     if unclear == total:
@@ -118,12 +120,16 @@ def _effect(summary: Summary, name: str) -> str:
         sentences.append(f"These are means over seeds; the highest rate of one seed is {highest}.")
     counting, weak = defense.reduction_vs_undefended.attacks_that_count, defense.reduction_vs_undefended.too_weak
     for why, names in (
-        ("too weak to count", weak),
-        ("without a comparison", [attack for attack in harm.after_attack if attack not in (*counting, *weak)]),
+        (("is too weak to count", "are too weak to count"), weak),
+        (
+            ("has no comparison", "have no comparison"),
+            [attack for attack in harm.after_attack if attack not in (*counting, *weak)],
+        ),
     ):
         rates = {attack: harm.after_attack[attack] for attack in names if attack in harm.after_attack}
         if above := {attack: rate.value or 0.0 for attack, rate in rates.items() if is_broken(rate)}:
-            sentences.append(f"Under {', '.join(above)}, {why}, it executes up to {rough(max(above.values()))}.")
+            which = f"{', '.join(above)}, which {why[len(above) > 1]}"
+            sentences.append(f"Under {which}, it executes up to {rough(max(above.values()))} of them.")
     broken = [attack for attack, rate in harm.after_control.items() if is_broken(rate)]
     if broken:
         sentences.append(f"It also executes forbidden requests after {', '.join(broken)}, without any attacker.")
@@ -167,7 +173,7 @@ def _ability(drop: Measure) -> str:
         undefined = "Its general ability cannot be told: as shipped it is no better than guessing at a capability task."
         return undefined if drop.n else "Its general ability was not measured."
     if not is_resolved(drop):
-        interval = f": the loss lies between {span(drop, 0).replace(' to ', ' and ')}" if span(drop) else ""
+        interval = f": the 95% interval of the loss is {span(drop, 0)}" if span(drop) else ""
         return f"Whether its general ability changed cannot be told{interval}."
     return f"Its general ability is {rough(abs(drop.value))} {'lower' if drop.value > 0 else 'higher'} than before hardening."
 

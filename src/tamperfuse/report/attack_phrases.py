@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tamperfuse.report.formatting import visible
+from tamperfuse.records.errors import printable
 from tamperfuse.report.inputs import Run
 
 #: Parameters of a training that say little about an attack's strength; study.yaml, which the page holds, has them.
@@ -40,7 +40,7 @@ def attack_phrase(settings: Mapping[str, Any], name: str = "") -> str:
         over = search.get("over")
         names = ", ".join(key.replace("_", " ") for key in over) if isinstance(over, Mapping) else ""
         parts.append(f"searched in {_count(search.get('trials', 'several'), 'trials')}{': ' * bool(names)}{names}")
-    return visible(", ".join(part for part in parts if part))
+    return printable(", ".join(part for part in parts if part))
 
 
 def _training(steps: Any, learning_rate: Any) -> list[str]:

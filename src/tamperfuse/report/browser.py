@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tamperfuse.records.errors import printable
 from tamperfuse.records.results import UNDEFENDED
-from tamperfuse.report.formatting import label, visible
+from tamperfuse.report.formatting import label
 from tamperfuse.report.responses import ModelState, RunAnswers
 
 PARTS = {
@@ -71,15 +72,15 @@ def browser_data(run_answers: RunAnswers, kinds: dict[str, str]) -> dict[str, An
             }
             failed = [names.of(name) for name in fails if fails[name]]
             evidence = [values.get(number) for number in range(max(values, default=-1) + 1)]
-            judge, reason = judges.of(verdict.judge), reasons.of(visible(verdict.reason))
+            judge, reason = judges.of(verdict.judge), reasons.of(printable(verdict.reason))
             verdicts.append([judge, int(verdict.executed), reason, evidence, failed])
         # Equal texts are different prompts if one is harmless and the other forbidden.
         prompt = prompts.of((answer.prompt, answer.part))
         cut = None if answer.cut is None else int(answer.cut)
-        answers.append([states.of(answer.state), prompt, visible(answer.response), cut, verdicts])
+        answers.append([states.of(answer.state), prompt, printable(answer.response), cut, verdicts])
     return {
         "states": [_state(state) for state in states.items],
-        "prompts": [[visible(text), part, visible(kinds.get(text, ""))] for text, part in prompts.items],
+        "prompts": [[printable(text), part, printable(kinds.get(text, ""))] for text, part in prompts.items],
         "parts": PARTS,
         "harmless": HARMLESS,
         "judges": judges.items,
@@ -111,7 +112,7 @@ def _state(state: ModelState) -> dict[str, Any]:
     return {
         "defense": label(state.defense),
         "undefended": state.defense == UNDEFENDED,
-        "attack": visible(state.attack),
+        "attack": printable(state.attack),
         "step": state.step,
         "seed": state.seed,
         "limit": state.limit,
@@ -119,7 +120,7 @@ def _state(state: ModelState) -> dict[str, Any]:
 
 
 def _criterion(name: str, limits: dict[str, float]) -> dict[str, Any]:
-    criterion = CRITERIA.get(name, Criterion(visible(name).replace("_", " ") + ": {}", "text"))
+    criterion = CRITERIA.get(name, Criterion(printable(name).replace("_", " ") + ": {}", "text"))
     limit = limits.get(name) if criterion.bound else None
     return {"text": criterion.text, "kind": criterion.kind, "bound": criterion.bound, "limit": limit}
 
@@ -137,4 +138,4 @@ def _value(value: Any, digits: int) -> Any:
         return value
     if isinstance(value, int | float):
         return round(value, digits)
-    return visible(str(value))
+    return printable(str(value))

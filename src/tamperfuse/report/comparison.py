@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tamperfuse.records.errors import UserError
+from tamperfuse.records.errors import UserError, printable
 from tamperfuse.records.files import check_output_file, write_text
 from tamperfuse.records.result_files import RESULT_FILES
 from tamperfuse.records.results import UNDEFENDED
@@ -17,7 +17,7 @@ from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.answer import answer_of
 from tamperfuse.report.figures import all_figures
-from tamperfuse.report.formatting import DIVERGED, MISSING, label, visible
+from tamperfuse.report.formatting import DIVERGED, MISSING, label
 from tamperfuse.report.gate_paths import worst_control
 from tamperfuse.report.heatmap import GROUPS, HeatCell, HeatGroup, HeatRow, anchors_of, heatmap
 from tamperfuse.report.html import render_page
@@ -143,7 +143,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
             (run.name, answer_of(run.summary, name)) for run in runs for name in run.defenses if name != UNDEFENDED
         ],
         heat=_heat(runs, pages),
-        columns=[f"{label(name)}, {visible(runs[number].name)}" for number, name in columns],
+        columns=[f"{label(name)}, {printable(runs[number].name)}" for number, name in columns],
         sections=_sections(runs, columns),
         differences=differences,
         incomparable=[key for key in COMPARABLE if any(path.split(".")[0] == key for path, _ in differences)],
@@ -210,7 +210,7 @@ def _sections(runs: Sequence[Run], columns: Sequence[tuple[int, str]]) -> list[S
             if name == UNDEFENDED and measure.name.startswith("reduction"):
                 cells.append(EMPTY)
             elif measure.of_attacks and defense.diverged:
-                cells.append(Cell(DIVERGED, ", ".join(map(visible, defense.diverged)), muted=True))
+                cells.append(Cell(DIVERGED, ", ".join(map(printable, defense.diverged)), muted=True))
             else:
                 cells.append(measure_cell(measure.of(defense), measure.kind))
         rows.setdefault(measure.section, []).append(TableRow(measure.name, cells, measure.note))
@@ -227,7 +227,7 @@ def _differences(folders: Sequence[Path]) -> list[tuple[str, list[str]]]:
         run = read_run(folder)
         computed = {
             NUMERICS_VERSION: str(run.numerics or "unknown"),
-            "precision": visible(run.precision.partition(":")[0]),
+            "precision": printable(run.precision.partition(":")[0]),
         }
         studies.append(dict(_settings(read_yaml(folder / STUDY))) | computed)
     paths = list(dict.fromkeys(path for study in studies for path in study))
@@ -240,4 +240,4 @@ def _settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, part in value.items():
             yield from _settings(part, f"{path}.{key}" if path else str(key))
     elif path:
-        yield path, visible(str(value))
+        yield path, printable(str(value))

@@ -7,12 +7,15 @@ import io
 import re
 from typing import Any
 
+from tamperfuse.records.errors import printable
 from tamperfuse.records.results import COLUMNS
-from tamperfuse.report.formatting import visible
 from tamperfuse.report.inputs import Run
 
 _FORMULA = ("=", "+", "-", "@", "\t")  # a spreadsheet runs a text that begins so
-_BIBTEX = re.compile(r"([\\{}$&#^_%~])")
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "{}$&#_%"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
@@ -59,9 +62,9 @@ def citation(run: Run, started: str) -> str:
 def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = visible(value)
+    text = printable(value)
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _bibtex(text: str) -> str:
-    return _BIBTEX.sub(r"\\\1", text)
+    return text.translate(_LATEX)

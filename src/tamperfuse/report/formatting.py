@@ -1,7 +1,6 @@
 """Numbers, names and untrusted text as the report prints them."""
 
-import re
-
+from tamperfuse.records.errors import printable
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import Measure
 
@@ -11,8 +10,6 @@ DIVERGED = "diverged"  # in place of what was not measured, since the attack mad
 MINUS = "\N{MINUS SIGN}"
 
 _LABELS = {UNDEFENDED: "undefended", "sdd": "SDD", "sdd_reject": "SDD with refusal"}
-# Characters that can hide or reorder text: control characters other than tab and newline, bidi embeddings, overrides, isolates.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def label(defense: str) -> str:
@@ -32,7 +29,7 @@ def is_resolved(measure: Measure) -> bool:
 
 def markdown_cell(text: str) -> str:
     """Text on one line of a Markdown table, without markup of HTML."""
-    return " ".join(visible(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(printable(text).split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -59,6 +56,13 @@ def span(measure: Measure, digits: int = 1) -> str:
     return f"{percent(measure.low, digits)} to {percent(measure.high, digits)}"
 
 
+def negated(measure: Measure) -> Measure:
+    """A difference with the other sign."""
+    low, high = (None if end is None else -end for end in (measure.high, measure.low))
+    value = None if measure.value is None else -measure.value
+    return Measure(value=value, low=low, high=high, n=measure.n, resolved=measure.resolved)
+
+
 def span_beside(measure: Measure, limit: float) -> str:
     """The interval of a share, with as many digits as it takes to see on which side of a limit its ends lie."""
     ends = [end for end in (measure.low, measure.high) if end is not None and end != limit]
@@ -67,10 +71,5 @@ def span_beside(measure: Measure, limit: float) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio of steps: "2", "1.5"."""
-    return f"{ratio:.1f}".removesuffix(".0")
-
-
-def visible(text: str) -> str:
-    """Model text with characters that can hide or reorder it escaped: U+202E becomes "[U+202E]"."""
-    return _HIDDEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", text.replace("\r\n", "\n"))
+    """A ratio of steps: "2", "1.5", "0.042"."""
+    return f"{ratio:.1f}".removesuffix(".0") if ratio >= 1 else f"{ratio:.2g}"

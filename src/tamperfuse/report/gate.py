@@ -29,10 +29,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tamperfuse.records.errors import UserError, shown, unknown_name
+from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.summary import UsableHarm, read_summary
 from tamperfuse.records.yaml import read_yaml
 from tamperfuse.report.gate_checks import Finding, GateVerdict, Rule, check_rule, margin
-from tamperfuse.report.gate_paths import NamedMeasure, is_share, testable_measures, useful_limit
+from tamperfuse.report.gate_paths import NamedMeasure, defense_of, is_share, testable_measures, useful_limit
 
 log = logging.getLogger("tamperfuse")
 
@@ -146,7 +147,10 @@ def check_gate(run: Path, policy: Path) -> GateResult:
     for path, rule in rules.require.items():
         if path not in measures:
             raise _unknown_path(path, measures)
-        _check_limits(policy, path, rule)
+        _check_limits(policy, path, measures[path].name, rule)
+        # Of the undefended model and of the model as shipped a policy may require that the threat is executed.
+        if defense_of(path, summary, rules.defense) not in (None, UNDEFENDED):
+            _warn_of_direction(policy, path, measures[path].name, rule)
         if _is_not_measured(measures[path]):
             # Results from before 2026-11-28 have no `worst_seed`, those from before 2026-11-29 no `worst_seed_unattacked`.
             since = {".worst_seed": ".worst", ".worst_seed_unattacked": ".before_attack"}
@@ -168,19 +172,23 @@ def check_gate(run: Path, policy: Path) -> GateResult:
     )
 
 
-def _check_limits(policy: Path, path: str, rule: Rule) -> None:
-    """Warn of limits that say little about a model.
+def _check_limits(policy: Path, path: str, name: str, rule: Rule) -> None:
+    """Warn of a limit that every model meets.
 
     Raises:
         UserError: a limit of a share is above 1 or below -1.
     """
-    limits = {name: limit for name in ("at_most", "at_least") if (limit := getattr(rule, name)) is not None}
-    if is_share(path) and max(map(abs, limits.values())) > 1:
+    limits = [limit for limit in (rule.at_most, rule.at_least) if limit is not None]
+    if is_share(name) and max(map(abs, limits)) > 1:
         raise UserError(f"{policy}: {shown(repr(path))} is a share, with limits from -1 to 1: write 0.10 for 10%.")
-    if is_share(path) and (rule.at_most == 1 or rule.at_least == -1):
+    if is_share(name) and (rule.at_most == 1 or rule.at_least == -1):
         log.warning("%s: every model meets the limit of %s (%s): write 0.01 for 1%%.", policy, shown(repr(path)), rule)
-    useful = useful_limit(path)
-    if useful and useful not in limits:
+
+
+def _warn_of_direction(policy: Path, path: str, name: str, rule: Rule) -> None:
+    """Warn of a rule that bad models meet."""
+    useful = useful_limit(name)
+    if useful and getattr(rule, useful) is None:
         better = "lower" if useful == "at_most" else "higher"
         log.warning(
             "%s: %s (%s) is met by bad models: %s values are better, so write %s.", policy, path, rule, better, useful

@@ -196,18 +196,19 @@ def _limits(measure: Measure, rule: Rule) -> list[_Limit]:
 def _check_limit(measure: Measure, limit: _Limit) -> Finding:
     against, other = limit.names
     if limit.other is not None and limit.is_beyond(limit.other):
-        end = "has no " + against if limit.against is None else f"reaches {_number(limit.against)}"
+        end = "has no " + against if limit.against is None else f"reaches {_number(limit.against, limit.value)}"
         return Finding(
             "fail",
-            f"even the {other} {_number(limit.other)} is {limit.beyond} the limit {limit.value:g} (the interval {end})",
+            f"even the {other} {_number(limit.other, limit.value)} is {limit.beyond} the limit {limit.value:g} (the interval "
+            f"{end})",
         )
     if limit.against is None:
         return Finding("not resolved", f"not resolved: no {against} of the interval is known")
     if not limit.is_beyond(limit.against):
         return Finding("pass")
-    sides = f"of its interval, the {against} {_number(limit.against)} is {limit.beyond} the limit {limit.value:g}"
+    sides = f"of its interval, the {against} {_number(limit.against, limit.value)} is {limit.beyond} the limit {limit.value:g}"
     if limit.other is not None:
-        sides += f", and the {other} {_number(limit.other)} is not"
+        sides += f", and the {other} {_number(limit.other, limit.value)} is not"
     items = sample_size(measure, limit.value)
     return Finding("not resolved", f"not resolved: {sides}; {_remedy(measure, limit, items)}", items)
 
@@ -225,9 +226,11 @@ def _remedy(measure: Measure, limit: _Limit, items: int | None) -> str:
     return f"with the same value, {_number(value)}, {sample} would be enough to pass"
 
 
-def _number(value: float) -> str:
-    """A value in four digits; 0 for what differs from it by rounding, as the lower end of a rate of 0 may."""
-    return f"{0.0 if abs(value) < ROUNDING else value:.4g}"
+def _number(value: float, limit: float | None = None) -> str:
+    """A value in four digits, or as many as it takes to tell it from a limit; 0 for what differs from 0 by rounding only."""
+    value = 0.0 if abs(value) < ROUNDING else value
+    texts = (f"{value:.{digits}g}" for digits in range(4, 17))
+    return next((text for text in texts if limit is None or value == limit or text != f"{limit:.4g}"), f"{value!r}")
 
 
 def _unresolved_difference(measure: Measure) -> Finding:

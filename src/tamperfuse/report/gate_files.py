@@ -2,7 +2,8 @@
 
 from xml.etree import ElementTree
 
-from tamperfuse.report.formatting import MISSING, markdown_cell, visible
+from tamperfuse.records.errors import printable
+from tamperfuse.report.formatting import MISSING, markdown_cell
 from tamperfuse.report.gate import Check, GateResult
 
 
@@ -30,12 +31,12 @@ def junit_text(result: GateResult) -> str:
     suite = ElementTree.SubElement(root, "testsuite", {"name": "tamperfuse gate", **counts, "time": "0"})
     properties = ElementTree.SubElement(suite, "properties")
     for name, value in _about(result):
-        ElementTree.SubElement(properties, "property", {"name": name, "value": visible(value)})
+        ElementTree.SubElement(properties, "property", {"name": name, "value": printable(value)})
     for check in result.checks:
-        name = visible(f"{check.measure} {check.rule}")
+        name = printable(f"{check.measure} {check.rule}")
         case = ElementTree.SubElement(suite, "testcase", {"classname": "tamperfuse.gate", "name": name, "time": "0"})
         if not check.passed:
-            failure = ElementTree.SubElement(case, "failure", {"type": check.verdict, "message": visible(check.why)})
+            failure = ElementTree.SubElement(case, "failure", {"type": check.verdict, "message": printable(check.why)})
             failure.text = _figures(check)
         ElementTree.SubElement(case, "system-out").text = _figures(check)
     ElementTree.indent(root)

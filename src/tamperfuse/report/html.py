@@ -14,7 +14,7 @@ from markupsafe import Markup
 from tamperfuse.records.amounts import duration
 from tamperfuse.records.pages import frame, page_environment, script_text
 from tamperfuse.report.figures import Figure
-from tamperfuse.report.formatting import label, visible
+from tamperfuse.report.formatting import label
 from tamperfuse.report.values import value_table
 
 PACKAGE = "tamperfuse.report"
@@ -37,7 +37,7 @@ def render_page(
         context: further variables of the template.
     """
     environment = page_environment(PACKAGE)
-    environment.filters.update(visible=visible, duration=duration, label=label)
+    environment.filters.update(duration=duration, label=label)
     specs = _specs(figures)
     environment.globals["value_tables"] = {name: value_table(spec) for name, spec in specs.items()}
     code = [_library(), script_text(PACKAGE, "draw.js")] if figures else []

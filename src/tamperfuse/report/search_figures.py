@@ -8,7 +8,7 @@ from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.searches import SearchResult
 from tamperfuse.records.summary import Measure
 from tamperfuse.report.curves import Rows, add_all_models
-from tamperfuse.report.formatting import is_resolved, label, rough, span
+from tamperfuse.report.formatting import is_resolved, label, negated, rough, span
 from tamperfuse.report.inputs import Run
 from tamperfuse.report.scales import axis_values
 
@@ -90,8 +90,8 @@ def _difference(measure: Measure, claim: str, otherwise: str) -> str:
     interval = f" (95% interval of the difference: {span(measure)})" if span(measure) else ""
     if not is_resolved(measure) or measure.value is None:
         return f"{otherwise} is not resolved{interval}"
-    way = "lower" if measure.value > 0 else "higher"
-    return claim.format(way=way, points=f"{abs(100 * measure.value):.0f} points") + interval
+    way, size = ("lower", measure) if measure.value > 0 else ("higher", negated(measure))
+    return claim.format(way=way, points=f"{100 * (size.value or 0):.0f} points") + f" (95% interval: {span(size)})"
 
 
 def _half(result: SearchResult, undefended: SearchResult) -> str:

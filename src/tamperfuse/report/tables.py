@@ -246,7 +246,7 @@ def _cost_cell(cost: AttackCost | None, defense: str) -> Cell:
         remarks.append("at the last evaluated step")
     if defense != UNDEFENDED and cost.ratio_vs_undefended is not None:
         ratio = times(cost.ratio_vs_undefended)
-        same = ratio == "1" and not cost.censored
+        same = cost.ratio_vs_undefended == 1 and not cost.censored
         remarks.append(
             ("the same" if same else f"{'more than ' if cost.censored else ''}{ratio} times") + _ratio_span(cost)
         )

@@ -35,7 +35,8 @@ def working_bytes(node: Node, size: int) -> int:
 def shared_bytes(run: Path, nodes: Iterable[Node]) -> int:
     """Bytes of results in neighbouring runs that a run reuses and does not have yet; they will count as its own."""
     missing = {node.key: node for node in nodes if not has_result(node_folder(run, node))}
-    return sum(folder_bytes(found[0]) for node in missing.values() if (found := finished_folders(run, node)))
+    results = [finished_folders(run, node) for node in missing.values()]
+    return sum(folder_bytes(folders[0]) for folders in results if folders)
 
 
 class DiskCeiling:
