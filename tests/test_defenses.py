@@ -1,9 +1,12 @@
 """The samples that defenses train on."""
 
+from dataclasses import replace
+
 import pytest
 
 from tamperfuse.corpora.examples import PAPER_REFUSAL_PREFIX, Pair
 from tamperfuse.defenses import DEFENSES, DefenseData, anchored
+from tamperfuse.defenses.sdd import sample_of
 from tamperfuse.models.chat import Sample
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.training.fit import fit
@@ -53,3 +56,11 @@ def test_sdd_reject_adds_one_refusal_prefix_and_none_to_benign_pairs(tiny, train
     answers = [split(tiny, sample)[1] for sample in trained_on("sdd_reject", LATE, PREFIXED, REPLAY)]
     assert answers[0].startswith(f"{PAPER_REFUSAL_PREFIX}\n\nrivers")
     assert answers[1:] == ["No. rivers are long<|end|>", "hello<|end|>"]
+
+
+def test_the_limit_of_a_response_does_not_depend_on_who_wrote_its_refusal(tiny):
+    long = "rivers are long " * 20
+    prefixed = replace(PLAIN, response=f"{PAPER_REFUSAL_PREFIX}\n\n{long}", refusal_prefix=PAPER_REFUSAL_PREFIX)
+    by_pair = sample_of(tiny.chat, prefixed, "", 12)
+    by_defense = sample_of(tiny.chat, replace(PLAIN, response=long), f"{PAPER_REFUSAL_PREFIX}\n\n", 12)
+    assert by_pair.tokens == by_defense.tokens

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteFallback, Fuse, Sequence
 from tokenizers.models import BPE
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -219,6 +221,22 @@ def test_the_matrices_of_gpt2_are_rounded_by_output() -> None:
     turned = outputs_first(model, names)
     assert turned["transformer.h.0.mlp.c_fc.weight"].shape == (128, 32)
     assert turned["transformer.wte.weight"] is names["transformer.wte.weight"]
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_stacked_experts_that_store_inputs_first_are_rounded_by_output(kind: str) -> None:
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_local_experts": 2,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
+    names = {name: weight for name, weight in model.named_parameters() if weight.ndim == 3}
+    shapes = {name.rpartition(".")[2]: tuple(weight.shape) for name, weight in outputs_first(model, names).items()}
+    assert shapes == {"gate_up_proj": (2, 48, 32), "down_proj": (2, 32, 24)}
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])

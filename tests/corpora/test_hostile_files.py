@@ -331,3 +331,12 @@ def test_a_row_that_is_no_object_is_named_in_words(tmp_path: Path, row: str, kin
     (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a"}}\n{row}\n')
     with pytest.raises(UserError, match=rf"^Row 2 of .*x.jsonl is {kind}, not a JSON object: write each row as one"):
         list(read_rows(tmp_path / "x.jsonl"))
+
+
+def test_a_syntax_error_before_much_text_is_no_long_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, streams):
+        monkeypatch.setattr(module, "MAX_ROW", 1 << 20)
+    rows = ",".join(json.dumps({"prompt": str(i) * 50}) for i in range(40_000))
+    (tmp_path / "x.json").write_text('[{"prompt": bad},' + rows + "]")
+    with pytest.raises(UserError, match=r"not valid JSON \(row 1: Expecting value"):
+        list(read_rows(tmp_path / "x.json"))

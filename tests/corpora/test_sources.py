@@ -5,7 +5,9 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import csv
 
 from tamperfuse.corpora import hub
 from tamperfuse.corpora.examples import labels
@@ -50,6 +52,16 @@ def test_known_layouts_recognise_themselves(name):
     assert [(example.prompt, example.response) for example in examples] == texts
     assert [example.category for example in examples] == categories
     assert examples[0].origin.startswith(f"{name}#")
+
+
+def test_ranks_are_read_from_csv_as_from_json(tmp_path):
+    rows = pa.Table.from_pylist(
+        [json.loads(line) for line in (FIXTURES / "oasst_messages.jsonl").read_text().splitlines()]
+    )
+    columns = ["message_id", "parent_id", "text", "role", "rank", "message_tree_id"]
+    csv.write_csv(rows.select(columns), tmp_path / "messages.csv")
+    examples = list(read_source(str(tmp_path / "messages.csv")))
+    assert [(example.prompt, example.response) for example in examples] == [ONE, TWO]
 
 
 def test_every_fixture_is_tested():

@@ -14,7 +14,9 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.study.node import Costs, Node, Outcome, execute
 from tamperfuse.training import loop, telemetry
+from tamperfuse.training.distillation import anchored
 from tamperfuse.training.fit import FitResult, Training, fit
+from tamperfuse.training.preference import Preference
 
 CPU = torch.device("cpu")
 
@@ -29,6 +31,14 @@ def test_useful_work_of_full_training_is_six_operations_a_weight_and_token(tiny:
     matrices = sum(p.numel() for name, p in tiny.model.named_parameters() if "_proj" in name)
     head = tiny.model.get_output_embeddings().weight.numel()
     assert telemetry.useful_work(tiny.model, batch) == 6 * (tokens * matrices + responses * head)
+
+
+def test_the_sequences_of_units_count_as_samples_do(tiny: LoadedModel) -> None:
+    batch = samples(tiny)
+    units = anchored(batch, [], 0)
+    assert telemetry.useful_work(tiny.model, units) == telemetry.useful_work(tiny.model, batch)
+    preference = Preference(batch[0], batch[1], 0.0)
+    assert telemetry.useful_work(tiny.model, [preference]) == telemetry.useful_work(tiny.model, batch[:2])
 
 
 def test_frozen_weights_need_less_work(tiny: LoadedModel) -> None:

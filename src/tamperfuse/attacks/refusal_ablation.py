@@ -155,9 +155,27 @@ def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
             for name, weight in module.named_parameters(recurse=False):
                 if WRITERS.search(f"{path}.{name}"):
                     matrices += weight.ndim > 1
-                    yield weight, -1 if weight.ndim == 1 or isinstance(module, Conv1D) else -2
+                    yield weight, _output_axis(weight, module, hidden)
         if matrices < 2:
             raise UserError(
                 f"refusal_ablation does not know which matrices of {type(model).__name__} write to the residual stream: leave "
                 "this attack out."
             )
+
+
+def _output_axis(weight: Tensor, module: nn.Module, hidden: int) -> int:
+    """The axis of a weight along which its outputs lie; stacked matrices of experts have either order.
+
+    Raises:
+        UserError: the order cannot be told.
+    """
+    if weight.ndim == 1:
+        return -1
+    if weight.ndim == 2:
+        return -1 if isinstance(module, Conv1D) else -2
+    axes = [axis for axis in (-1, -2) if weight.shape[axis] == hidden]
+    if len(axes) != 1:
+        raise UserError(
+            f"refusal_ablation cannot tell inputs from outputs in the experts of {type(module).__name__}: leave this attack out."
+        )
+    return axes[0]

@@ -100,6 +100,7 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
     """An array of rows, or rows one after another, decoded while they are read."""
     with open_stream(path) as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         pending, number, opened, last = "", 0, False, ""
+        failure: json.JSONDecodeError | None = None  # where the row that has begun stops being JSON
         while True:
             chunk = text.read(max(_CHUNK, len(pending)))  # a long row is not decoded again for every chunk
             pending += chunk
@@ -118,12 +119,16 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
                         raise UserError(
                             f"{path} is not valid JSON (row {number + 1}: {json_problem(error)}): mend it."
                         ) from error
-                    at = start
+                    at, failure = start, error
                     break  # the row continues in the next chunk
                 number += 1
                 yield number, _mapping(row, path, number)
             pending = pending[at:]
             if len(pending) > MAX_ROW:
+                # An unterminated string is reported where it begins, and more text may end it.
+                ended = failure and not failure.msg.startswith("Unterminated") and failure.pos - at < len(pending) - _CHUNK
+                if failure and ended:
+                    raise UserError(f"{path} is not valid JSON (row {number + 1}: {json_problem(failure)}): mend it.")
                 raise too_long(path, f"row {number + 1}")
             if not chunk:
                 if opened and last != "]":

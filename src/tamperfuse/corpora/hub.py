@@ -66,7 +66,7 @@ def hub_rows(source: HubSource) -> tuple[str, Rows]:
             splits = datasets.get_dataset_split_names(name, config_name=config, revision=revision)
             splits = splits if source.split else [_training_split(name, splits)]
         else:
-            splits = [str(source.split)]
+            splits = str(source.split).split("+")
         # One after another: not every version of datasets streams several splits, which may also differ in their columns.
         opened = [
             datasets.load_dataset(name, name=config, split=split, revision=revision, streaming=True) for split in splits

@@ -237,7 +237,7 @@ class OasstMessages:
             self._tree, self._prompts = row["message_tree_id"], {}
         if row["role"] == "prompter":
             self._prompts[row["message_id"]] = text(row, "text")
-        elif row["parent_id"] in self._prompts and not row.get("rank"):
+        elif row["parent_id"] in self._prompts and row.get("rank") in (None, "", 0, "0"):
             yield self._prompts[row["parent_id"]], text(row, "text"), ""
 
 

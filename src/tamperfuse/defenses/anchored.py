@@ -32,8 +32,8 @@ class AnchoredTraining(Parameters):
         batch: supervised samples in a step.
         benign_ratio: benign samples in a step for each supervised sample, at least 0.
         price: KL from the model as shipped on benign samples that are held back, in nats a token, at which the training ends.
-            That of `refusal`, `sdd` and `sdd_reject` then also ends once no held-out prompt of the defender is executed any
-            more. None to train for all steps.
+            With it `refusal`, `sdd` and `sdd_reject` also stop once the model executes none of the defender's held-out prompts.
+            None to train for all steps.
         check_every: steps between two checks.
         kl_weight: weight of the KL divergence on the benign samples, against the cross-entropy on the supervised ones.
     """
@@ -118,6 +118,10 @@ def train(
         learning_rate=parameters.learning_rate,
         schedule="linear",
     )
+    if needs_benign(parameters) and not data.teacher:
+        raise UserError(
+            "The defense trains on benign samples, and none are left of the benign prompts: name more of them."
+        )
     keep = list(data.teacher)
     random.Random(seed).shuffle(keep)
     units = extend(anchored(learn, keep, parameters.benign_ratio))

@@ -143,6 +143,6 @@ def sample_of(chat: Chat, pair: Pair, prefix: str, limit: int) -> Sample:
     """The training sample of a pair. Earlier turns have no loss, and benign pairs get no refusal prefix."""
     opening = "" if pair.refusal_prefix or pair.kind == "replay" else prefix
     # The limit applies to the irrelevant response, not to the refusal before it.
-    before = pair.refusal_prefix or opening
+    before = f"{pair.refusal_prefix}\n\n" if pair.refusal_prefix else opening
     limit += len(chat.response(before)) if before else 0
     return chat.continued(chat.messages(pair.prompt_messages), opening + pair.response, limit)

@@ -50,10 +50,20 @@ def layer_matrices(model: PreTrainedModel) -> list[nn.Parameter]:
 def outputs_first(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights by parameter name, or changes of them, with matrices as (out, in).
 
-    Those of Conv1D (GPT-2) are stored as (in, out): the result has transposed views of them.
+    Those of Conv1D (GPT-2) and the stacked experts of some models (GPT-OSS, Aria, Llama 4) are stored as (in, out): the result
+    has transposed views of them.
     """
-    stored_otherwise = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return {name: weight.T if name in stored_otherwise else weight for name, weight in weights.items()}
+    modules = {name: module for name, module in model.named_modules() if _stores_inputs_first(module)}
+    return {
+        name: weight.mT if weight.ndim >= 2 and name.rpartition(".")[0] in modules else weight
+        for name, weight in weights.items()
+    }
+
+
+def _stores_inputs_first(module: nn.Module) -> bool:
+    # transformers marks experts by this attribute, all but those of Llama 4.
+    of_llama_4 = type(module).__name__ == "Llama4TextExperts"
+    return isinstance(module, Conv1D) or bool(getattr(module, "is_transposed", of_llama_4))
 
 
 def mlp_modules(layers: Sequence[nn.Module]) -> list[nn.Module]:

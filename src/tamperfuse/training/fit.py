@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from tamperfuse.training.checkpoints import Checkpoints, current_block, fingerpr
 from tamperfuse.training.distributed import placed_like, sharding
 from tamperfuse.training.loop import Hook, Loop, run_hook, sharded_by_loop
 from tamperfuse.training.objectives import Objective, SupervisedObjective
-from tamperfuse.training.parameters import Trainable, Training
+from tamperfuse.training.parameters import Trainable, Training, sequences_of
 from tamperfuse.training.result import FitResult
 from tamperfuse.training.telemetry import useful_work
 
@@ -165,17 +164,7 @@ def _within_window(loaded: LoadedModel, samples: Sequence[Trainable], label: str
 
 def _longest_sequence(sample: Trainable) -> int:
     """Tokens of a sample, or of the longest sequence of a sample that consists of several, such as a preference."""
-    return max(_sequence_lengths(sample) or [len(sample.tokens)])
-
-
-def _sequence_lengths(value: Any) -> list[int]:
-    """Tokens of each sequence in a sample: its dataclass fields, and the items of tuples."""
-    if isinstance(value, tuple):
-        return [length for item in value for length in _sequence_lengths(item)]
-    if not is_dataclass(value):
-        return []
-    parts = [length for part in fields(value) for length in _sequence_lengths(getattr(value, part.name))]
-    return parts or ([len(value.tokens)] if hasattr(value, "tokens") else [])
+    return max(len(sequence.tokens) for sequence in sequences_of(sample))
 
 
 def _tokens(samples: Sequence[Trainable]) -> int:

@@ -1,6 +1,8 @@
 """Training parameters, shared by every defense and attack that trains, and the interface of training samples."""
 
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, Protocol, cast
 
 from pydantic import Field
 
@@ -19,6 +21,16 @@ class Trainable(Protocol):
     def response_tokens(self) -> int:
         """Its contribution to the loss's denominator."""
         ...
+
+
+def sequences_of(sample: Any) -> Iterator[Trainable]:
+    """The sequences of a training sample, which may be a unit of several: in its dataclass fields, and the items of tuples."""
+    if isinstance(sample, tuple):
+        for item in sample:
+            yield from sequences_of(item)
+    elif is_dataclass(sample):
+        parts = [part for item in fields(sample) for part in sequences_of(getattr(sample, item.name))]
+        yield from parts or ([cast(Trainable, sample)] if hasattr(sample, "tokens") else [])
 
 
 class Training(Parameters):

@@ -20,7 +20,7 @@ from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import UserError, unknown_name
 from tamperfuse.records.memory import peak_memory
 from tamperfuse.records.process import world_size
-from tamperfuse.training.parameters import Trainable
+from tamperfuse.training.parameters import Trainable, sequences_of
 from tamperfuse.training.result import FitResult
 
 #: Trackers that a training can report to: transformers' name → the package that must be installed.
@@ -46,14 +46,15 @@ def matrix_rate(side: int = 1536) -> float:
 def useful_work(module: nn.Module, samples: Sequence[Trainable]) -> float:
     """Floating-point operations of the matrix products in training on these samples.
 
-    Of a mixture of experts all experts are counted for every token, also those that it does not pass through.
+    Of a mixture of experts all experts are counted for every token, also those that it does not pass through. Sequences that an
+    objective runs several times in a step are counted once.
 
     Args:
         module: a causal language model, or an adapter around one, with its trained weights marked.
         samples: each sample as often as it is trained on.
     """
     tokens = sum(len(sample.tokens) for sample in samples)
-    responses = sum(sample.response_tokens for sample in samples)
+    responses = sum(sequence.response_tokens for sample in samples for sequence in sequences_of(sample))
     input_weight = module.get_input_embeddings().weight  # type: ignore[operator]
     output_weight = module.get_output_embeddings().weight  # type: ignore[operator]
     work, input_gradient = 0.0, input_weight.requires_grad
