@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -224,3 +225,11 @@ def dying_study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Nod
 
     Loop.checkpoint = checkpoint  # type: ignore[method-assign]
     return quick_study_nodes(study, out, encoder)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs. One that ended without a parent that waits for it is a zombie, in a container for ever."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

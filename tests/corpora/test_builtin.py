@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from tamperfuse.corpora import builtin
 from tamperfuse.corpora.builtin import ABOUT, builtin_rows
 from tamperfuse.corpora.overlap import GRAM
 from tamperfuse.corpora.routing import routing_items
+from tamperfuse.corpora.sources import builtin_names
 from tamperfuse.corpora.texts import ngrams
 from tamperfuse.corpora.threats import PARTS, load_threat
 from tamperfuse.records.errors import UserError
@@ -53,14 +55,27 @@ def test_no_subject_is_in_two_parts(threat: str, subject: str) -> None:
     assert [name for name, parts in where.items() if len(parts) > 1] == []
 
 
-@pytest.mark.parametrize(("name", "least"), [("benign", 240), ("replay", 120), ("heldout", 280)])
-def test_benign_texts_are_as_long_as_the_card_says(name: str, least: int) -> None:
+CARD = (Path(builtin.__file__).parent / "data" / "CARD.md").read_text(encoding="utf-8")
+ON_CARD = re.findall(r"^\| `(\w+)\.jsonl` \| ([\d,]+) \| (.*?) \|", CARD, re.M)
+
+
+def test_every_data_set_is_on_the_card() -> None:
+    assert {name for name, *_ in ON_CARD} == set(builtin_names())
+
+
+@pytest.mark.parametrize(("name", "count", "content"), ON_CARD)
+def test_data_sets_have_the_rows_and_lengths_of_the_card(name: str, count: str, content: str) -> None:
     rows = builtin_rows(name)
-    assert len(rows) >= least
-    shortest = 30 if name == "replay" else 50
-    assert all(shortest <= len(row["response"].split()) <= (130 if name == "heldout" else 120) for row in rows)
-    assert len({row["form"] for row in rows}) >= 6
-    assert len({row["subject"] for row in rows}) >= (20 if name == "benign" else 12)
+    assert len(rows) == int(count.replace(",", ""))
+    if lengths := re.search(r"(\d+) (?:to|and) (\d+) words", content):
+        words = [len((row.get("response") or row["prompt"]).split()) for row in rows]
+        assert (min(words), max(words)) == (int(lengths[1]), int(lengths[2]))
+
+
+@pytest.mark.parametrize(("name", "subjects"), [("benign", 20), ("replay", 12), ("heldout", 12)])
+def test_benign_texts_are_of_many_forms_and_subjects(name: str, subjects: int) -> None:
+    rows = builtin_rows(name)
+    assert len({row["form"] for row in rows}) >= 6 and len({row["subject"] for row in rows}) >= subjects
 
 
 def test_held_out_subjects_are_trained_on_nowhere() -> None:

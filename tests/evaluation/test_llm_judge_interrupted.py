@@ -80,14 +80,14 @@ def test_an_orderly_stop_does_not_wait_longer_than_a_request_may_take() -> None:
             time.sleep(0.2)
             return failure(401, "revoked")
         if prompt_number(body):
-            release.wait(20)
+            release.wait(120)
         return completion(GOOD)
 
     with serving(reply) as server:
         start = time.monotonic()
         with pytest.raises(UserError, match="refuses the key"):
             grade(server.parameters(concurrency=4, timeout=1.0, retries=20))
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 60
         release.set()
 
 

@@ -53,7 +53,7 @@ def test_a_template_that_fails_is_a_sentence(template: object, reason: str) -> N
 @pytest.mark.parametrize("body", ["", "x"])
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_template_that_does_not_end_is_stopped(body: str, thread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tamperfuse.models.chat_template.CPU_SECONDS", 1)
+    monkeypatch.setattr("tamperfuse.models.chat_template.CPU_SECONDS", 0.2)
     caught: list[str] = []
 
     def run() -> None:

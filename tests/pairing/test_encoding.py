@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pairing_stand_ins import dying, hash_projection, pids_while, prose, report_pid
-from stand_ins import WordCountEncoder
+from stand_ins import WordCountEncoder, is_alive
 from tamperfuse.models.encoder import SentenceEncoder, default_encoder, set_default_encoder
 from tamperfuse.pairing.cache import BATCH
 from tamperfuse.pairing.encoding import CachedEncoder, ProcessPoolCompute, encode_batch, open_encoder
@@ -42,14 +42,6 @@ def test_a_worker_that_dies_is_a_sentence():
     workers.close()
 
 
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -59,9 +51,9 @@ def test_workers_do_not_outlive_a_parent_that_is_killed():
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
     deadline = time.monotonic() + 300
-    while alive(worker) and time.monotonic() < deadline:
+    while is_alive(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not alive(worker)
+    assert not is_alive(worker)
 
 
 def test_a_directory_is_known_by_its_content(tmp_path):

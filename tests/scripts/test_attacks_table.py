@@ -24,16 +24,30 @@ def test_every_attack_and_control_has_a_row(script: Any, finished_run: Path, tmp
     text = page.read_text(encoding="utf-8")
     assert text.startswith("above\n<!-- tables: python scripts/attacks_table.py ") and text.endswith("\nbelow\n")
     assert "\nold\n" not in text
-    malicious, controls = text.split("| control |")
-    summary = read_summary(finished_run)
-    for name, defense in summary.defenses.items():
-        assert f"`{name}` executes" in malicious and f"task score of `{name}`" in controls
-        for attack, measure in defense.harmful_execution.after_attack.items():
-            row = next(line for line in malicious.splitlines() if line.startswith(f"| `{attack}` |"))
-            assert script.percent(measure) in row
-        for attack, measure in defense.harmful_execution.after_control.items():
-            row = next(line for line in controls.splitlines() if line.startswith(f"| `{attack}` |"))
-            assert script.percent(measure) in row
+    malicious, controls = tables_of(text)
+    assert malicious["full"]["steps"] == "3"
+    for name, defense in read_summary(finished_run).defenses.items():
+        assert any(column.startswith(f"task score of `{name}`") for column in controls["benign"])
+        for table, rates in (
+            (malicious, defense.harmful_execution.after_attack),
+            (controls, defense.harmful_execution.after_control),
+        ):
+            for attack, measure in rates.items():
+                assert table[attack][f"`{name}` executes"] == script.percent(measure)
+
+
+def tables_of(text: str) -> list[dict[str, dict[str, str]]]:
+    """The cells of each table, by the name of the row and the title of the column."""
+    tables: list[dict[str, dict[str, str]]] = []
+    titles: list[str] = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells and cells[0].startswith("`"):
+            tables[-1][cells[0].strip("`")] = dict(zip(titles, cells, strict=True))
+        elif cells and cells[0] in ("malicious attack", "control"):
+            titles = cells
+            tables.append({})
+    return tables
 
 
 def test_a_folder_that_is_no_run_is_an_error(script: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fork_server import CONTEXT
-from stand_ins import GraphOfNodes, quick_study_nodes, results
+from stand_ins import GraphOfNodes, is_alive, quick_study_nodes, results
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import read_json
 from tamperfuse.records.run import read_run
@@ -116,7 +116,7 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path: Path) -> None:
     workers = psutil.Process(main.pid).children()
     main.send_signal(signal.SIGKILL)
     main.wait()
-    wait_until(lambda: not any(worker.is_running() for worker in workers))
+    wait_until(lambda: not any(is_alive(worker.pid) for worker in workers))
     finished = in_processes(graph(tmp_path / "run"))  # not refused because of locks that nobody holds
     assert values(finished) == expected(tmp_path)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,12 @@ def plan(*nodes: PlannedNode, workers: int = 1) -> RunPlan:
     return RunPlan(schema=1, workers=workers, threads=1, nodes=list(nodes))
 
 
-def test_a_finished_run(finished_run: Path) -> None:
+def test_a_finished_run(finished_run: Path, tmp_path: Path) -> None:
     status = run_status(finished_run)
     assert status.state == "finished" and status.nodes.left == status.nodes.running == 0
-    summary = finished_run / "summary.json"
-    whole = summary.read_bytes()
-    try:
-        summary.write_bytes(whole[:100])
-        assert run_status(finished_run).state == "stopped", "its results are damaged"
-    finally:
-        summary.write_bytes(whole)
+    damaged = shutil.copytree(finished_run, tmp_path / "run")
+    (damaged / "summary.json").write_bytes((finished_run / "summary.json").read_bytes()[:100])
+    assert run_status(damaged).state == "stopped", "its results are damaged"
     assert status.kinds["defense"].done == 2 and status.kinds["attack"].done == 4
     assert (status.seconds_left, status.disk_left, status.running, status.interrupted) == (0, 0, [], [])
     assert status.disk_used > 0 and status.disk_free > 0

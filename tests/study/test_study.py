@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,20 +157,6 @@ def test_runs_side_by_side_share_their_nodes(study: Study, tiny_folder: Path, fi
     reused = {node.what: node.reused for node in read_run(other).nodes}
     assert {what for what, was in reused.items() if not was} == {what for what in reused if "wider" in what}
     assert all((other / "nodes" / node.key / "node.json").is_file() for node in read_run(other).nodes)
-
-
-def test_tables_of_attacks_come_from_the_run(finished_run: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "attacks_table.py"
-    page = tmp_path / "page.md"
-    page.write_text("above\n<!-- tables: python scripts/attacks_table.py ? -->\nold\n<!-- end of tables -->\nbelow\n")
-    for _ in range(2):
-        subprocess.run([sys.executable, script, finished_run, page], check=True)
-    lines = page.read_text().splitlines()
-    assert (lines[0], lines[-1]) == ("above", "below") and "old" not in lines
-    executed = read_summary(finished_run).defenses["sdd"].harmful_execution.after_attack["full"].value
-    [row] = [line.split(" | ") for line in lines if line.startswith("| `full`")]
-    assert row[1] == "3" and row[3].startswith(f"{executed:.0%} (")
-    assert any(line.startswith("| `benign`") for line in lines)
 
 
 def test_a_folder_keeps_its_model_and_threat(study: Study, threat_file: Path, finished_run: Path) -> None:
