@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tamperfuse.theory import (
+    Change,
     FeatureCounts,
     TheoryError,
     accuracies,
@@ -167,6 +168,11 @@ def test_a_mixed_change_can_need_fewer_features() -> None:
     assert change.mixed == (1, 1) and change.fewer_spurious is None
     assert change.extra_invariant is None or change.extra_invariant > 2
     assert falls_in_limit(replace(start, invariant=1, spurious=0), 3, 0.9)
+
+
+def test_a_change_of_both_kinds_is_found_where_neither_alone_is_enough() -> None:
+    change = required_change(FeatureCounts(0, 2, 0, 2, 0, 1), 2, 0.9, lam=0.3, form="limit")
+    assert change == Change(inside=False, extra_invariant=None, fewer_spurious=None, mixed=(1, 1))
 
 
 def test_required_changes_of_the_documentation() -> None:

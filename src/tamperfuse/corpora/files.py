@@ -126,7 +126,9 @@ def _json(path: Path) -> Iterator[tuple[int, Row]]:
             pending = pending[at:]
             if len(pending) > MAX_ROW:
                 # An unterminated string is reported where it begins, and more text may end it.
-                ended = failure and not failure.msg.startswith("Unterminated") and failure.pos - at < len(pending) - _CHUNK
+                ended = (
+                    failure and not failure.msg.startswith("Unterminated") and failure.pos - at < len(pending) - _CHUNK
+                )
                 if failure and ended:
                     raise UserError(f"{path} is not valid JSON (row {number + 1}: {json_problem(failure)}): mend it.")
                 raise too_long(path, f"row {number + 1}")

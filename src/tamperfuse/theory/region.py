@@ -154,24 +154,13 @@ def required_change(counts: FeatureCounts, classes: int, p: float, lam: float = 
     Raises:
         TheoryError: if K, p, lam or form is out of range, or a vote is too large to compute exactly.
     """
-    holds = _predicate(form)
-    if holds(counts, classes, p, lam):
-        return Change(True, 0, 0, (0, 0))
-
-    def inside(extra: int, fewer: int) -> bool:
-        changed = replace(counts, invariant=counts.invariant + extra, spurious=counts.spurious - fewer)
-        return holds(changed, classes, p, lam)
-
-    spare = counts.spurious - counts.shared_spurious
-    most = _most_extra(counts, p, lam, form)
-    extra_only = next((e for e in range(1, most + 1) if inside(e, 0)), None)
-    fewer_only = next((f for f in range(1, spare + 1) if inside(0, f)), None)
-    ends = [(e, f) for e, f in ((extra_only, 0), (0, fewer_only)) if e is not None and f is not None]
-    best = min(ends, key=sum, default=None)
-    # Only mixes with a smaller sum than the cheaper of the two ends; without an end, up to the available features.
-    cap = sum(best) - 1 if best else min(spare + max(most, 0), 2 * spare)
-    mixes = ((total - f, f) for total in range(2, cap + 1) for f in range(1, min(total - 1, spare) + 1))
-    return Change(False, extra_only, fewer_only, next((mix for mix in mixes if inside(*mix)), best))
+    frontier = entry_frontier(counts, classes, p, lam, form)
+    entries = [(extra, fewer) for fewer, extra in frontier if extra is not None]
+    mixed = min(
+        entries, key=lambda change: (sum(change), all(change)), default=None
+    )  # of equal ones, one that is not mixed
+    fewer_only = next((fewer for fewer, extra in frontier if extra == 0), None)
+    return Change(mixed == (0, 0), frontier[0][1], fewer_only, mixed)
 
 
 def entry_frontier(
