@@ -17,7 +17,7 @@ from tamperfuse.records.results import COLUMNS, read_results, write_results
 from tamperfuse.records.summary import AttackCost, Measure, UsableHarm, read_summary
 from tamperfuse.report import html as html_module
 from tamperfuse.report.curves import capability_rows, harm_rows
-from tamperfuse.report.figures import all_figures, legend, write_figures
+from tamperfuse.report.figures import all_figures, legend
 from tamperfuse.report.inputs import read_folder
 from tamperfuse.report.page import write_report
 from tamperfuse.report.tables import measure_cell, table
@@ -187,12 +187,9 @@ def test_every_model_has_its_own_shape_and_color(make_run: Callable[..., Path]) 
     assert len(set(shown)) == 20
 
 
-def test_pictures(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    run = make_run()
-    paths = write_figures(run, tmp_path / "figures")
-    assert [path.name for path in paths] == ["harm.png", "harm.svg", "capability.png", "capability.svg"]
-    assert paths[0].read_bytes().startswith(b"\x89PNG") and paths[1].read_text(encoding="utf-8").startswith("<svg")
-    assert all(panel.alt_text for figure in all_figures(read_folder(run)) for panel in figure.panels)
+def test_every_panel_has_a_text_alternative(make_run: Callable[..., Path]) -> None:
+    figures = all_figures(read_folder(make_run()))
+    assert figures and all(panel.alt_text for figure in figures for panel in figure.panels)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "results.parquet", "study.yaml", "samples.json", "run.json"])

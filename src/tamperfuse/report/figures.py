@@ -1,15 +1,13 @@
-"""The figures as altair charts: for the page (as wide as their container) and for print (PNG and SVG)."""
+"""The figures of a run as altair charts, as wide as their container on the page."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 
-from tamperfuse.records.files import staged
 from tamperfuse.report.curves import Rows, capability_rows, capability_states, harm_rows
 from tamperfuse.report.formatting import label, percent
-from tamperfuse.report.inputs import Run, read_folder
+from tamperfuse.report.inputs import Run
 from tamperfuse.report.scales import axis_values, step_axis
 from tamperfuse.report.search_figures import (
     best_so_far_panel,
@@ -78,36 +76,10 @@ def _shape(number: int) -> int:
     return (number + number // len(PALETTE)) % len(SHAPES)
 
 
-def all_figures(run: Run, width: int | str = "container") -> list[Figure]:
+def all_figures(run: Run) -> list[Figure]:
     """Harmful execution along each attack and control, and what else was measured; figures without panels are left out."""
-    figures = [build(run, width) for build in (_harm, _controls, _search, _capability, _strength, _trap)]
+    figures = [build(run) for build in (_harm, _controls, _search, _capability, _strength, _trap)]
     return [figure for figure in figures if figure.panels]
-
-
-def write_figures(run: Path, out_dir: Path) -> list[Path]:
-    """Write each figure as PNG and SVG on white; no browser is needed.
-
-    Args:
-        run: folder of a finished run.
-        out_dir: created if it does not exist.
-
-    Returns:
-        the files written.
-
-    Raises:
-        UserError: the run's folder lacks a file, or `out_dir` cannot be written.
-    """
-    inputs = read_folder(run)
-    written: list[Path] = []
-    panels = [build(inputs, PAPER_PANEL) for build in (_harm, _search, _strength, _trap)]
-    for figure in [*panels, _capability(inputs, PAPER_WIDTH)]:
-        chart = for_paper(figure)
-        for ending in ("png", "svg") if figure.panels else ():
-            path = out_dir / f"{figure.name}.{ending}"
-            with staged(path) as staging:
-                chart.save(str(staging), format=ending, **({"scale_factor": 2} if ending == "png" else {}))
-            written.append(path)
-    return written
 
 
 def for_paper(figure: Figure) -> Any:
@@ -123,19 +95,18 @@ def for_paper(figure: Figure) -> Any:
     )
 
 
-def _scales(run: Run, *, on_paper: bool) -> tuple[Any, Any]:
+def _scales(run: Run) -> tuple[Any, Any]:
     """Color and shape by defense. On the page the template draws one legend for all panels."""
     names = [label(name) for name in run.defenses]
-    shown = alt.Legend(title=None) if on_paper else None
     colors = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
     shapes = [SHAPES[_shape(i)] for i in range(len(names))]
     return (
-        alt.Color("defense:N", scale=alt.Scale(domain=names, range=colors), legend=shown),
-        alt.Shape("defense:N", scale=alt.Scale(domain=names, range=shapes), legend=shown),
+        alt.Color("defense:N", scale=alt.Scale(domain=names, range=colors), legend=None),
+        alt.Shape("defense:N", scale=alt.Scale(domain=names, range=shapes), legend=None),
     )
 
 
-def _harm(run: Run, width: int | str) -> Figure:
+def _harm(run: Run) -> Figure:
     several = len(run.summary.seeds) > 1
     band = (
         "Lines are means over seeds, bands run from the lowest to the highest end of the seeds' 95% intervals; a ring marks the "
@@ -148,20 +119,20 @@ def _harm(run: Run, width: int | str) -> Figure:
         "Harmful execution along each attack",
         f"Share of forbidden requests the model executes, by step of the attack; step 0 is before it. {band} "
         f"{step_axis(run).caption}",
-        [panel for attack in run.attacks if (panel := _curve(run, attack, width))],
+        [panel for attack in run.attacks if (panel := _curve(run, attack))],
     )
 
 
-def _controls(run: Run, width: int | str) -> Figure:
+def _controls(run: Run) -> Figure:
     return Figure(
         "controls",
         "Harmful execution along each control",
         "The same without an attacker: benign fine-tuning, export, pruning. A defense that does not survive these does not hold.",
-        [panel for control in run.controls if (panel := _curve(run, control, width))],
+        [panel for control in run.controls if (panel := _curve(run, control))],
     )
 
 
-def _curve(run: Run, attack: str, width: int | str) -> Panel | None:
+def _curve(run: Run, attack: str) -> Panel | None:
     rows = harm_rows(run, attack)
     if not any(row["step"] for row in rows):
         return None
@@ -170,7 +141,7 @@ def _curve(run: Run, attack: str, width: int | str) -> Panel | None:
         if attack in search_names(run)
         else ""
     )
-    return Panel(attack, _harm_text(attack, rows), _harm_panel(run, rows, width), _brief(run, attack), note)
+    return Panel(attack, _harm_text(attack, rows), _harm_panel(run, rows), _brief(run, attack), note)
 
 
 def _brief(run: Run, attack: str) -> str:
@@ -192,8 +163,8 @@ def _harm_text(attack: str, rows: Rows) -> str:
     return f"Harmful execution under {attack}. {'; '.join(lines)}."
 
 
-def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
-    color, shape = _scales(run, on_paper=width != "container")
+def _harm_panel(run: Run, rows: Rows) -> Any:
+    color, shape = _scales(run)
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=step_axis(run).along(rows), color=color)
     axis = alt.Axis(format="%", values=[0, 0.25, 0.5, 0.75, 1], domain=False, ticks=False, labelPadding=10)
     scale = alt.Scale(domain=[0, 1], nice=False)
@@ -215,14 +186,14 @@ def _harm_panel(run: Run, rows: Rows, width: int | str) -> Any:
     # Below the points, and with the same tooltip: a mark above them would receive the pointer instead of them.
     ring = base.mark_point(size=260, filled=False, strokeWidth=1.75, shape="circle").encode(y=rate, tooltip=tooltip)
     chosen = ring.transform_filter("datum.selected")
-    return alt.layer(band, line, chosen, points).properties(width=width, height=HARM_HEIGHT)
+    return alt.layer(band, line, chosen, points).properties(width="container", height=HARM_HEIGHT)
 
 
-def _search(run: Run, width: int | str) -> Figure:
+def _search(run: Run) -> Figure:
     panels = []
     for attack in search_names(run):
         best, front = best_so_far_rows(run, attack), frontier_rows(run, attack)
-        style = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+        style = (HARM_HEIGHT, *_scales(run))
         panels.append(Panel(f"{attack}: best so far", best_so_far_text(attack, best), best_so_far_panel(best, *style)))
         panels.append(Panel(f"{attack}: frontier", frontier_text(attack, front), frontier_panel(front, *style)))
     return Figure(
@@ -236,9 +207,9 @@ def _search(run: Run, width: int | str) -> Figure:
     )
 
 
-def _capability(run: Run, width: int | str) -> Figure:
+def _capability(run: Run) -> Figure:
     rows = capability_rows(run)
-    panels = [Panel("", _capability_text(rows), _capability_panel(run, rows, width))] if rows else []
+    panels = [Panel("", _capability_text(rows), _capability_panel(run, rows))] if rows else []
     return Figure(
         "capability",
         "Capability before and after",
@@ -248,8 +219,8 @@ def _capability(run: Run, width: int | str) -> Figure:
     )
 
 
-def _strength(run: Run, width: int | str) -> Figure:
-    style = (width, HARM_HEIGHT, *_scales(run, on_paper=width != "container"))
+def _strength(run: Run) -> Figure:
+    style = (HARM_HEIGHT, *_scales(run))
     groups = strength_groups(run)
     panels, sentences = [], []
     for group in groups:
@@ -269,8 +240,8 @@ def _strength(run: Run, width: int | str) -> Figure:
     )
 
 
-def _trap(run: Run, width: int | str) -> Figure:
-    color, _ = _scales(run, on_paper=width != "container")
+def _trap(run: Run) -> Figure:
+    color, _ = _scales(run)
     return Figure(
         "trap",
         "Training with simulated attackers",
@@ -280,7 +251,7 @@ def _trap(run: Run, width: int | str) -> Figure:
         "where it was measured: benign text after a simulated benign fine-tuning from θ, which should lower its loss. Last: "
         "the KL divergence from the model as shipped, and dashed the one at which the trap is off.",
         [
-            Panel(heading, trap_text(heading, rows), trap_panel(rows, width, HARM_HEIGHT, color))
+            Panel(heading, trap_text(heading, rows), trap_panel(rows, HARM_HEIGHT, color))
             for heading, rows in trap_rows(run).items()
         ],
     )
@@ -290,8 +261,8 @@ def _capability_text(rows: Rows) -> str:
     return "Capability. " + "; ".join(f"{r['defense']} {r['state']}: {r['capability']:.0%}" for r in rows) + "."
 
 
-def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
-    color, shape = _scales(run, on_paper=width != "container")
+def _capability_panel(run: Run, rows: Rows) -> Any:
+    color, shape = _scales(run)
     order = [state for state, _ in capability_states(run) if any(row["state"] == state for row in rows)]
     names = [label(name) for name in run.defenses]
     ends = [row[key] for row in rows for key in ("capability", "low", "high") if row[key] is not None]
@@ -324,4 +295,4 @@ def _capability_panel(run: Run, rows: Rows, width: int | str) -> Any:
     dots = base.mark_point(size=80, filled=True, opacity=1).encode(x=along("capability"), shape=shape, tooltip=tooltip)
     shipped = alt.Chart(alt.InlineData(values=[{"capability": 1.0}]))
     mark = shipped.mark_rule(strokeDash=[4, 4], color="#8a929c", strokeWidth=1.25).encode(x=along("capability"))
-    return alt.layer(mark, bars, dots).properties(width=width, height=len(order) * (20 * len(names) + 18))
+    return alt.layer(mark, bars, dots).properties(width="container", height=len(order) * (20 * len(names) + 18))

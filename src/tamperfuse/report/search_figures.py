@@ -121,7 +121,7 @@ def frontier_text(attack: str, rows: Rows) -> str:
     return f"Frontier of {attack}: harmful execution against capability lost. {'; '.join(lines)}."
 
 
-def best_so_far_panel(rows: Rows, width: int | str, height: int, color: Any, shape: Any) -> Any:
+def best_so_far_panel(rows: Rows, height: int, color: Any, shape: Any) -> Any:
     """Best rate so far against the number of trials."""
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("trial:O", title="trials", axis=alt.Axis(labelAngle=0, grid=False, domain=False, ticks=False)),
@@ -139,10 +139,10 @@ def best_so_far_panel(rows: Rows, width: int | str, height: int, color: Any, sha
     band = base.mark_area(opacity=0.16, aria=False, interpolate="step-after").encode(y=_rate("low"), y2="high:Q")
     line = base.mark_line(strokeWidth=2.25, interpolate="step-after").encode(y=_rate("rate"))
     points = base.mark_point(size=52, filled=True, opacity=1).encode(y=_rate("rate"), shape=shape, tooltip=tooltip)
-    return alt.layer(band, line, points).properties(width=width, height=height)
+    return alt.layer(band, line, points).properties(width="container", height=height)
 
 
-def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape: Any) -> Any:
+def frontier_panel(rows: Rows, height: int, color: Any, shape: Any) -> Any:
     """Harmful execution against capability lost, of every trial's choice; the frontier is connected by a line."""
     lost = [row["lost"] for row in rows] or [0.0]
     marks = axis_values(min(0.0, *lost), max(0.1, *lost), 0.1 if max(lost) - min(lost) < 0.5 else 0.25)
@@ -170,7 +170,7 @@ def frontier_panel(rows: Rows, width: int | str, height: int, color: Any, shape:
         size=alt.condition("datum.kind == 'frontier'", alt.value(80), alt.value(34)),
         opacity=alt.condition("datum.kind == 'frontier'", alt.value(1), alt.value(0.45)),
     )
-    return alt.layer(line, points).properties(width=width, height=height)
+    return alt.layer(line, points).properties(width="container", height=height)
 
 
 def _rate(field: str) -> Any:

@@ -144,7 +144,7 @@ def strength_text(heading: str, rows: Rows) -> str:
     return f"{heading[0].upper()}{heading[1:]} against capability lost before any attack. {'; '.join(points)}."
 
 
-def strength_panel(rows: Rows, effect: StrengthEffect, width: int | str, height: int, color: Any, shape: Any) -> Any:
+def strength_panel(rows: Rows, effect: StrengthEffect, height: int, color: Any, shape: Any) -> Any:
     """One panel: a point with both intervals for each defense, labelled by its strength; a line in the order of strengths."""
     x_axis = _axis([row[key] for row in rows for key in ("price", "price_low", "price_high")])
     y_axis = _axis([0.0, 1.0] if effect is HARM else [row[key] for row in rows for key in ("effect", "low", "high")])
@@ -180,7 +180,7 @@ def strength_panel(rows: Rows, effect: StrengthEffect, width: int | str, height:
     points = colored.mark_point(size=70, filled=True, opacity=1).encode(
         x=x("price"), y=y("effect"), shape=shape, tooltip=tooltip
     )
-    return alt.layer(line, across, up, names, points).properties(width=width, height=height)
+    return alt.layer(line, across, up, names, points).properties(width="container", height=height)
 
 
 def _axis(values: Sequence[float]) -> dict[str, Any]:

@@ -66,14 +66,10 @@ def trap_text(heading: str, rows: Rows) -> str:
     return f"{heading}, in nats a token, by step of the training. At the last check: {'; '.join(values)}."
 
 
-def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
+def trap_panel(rows: Rows, height: int, color: Any) -> Any:
     """One panel: the color says which defense, the dashes what."""
     axis = alt.Axis(grid=False, domain=False, ticks=False, format="d")
-    dash = alt.StrokeDash(
-        "line:N",
-        scale=alt.Scale(domain=list(DASHES), range=list(DASHES.values())),  # one scale, as panels on paper share it
-        legend=None if width == "container" else alt.Legend(title=None),
-    )
+    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=list(DASHES), range=list(DASHES.values())), legend=None)
     base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("step:Q", title="training step", axis=axis),
         y=alt.Y("value:Q", title=None, axis=alt.Axis(domain=False, ticks=False, labelPadding=10)),
@@ -94,4 +90,4 @@ def trap_panel(rows: Rows, width: int | str, height: int, color: Any) -> Any:
     visible = alt.condition("datum.points == 1", alt.value(1), alt.value(0))
     grouped = base.transform_joinaggregate(points="count()", groupby=["defense", "seed", "line", "attacker"])
     points = grouped.mark_point(size=40, filled=True).encode(tooltip=tooltip, opacity=visible)
-    return alt.layer(line, points).properties(width=width, height=height)
+    return alt.layer(line, points).properties(width="container", height=height)
