@@ -258,7 +258,7 @@ def test_tasks_weigh_equally_and_only_shared_items_count() -> None:
 
 
 def test_the_attacker_s_step_is_a_row(plain: Study) -> None:
-    rows = result_rows(measurements(plain, state("sdd", "full", (4, 6, 10), dev=(1, 8, 8))), "t")
+    rows = result_rows(measurements(plain, state("sdd", "full", (4, 6, 10), dev=(1, 8, 8))))
     chosen = {(r["defense"], r["attack"]): (r["step"], r["value"]) for r in rows if r["metric"] == "chosen_step"}
     assert chosen["sdd", "full"] == (2, 2.0) and chosen["refusal", "full"] == (4, 4.0)
     assert {attack for _, attack in chosen} == {"full", "weak", "merge"}, "malicious attacks only"
@@ -269,7 +269,7 @@ def test_exactly_epsilon_may_be_lost() -> None:
 
 
 def test_rows_name_the_judge_only_where_verdicts_decide(plain: Study) -> None:
-    rows = result_rows(measurements(plain), "t")
+    rows = result_rows(measurements(plain))
     judged = {row["metric"] for row in rows if row["judge"]}
     assert judged == {"harmful_execution", "benign_answer_rate", "chosen_step", "attack_cost"}
     assert {row["metric"] for row in rows if not row["judge"]} == {"accuracy", "capability", "benign_nll", "benign_kl"}
@@ -278,7 +278,7 @@ def test_rows_name_the_judge_only_where_verdicts_decide(plain: Study) -> None:
 def test_attack_costs_are_rows(plain: Study) -> None:
     rows = [
         r
-        for r in result_rows(measurements(plain, state("sdd", "full", (0, 0, 0))), "t")
+        for r in result_rows(measurements(plain, state("sdd", "full", (0, 0, 0))))
         if r["metric"] == "attack_cost"
     ]
     costs = {(row["defense"], row["attack"]): (row["value"], row["step"], row["censored"]) for row in rows}
@@ -289,7 +289,7 @@ def test_attack_costs_are_rows(plain: Study) -> None:
 def test_what_is_undefined_is_a_row_without_a_value(plain: Study, tmp_path: Path) -> None:
     guesses = state("as shipped", executed=(9,), capability={0: 5})
     measured = StudyMeasurements(plain, [guesses, *measurements(plain).states[1:]], [])
-    write_results(tmp_path, result_rows(measured, "t"))
+    write_results(tmp_path, result_rows(measured))
     capability = [row for row in read_results(tmp_path) if row["metric"] == "capability"]
     assert capability and all(row["value"] is None for row in capability)
 
@@ -330,7 +330,7 @@ def test_an_attack_that_diverged_enters_no_measure_of_the_defense(plain: Study) 
     assert sdd.reduction_vs_undefended.too_weak == ["weak"]
     assert sdd.attack_cost["full"] is None and sdd.capability.self_degradation.value == 0
     assert refusal.reduction_vs_undefended.attacks_that_count == ["full", "merge"]
-    [row] = [row for row in result_rows(measured, "t") if (row["defense"], row["attack"]) == ("sdd", "full")]
+    [row] = [row for row in result_rows(measured, "t") if (row["defense"], row["attack"]) == ("sdd")]
     assert (row["metric"], row["value"], row["step"]) == ("diverged", 3.0, 4)
 
 

@@ -103,7 +103,7 @@ def test_the_cost_of_a_search_is_the_median_over_seeds(seeds: Study) -> None:
     measured = of_seeds(seeds, [(9, 9, 9), (0, 0, 9), (0, 9, 9)], searched=True)
     cost = attack_costs(measured, "sdd")["adaptive"]
     assert cost and (cost.steps, cost.censored, cost.ratio_vs_undefended) == (2, False, 1.0)
-    rows = [row for row in result_rows(measured, "t") if row["metric"] == "attack_cost"]
+    rows = [row for row in result_rows(measured) if row["metric"] == "attack_cost"]
     by_seed = {row["seed"]: row["value"] for row in rows if (row["defense"], row["attack"]) == ("sdd", "adaptive")}
     assert by_seed == {0: 1.0, 1: 4.0, 2: 2.0}
 

@@ -17,7 +17,7 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import LOCK, locked, write_text
 from tamperfuse.records.reading import path_exists
-from tamperfuse.records.results import read_results, write_results
+from tamperfuse.records.results import write_results
 from tamperfuse.records.run import STUDY, NodeRun, read_run, write_run
 from tamperfuse.records.summary import Summary, read_summary, write_summary
 from tamperfuse.study.context import StudyContext
@@ -170,7 +170,7 @@ def _add(run: Path, study: Study, name: str, done: Sequence[FinishedNode]) -> Su
     write_text(run / STUDY, study.to_yaml())
     recorded = read_recorded(run, study)
     measured = StudyMeasurements.from_nodes(study, [*recorded.observed, *recorded.judged, *recorded.further])
-    write_results(run, result_rows(measured, read_results(run)[0]["threat"]))
+    write_results(run, result_rows(measured))
     summary = read_summary(run)
     judges = {**summary.judges, name: summarize_defenses(measured.further[name], study.judges[name])}
     summary = summary.model_copy(update={"judges": judges})

@@ -2,7 +2,7 @@
 
 import os
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,14 @@ FILE = "tamperfuse.json"
 LEFT_OUT = ".../"
 
 
+@cache
+def _installed(name: str) -> str:
+    return version(name)
+
+
 def versions() -> dict[str, str]:
     """Versions of tamperfuse, torch and transformers, on which results depend."""
-    return dict(_versions())
-
-
-@cache
-def _versions() -> dict[str, str]:
-    by_name = {"tamperfuse": __version__}
-    for name in ("torch", "transformers"):
-        try:
-            by_name[name] = version(name)
-        except PackageNotFoundError:  # the theory package runs without them
-            by_name[name] = "absent"
-    return by_name
+    return {"tamperfuse": __version__, **{name: _installed(name) for name in ("torch", "transformers")}}
 
 
 class Provenance(BaseModel):

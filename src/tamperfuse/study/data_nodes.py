@@ -190,7 +190,7 @@ def calibration_node(context: StudyContext, answers: Node, further: str = "") ->
 
     evaluate = context.study.evaluate
     depends = {
-        **judging_key(context, judging),
+        **judging_key(judging, context.fingerprint),
         "threat": context.threat.fingerprint,
         "tokens": evaluate.response_tokens,
     }
@@ -288,7 +288,7 @@ def benign_node(context: StudyContext, samples: Node, answers: Node) -> Node:
         return Outcome(costs + Costs(scored=scored), facts=card)
 
     depends = {
-        **judging_key(context, context.training_judging),
+        **judging_key(context.training_judging, context.fingerprint),
         "threat": context.threat.fingerprint,
         "measured": content_hash(measured),
         "contrast": content_hash(contrast_prompts(context.threat)),

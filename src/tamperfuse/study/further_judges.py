@@ -13,7 +13,7 @@ from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import calibration_node
 from tamperfuse.study.estimates import Costs, judging_tokens
 from tamperfuse.study.judging import Judging, read_thresholds
-from tamperfuse.study.keys import verdict_key
+from tamperfuse.study.keys import judging_key
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.trials import read_trials, trial_folder
@@ -89,7 +89,7 @@ def verdict_node(
         verdict_label(judging.name, observed.label),
         FURTHER_JUDGE,
         (observed, *calibration),
-        verdict_key(judging, fingerprint),
+        judging_key(judging, fingerprint),
         0,
         run,
         Costs(scored=tokens),

@@ -191,13 +191,13 @@ def uses_key(context: StudyContext, name: str) -> str:
     return builtin_hash(name)
 
 
-def judging_key(context: StudyContext, judging: Judging) -> dict[str, Any]:
-    """What verdicts depend on, apart from the responses, the threat and the thresholds."""
-    return verdict_key(judging, context.fingerprint)
+def judging_key(judging: Judging, fingerprint: str) -> dict[str, Any]:
+    """What verdicts depend on, apart from the responses, the threat and the thresholds.
 
-
-def verdict_key(judging: Judging, fingerprint: str) -> dict[str, Any]:
-    """As :func:`judging_key`, from the hash of the model before hardening, which only some judges depend on."""
+    Args:
+        judging: the judge.
+        fingerprint: of the model before hardening, which only some judges depend on.
+    """
     key = {
         "judge": component_key(judging.component, judging.judge.parameters),
         "reference": fingerprint if judging.traits.needs_reference else "",

@@ -232,4 +232,6 @@ def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Nod
         tokens = judging_tokens(observed.expected.generated, context.study.evaluate)
     expected = Costs(scored=tokens if observed.kind == "attack" else tokens // 2)
     parents = (observed, calibration)
-    return Node(f"judge {observed.label}", "judge", parents, judging_key(context, context.judging), 0, run, expected)
+    return Node(
+        f"judge {observed.label}", "judge", parents, judging_key(context.judging, context.fingerprint), 0, run, expected
+    )

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -140,7 +140,7 @@ def run_study(
                 _log_rest(out, every_node)
                 return None
             record = _record(finished, started, time.perf_counter() - start)
-            return _write_results(study, out, finished, record, context.threat.source)
+            return _write_results(study, out, finished, record)
 
 
 def _open(study: Study, out: Path, dry_run: bool) -> tuple[StudyContext, list[Node], int, dict[str, str]]:
@@ -222,12 +222,10 @@ def _log_rest(out: Path, nodes: Sequence[Node]) -> None:
     log.info("The selected nodes have run; %s: run the study without --only to write the results.", rest)
 
 
-def _write_results(
-    study: Study, out: Path, finished: Sequence[FinishedNode], record: RunRecord, threat: str
-) -> Summary:
+def _write_results(study: Study, out: Path, finished: Sequence[FinishedNode], record: RunRecord) -> Summary:
     measured = StudyMeasurements.from_nodes(study, finished)
     summary = summarize(measured, record.seconds, record.peak_memory_bytes)
-    write_results(out, result_rows(measured, threat))
+    write_results(out, result_rows(measured))
     write_samples(out, sample_answers(measured))
     write_searches(out, summarize_searches(measured))
     write_run(out, record)
@@ -237,10 +235,9 @@ def _write_results(
 
 def _first_start(out: Path, now: datetime) -> str:
     """When a run was first started in this folder, ISO 8601: a run that resumes, or reuses all results, has not begun now."""
-    records: tuple[Callable[[Path], str], ...] = (lambda run: read_plan(run).started, lambda run: read_run(run).started)
-    for read in records:
+    for read in (read_plan, read_run):
         with suppress(UserError):  # it is missing or damaged, and is written again
-            if earlier := read(out):
+            if earlier := read(out).started:
                 return earlier
     return now.isoformat(timespec="seconds")
 

@@ -21,7 +21,7 @@ PromptCurve = dict[int, Floats]  # (prompts,): outcomes on the evaluation part, 
 
 
 def cost_interval(
-    curves: Sequence[Sequence[PromptCurve]], undefended: Sequence[Sequence[PromptCurve]], seed: int = 0
+    curves: Sequence[Sequence[PromptCurve]], undefended: Sequence[Sequence[PromptCurve]]
 ) -> dict[str, float | None]:
     """The ends by their names in :class:`~tamperfuse.records.summary.AttackCost`.
 
@@ -31,7 +31,7 @@ def cost_interval(
         seed: of the draws.
     """
     prompts = len(next(iter(curves[0][0].values())))
-    resampled = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS)
+    resampled = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS)
     shares = np.concatenate([np.ones((1, prompts)), resampled]) / prompts  # the sample itself comes first
     half = np.mean([_highest(group, shares) for group in undefended], axis=0) / 2
     half[half == 0] = np.inf  # there is nothing to come to half of

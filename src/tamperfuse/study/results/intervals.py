@@ -57,7 +57,6 @@ def bootstrap(
     difference: bool,
     groups: NDArray[np.int64] | None = None,
     extremes: tuple[Floats, Floats] | None = None,
-    seed: int = 0,
 ) -> Measure:
     """A statistic of column sums, with its bootstrap interval.
 
@@ -69,7 +68,6 @@ def bootstrap(
         groups: (items,), the group of each item; items of one group are drawn together. None: each item is its own.
         extremes: (columns,) each: the column sums if every item had the outcome that makes the statistic smallest, and those
             if every item had the one that makes it largest. None if outcomes are unbounded.
-        seed: of the draws.
     """
     n = len(table)
     undefined = Measure(value=None, n=n, resolved=False)
@@ -77,7 +75,7 @@ def bootstrap(
         return undefined
     sums = _group_sums(table, groups)
     value = float(statistic(table.sum(axis=0)))
-    draws = _draws(sums, statistic, seed)
+    draws = _draws(sums, statistic)
     if not np.isfinite(value) or np.isfinite(draws).mean() < 0.5:
         return undefined
     draws = draws[np.isfinite(draws)]
@@ -148,9 +146,9 @@ def _group_sums(table: Floats, groups: NDArray[np.int64] | None) -> Floats:
     return sums
 
 
-def _draws(sums: Floats, statistic: Statistic, seed: int) -> Floats:
+def _draws(sums: Floats, statistic: Statistic) -> Floats:
     """(draws,): the statistic of resamples of the groups."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     n, draws = len(sums), []
     for start in range(0, DRAWS, DRAWS_AT_ONCE):
         size = min(DRAWS_AT_ONCE, DRAWS - start)

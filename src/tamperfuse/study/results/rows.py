@@ -25,26 +25,25 @@ PlacedMeasure = tuple[str, str, str, Measure]  # part, task, metric and the meas
 StepMeasures = Callable[[Measurements, int, Measurements], Iterator[PlacedMeasure]]
 
 
-def result_rows(measured: StudyMeasurements, threat: str) -> list[dict[str, Any]]:
+def result_rows(measured: StudyMeasurements) -> list[dict[str, Any]]:
     """All rows, with the columns of :data:`tamperfuse.records.results.COLUMNS`.
 
     The measures that verdicts decide have a row for each judge. The steps at which attackers stop are those of the study's judge.
 
     Args:
         measured: the study's measurements.
-        threat: where its prompts come from.
     """
-    rows = _judge_rows(measured, measured.study.judge.judge, threat, _all_measures)
+    rows = _judge_rows(measured, measured.study.judge.judge, _all_measures)
     for name, judged in measured.further.items():
-        rows += _judge_rows(judged, name, threat, _judged_measures)
+        rows += _judge_rows(judged, name, _judged_measures)
     for state in measured.diverged:  # `step` is the last one at which the model was measured, `value` where it diverged
         place = {"part": "", "step": max(state.steps(), default=0), "judge": "", "task": "", "metric": DIVERGED}
         value = {"value": float(state.diverged or 0), "low": None, "high": None, "n": None}
-        rows.append({**_about(measured, state, threat), **place, **value})
+        rows.append({**_about(measured, state), **place, **value})
     return rows
 
 
-def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: StepMeasures) -> list[dict[str, Any]]:
+def _judge_rows(measured: StudyMeasurements, judge: str, measures: StepMeasures) -> list[dict[str, Any]]:
     """The rows of some measures, with the verdicts of one judge."""
     rows = []
     costs = {
@@ -55,7 +54,7 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
     for state in measured.with_trials():
         is_choice = state.trial < 0 or state.search_step is not None
         attack = state.attack if is_choice else f"{state.attack}#{state.trial:03d}"
-        common = {**_about(measured, state, threat), "attack": attack}
+        common = {**_about(measured, state), "attack": attack}
         for step in state.steps():
             for part, task, metric, measure in measures(state, step, measured.shipped):
                 place = {"part": part, "step": step, "task": task, "metric": metric}
@@ -71,11 +70,11 @@ def _judge_rows(measured: StudyMeasurements, judge: str, threat: str, measures: 
     return rows
 
 
-def _about(measured: StudyMeasurements, state: Measurements, threat: str) -> dict[str, Any]:
+def _about(measured: StudyMeasurements, state: Measurements) -> dict[str, Any]:
     """What a row says about the model state that was measured."""
     return {
         "model": measured.study.model,
-        "threat": threat,
+        "threat": measured.study.threat,
         "defense": state.defense,
         "attack": state.attack,
         "malicious": state.malicious,

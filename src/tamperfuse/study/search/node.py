@@ -111,7 +111,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
             context.fingerprint,
             *(model.key for model in inputs.undefended.parents if model.kind == "defense"),
         ],
-        **judging_key(context, context.judging),
+        **judging_key(context.judging, context.fingerprint),
     }
     trial = Costs(
         training_tokens(budget, evaluate),
