@@ -330,7 +330,7 @@ def test_an_attack_that_diverged_enters_no_measure_of_the_defense(plain: Study) 
     assert sdd.reduction_vs_undefended.too_weak == ["weak"]
     assert sdd.attack_cost["full"] is None and sdd.capability.self_degradation.value == 0
     assert refusal.reduction_vs_undefended.attacks_that_count == ["full", "merge"]
-    [row] = [row for row in result_rows(measured, "t") if (row["defense"], row["attack"]) == ("sdd")]
+    [row] = [row for row in result_rows(measured) if (row["defense"], row["attack"]) == ("sdd", "full")]
     assert (row["metric"], row["value"], row["step"]) == ("diverged", 3.0, 4)
 
 

@@ -9,9 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -32,11 +30,7 @@ def _share(text: str) -> str:
 
 Share = Annotated[str, AfterValidator(_share)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _without_empty(fields: dict[str, Any], *names: str) -> dict[str, Any]:
-    """The fields without those of some names that are None or 0: files of judges that have none of them stay as they were."""
-    return {name: value for name, value in fields.items() if value or name not in names}
+Undecided = Annotated[Count, Field(exclude_if=lambda count: count == 0)]
 
 
 class Measure(BaseModel):
@@ -58,7 +52,7 @@ class Measure(BaseModel):
     low: float | None = None
     high: float | None = None
     n: int = Field(0, ge=0, lt=2**63)
-    resolved: bool = True
+    resolved: bool = Field(True, exclude_if=lambda resolved: resolved)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -69,14 +63,6 @@ class Measure(BaseModel):
     def as_row(self) -> dict[str, Any]:
         """Value, ends and number of items, as a table has them: without whether it is resolved."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
-
-    @model_serializer
-    def _serialize(self) -> dict[str, Any]:
-        return self._fields()
-
-    def _fields(self) -> dict[str, Any]:
-        fields = self.as_row()
-        return fields if self.resolved else {**fields, "resolved": False}
 
 
 def _is_rate(measure: Measure) -> Measure:
@@ -100,11 +86,7 @@ class UsableHarm(Measure):
             lower bound, since that checkpoint may be usable too.
     """
 
-    capability_not_measured: bool = False
-
-    def _fields(self) -> dict[str, Any]:
-        fields = super()._fields()
-        return {**fields, "capability_not_measured": True} if self.capability_not_measured else fields
+    capability_not_measured: bool = Field(False, exclude_if=lambda marked: not marked)
 
 
 class HarmfulExecution(BaseModel):
@@ -283,12 +265,8 @@ class DefenseSummary(BaseModel):
     benign_answer_rate_near: Rate
     benign_answer_drop_vs_undefended: Measure
     benign_answer_drop_vs_shipped: Measure
-    mean_score: MeanScore | None = None
-    undecided: Count = 0
-
-    @model_serializer(mode="wrap")
-    def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(fields(self), "mean_score", "undecided")
+    mean_score: MeanScore | None = Field(None, exclude_if=lambda score: score is None)
+    undecided: Undecided = 0
 
     def counting_costs(self) -> dict[str, AttackCost]:
         """The costs of the attacks that count and train."""
@@ -317,11 +295,7 @@ class ShippedSummary(BaseModel):
     benign_nll: Measure
     benign_answer_rate: Rate
     benign_answer_rate_near: Rate
-    undecided: Count = 0
-
-    @model_serializer(mode="wrap")
-    def _serialize(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_empty(fields(self), "undecided")
+    undecided: Undecided = 0
 
 
 class Summary(BaseModel):
