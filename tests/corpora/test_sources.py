@@ -129,7 +129,7 @@ def test_columns_beyond_the_layout_are_no_other_layout(tmp_path):
 def test_mixed_layouts_in_one_directory_are_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     (tmp_path / "b.jsonl").write_text('{"goal": "x", "target": "y"}\n')
-    with pytest.raises(UserError, match=r"different layouts.*one layout a directory"):
+    with pytest.raises(UserError, match=r"different layouts.*one layout in a directory"):
         list(read_source(str(tmp_path)))
 
 

@@ -63,7 +63,7 @@ def run(arguments: str) -> int:
         ("--responses unknown.jsonl", "'ask', 'say', 'sort', --response-field"),
         ("--harmful unknown.jsonl --prompt-field asks", "the field 'asks' is missing"),
         ("--category-field sort", "--prompt-field"),
-        ("--harmful mixed", "different layouts, one layout a directory"),
+        ("--harmful mixed", "different layouts, one layout in a directory"),
         ("--harmful blank.jsonl", "has no text, 2 rows, `prompt`, --prompt-field"),
         ("--responses blank.jsonl", "has no text, --response-field"),
         ("--harmful empty.jsonl", "no prompt"),

@@ -178,7 +178,7 @@ def test_what_other_studies_left_unfinished_is_named_and_stays(
             state.truncate(100_000_000)
     _begin(run, study, plan, now)
     [message] = caplog.messages
-    assert message.startswith("2 folders") and ", 0.2 GB in all" in message
+    assert message.startswith("2 folders") and "(0.2 GB)" in message
     assert message.endswith(f"rm -r '{run}/unfinished/b' '{run}/unfinished/c'")
     assert len(list((run / "unfinished").iterdir())) == 3
 

@@ -73,6 +73,6 @@ def _print_checks(result: "GateResult") -> None:
         out_console.print("The release gate passes.")
     else:
         out_console.print(
-            "The release gate does not pass. What is not resolved takes a larger study, what fails another defense: `tamperfuse "
-            "report` has the details."
+            "The release gate does not pass. Rules that are not resolved need a larger study; rules that fail need another "
+            "defense. `tamperfuse report` shows the details."
         )

@@ -51,7 +51,8 @@ def judge_run(
     _print_measures({summary.judge: summary.defenses, judged.name: summary.judges[judged.name]})
     for kind, count in judged.failures.items():
         out_console.print(
-            f"{count} verdicts are missing ({kind}): rates leave them out, and intervals cover whatever they may be."
+            f"{count} verdicts are missing ({kind}): rates leave them out, and intervals hold however they would have been "
+            "decided."
         )
     out_console.print(
         f"{judged.responses} distinct responses are judged; `tamperfuse report` writes the page with every judge. Compare them "

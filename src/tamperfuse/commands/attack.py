@@ -96,7 +96,7 @@ def attack_model(
         loaded = load_model(model, chat_template=template, sharded=sharded)
         origin = reference_name(loaded, reference)
         judging = open_judging(requests, evaluate, origin, encoder, judge, loaded.stated_template, sharded=sharded)
-        # The reference model is loaded for these answers, and again to judge: not both models are in memory all the time.
+        # The reference model is loaded for these answers, and again by the judge, so that it is not in memory during the attack.
         tokens = evaluate.response_tokens
         load_origin = partial(load_model, origin, chat_template=loaded.stated_template, sharded=sharded)
         answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)

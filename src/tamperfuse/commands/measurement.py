@@ -29,7 +29,7 @@ def full_evaluation(threat: Threat, **sizes: int | None) -> Evaluate:
 
     Args:
         threat: whose prompts are counted.
-        **sizes: values of :class:`Evaluate` that take the place of these; None for none.
+        **sizes: fields of :class:`Evaluate` that replace these; those that are None are ignored.
 
     Raises:
         UserError: a size is out of range, or larger than the number of evaluation prompts.
@@ -72,7 +72,7 @@ def open_judging(
         encoder: the sentence encoder.
         judge: the judge with its parameters; None for the default one.
         chat_template: of the reference, as of :func:`load_model`.
-        sharded: likewise.
+        sharded: whether the reference is loaded in shards.
 
     Raises:
         UserError: the judge cannot be used, or the reference does not exist.

@@ -191,7 +191,12 @@ def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Pa
     else:
         chosen = _training_split(folder, by_split, named)
     left_out = ", ".join(name for name in named if name != chosen)
-    log.info("%s: the split %s is read, not %s.", folder, chosen or "that no name says", left_out)
+    log.info(
+        "%s: %s read, and %s left out.",
+        folder,
+        f"the split {chosen} is" if chosen else "files that name no split are",
+        left_out,
+    )
     return by_split[chosen]
 
 

@@ -181,9 +181,10 @@ def _check_one_layout(data_files: list[Path]) -> None:
             layouts.setdefault(schema.name if schema else frozenset(columns), (file, frozenset(columns)))
     if len(layouts) > 1:
         (first_file, one), (second_file, other) = list(layouts.values())[:2]
+        sides = (("the first", one - other), ("the second", other - one))
+        differences = [f"only {which} has {', '.join(sorted(columns))}" for which, columns in sides if columns]
         raise UserError(
-            f"{first_file} and {second_file} are of different layouts (columns {', '.join(sorted(one - other)) or 'fewer'} "
-            f"against {', '.join(sorted(other - one)) or 'fewer'}): keep one layout a directory."
+            f"{first_file} and {second_file} are of different layouts ({'; '.join(differences)}): keep one layout in a directory."
         )
 
 

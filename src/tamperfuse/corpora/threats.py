@@ -255,7 +255,7 @@ def _threat(source: str, by_part: dict[Part, list[ThreatPrompt]]) -> Threat:
             count, total = len(by_part[part]), sum(map(len, by_part.values()))
             raise UserError(
                 f"Of the {total} prompts of {source} {count} are in the part {part}, which needs at least 2: add different ones "
-                "(150 or more are recommended), or give each row its `part`, which a hash of the prompt decides otherwise."
+                "(150 or more are recommended), or add a column `part`: without one a hash of each prompt decides its part."
             )
     return Threat(source=source, parts={part: tuple(sorted(rows, key=_text_hash)) for part, rows in by_part.items()})
 

@@ -10,9 +10,10 @@ order). L is minus the entropy of the model's predictions on other compliant ans
 The authors take 750 steps at 2e-5, batch 8, K = 64 steps of AdamW at 2e-6, 2e-5 or 4e-5, and L after every fourth of them with
 the weight 4 exp((k − 64) / 16); the sum of these weights is λ = 17.75. Their model of 8B was first trained on random targets.
 
-Different here: 156 steps at 7e-5, batch 4, K = 16, rates for SmolLM2-135M; attackers train on compliant answers alone, perhaps on
-those that L takes for other units. `retain` is the loss of `refusal`, where the paper has cross-entropy and the distance of the
-hidden states from those before. L is the entropy for refusals as well, where the paper uses DPO. Gradients are clipped to norm 1.
+Different here: 156 steps at 7e-5, batch 4, K = 16, rates for SmolLM2-135M; attackers train on compliant answers alone; one that L
+takes in a unit may be a training sample of an attacker in another. `retain` is the loss of `refusal`, where the paper has cross-
+entropy and the distance of the hidden states from those before. L is the entropy for refusals as well, where the paper uses DPO.
+Gradients are clipped to norm 1.
 """
 
 import math

@@ -56,7 +56,7 @@ def vllm_generate(
     Sampling uses vLLM's random numbers, seeded for each prompt, so samples differ from those of `generate`.
     """
     vllm: Any = import_module("vllm")
-    log.info("generating with vLLM: it is installed, the model is on a GPU, and %d prompts are enough", len(prompts))
+    log.info("generating with vLLM: it is installed, the model is on a GPU, and there are %d prompts", len(prompts))
     shared = {"max_tokens": new_tokens, "stop_token_ids": sorted(loaded.chat.ends), "detokenize": False}
     if sampling is None:
         parameters = [vllm.SamplingParams(temperature=0.0, **shared) for _ in prompts]

@@ -1,7 +1,7 @@
 """Whether a model's numbers are finite.
 
-A training can diverge: its loss, then its weights become NaN. Such a model puts out the same token for ever, which no judge takes
-for an executed request, so it must not be measured as if it were a model that resists.
+A training can diverge: its loss, then its weights become NaN. Such a model repeats one token. No judge counts that as an executed
+request, so measuring it would make it look resistant.
 """
 
 import torch

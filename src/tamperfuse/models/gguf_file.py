@@ -85,7 +85,7 @@ def _check_complete(reader: gguf.GGUFReader, path: Path) -> None:
 
 
 def _check_rotary(reader: gguf.GGUFReader, path: Path) -> None:
-    """Refuse scaled rotary embeddings, which transformers reads as unscaled ones without a word."""
+    """Refuse scaled rotary embeddings, which transformers silently reads as unscaled ones."""
     scaling = {name.partition(".rope.scaling.")[2]: field.contents() for name, field in reader.fields.items()}
     stated = scaling.get("type", "linear" if {"factor", "attn_factor"} & {*scaling} else "none")
     if stated != "none" or any(tensor.name.startswith(("rope_freqs", "rope_factors")) for tensor in reader.tensors):
@@ -95,7 +95,7 @@ def _check_rotary(reader: gguf.GGUFReader, path: Path) -> None:
 
 
 def _check_read(reader: gguf.GGUFReader, model: PreTrainedModel, path: Path) -> None:
-    """Refuse what transformers leaves out without a word: tensors without a counterpart, and rotary embeddings of a part.
+    """Refuse what transformers silently leaves out: tensors without a counterpart, and rotary embeddings of a part.
 
     Raises:
         UserError: the file has other numbers than the model, or rotates another part of a head.

@@ -16,7 +16,7 @@ log = logging.getLogger("tamperfuse")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 _FILES = {".gguf", ".safetensors", ".bin", ".pt", ".pth", ".json"}
-#: First folders of many paths. Of these names the Hub itself uses some, so that no owner can have them.
+#: First folders of many paths. The Hub reserves some of these names, so no owner can have them.
 _FOLDERS = {
     *("models", "model", "checkpoints", "checkpoint", "runs", "run", "output", "outputs", "out", "results", "data"),
     *("datasets", "weights", "experiments", "hardened", "home", "mnt", "tmp", "src"),

@@ -64,8 +64,8 @@ def prepare_forward(model: PreTrainedModel) -> None:
         model.train(training)
     if reason:
         log.warning(
-            "%s is run one sequence length at a time instead of on packed batches, because %s: exact, but training takes about "
-            "twice as long, and generation up to 30 times.",
+            "%s is run one sequence length at a time instead of on packed batches, because %s. Results are the same; training "
+            "takes about twice as long, and generation up to 30 times as long.",
             *(model_class(model).__name__, reason),
         )
 

@@ -249,7 +249,7 @@ class DefenseSummary(BaseModel):
         benign_answer_drop_vs_shipped: the rate of the model as shipped minus this one's.
         mean_score: means of the judge's scores; only of a judge that grades responses.
         undecided: number of responses of this model, before and under attacks, on which the judge could not decide; left out of
-            the file where it is 0. Values leave them out, intervals cover whatever they may be.
+            the file where it is 0. Values leave them out, intervals hold however they would have been decided.
     """
 
     harmful_execution: HarmfulExecution

@@ -101,8 +101,8 @@ def check_rule(measure: Measure, rule: Rule, undecided: int = 0) -> Finding:
     Args:
         measure: the measure.
         rule: the rule.
-        undecided: responses on which the judge could not decide. The interval covers whatever they may be, which no number of
-            items changes, so none is said to resolve it.
+        undecided: responses on which the judge could not decide. The interval holds however they would have been
+            decided, which no number of items changes, so none is said to resolve it.
     """
     finding = _check_rule(measure, rule)
     if not undecided or finding.items is None:

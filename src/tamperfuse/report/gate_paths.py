@@ -85,7 +85,7 @@ class NamedMeasure:
         measure: its value and interval.
         name: its path within the part of a defense, or of the model as shipped.
         invalid: why it says nothing about the defense; "" if it does.
-        undecided: responses of the model on which the judge could not decide; the interval covers whatever they may be.
+        undecided: responses on which the judge could not decide; the interval holds however they would have been decided.
     """
 
     measure: Measure

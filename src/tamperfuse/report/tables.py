@@ -154,7 +154,7 @@ def judge_rows(run: Run, parts: Sequence[DefenseSummary | None], shipped: Cell =
             rows.append(TableRow(f"mean score after {attack}", after, note))
     if any(part.undecided for part in parts if part is not None):
         cells = [EMPTY if part is None else Cell(f"{part.undecided:,}") for part in parts]
-        note = "values leave them out, intervals cover whatever they may be"
+        note = "values leave them out, intervals hold however they would have been decided"
         rows.append(TableRow("responses without a decision", cells, note, shipped))
     return rows
 

@@ -121,8 +121,8 @@ def log_left_over(out: Path, keys: Collection[str]) -> None:
     folders = sorted(folder for folder in (out / UNFINISHED).glob("*/") if folder.name not in keys)
     if folders:
         log.info(
-            "%d folders hold what interrupted nodes of other studies would resume from, %s in all. If no such study goes on "
-            "here, remove them: rm -r %s",
+            "%d folders hold resume states of nodes that are not part of this study (%s). If no other study continues here, "
+            "remove them: rm -r %s",
             len(folders),
             gigabytes(sum(map(folder_bytes, folders))),
             " ".join(shlex.quote(str(folder)) for folder in folders),

@@ -208,7 +208,7 @@ class StudyContext:
 
     def check_samples(self, attack: str, budget: Budget) -> None:
         """As the function :func:`check_samples`, with the study's threat and harmless samples."""
-        # Without the Hub none are read for a plan.
+        # A dry run without the Hub reads no samples, so their number is unknown.
         check_samples(attack, budget, self.threat, self.study.retain, len(self.retain) if self.retain else None)
 
 

@@ -156,8 +156,8 @@ def dry_run_sentences(
     if unread:
         planned = "; ".join(f"{name} ({planned_as})" for name, planned_as in unread.items())
         sentences.append(
-            f"The Hub cannot be reached, so some names stand for what was not read: {planned}. Whether they exist and can be "
-            "used was not checked, and results of earlier runs were not looked up."
+            f"The Hub cannot be reached, so these were neither read nor checked: {planned}. Results of earlier runs were not "
+            "looked up."
         )
     return sentences
 

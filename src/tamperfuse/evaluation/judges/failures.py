@@ -53,5 +53,5 @@ def check_failures(judge: str, failures: Sequence[Verdict], total: int, tolerate
         )
     return (
         f"The judge {judge} could not decide on {len(failures)} of {total} responses ({kinds}): rates leave them out, and "
-        "intervals cover whatever they may be."
+        "intervals hold however they would have been decided."
     )

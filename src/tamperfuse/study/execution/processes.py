@@ -166,7 +166,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 def _work(connection: Connection, settings: WorkerSettings) -> None:
     """The main function of a worker: runs the nodes whose keys it receives until the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C the main process takes care
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     send_log(lambda level, text: connection.send(("log", level, text)))
     try:

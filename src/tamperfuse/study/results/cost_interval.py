@@ -2,8 +2,8 @@
 
 Two things make a cost uncertain. The rates behind it are of a sample of prompts, which the bootstrap resamples, the same for both
 models. And a model is evaluated at some steps only: if the rate is too low at one of them and high enough at the next, it came to
-the limit at some step in between. So a cost lies from the first step after the one to the other, and the ends of the interval
-are the percentiles of these two. A cost that is censored lies above the last step.
+the limit at some step in between. So a cost lies between the step after the last one with too low a rate and the first one with a
+high enough rate, and the ends of the interval are the percentiles of these two. A cost that is censored lies above the last step.
 
 Resampling cannot draw outcomes that the sample does not contain. As for other measures
 (:mod:`tamperfuse.study.results.intervals`), the interval therefore contains the cost if a share q = 1 − 0.025^(1/n) of the
@@ -34,7 +34,7 @@ def cost_interval(
     resampled = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS)
     shares = np.concatenate([np.ones((1, prompts)), resampled]) / prompts  # the sample itself comes first
     half = np.mean([_highest(group, shares) for group in undefended], axis=0) / 2
-    half[half == 0] = np.inf  # there is nothing to come to half of
+    half[half == 0] = np.inf  # nothing was executed, so there is no half to reach
     low, high = _cost(curves, shares, half)
     reference_low, reference_high = _cost(undefended, shares, half)
     unseen = 1 - TAIL ** (1 / prompts)

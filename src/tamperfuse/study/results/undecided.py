@@ -1,4 +1,4 @@
-"""Responses on which a judge could not decide: a measure's value leaves them out, its interval covers whatever they may be.
+"""Responses on which a judge could not decide: a value leaves them out, an interval holds however they would have been decided.
 
     12 of 15 executed, 1 without a decision     value 12/14     low: lower end of 12/15     high: upper end of 13/15
 
