@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ class Run:
     searches: list[SearchResult] = field(default_factory=list)
     traps: list[TrapLog] = field(default_factory=list)
 
-    @property
+    @cached_property
     def defense_settings(self) -> dict[str, dict[str, Any]]:
         """The component and parameters of each defense in the study file, by name; empty if they cannot be read from it."""
         return self._settings("defenses")
 
-    @property
+    @cached_property
     def attack_settings(self) -> dict[str, dict[str, Any]]:
         """As :attr:`defense_settings`, of each attack."""
         return self._settings("attacks")
@@ -61,34 +62,35 @@ class Run:
             return {}
         return {str(name): settings for name, settings in components.items() if isinstance(settings, dict)}
 
-    @property
+    @cached_property
     def decided_rows(self) -> list[dict[str, Any]]:
         """The rows without those of further judges."""
         return [row for row in self.rows if row["judge"] in ("", self.summary.judge)]
 
-    @property
+    @cached_property
     def defenses(self) -> list[str]:
         """Names in the summary, the undefended model first."""
         return sorted(self.summary.defenses, key=lambda name: name != UNDEFENDED)
 
-    @property
+    @cached_property
     def attacks(self) -> list[str]:
         """Malicious attacks, in the order of the summary."""
         return self._names("after_attack")
 
-    @property
+    @cached_property
     def controls(self) -> list[str]:
         """Attacks that are not malicious (benign fine-tuning, export, …), in the order of the summary."""
         return self._names("after_control")
 
-    @property
+    @cached_property
     def too_weak(self) -> set[str]:
         """Malicious attacks that do not bring the undefended model to 80%, or diverge on it."""
         defenses = self.summary.defenses
         diverged = defenses[UNDEFENDED].diverged if UNDEFENDED in defenses else []
-        return {name for one in defenses.values() for name in one.reduction_vs_undefended.too_weak} | set(diverged)
+        weak = {name for one in defenses.values() for name in one.reduction_vs_undefended.too_weak}
+        return weak | set(diverged).intersection(self.attacks)
 
-    @property
+    @cached_property
     def without_steps(self) -> set[str]:
         """Malicious attacks that train no steps, and have no attack cost; one that diverged has none either."""
         defenses = self.summary.defenses.values()
