@@ -95,8 +95,8 @@ def test_rows_of_the_figures(make_run: Callable[..., Path]) -> None:
     assert states == [("before", 0.97), ("after full-100", 0.88), ("after lora-10", 0.92), ("after benign", 0.97)]
     # A second seed whose attacker stops elsewhere: means, the widest band, no selected step.
     second = [{**row, "seed": 1, "value": 0.0, "low": 0.0} for row in run.rows if row["part"]]
-    run.rows.extend({**row, "step": 1} if row["metric"] == "chosen_step" else row for row in second)
-    doubled = harm_rows(run, "full-100")
+    moved = [{**row, "step": 1} if row["metric"] == "chosen_step" else row for row in second]
+    doubled = harm_rows(replace(run, rows=[*run.rows, *moved]), "full-100")
     assert [r["rate"] for r in doubled] == [r["rate"] / 2 for r in rows]
     assert not any(r["selected"] for r in doubled) and {r["low"] for r in doubled} == {0.0}
 

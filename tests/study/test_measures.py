@@ -277,9 +277,7 @@ def test_rows_name_the_judge_only_where_verdicts_decide(plain: Study) -> None:
 
 def test_attack_costs_are_rows(plain: Study) -> None:
     rows = [
-        r
-        for r in result_rows(measurements(plain, state("sdd", "full", (0, 0, 0))))
-        if r["metric"] == "attack_cost"
+        r for r in result_rows(measurements(plain, state("sdd", "full", (0, 0, 0)))) if r["metric"] == "attack_cost"
     ]
     costs = {(row["defense"], row["attack"]): (row["value"], row["step"], row["censored"]) for row in rows}
     assert costs["sdd", "full"] == (4.0, 4, True) and costs["refusal", "full"] == (2.0, 2, False)
