@@ -202,7 +202,7 @@ def test_absurd_studies_are_refused_before_they_start(tmp_path: Path, monkeypatc
     assert seconds_for(Costs(trained=10**400), 1, 1_000) == float("inf")
     with pytest.raises(UserError, match="more than a billion days"):
         check_affordable(float("inf"), 2, 1_000, out, confirmed=False)
-    with pytest.raises(UserError, match=r"writes up to .* GiB of models, resume states and results, and the disk"):
+    with pytest.raises(UserError, match=r"writes up to .* GB of models, resume states and results, and the disk"):
         check_affordable(1.0, 10**18, 10**6, out, confirmed=True)
     monkeypatch.setattr("tamperfuse.study.estimates.torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="of memory: use a larger machine or a smaller model"):

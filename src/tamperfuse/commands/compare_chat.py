@@ -20,13 +20,12 @@ from tamperfuse.evaluation.generate import stream
 from tamperfuse.evaluation.sampling import Sampling
 from tamperfuse.models.chat_template import read_template
 from tamperfuse.models.device import own_device
-from tamperfuse.models.load import LoadedModel, load_model, parameter_count, resolve_model, stated_template
+from tamperfuse.models.load import LoadedModel, load_model, parameter_count, provenance_of, stated_template
 from tamperfuse.models.precision import compute_dtype, convert_parameters
 from tamperfuse.records.amounts import gigabytes
 from tamperfuse.records.errors import UserError, printable
 from tamperfuse.records.memory import available_memory
 from tamperfuse.records.pages import frame, page_environment, script_text
-from tamperfuse.records.provenance import read_provenance
 from tamperfuse.records.reading import local_path, path_exists
 
 log = logging.getLogger("tamperfuse")
@@ -203,8 +202,7 @@ def _load(model: str, template: str) -> LoadedModel:
 def _recorded_threat(models: Sequence[str]) -> Threat | None:
     """The threat that a model was hardened against, if it is built in or a local file: another's record starts no download."""
     for model in models:
-        folder = resolve_model(model)
-        provenance = read_provenance(folder) if folder else None
+        provenance = provenance_of(model)
         source = provenance.threat if provenance else ""
         try:
             if source.startswith(BUILTIN) or (source and path_exists(local_path(source))):

@@ -19,7 +19,7 @@ from tamperfuse.models.load import (
     LoadedModel,
     load_model,
     origin_of,
-    resolve_model,
+    provenance_of,
     stated_template,
     write_checkpoint,
 )
@@ -31,7 +31,7 @@ from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import check_fresh, clear_staging, output_folder
 from tamperfuse.records.process import is_main
-from tamperfuse.records.provenance import Provenance, read_provenance
+from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, check_pairs, defense_data, defense_data_nodes
@@ -123,8 +123,7 @@ def harden_model(
 
 def made_by(model: str) -> str:
     """The defense, attack or conversion that made a checkpoint, as its tamperfuse.json names it; "" if it has none."""
-    folder = resolve_model(model)
-    provenance = read_provenance(folder) if folder else None
+    provenance = provenance_of(model)
     return provenance.made_by if provenance else ""
 
 

@@ -266,6 +266,16 @@ def reference_name(
     return str(reference) if reference is not None else _existing_origin(loaded.name, loaded.origin, advice)
 
 
+def provenance_of(name: str) -> Provenance | None:
+    """What the tamperfuse.json of a checkpoint says; None for other models.
+
+    Raises:
+        UserError: there is no model of that name.
+    """
+    folder = resolve_model(name)
+    return read_provenance(folder) if folder else None
+
+
 def origin_of(name: str) -> str:
     """The model before hardening of a checkpoint, from its tamperfuse.json; the name itself if it has none.
 
@@ -273,11 +283,8 @@ def origin_of(name: str) -> str:
         UserError: it is a local path that does not exist (any more), or was left out of a published checkpoint; or there is no
             model of that name.
     """
-    folder = resolve_model(name)
-    provenance = read_provenance(folder) if folder else None
-    if provenance is None:
-        return name
-    return _existing_origin(name, provenance.origin, ORIGIN_ADVICE)
+    provenance = provenance_of(name)
+    return name if provenance is None else _existing_origin(name, provenance.origin, ORIGIN_ADVICE)
 
 
 def stated_template(name: str) -> str:
@@ -286,8 +293,7 @@ def stated_template(name: str) -> str:
     Raises:
         UserError: there is no model of that name.
     """
-    folder = resolve_model(name)
-    provenance = read_provenance(folder) if folder else None
+    provenance = provenance_of(name)
     return provenance.chat_template if provenance else ""
 
 

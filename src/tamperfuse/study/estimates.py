@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from tamperfuse.records.amounts import gigabytes
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.memory import machine_memory
 from tamperfuse.records.reading import path_exists
@@ -147,8 +148,8 @@ def check_affordable(seconds: float, disk: int, size: int, out: Path, *, confirm
     free = shutil.disk_usage(existing).free
     if disk > free:
         raise UserError(
-            f"The study writes up to {_gib(disk)} of models, resume states and results, and the disk of {out} has {_gib(free)} "
-            "free: free some space, choose another --out, or lower the number of defenses or seeds."
+            f"The study writes up to {gigabytes(disk)} of models, resume states and results, and the disk of {out} has "
+            f"{gigabytes(free)} free: free some space, choose another --out, or lower the number of defenses or seeds."
         )
     if seconds > LONGEST_DAYS * 86_400 and not confirmed:
         days = f"{seconds / 86_400:,.0f}" if seconds < 1e15 else "more than a billion"
