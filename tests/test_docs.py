@@ -119,7 +119,9 @@ class Small:
     def arguments(self, arguments: list[str]) -> list[str]:
         """A command's arguments, and options that keep it short."""
         command = arguments[0]
-        if command in ("run", "demo"):
+        if command == "run":  # in a folder of its own: of an option that is given twice the last value counts
+            return [*arguments, "--out", "planned", "--dry-run"]
+        if command == "demo":
             return [*arguments, "--dry-run"]
         if command in ("harden", "attack"):
             registry = DEFENSES if command == "harden" else ATTACKS
@@ -127,7 +129,7 @@ class Small:
             few = [f"{name}={value}" for name, value in FEW.items() if name in fields.parameters.model_fields]
             named = ["--benign", str(self.benign)] if command == "harden" and "--benign" not in arguments else []
             return [*arguments, *named, *(word for setting in few for word in ("--set", setting))]
-        if arguments[:2] == ["judge", "calibrate"]:  # of an option that is given twice the last value counts
+        if arguments[:2] == ["judge", "calibrate"]:
             return [*arguments, "--threat", self.answered, "--reference", str(self.model)]
         if command == "diagnose":
             return [*arguments, "--items", "0", "--set", "steps=1", "--set", "shots=2"]

@@ -107,7 +107,7 @@ def test_the_page_lists_the_recorded_threat_escaped(
         assert "<b>defender" not in server.page and ">&lt;/select&gt;&lt;b&gt;defender 0 [U+202E]<" in server.page
     for recorded in ("somebody/dataset", str(tmp_path / "absent.jsonl"), "builtin:absent"):  # the Hub is not asked
         provenance = Provenance(origin="x", made_by="sdd", source="x", threat=recorded)
-        monkeypatch.setattr(compare_chat, "read_provenance", lambda folder, provenance=provenance: provenance)
+        monkeypatch.setattr(compare_chat, "provenance_of", lambda model, provenance=provenance: provenance)
         assert compare_chat._recorded_threat(names) is None
 
 
