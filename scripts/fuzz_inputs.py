@@ -120,8 +120,8 @@ def without_models() -> Iterator[None]:
         for module in ("spec", "run"):
             stack.enter_context(patch(f"tamperfuse.study.{module}.parameter_count", lambda name: 1_000))
         stack.enter_context(patch("tamperfuse.study.estimates.matrix_rate", lambda: 1e11))
-        for module in ("study.run", "commands.harden"):
-            stack.enter_context(patch(f"tamperfuse.{module}.execute", no_model))
+        stack.enter_context(patch("tamperfuse.study.run.compute", no_model))
+        stack.enter_context(patch("tamperfuse.commands.harden.execute", no_model))
         stack.enter_context(patch("tamperfuse.cli.demo.run_study_file", no_model))
         stack.enter_context(patch("tamperfuse.pairing.pipeline.open_encoder", lambda *_, **__: nullcontext(encoder)))
         stack.enter_context(patch("tamperfuse.report.theory.theory_figures", lambda: []))
