@@ -121,7 +121,10 @@ def run_study(
         check_judges(context, nodes, done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
         check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
-        ceiling = DiskCeiling(out, None if disk is None else round(disk * 1e9), shared_bytes(out, nodes))
+        if disk is None:
+            ceiling = DiskCeiling(out, None)
+        else:
+            ceiling = DiskCeiling(out, round(disk * 1e9), shared_bytes(out, nodes))
         ceiling.check_plan(needed)
         with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
             started = _begin(out, study, plan_nodes(every_node, size, workers, threads), now)
