@@ -34,9 +34,9 @@ QUICK = {
     "price": 5.0,
     "cap": 12.0,
     "harmful_norm": 1.5,
+    "benign_norm": 3.0,
     "attackers": ["full", "retain"],
     "attacker_steps": 1,
-    "difference": False,
 }
 
 
@@ -132,7 +132,7 @@ def test_memory_is_that_of_the_attackers_and_of_the_benign_fine_tuning() -> None
         return needed.memory_copies, needed.resume_copies
 
     assert copies() == copies(attackers=("full", "lora")) == (9, 7) and copies(attackers=("full",)) == (8, 6)
-    assert copies(attackers=("lora",)) == (6, 4) and copies(attacker_optimizer="sign") == (7, 5)
+    assert copies(attackers=("lora",)) == (6, 4)
     assert copies(benign_steps=4) == (11, 7) and copies(attackers=("full", "retain")) == (11, 9)
     assert copies(optimizer="adafactor") == (7, 5) and copies(optimizer="adafactor", attackers=("lora",)) == (4, 2)
 
@@ -237,13 +237,12 @@ def test_harden_gives_it_its_data(
     "values",
     [
         {"rates": (0.0,)},
-        {"rates": (-1e-4,), "attacker_optimizer": "sign"},
+        {"rates": (-1e-4,)},
         {"lora_rates": (1e-3, 2.0)},
-        {"benign_after": 16, "horizon": 48},
     ],
 )
 def test_attackers_that_cannot_attack_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"rates|benign_after"):
+    with pytest.raises(UserError, match="rates"):
         DEFENSES.get("fuse").parse(values, "defense fuse")
 
 

@@ -47,21 +47,29 @@ def gradient_of(loaded: LoadedModel, trap: TrapObjective, masters: Masters, samp
     )
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_divergence_from_uniform_equals_plain_autograd(reverse: bool) -> None:
+def accumulate_over(loaded: LoadedModel, samples: list[TrapUnit]) -> Any:
+    def accumulate(loss: Any, used: Any) -> torch.Tensor:
+        value = loss(loaded.model, samples, len(samples), loaded.model.device)
+        value.backward()
+        return value.detach()
+
+    return accumulate
+
+
+def test_divergence_from_uniform_equals_plain_autograd() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 9)
     plain = logits.double().requires_grad_()
     log_q = plain.log_softmax(-1)
-    expected = (log_q.exp() * (log_q + math.log(9))).sum(-1) if reverse else -log_q.mean(-1) - math.log(9)
+    expected = (log_q.exp() * (log_q + math.log(9))).sum(-1)
     weights = torch.rand(4)
     (expected * weights).sum().backward()
     sliced = logits.clone().requires_grad_()
-    value = token_kl_uniform(sliced.clone(), reverse)
+    value = token_kl_uniform(sliced.clone())
     (value * weights).sum().backward()
     assert torch.allclose(value, expected.float(), atol=1e-5)
     assert torch.allclose(sliced.grad, plain.grad.float(), atol=1e-6)
-    assert token_kl_uniform(torch.zeros(1, 9), reverse) == pytest.approx(0, abs=1e-6)
+    assert token_kl_uniform(torch.zeros(1, 9)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("answers", "steps"), [(8, 3), (9, 2), (5, 3), (1, 3), (12, 1)])
@@ -76,57 +84,38 @@ def test_answers_take_turns_in_every_role(tiny: LoadedModel, answers: int, steps
     assert all(len({str(s.tokens) for s in (*u.attack, u.harmful)}) == min(steps + 1, len(roles[0])) for u in drawn)
 
 
-@pytest.mark.parametrize("orthogonal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parts_have_their_norms_relative_to_the_gradient_of_the_loss(
-    tiny: LoadedModel, dtype: torch.dtype, orthogonal: bool
+def test_a_part_has_its_norm_relative_to_the_gradient_of_the_loss_less_what_is_along_it(
+    tiny: LoadedModel, dtype: torch.dtype
 ) -> None:
     samples = units(tiny)[:3]
     with reduced_precision(tiny.model, dtype) as masters:
         before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
         taken = {}
         for scale in (0.0, 0.5):
-            trap = objective(harmful=2.0, benign=0.0, cap=100.0, orthogonal=orthogonal)
+            trap = objective(harmful=2.0, benign=0.0, cap=100.0)
             trap.begin(masters)
             trap.scale = scale
             taken[scale] = gradient_of(tiny, trap, masters, samples)
             assert trap.attackers.meetings == (scale > 0)
         assert all(torch.equal(p, b) for p, b in zip(tiny.model.parameters(), before, strict=True))
+        part, _ = trap._part(accumulate_over(tiny, samples), harmful_answer, False)
     descent = taken[0.0]
-    added = [total - part for total, part in zip(taken[0.5], descent, strict=True)]
+    added = [total - whole for total, whole in zip(taken[0.5], descent, strict=True)]
     length = math.sqrt(inner(descent, descent))
-    along = inner(added, descent) / length**2
-    norm = math.sqrt(inner(added, added)) / length
+    cosine = inner(part, descent) / math.sqrt(inner(part, part)) / length
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
-    if orthogonal:
-        assert along == pytest.approx(0, abs=tolerance) and 0.3 < norm <= 1 + tolerance
-    else:
-        assert norm == pytest.approx(1.0, abs=tolerance)  # scale 0.5 × harmful 2.0
+    assert abs(cosine) > 0.01, "so that there is something to remove"
+    assert inner(added, descent) / length**2 == pytest.approx(0, abs=tolerance)
+    # scale 0.5 × harmful 2.0, at a right angle to the gradient of the loss
+    assert math.sqrt(inner(added, added)) / length == pytest.approx(math.sqrt(1 - cosine**2), abs=tolerance)
 
 
-def test_a_mask_leaves_the_trap_where_it_agrees_with_the_moving_average(tiny: LoadedModel) -> None:
-    samples = units(tiny)[:3]
-    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    taken = {}
-    for scale in (0.0, 1.0):
-        trap = objective(harmful=2.0, benign=0.0, cap=100.0, orthogonal=False, mask=True)
-        trap.begin(masters)
-        trap.scale = scale
-        taken[scale] = gradient_of(tiny, trap, masters, samples)
-    descent = taken[0.0]  # after one step the average has its sign
-    added = [total - part for total, part in zip(taken[1.0], descent, strict=True)]
-    assert all((part * d >= -1e-7).all() for part, d in zip(added, descent, strict=True))
-    assert math.sqrt(inner(added, added) / inner(descent, descent)) == pytest.approx(2.0, abs=1e-3)
-
-
-@pytest.mark.parametrize("target", ["ascent", "uniform", "entropy"])
 @pytest.mark.parametrize("part", ["harmful", "benign"])
-def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_target(
-    tiny: LoadedModel, target: Any, part: str
-) -> None:
+def test_a_step_along_the_trap_raises_the_nll_at_the_attacked_weights(tiny: LoadedModel, part: str) -> None:
     samples = units(tiny)[:3]
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    trap = objective(harmful=0.0, benign=0.0, target=target, cap=100.0)
+    trap = objective(harmful=0.0, benign=0.0, cap=100.0)
     trap.begin(masters)
     trap.scale = 0.0
     descent = gradient_of(tiny, trap, masters, samples)
@@ -138,7 +127,7 @@ def test_a_step_along_the_trap_moves_the_text_at_the_attacked_weights_to_its_tar
 
     def loss() -> float:
         with torch.no_grad(), trap.attack.attacker.applied():
-            return float(trap._target_loss(used, tiny.model, samples, len(samples), tiny.model.device))
+            return float(trap._capped_loss(used, tiny.model, samples, len(samples), tiny.model.device))
 
     before = loss()
     with perturbed(masters, change, 1e-3):
@@ -160,16 +149,10 @@ def test_the_difference_vanishes_where_the_attacker_has_not_moved(tiny: LoadedMo
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
     norms = {}
     for rate in (1e-8, 1e-2):
-        trap = objective(rates=(rate,), harmful=0.0, difference=True)
+        trap = objective(rates=(rate,), harmful=0.0)
         trap.begin(masters)
         gradient_of(tiny, trap, masters, samples)
-
-        def accumulate(loss: Any, used: Any) -> torch.Tensor:
-            value = loss(tiny.model, samples, len(samples), tiny.model.device)
-            value.backward()
-            return value.detach()
-
-        part, _ = trap._part(accumulate, first_benign, True)
+        part, _ = trap._part(accumulate_over(tiny, samples), first_benign, True)
         norms[rate] = math.sqrt(inner(part, part))
     assert norms[1e-8] < 1e-3 * norms[1e-2]
 
@@ -276,7 +259,7 @@ def test_an_attacker_above_the_cap_meets_no_trap(tiny: LoadedModel) -> None:
     nll = mean_nll(tiny, [sample for unit in samples for sample in unit.attack])
     taken = {}
     for cap in (0.8 * nll, 1.5 * nll):
-        trap = objective(kinds=("full",), cap=cap, target="uniform")  # raises predictions at any NLL
+        trap = objective(kinds=("full",), cap=cap)
         trap.begin(masters)
         taken[cap < nll] = gradient_of(tiny, trap, masters, samples)
     trap.scale = 0.0
@@ -285,24 +268,9 @@ def test_an_attacker_above_the_cap_meets_no_trap(tiny: LoadedModel) -> None:
     assert equal == {True: True, False: False}
 
 
-def test_the_benign_part_waits_until_the_attacker_has_moved(tiny: LoadedModel) -> None:
-    samples = units(tiny)[:3]
+def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effect(tiny: LoadedModel) -> None:
     masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    trap = objective(harmful=0.0, benign_after=1, horizon=100, cap=100.0, kinds=("full",), rates=(1e-3,))
-    trap.begin(masters)
-    first, second = (gradient_of(tiny, trap, masters, samples) for _ in range(2))
-    trap.scale = 0.0
-    descent = gradient_of(tiny, trap, masters, samples)
-    assert all(torch.equal(a, b) for a, b in zip(first, descent, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(second, descent, strict=True))
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sign"])
-def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effect(
-    tiny: LoadedModel, optimizer: Any
-) -> None:
-    masters = Masters([(parameter, parameter) for parameter in tiny.model.parameters()])
-    attacker = SimulatedAttacker(masters, 1e-3, optimizer)
+    attacker = SimulatedAttacker(masters, 1e-3)
     before = [parameter.detach().clone() for parameter in tiny.model.parameters()]
     attacker.step([torch.randn_like(b) for b in before])
     change = [delta.clone() for delta in attacker.delta]
@@ -315,15 +283,14 @@ def test_weights_return_to_the_bit_in_float32_and_the_change_is_what_was_in_effe
     with attacker.applied():
         again = [parameter.detach().clone() for parameter in tiny.model.parameters()]
     assert all(torch.allclose(a, t, atol=1e-6) for a, t in zip(again, there, strict=True))
-    if optimizer == "sign":
-        assert torch.allclose(change[0].abs(), torch.full_like(change[0], 1e-3))
+    assert torch.allclose(change[0].abs(), torch.full_like(change[0], 1e-3), rtol=1e-3)  # AdamW's first step
 
 
 @pytest.mark.parametrize(
     ("settings", "dtype"),
     [
-        ({"mask": True, "cap": 20.0, "attack_steps": 2}, torch.bfloat16),
-        ({"optimizer": "sign", "target": "uniform", "difference": True, "attack_steps": 2} | ADAPTED, torch.float32),
+        ({"cap": 20.0, "attack_steps": 2}, torch.bfloat16),
+        ({"attack_steps": 2} | ADAPTED, torch.float32),
     ],
 )
 def test_an_interrupted_training_resumes_to_the_bit(
@@ -373,7 +340,7 @@ def test_the_state_is_plain_and_settings_are_part_of_the_identity(tiny: LoadedMo
     deltas = (trap.attack.attacker.delta for trap in (other, trap))
     assert all(torch.equal(a, b) for a, b in zip(*deltas, strict=True))
     fresh = objective().settings()
-    assert {"harmful", "benign", "rates", "kinds", "target", "weight"} <= set(fresh)
+    assert {"harmful", "benign", "rates", "kinds", "cap", "weight"} <= set(fresh)
     assert not {"scale", "last_loss", "records"} & set(fresh)
     assert objective(cap=3.0).settings() != fresh != objective(horizon=4).settings()
 

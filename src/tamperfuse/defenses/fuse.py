@@ -27,13 +27,13 @@ from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.sharded import is_sharded
 from tamperfuse.records.errors import UserError
 from tamperfuse.records.registry import Budget, Parameters
-from tamperfuse.training.attackers import AttackerSettings, Kind, shortest
+from tamperfuse.training.attackers import AttackerSettings, Kind
 from tamperfuse.training.benign_tuning import tuned_nll
 from tamperfuse.training.distillation import AnchoredObjective, price_of
 from tamperfuse.training.distillation import anchored as anchored_units
 from tamperfuse.training.distributed import sharding, sum_over_processes
 from tamperfuse.training.fit import Training, fit
-from tamperfuse.training.trap import Target, TrapObjective, mean_nll
+from tamperfuse.training.trap import TrapObjective, mean_nll
 from tamperfuse.training.trap_units import trap_units
 
 log = logging.getLogger("tamperfuse")
@@ -68,25 +68,16 @@ class FuseParameters(Parameters):
         benign_ratio: benign samples in a step for each pair, at least 1.
         kl_weight: weight of the KL divergence on the benign samples.
         pair_weight: weight of the cross-entropy on the pairs of SDD; 0 for the trap and distillation alone.
-        target: what the trap does at the attacked weights: `ascent` raises the NLL up to `cap`; `uniform` and `entropy` lower
-            KL(uniform ‖ model) or KL(model ‖ uniform).
-        cap: of a token's NLL, in nats, for `ascent`; with every target, an attacker whose loss is above it meets no trap.
+        cap: NLL of a token, in nats, up to which the trap raises it; an attacker whose loss is above it meets no trap.
         harmful_norm: norm of the part of the trap on compliant answers; 0 for none.
-        benign_norm: norm of the part of the trap on benign samples; 0 for none.
-        benign_after: steps of an attacker after which the benign part acts; less than a third of `horizon`, since some attackers
-            take no more.
-        difference: whether the benign part is the difference of the gradients at θ + δ and at θ.
-        orthogonal: whether the component along the gradient of SDD and distillation is removed from the trap.
-        mask: whether the trap acts only in weights where its sign is that of a moving average of that gradient.
+        benign_norm: norm of the part of the trap on benign samples, which is the gradient at θ + δ less that at θ; 0 for none.
         rates: learning rates of the attackers that train all weights. By default 2e-4, and 5e-5 from 3 billion parameters.
         attackers: kinds of attackers, of which there is one at each of its rates; each that trains all weights takes memory of
-            three copies of them (with `sign` one). `full` trains on compliant answers, `retain`
-            on benign samples as well; all weights. `lora` trains LoRA adapters (rank 16, alpha 32) of the matrices of all
-            layers, on compliant answers.
+            three copies of them. `full` trains on compliant answers, `retain` on benign samples as well; all weights. `lora`
+            trains LoRA adapters (rank 16, alpha 32) of the matrices of all layers, on compliant answers.
         lora_rates: learning rates of attackers of kind `lora`; used with such attackers only.
         horizon: steps of an attacker until it starts again, at most: a number from a third of it to all of it is drawn.
         attacker_steps: steps of an attacker in each step of the training that meets it; the attackers take turns.
-        attacker_optimizer: AdamW, or `sign` for steps of one size along the gradient's sign, with less memory. Adapters: AdamW.
         benign_steps: steps of a simulated benign fine-tuning at each check, each on 4 of the benign samples that are held back,
             at the first of `rates`; the log then has the loss of these samples after it. 0 for none.
     """
@@ -103,19 +94,13 @@ class FuseParameters(Parameters):
     benign_ratio: int = Field(2, ge=1)
     kl_weight: float = Field(3.0, ge=0)
     pair_weight: float = Field(1.0, ge=0)
-    target: Target = "ascent"
     cap: float = Field(10.0, gt=0)
     harmful_norm: float = Field(3.0, ge=0)
     benign_norm: float = Field(1.0, ge=0)
-    benign_after: int = Field(0, ge=0)
-    difference: bool = True
-    orthogonal: bool = True
-    mask: bool = False
     rates: Rates | None = Field(None, min_length=1)
     attackers: tuple[Kind, ...] = Field(("full", "lora"), min_length=1)
     horizon: int = Field(48, ge=1)
     attacker_steps: int = Field(4, ge=1)
-    attacker_optimizer: Literal["adamw", "sign"] = "adamw"
     lora_rates: Rates = Field((3e-4, 2e-3), min_length=1)
     benign_steps: int = Field(0, ge=0)
 
@@ -123,15 +108,6 @@ class FuseParameters(Parameters):
     def _loss_is_not_empty(self) -> Self:
         if not (self.kl_weight or self.pair_weight):
             raise ValueError("`kl_weight` and `pair_weight` are both 0, so there is no loss: set one of them above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _benign_part_acts(self) -> Self:
-        if self.benign_after >= shortest(self.horizon):
-            raise ValueError(
-                f"`benign_after` is {self.benign_after}, but some attackers take {shortest(self.horizon)} steps only, a third of "
-                "`horizon`: set it lower"
-            )
         return self
 
 
@@ -157,13 +133,15 @@ def budget(parameters: FuseParameters) -> Budget:
     # An attacker that retains trains on as many benign samples as well.
     attack = parameters.attacker_steps * (1 + retain / (full + retain + lora))
     # Adapters and their moments are small; but while a float32 model is attacked with them, its matrices are kept as they were.
-    attackers = (3 if parameters.attacker_optimizer == "adamw" else 1) * (full + retain) + bool(lora)
+    attackers = 3 * (full + retain) + bool(lora)
     moments = 2 if parameters.optimizer == "adamw" else 0
     # At a check: weights, moments, the attackers; and of the benign fine-tuning its change, moments and gradient.
-    copies = attackers + moments + (5 if parameters.benign_steps else 3) + parameters.mask
-    batch = round(parameters.batch * (sequences + 2 + parameters.difference + attack))
-    resumed = 1 + moments + attackers + parameters.mask
-    return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=resumed)
+    copies = attackers + moments + (5 if parameters.benign_steps else 3)
+    trap = bool(parameters.harmful_norm) + 2 * bool(
+        parameters.benign_norm
+    )  # the benign part is a difference of two gradients
+    batch = round(parameters.batch * (sequences + trap + attack))
+    return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=1 + moments + attackers)
 
 
 @defense(
@@ -244,18 +222,12 @@ def _objective(loaded: LoadedModel, parameters: FuseParameters, seed: int) -> Tr
             lora_rates=parameters.lora_rates if adapts else (),
             matrices=adapted_matrices(loaded) if adapts else (),
             horizon=parameters.horizon,
-            optimizer=parameters.attacker_optimizer,
         ),
         attack_steps=parameters.attacker_steps,
-        target=parameters.target,
         cap=parameters.cap,
         harmful=parameters.harmful_norm,
         benign=parameters.benign_norm,
         fade=FADE,
-        benign_after=parameters.benign_after,
-        difference=parameters.difference,
-        orthogonal=parameters.orthogonal,
-        mask=parameters.mask,
     )
 
 

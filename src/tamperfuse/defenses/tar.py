@@ -118,7 +118,7 @@ class TarObjective(AnchoredObjective):
         batch = pack_samples([unit.harmful for unit in units], device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
         counts = torch.tensor(batch.counts)
-        tokens = token_kl_uniform(logits, reverse=True) / counts.repeat_interleave(counts).to(device)
+        tokens = token_kl_uniform(logits) / counts.repeat_interleave(counts).to(device)
         return weight * tokens.sum() / total
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Attackers that are simulated side by side during a training, each with its own kind, learning rate and optimizer.
+"""Attackers that are simulated side by side during a training, each with its own kind, learning rate and AdamW.
 
 Every step of the training meets one of them; a round of meetings has each once, in a new order. After a number of steps an
 attacker starts again from the weights as they are then, each at another time: soon some have just started, and others have gone
@@ -37,7 +37,6 @@ class AttackerSettings:
         lora_rates: learning rates of attackers of kind `lora`.
         matrices: positions among the trained parameters of the matrices that these adapt.
         horizon: steps of an attacker at most. Each time it starts, a number from a third of the horizon to all of it is drawn.
-        optimizer: of the attackers that train all weights.
     """
 
     seed: int = 0
@@ -46,7 +45,6 @@ class AttackerSettings:
     lora_rates: tuple[float, ...] = ()
     matrices: tuple[int, ...] = ()
     horizon: int = 32
-    optimizer: Literal["adamw", "sign"] = "adamw"
 
     def combinations(self) -> list[tuple[float, Kind]]:
         """The attackers' learning rates and kinds."""
@@ -79,7 +77,7 @@ class Attack:
 class Attackers:
     """The attackers of a training, and which of them it meets next.
 
-    Memory, in float32 copies of the weights: three for each attacker that trains all weights, with AdamW; one with sign steps.
+    Memory, in float32 copies of the weights: three for each attacker that trains all weights.
 
     Attributes:
         masters: the attacked weights.
@@ -110,7 +108,7 @@ class Attackers:
     def _attacker(self, rate: float, kind: Kind, seed: int) -> SimulatedAttacker | LoraAttacker:
         if kind == "lora":
             return LoraAttacker(self.masters, rate, self.settings.matrices, seed)
-        return SimulatedAttacker(self.masters, rate, self.settings.optimizer)
+        return SimulatedAttacker(self.masters, rate)
 
     @property
     def attack(self) -> Attack:

@@ -1,4 +1,4 @@
-"""Cross-entropy summed over each sequence, and divergences from the uniform distribution, with a small memory footprint.
+"""Cross-entropy summed over each sequence, and the divergence from the uniform distribution, with a small memory footprint.
 
 :func:`torch.nn.functional.cross_entropy` on bfloat16 logits needs two copies of them in float32; with a vocabulary of 49,152
 tokens they are larger than all other activations of a small model. :class:`_SlicedCrossEntropy` forms the gradient during the
@@ -68,30 +68,29 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return gradient.mul_(outer[0].to(gradient.dtype)[sequence, None]), None, None, None
 
 
-def token_kl_uniform(logits: Tensor, reverse: bool) -> Tensor:
-    """KL(uniform ‖ model) at each token, or if `reverse` KL(model ‖ uniform) = log(vocabulary) − entropy; in nats, at least 0.
+def token_kl_uniform(logits: Tensor) -> Tensor:
+    """KL(model ‖ uniform) = log(vocabulary) − entropy at each token, in nats, at least 0.
 
     The content of `logits` is overwritten, as in :func:`sequence_nll`.
 
     Args:
         logits: (tokens, vocabulary), any floating dtype.
-        reverse: whether the model comes first.
 
     Returns:
         (tokens,), float32.
     """
-    result: Tensor = _SlicedUniform.apply(logits, reverse)  # type: ignore[no-untyped-call]
+    result: Tensor = _SlicedUniform.apply(logits)  # type: ignore[no-untyped-call]
     return result
 
 
 class _SlicedUniform(torch.autograd.Function):
     """The divergence with its gradient, formed a slice of the tokens at a time in the memory of the logits.
 
-    With model probabilities q and entropy H over V tokens: ∂/∂z_j = q_j − 1/V, and if reversed q_j (log q_j + H).
+    With model probabilities q and entropy H over V tokens: ∂/∂z_j = q_j (log q_j + H).
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, reverse: bool) -> Tensor:
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
         """Logits (tokens, vocabulary) → (tokens,)."""
         gradient, words = logits.detach(), logits.shape[1]
         divergence = torch.zeros(len(logits), device=logits.device)
@@ -100,18 +99,15 @@ class _SlicedUniform(torch.autograd.Function):
             part = slice(start, start + rows)
             log_q = torch.log_softmax(gradient[part], -1, dtype=torch.float32)
             q = log_q.exp()
-            if reverse:
-                entropy = -(q * log_q).sum(-1)
-                divergence[part] = math.log(words) - entropy
-                gradient[part] = (q * (log_q + entropy[:, None])).to(gradient.dtype)
-            else:
-                divergence[part] = -log_q.mean(-1) - math.log(words)
-                gradient[part] = (q - 1.0 / words).to(gradient.dtype)
+            entropy = -(q * log_q).sum(-1)
+            divergence[part] = math.log(words) - entropy
+            gradient[part] = (q * (log_q + entropy[:, None])).to(gradient.dtype)
         ctx.save_for_backward(gradient)
         return divergence
 
     @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *outer: Any) -> Tensor:
         """The stored gradient times the outer one, in place: it is used once."""
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outer[0].to(gradient.dtype)[:, None]), None
+        scaled: Tensor = gradient.mul_(outer[0].to(gradient.dtype)[:, None])
+        return scaled

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +35,13 @@ from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.answers import nll_of
 from tamperfuse.training.attackers import Attack, Attackers, AttackerSettings
 from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.cross_entropy import sequence_nll, token_kl_uniform
+from tamperfuse.training.cross_entropy import sequence_nll
 from tamperfuse.training.distillation import AnchoredObjective, first_benign
-from tamperfuse.training.distributed import placed_like, sum_over_processes
+from tamperfuse.training.distributed import sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
 from tamperfuse.training.rows import ROW_TOKENS
 from tamperfuse.training.trap_units import TrapUnit, attack_answer, harmful_answer
 from tamperfuse.training.weights import Weights, gradients, inner, perturbed
-
-#: What the trap makes of text at the attacked weights: a higher NLL, or a distribution near the uniform one.
-Target = Literal["ascent", "uniform", "entropy"]
 
 
 @dataclass(kw_only=True)
@@ -53,37 +50,31 @@ class TrapObjective(AnchoredObjective):
 
     With d the gradient of the loss at θ and g_i that of a part of the trap at θ + δ, θ is trained with
 
-        d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; if `orthogonal`, the sum without its part along d)
+        d + scale · ‖d‖ · Σ_i w_i f_i g_i / ‖g_i‖        (i: harmful, benign; the sum without its component along d)
 
-    f_i in [0, 1] is the distance from the part's target in units of `fade`, at most 1: near its target a part fades out.
+    A part raises the NLL of its text up to `cap`. The gradient of the benign part is that at θ + δ less that at θ, so that it
+    vanishes with δ. f_i in [0, 1] is the distance of the NLL from `cap` in units of `fade`, at most 1: near it a part fades out.
 
     An attacker whose loss is above `cap` meets no trap.
 
-    If `mask`, the sum is 0 in every weight where its sign is not that of a moving average of d, and scaled to its norm before
-    (MUDMAN, Sondej et al., 2025, arXiv 2506.12484).
+    Memory, in float32 copies of the weights, with all of training and apart from activations: 5; 3 for each attacker that trains
+    all weights; and one if there are attackers of kind `lora`, unless the model computes in bfloat16. Two less where the weights
+    are trained with Adafactor.
 
-    Memory, in float32 copies of the weights, with all of training and apart from activations: 5; for each attacker that trains
-    all weights 3 with AdamW, 1 with sign steps; and one if there are attackers of kind `lora`, unless the model computes in
-    bfloat16. Two less where the weights are trained with Adafactor.
-
-    Time: forward and backward passes over 2 + `attack_steps` sequences a unit beside those at θ, one more with `difference`, and
-    more for an attacker that retains. Works with several processes and with sharded weights; one micro-batch a step.
+    Time: forward and backward passes over 3 + `attack_steps` sequences a unit beside those at θ (1 + `attack_steps` without the
+    benign part), and more for an attacker that retains. Works with several processes and with sharded weights; one micro-batch a
+    step.
 
     Attributes:
         weight: of the KL divergence on the benign samples, at least 0; `supervised`: of the NLL of the supervised ones.
         simulated: which attackers there are.
         attack_steps: steps of the attacker in each step of the training that meets it, at least 1; as many as the units have
             samples for.
-        target: `ascent`: raise the NLL, up to `cap`. `uniform`: lower KL(uniform ‖ model). `entropy`: lower KL(model ‖ uniform).
-        cap: NLL of a token, in nats, from which `ascent` does not raise it further, and the attacker is left alone.
+        cap: NLL of a token, in nats, from which the trap does not raise it further; an attacker whose loss is above it is left
+            alone.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.
         benign: likewise of its benign part.
-        fade: distance from its target, in nats a token, within which a part becomes weaker; greater than 0.
-        benign_after: the attacker's steps after which the benign part acts.
-        difference: whether the benign part's gradient is that at θ + δ less that at θ, which vanishes with δ. One more pass.
-        orthogonal: whether the trap's component along d is removed.
-        mask: whether the trap acts only where its sign is that of a moving average of d, over steps with a trap. One copy more.
-        momentum: of that average, in [0, 1).
+        fade: distance from `cap`, in nats a token, within which a part becomes weaker; greater than 0.
         scale: factor of the trap, at least 0; a hook may change it. At 0 the attackers stand still as well.
         records: what a hook measured, JSON-able; saved with the state.
         last_loss: this process's share of the last step's loss at θ.
@@ -91,16 +82,10 @@ class TrapObjective(AnchoredObjective):
 
     simulated: AttackerSettings = field(default_factory=AttackerSettings)
     attack_steps: int = 1
-    target: Target = "ascent"
     cap: float = 10.0
     harmful: float = 1.5
     benign: float = 1.0
     fade: float = 1.0
-    benign_after: int = 0
-    difference: bool = False
-    orthogonal: bool = True
-    mask: bool = False
-    momentum: float = 0.9
     scale: float = field(default=1.0, init=False)
     records: list[dict[str, float]] = field(default_factory=list, init=False)
     last_loss: float = field(default=math.nan, init=False)
@@ -118,7 +103,6 @@ class TrapObjective(AnchoredObjective):
         """See :meth:`tamperfuse.training.objectives.Objective.begin`."""
         self.masters = masters
         self.parameters = [parameter for parameter, _ in masters.trainable()]
-        self.average: Weights = []
         self.attackers = Attackers(masters, self.simulated)
 
     @property
@@ -191,10 +175,11 @@ class TrapObjective(AnchoredObjective):
         return [*attack_answer(index, unit), *retained]
 
     def _trap(self, accumulate: Accumulate) -> Weights | None:
-        """Σ_i w_i f_i g_i / ‖g_i‖ at θ + δ, in float32; None if there is nothing to raise."""
-        parts: list[tuple[float, Callable[[TrapUnit], list[Sample]], bool]] = [(self.harmful, harmful_answer, False)]
-        if self.attack.steps > self.benign_after:
-            parts.append((self.benign, first_benign, self.difference))
+        """Σ_i w_i f_i g_i / ‖g_i‖, in float32; None if there is nothing to raise."""
+        parts: list[tuple[float, Callable[[TrapUnit], list[Sample]], bool]] = [
+            (self.harmful, harmful_answer, False),
+            (self.benign, first_benign, True),
+        ]
         total: Weights | None = None
         for weight, used, difference in parts:
             if weight:
@@ -217,11 +202,10 @@ class TrapObjective(AnchoredObjective):
         self, accumulate: Accumulate, used: Callable[[TrapUnit], list[Sample]], difference: bool
     ) -> tuple[Weights, float]:
         """The gradient of the trap's loss on some sequences at θ + δ, less that at θ if `difference`; and f, from that loss."""
-        gradient, loss = self._gradient(accumulate, partial(self._target_loss, used), used, difference)
-        distance = loss + self.cap if self.target == "ascent" else loss
-        return gradient, min(max(distance / self.fade, 0.0), 1.0)
+        gradient, loss = self._gradient(accumulate, partial(self._capped_loss, used), used, difference)
+        return gradient, min(max((loss + self.cap) / self.fade, 0.0), 1.0)
 
-    def _target_loss(
+    def _capped_loss(
         self,
         used: Callable[[TrapUnit], list[Sample]],
         model: nn.Module,
@@ -229,38 +213,22 @@ class TrapObjective(AnchoredObjective):
         total: int,
         device: torch.device,
     ) -> Tensor:
-        """What the trap lowers: a mean over the tokens of each sample, and over units."""
+        """Minus the NLL, of each token at most `cap`: a mean over the tokens of each sample, and over units."""
         batch = pack_samples([sample for unit in units for sample in used(unit)], device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
-        if self.target == "ascent":
-            tokens = -sequence_nll(logits, batch.targets, [1] * len(batch.targets)).clamp(max=self.cap)
-        else:
-            tokens = token_kl_uniform(logits, self.target == "entropy")
+        tokens = -sequence_nll(logits, batch.targets, [1] * len(batch.targets)).clamp(max=self.cap)
         counts = torch.tensor(batch.counts)
         return (tokens / counts.repeat_interleave(counts).to(device)).sum() / total
 
     def _add(self, trap: Weights) -> None:
-        """Add the trap, in the scale of the gradient d at θ, to that gradient."""
+        """Add the trap, without its component along the gradient d at θ and in the scale of d, to d."""
         descent = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         square = inner(descent, descent)
         factor = self.scale * math.sqrt(square)
-        share = inner(trap, descent) / square if self.orthogonal and square > 0 else 0.0
-        for gradient, part in zip(descent, trap, strict=True):
-            part.sub_(gradient, alpha=share)
-        if self.mask:
-            factor *= self._mask(trap, descent)
+        share = inner(trap, descent) / square if square > 0 else 0.0
         for parameter, gradient, part in zip(self.parameters, descent, trap, strict=True):
+            part.sub_(gradient, alpha=share)
             parameter.grad = gradient.add_(part.mul_(factor).to(gradient.dtype))
-
-    def _mask(self, trap: Weights, descent: Weights) -> float:
-        """Set the trap to 0 where its sign is not that of the moving average of d; returns what restores its norm."""
-        before = inner(trap, trap)
-        self.average = self.average or [torch.zeros_like(gradient, dtype=torch.float32) for gradient in descent]
-        for average, gradient, part in zip(self.average, descent, trap, strict=True):
-            average.mul_(self.momentum).add_(gradient, alpha=1.0 - self.momentum)
-            part.mul_(part * average > 0)
-        after = inner(trap, trap)
-        return math.sqrt(before / after) if after > 0 else 0.0
 
     @contextmanager
     def attacked(self, model: nn.Module) -> Iterator[None]:
@@ -282,7 +250,7 @@ class TrapObjective(AnchoredObjective):
 
     def state_dict(self) -> dict[str, Any]:
         """The attackers, and what hooks set and recorded."""
-        return {"attackers": self.attackers.state_dict(), **self._state(), "average": self.average}
+        return {"attackers": self.attackers.state_dict(), **self._state()}
 
     def recorded(self) -> dict[str, Any]:
         """See :meth:`tamperfuse.training.objectives.Objective.recorded`."""
@@ -297,9 +265,6 @@ class TrapObjective(AnchoredObjective):
         for name in self._state():
             setattr(self, name, state[name])
         self.attackers.load_state_dict(state["attackers"])
-        self.average = [
-            placed_like(saved.clone(), p) for saved, p in zip(state["average"], self.parameters, strict=False)
-        ]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ thread. Memory is given in copies of the trained weights, in addition to the mod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,22 +100,20 @@ def inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
 
 @dataclass
 class SimulatedAttacker:
-    """An attacker simulated across the steps of a defense: a change δ of the weights, optimized by an optimizer of its own.
+    """An attacker simulated across the steps of a defense: a change δ of the weights, optimized by an AdamW of its own.
 
-    Memory: three copies in float32 (δ and AdamW's two moments); one with sign steps.
+    Memory: three copies in float32 (δ and AdamW's two moments).
 
     Attributes:
         masters: the attacked weights; modified within :meth:`applied` only.
-        learning_rate: of its optimizer, greater than 0.
-        optimizer: AdamW, or `sign`: each step moves every weight by `learning_rate`, against the sign of its gradient.
+        learning_rate: of AdamW, greater than 0.
         delta: δ.
     """
 
     masters: Masters
     learning_rate: float
-    optimizer: Literal["adamw", "sign"] = "adamw"
     delta: Weights = field(init=False)
-    _adamw: torch.optim.AdamW | None = field(init=False)
+    _adamw: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
         self.restart(self.learning_rate)
@@ -124,9 +122,7 @@ class SimulatedAttacker:
         """Start again from the current weights: δ = 0, a new optimizer."""
         self.learning_rate = learning_rate
         self.delta = [torch.zeros_like(master, dtype=torch.float32) for _, master in self.masters.trainable()]
-        self._adamw = None
-        if self.optimizer == "adamw":
-            self._adamw = torch.optim.AdamW(self.delta, lr=learning_rate, weight_decay=0.0, fused=True)
+        self._adamw = torch.optim.AdamW(self.delta, lr=learning_rate, weight_decay=0.0, fused=True)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -156,15 +152,11 @@ class SimulatedAttacker:
 
     @torch.no_grad()
     def step(self, gradient: Sequence[Tensor]) -> None:
-        """One optimizer step of δ.
+        """One step of AdamW on δ.
 
         Args:
             gradient: of the attacker's loss at θ + δ, one tensor for each trained parameter, in float32.
         """
-        if self._adamw is None:
-            for delta, grad in zip(self.delta, gradient, strict=True):
-                delta.sub_(self.learning_rate * grad.sign())
-            return
         for delta, grad in zip(self.delta, gradient, strict=True):
             delta.grad = grad
         self._adamw.step()
@@ -172,16 +164,14 @@ class SimulatedAttacker:
 
     def state_dict(self) -> dict[str, Any]:
         """δ, its optimizer and its learning rate, for the checkpoints of an objective that has an attacker."""
-        moments = self._adamw.state_dict() if self._adamw else {}
-        return {"delta": self.delta, "optimizer": moments, "learning_rate": self.learning_rate}
+        return {"delta": self.delta, "optimizer": self._adamw.state_dict(), "learning_rate": self.learning_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state that :meth:`state_dict` returned."""
         self.restart(state["learning_rate"])
         for delta, saved in zip(self.delta, state["delta"], strict=True):
             delta.copy_(placed_like(saved, delta))
-        if self._adamw:
-            load_optimizer(self._adamw, state["optimizer"])
+        load_optimizer(self._adamw, state["optimizer"])
 
 
 @dataclass
