@@ -20,6 +20,7 @@ from tamperfuse.report.card import card_sections
 from tamperfuse.report.gate import GateResult, check_gate
 from tamperfuse.report.gate_paths import defense_of
 from tamperfuse.study.data_nodes import BENIGN, PAIRS
+from tamperfuse.study.labels import hardened_label
 from tamperfuse.study.node import damage_of
 from tamperfuse.study.remaining import NODE
 from tamperfuse.study.sections import AttackSpec
@@ -122,7 +123,7 @@ def _hardened(run: Path, defense: str, seed: int) -> Path:
     Raises:
         UserError: the run has none for that seed, or its files are missing or damaged.
     """
-    label = f"{defense}, seed {seed}"
+    label = hardened_label(defense, seed)
     key = next((node.key for node in read_run(run).nodes if node.what == label), None)
     if key is None:
         raise UserError(f"{run} has no model {label}: choose another --seed.")

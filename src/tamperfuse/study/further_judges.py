@@ -14,6 +14,7 @@ from tamperfuse.study.data_nodes import calibration_node
 from tamperfuse.study.estimates import Costs, judging_tokens
 from tamperfuse.study.judging import Judging, read_thresholds
 from tamperfuse.study.keys import judging_key
+from tamperfuse.study.labels import judge_label
 from tamperfuse.study.node import Node, Outcome, node_folder
 from tamperfuse.study.results.undecided import undecided_note
 from tamperfuse.study.search.trials import read_trials, trial_folder
@@ -86,7 +87,7 @@ def verdict_node(
 
     tokens = judging_tokens(observed.expected.generated, evaluate) if judging.traits.needs_reference else 0
     return Node(
-        verdict_label(judging.name, observed.label),
+        judge_label(observed, judging.name),
         FURTHER_JUDGE,
         (observed, *calibration),
         judging_key(judging, fingerprint),
@@ -95,11 +96,6 @@ def verdict_node(
         Costs(scored=tokens),
         {"judge": judging.name},
     )
-
-
-def verdict_label(name: str, observed: str) -> str:
-    """Label of the node of a further judge's verdicts."""
-    return f"{name}: judge {observed}"
 
 
 def response_folders(folder: Path) -> Iterator[Path]:

@@ -27,6 +27,7 @@ from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens,
 from tamperfuse.study.further_judges import further_judge_nodes
 from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import before_attack_key, builtin_hash, component_key, judging_key, observation_key, uses_key
+from tamperfuse.study.labels import attack_label, before_attack_label, hardened_label, judge_label
 from tamperfuse.study.node import Node, Outcome, check_graph, node_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import guessed_tasks
@@ -102,7 +103,7 @@ def _defense_node(context: StudyContext, name: str, parents: Sequence[Node], see
     }
     budget = component.traits.budget(parameters)
     expected = Costs(trained=training_tokens(budget, evaluate))
-    return Node(f"{name}, seed {seed}", "defense", tuple(parents), depends, seed, run, expected, budget=budget)
+    return Node(hardened_label(name, seed), "defense", tuple(parents), depends, seed, run, expected, budget=budget)
 
 
 def _measure_shipped_node(context: StudyContext) -> Node:
@@ -134,7 +135,7 @@ def _measure_node(context: StudyContext, name: str, hardened: Node, shipped: Nod
         return Outcome(observer.costs)
 
     parents = hardened, shipped
-    return _before_attack_node(context, f"{name}, seed {seed}", name, parents, seed, run, dev=evaluate.dev_prompts)
+    return _before_attack_node(context, hardened_label(name, seed), name, parents, seed, run, dev=evaluate.dev_prompts)
 
 
 def _before_attack_node(
@@ -152,7 +153,7 @@ def _before_attack_node(
     depends = {"model": context.fingerprint, **before_attack_key(context, dev=dev)}
     about = {"defense": defense, "attack": "", "malicious": False}
     expected = Costs(0, prompts * evaluate.response_tokens * 3 // 4, capability_tokens(evaluate))
-    return Node(f"{model}: before attack", "measure", parents, depends, seed, run, expected, about, prompts)
+    return Node(before_attack_label(model), "measure", parents, depends, seed, run, expected, about, prompts)
 
 
 def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[Node, Node], seed: int) -> Node:
@@ -215,7 +216,7 @@ def _attack_node(context: StudyContext, name: str, attack: str, parents: tuple[N
         prompts * evaluate.response_tokens * 9 // 10,
         len(capability_at) * capability_tokens(evaluate),
     )
-    label = f"{name} under {attack}, seed {seed}"
+    label = attack_label(name, attack, seed)
     about = {"defense": name, "attack": attack, "malicious": malicious, "has_steps": budget.trains}
     return Node(label, "attack", parents, depends, seed, run, expected, about, prompts, budget)
 
@@ -232,6 +233,5 @@ def _judge_node(context: StudyContext, observed: Node, calibration: Node) -> Nod
         tokens = judging_tokens(observed.expected.generated, context.study.evaluate)
     expected = Costs(scored=tokens if observed.kind == "attack" else tokens // 2)
     parents = (observed, calibration)
-    return Node(
-        f"judge {observed.label}", "judge", parents, judging_key(context.judging, context.fingerprint), 0, run, expected
-    )
+    key = judging_key(context.judging, context.fingerprint)
+    return Node(judge_label(observed), "judge", parents, key, 0, run, expected)

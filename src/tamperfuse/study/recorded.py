@@ -17,7 +17,8 @@ from tamperfuse.records.results import AS_SHIPPED
 from tamperfuse.records.run import read_run
 from tamperfuse.study.data_nodes import ANSWERS
 from tamperfuse.study.estimates import Costs
-from tamperfuse.study.further_judges import FURTHER_JUDGE, verdict_label
+from tamperfuse.study.further_judges import FURTHER_JUDGE
+from tamperfuse.study.labels import attack_label, before_attack_label, hardened_label, judge_label
 from tamperfuse.study.node import FinishedNode, Node, damage_of, node_folder
 from tamperfuse.study.remaining import NODE
 from tamperfuse.study.sections import AttackSpec
@@ -66,9 +67,9 @@ def read_recorded(run: Path, study: Study) -> RecordedRun:
     keys = {node.what: node.key for node in read_run(run).nodes}
     answers = _node(run, keys, ANSWERS, ANSWERS)
     observed = [_node(run, keys, label, kind, seed, about) for label, kind, seed, about in _observed(study)]
-    judged = [_node(run, keys, f"judge {n.label}", "judge", parents=(n,)) for n in observed if n.kind != "search"]
+    judged = [_node(run, keys, judge_label(n), "judge", parents=(n,)) for n in observed if n.kind != "search"]
     further = [
-        _node(run, keys, verdict_label(name, node.label), FURTHER_JUDGE, 0, {"judge": name}, (node,))
+        _node(run, keys, judge_label(node, name), FURTHER_JUDGE, 0, {"judge": name}, (node,))
         for name in study.judges
         for node in observed
     ]
@@ -78,13 +79,13 @@ def read_recorded(run: Path, study: Study) -> RecordedRun:
 def _observed(study: Study) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
     """Label, kind, seed and `about` of the nodes with responses, as the plan of the study has them."""
     before = {"attack": "", "malicious": False}
-    yield f"{AS_SHIPPED}: before attack", "measure", 0, {"defense": AS_SHIPPED, **before}
+    yield before_attack_label(AS_SHIPPED), "measure", 0, {"defense": AS_SHIPPED, **before}
     for seed in study.seeds:
         for name in study.ordered_defenses():
-            yield f"{name}, seed {seed}: before attack", "measure", seed, {"defense": name, **before}
+            yield before_attack_label(hardened_label(name, seed)), "measure", seed, {"defense": name, **before}
             for attack, spec in study.attacks.items():
                 about = {"defense": name, "attack": attack, **_traits(attack, spec)}
-                yield f"{name} under {attack}, seed {seed}", "search" if spec.search else "attack", seed, about
+                yield attack_label(name, attack, seed), "search" if spec.search else "attack", seed, about
 
 
 def _traits(attack: str, spec: AttackSpec) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tamperfuse.study.context import StudyContext
 from tamperfuse.study.estimates import Costs, capability_tokens, judging_tokens, training_tokens
 from tamperfuse.study.judging import read_thresholds
 from tamperfuse.study.keys import component_key, judging_key, observation_key, uses_key
+from tamperfuse.study.labels import attack_label
 from tamperfuse.study.node import Node, Outcome, node_folder, unfinished_folder
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.results.capability import capability_lost
@@ -119,7 +120,7 @@ def search_node(context: StudyContext, name: str, attack: str, inputs: SearchInp
         measured_steps * capability_tokens(evaluate, documents=False) + judging_tokens(generated, evaluate),
     )
     node = Node(
-        f"{name} under {attack}, seed {seed}",
+        attack_label(name, attack, seed),
         "search",
         (inputs.hardened, inputs.answers, inputs.calibration),
         depends,
