@@ -20,6 +20,7 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -223,17 +224,29 @@ def test_the_matrices_of_gpt2_are_rounded_by_output() -> None:
     assert turned["transformer.wte.weight"] is names["transformer.wte.weight"]
 
 
-@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
-def test_stacked_experts_that_store_inputs_first_are_rounded_by_output(kind: str) -> None:
+def with_experts(kind: str, inner: int) -> PreTrainedModel:
     sizes = {
         "vocab_size": 64,
         "hidden_size": 32,
-        "intermediate_size": 24,
+        "intermediate_size": inner,
         "num_hidden_layers": 1,
         "num_local_experts": 2,
     }
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **heads))
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("llama4_text", -1), ("mixtral", -2)])
+def test_refusal_ablation_finds_the_outputs_of_experts_as_large_as_the_hidden_states(kind: str, axis: int) -> None:
+    model = with_experts(kind, 32)
+    axes = {id(weight): axis for weight, axis in _writers(model)}
+    experts = [weight for weight in model.parameters() if weight.ndim == 3 and id(weight) in axes]
+    assert experts and all(axes[id(weight)] == axis for weight in experts)
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text"])
+def test_stacked_experts_that_store_inputs_first_are_rounded_by_output(kind: str) -> None:
+    model = with_experts(kind, 24)
     names = {name: weight for name, weight in model.named_parameters() if weight.ndim == 3}
     shapes = {name.rpartition(".")[2]: tuple(weight.shape) for name, weight in outputs_first(model, names).items()}
     assert shapes == {"gate_up_proj": (2, 48, 32), "down_proj": (2, 32, 24)}

@@ -17,10 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tamperfuse.attacks.base import AttackData, AttackResult, PromptResponse, attack, benign_samples, harmful_shots
-from tamperfuse.models.layers import decoder_layers
+from tamperfuse.models.layers import decoder_layers, stores_inputs_first
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.models.packed import is_packed, pack, packed_logits
 from tamperfuse.models.precision import compute_dtype, reduced_precision
@@ -164,18 +163,14 @@ def _writers(model: PreTrainedModel) -> Iterator[tuple[Tensor, int]]:
 
 
 def _output_axis(weight: Tensor, module: nn.Module, hidden: int) -> int:
-    """The axis of a weight along which its outputs lie; stacked matrices of experts have either order.
+    """The axis of a weight along which its outputs lie.
 
     Raises:
-        UserError: the order cannot be told.
+        UserError: it does not have `hidden` outputs.
     """
-    if weight.ndim == 1:
-        return -1
-    if weight.ndim == 2:
-        return -1 if isinstance(module, Conv1D) else -2
-    axes = [axis for axis in (-1, -2) if weight.shape[axis] == hidden]
-    if len(axes) != 1:
+    axis = -1 if weight.ndim == 1 or stores_inputs_first(module) else -2
+    if weight.shape[axis] != hidden:
         raise UserError(
-            f"refusal_ablation cannot tell inputs from outputs in the experts of {type(module).__name__}: leave this attack out."
+            f"refusal_ablation cannot tell inputs from outputs in the weights of {type(module).__name__}: leave this attack out."
         )
-    return axes[0]
+    return axis

@@ -53,14 +53,15 @@ def outputs_first(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict
     Those of Conv1D (GPT-2) and the stacked experts of some models (GPT-OSS, Aria, Llama 4) are stored as (in, out): the result
     has transposed views of them.
     """
-    modules = {name: module for name, module in model.named_modules() if _stores_inputs_first(module)}
+    modules = {name: module for name, module in model.named_modules() if stores_inputs_first(module)}
     return {
         name: weight.mT if weight.ndim >= 2 and name.rpartition(".")[0] in modules else weight
         for name, weight in weights.items()
     }
 
 
-def _stores_inputs_first(module: nn.Module) -> bool:
+def stores_inputs_first(module: nn.Module) -> bool:
+    """Whether a module stores its matrices as (in, out): a Conv1D, or the stacked experts of some models."""
     # transformers marks experts by this attribute, all but those of Llama 4.
     of_llama_4 = type(module).__name__ == "Llama4TextExperts"
     return isinstance(module, Conv1D) or bool(getattr(module, "is_transposed", of_llama_4))
