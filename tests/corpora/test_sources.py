@@ -212,6 +212,29 @@ def test_bad_files_are_sentences(tmp_path, name, content, message):
         list(read_source(str(tmp_path / name)))
 
 
+@pytest.mark.parametrize(
+    ("first", "problem"),
+    [
+        ("prompt", "Line 2 of .*names columns"),
+        ('"Goal","Target"', "names columns"),
+        ("id\tprompt", "save a table as .csv"),
+        ('{"prompt": "how do rivers flow"}', "is JSON.*save the file as .jsonl"),
+        ('["how do rivers flow"]', "is JSON"),
+    ],
+)
+def test_a_text_file_of_something_else_than_prompts_is_refused(tmp_path: Path, first: str, problem: str) -> None:
+    (tmp_path / "a.txt").write_text(f"\n{first}\nhow do rivers flow\n")
+    with pytest.raises(UserError, match=problem):
+        list(read_source(str(tmp_path / "a.txt")))
+
+
+def test_prompts_that_begin_as_columns_or_json_are_read(tmp_path: Path) -> None:
+    prompts = ["Prompt, then answer: why?", "{name}, tell me a story", "[1] explain this", "What is an id?"]
+    for prompt in prompts:
+        (tmp_path / "a.txt").write_text(f"{prompt}\n")
+        assert [example.prompt for example in read_source(str(tmp_path / "a.txt"))] == [prompt]
+
+
 def test_a_text_file_has_one_prompt_a_line(tmp_path):
     (tmp_path / "own.txt").write_text('\ufefffirst prompt\n\n  second: prompt, "quoted"  \r\n', encoding="utf-8")
     examples = list(read_source(str(tmp_path / "own.txt")))

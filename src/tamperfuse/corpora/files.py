@@ -10,6 +10,7 @@ import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from tamperfuse.corpora.columnar import read_arrow, read_parquet
 from tamperfuse.corpora.folders import data_format
 from tamperfuse.corpora.streams import CHUNK as _CHUNK
 from tamperfuse.corpora.streams import MAX_ROW, check_column_names, lines, open_stream, too_long
-from tamperfuse.records.errors import UserError, kind_of
+from tamperfuse.records.errors import UserError, kind_of, shown
 from tamperfuse.records.files import json_problem, without_repeated_keys
 from tamperfuse.records.reading import unreadable
 
@@ -25,6 +26,10 @@ log = logging.getLogger("tamperfuse")
 
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _SOME_EVIDENCE, _MUCH_EVIDENCE = 2, 4  # for an open quote in a CSV file, see _rows_within: a warning, an error
+_SEPARATOR = re.compile(r"[,;|\t]")
+_COLUMN_NAMES = re.compile(
+    "(prompt|response|completion|goal|target|behaviou?r|instruction|input|output|question|answer|request|query|text|category|id)s?"
+)
 _HEX_PHI = [
     "Illegal Activity",
     "Child Abuse Content",
@@ -275,6 +280,7 @@ def _mapping(row: Any, path: Path, number: int) -> Row:
 
 def _txt(path: Path) -> Iterator[tuple[int, Row]]:
     """One prompt a line; blank lines are left out."""
+    first = True
     with open_stream(path) as stream:
         for number, line in enumerate(lines(stream, path), 1):
             try:
@@ -284,7 +290,31 @@ def _txt(path: Path) -> Iterator[tuple[int, Row]]:
                     f"{path} is not UTF-8 text (line {number}, {_byte(error)}): save it as UTF-8."
                 ) from error
             if text:
+                if first:
+                    _check_is_prompt(text, path, number)
+                first = False
                 yield number, {"prompt": text}
+
+
+def _check_is_prompt(text: str, path: Path, number: int) -> None:
+    """Check that the first line of a text file is a prompt, not the header of a table or a row of JSON.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    names = [name.strip(" \"'") for name in _SEPARATOR.split(text.lower())]
+    if all(map(_COLUMN_NAMES.fullmatch, names)):
+        raise UserError(
+            f"Line {number} of {path} is {shown(repr(text))}, which names columns; in a .txt every line is a prompt: remove this line, or "
+            "save a table as .csv."
+        )
+    if text[0] in "[{":
+        with suppress(ValueError, RecursionError):
+            if isinstance(json.loads(text), dict | list):
+                raise UserError(
+                    f"Line {number} of {path} is JSON; in a .txt every line is a prompt: save the file as .jsonl, or as .json if "
+                    "it is one list."
+                )
 
 
 _READERS = {
