@@ -305,8 +305,8 @@ def _check_is_prompt(text: str, path: Path, number: int) -> None:
     names = [name.strip(" \"'") for name in _SEPARATOR.split(text.lower())]
     if all(map(_COLUMN_NAMES.fullmatch, names)):
         raise UserError(
-            f"Line {number} of {path} is {shown(repr(text))}, which names columns; in a .txt every line is a prompt: remove this line, or "
-            "save a table as .csv."
+            f"Line {number} of {path} is {shown(repr(text))}, which names columns; in a .txt every line is a prompt: remove this "
+            "line, or save a table as .csv."
         )
     if text[0] in "[{":
         with suppress(ValueError, RecursionError):
