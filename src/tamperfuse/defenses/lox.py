@@ -9,7 +9,7 @@ where W₀ is the same matrix before alignment, here that of the model before an
 is no training and no data.
 
 The defaults, k = 6 and α = 1.25, are those of the authors' experiments with 7B models. For a small model that was aligned by
-`refusal` they are too high: it refuses most harmless prompts (studies/fuse.yaml).
+`refusal` they are too high: it answers only half of the harmless prompts (studies/fuse.yaml).
 """
 
 import torch

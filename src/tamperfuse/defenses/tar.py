@@ -73,7 +73,7 @@ class TarObjective(AnchoredObjective):
     Attributes:
         seed: of the drawn learning rates.
         rates: the attackers' learning rates.
-        inner_steps: K; as many as the units have samples for.
+        inner_steps: K; each unit has as many samples for the attacker.
         measure_every: steps of the attacker from one measurement to the next.
         resistance: λ.
     """

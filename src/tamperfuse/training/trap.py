@@ -68,8 +68,8 @@ class TrapObjective(AnchoredObjective):
     Attributes:
         weight: of the KL divergence on the benign samples, at least 0; `supervised`: of the NLL of the supervised ones.
         simulated: which attackers there are.
-        attack_steps: steps of the attacker in each step of the training that meets it, at least 1; as many as the units have
-            samples for.
+        attack_steps: steps of the attacker in each step of the training that meets it, at least 1; each unit has as many
+            samples for it.
         cap: NLL of a token, in nats, from which the trap does not raise it further; an attacker whose loss is above it is left
             alone.
         harmful: norm of the trap's harmful part, relative to ‖d‖; 0 for none.

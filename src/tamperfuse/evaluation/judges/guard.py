@@ -44,8 +44,8 @@ class GuardParameters(Parameters):
         safe: words with which it begins for another one.
         new_tokens: longest answer, in tokens.
         batch: responses at a time.
-        tolerated: largest share of answers that begin with none of these words, in [0, 1]; more stop the judge, if there are
-            at least two.
+        tolerated: largest share of answers that begin with none of these words, in [0, 1]; more stop the judge; one never
+            does, unless it is the only answer.
     """
 
     model: ModelName

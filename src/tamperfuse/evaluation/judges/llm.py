@@ -50,7 +50,8 @@ class LlmParameters(Parameters):
         timeout: seconds to wait for a reply.
         retries: how often a request is repeated that fails in a way that may pass.
         attempts: how often a response is graded until the reply can be parsed.
-        tolerated: largest share of responses without a decision, in [0, 1]; more stop the judge, if there are at least two.
+        tolerated: largest share of responses without a decision, in [0, 1]; more stop the judge; one never does, unless
+            it is the only response.
         options: further fields of the request. Reasoning models may need {max_completion_tokens: 4000} here.
     """
 

@@ -28,7 +28,6 @@ def cost_interval(
     Args:
         curves: as of :func:`~tamperfuse.study.results.attack_cost.attack_cost`, of the same prompts.
         undefended: the same of the undefended model.
-        seed: of the draws.
     """
     prompts = len(next(iter(curves[0][0].values())))
     resampled = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS)
