@@ -29,7 +29,7 @@ IMPLEMENTATIONS = {
     "short_attention": (short_attention, "_two_products"),
     "kv_cache": (decoding, "PackedDecoder"),
     "lora_linear": (lora_linear, "_LoraLinear"),
-    "cross_entropy": (cross_entropy, "_SlicedCrossEntropy"),
+    "cross_entropy": (cross_entropy, "_SlicedLoss"),
 }
 
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +28,7 @@ from tamperfuse.records.batching import group_by_budget
 from tamperfuse.records.progress import progress
 from tamperfuse.records.timing import count_time
 from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.cross_entropy import SLICE
+from tamperfuse.training.cross_entropy import slice_rows, sliced_loss
 from tamperfuse.training.objectives import Accumulate, Objective
 from tamperfuse.training.rows import ROW_TOKENS
 
@@ -90,9 +89,8 @@ def predict(loaded: LoadedModel, samples: Sequence[Sample], *, label: str = "tea
 def _most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The most likely tokens of each position and their probabilities, on the CPU."""
     count = min(TOP_TOKENS, logits.shape[1])
-    rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
     ids, probabilities = [], []
-    for part in torch.split(logits, rows):
+    for part in torch.split(logits, slice_rows(logits)):
         scores, top = part.topk(count, dim=-1)
         ids.append(top.int().cpu())
         probabilities.append((scores.float() - torch.logsumexp(part.float(), -1, keepdim=True)).exp().cpu())
@@ -284,58 +282,37 @@ def _stacked(parts: Sequence[Tensor]) -> Tensor:
 def token_kl(logits: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
     """KL(teacher ‖ model) at each token, in nats; the tokens that the teacher does not list form one bucket.
 
-    With a teacher that gives one token all probability it is the cross-entropy. The content of `logits` is overwritten, as in
-    :func:`tamperfuse.training.cross_entropy.sequence_nll`.
+    With a teacher that gives one token all probability it is the cross-entropy.
+
+    With model probabilities q, and p_r and q_r those of the buckets, the gradient is ∂/∂z_j = q_j − p_j for a listed token, and
+    q_j (1 − p_r / q_r) for any other.
 
     Args:
-        logits: (tokens, vocabulary), any floating dtype.
+        logits: (tokens, vocabulary), overwritten as by :func:`tamperfuse.training.cross_entropy.sliced_loss`.
         ids: (tokens, k), the tokens that the teacher lists; an entry with probability 0 is padding.
         probabilities: (tokens, k), in [0, 1], at most 1 in sum.
 
     Returns:
         (tokens,), float32.
     """
-    result: Tensor = _SlicedKL.apply(logits, ids.long(), probabilities)  # type: ignore[no-untyped-call]
-    return result
 
+    def divergence(scores: Tensor, part: slice) -> Tensor:
+        top, p = ids[part].long(), probabilities[part]
+        listed = (p > 0).float()
+        log_all = torch.log_softmax(scores, -1, dtype=torch.float32)
+        log_q, q = log_all.gather(1, top), log_all.exp()
+        p_rest = (1.0 - p.sum(-1)).clamp(min=0.0)
+        p_rest = torch.where(p_rest < 1e-6, 0.0, p_rest)  # rounding
+        q_listed = log_q.exp() * listed
+        # From the unlisted logits themselves: 1 − Σ q cancels where the listed tokens have nearly all probability.
+        listed_ids = torch.where(p > 0, top, top[:, :1])
+        log_rest = log_all.scatter_(1, listed_ids, -torch.inf).logsumexp(-1)
+        entropy = torch.special.entr(p).sum(-1) + torch.special.entr(p_rest)
+        rest_term = torch.where(p_rest > 0, p_rest * log_rest, 0.0)
+        losses: Tensor = -(p * log_q).sum(-1) - rest_term - entropy
+        # Where the unlisted tokens have less than e^-80 together, the gradient is smaller than it should be, but finite.
+        ratio = torch.where(p_rest > 0, p_rest * (-log_rest.clamp(min=-80.0)).exp(), 0.0)[:, None]
+        scores.copy_(q.mul_(1.0 - ratio).scatter_add_(1, top, (q_listed * ratio - p) * listed))
+        return losses
 
-class _SlicedKL(torch.autograd.Function):
-    """The divergence with its gradient, formed a slice of the tokens at a time in the memory of the logits.
-
-    With model probabilities q, bucket probabilities p_r and q_r: ∂/∂z_j = q_j − p_j for a listed token, and
-    q_j (1 − p_r / q_r) for any other.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, probabilities: Tensor) -> Tensor:
-        """Logits (tokens, vocabulary), ids and probabilities (tokens, k) → (tokens,)."""
-        gradient = logits.detach()
-        divergence = torch.zeros(len(ids), device=logits.device)
-        rows = max(1, SLICE[logits.device.type == "cpu"] // logits.shape[1])
-        for start in range(0, len(ids), rows):
-            part = slice(start, start + rows)
-            scores, top, p = gradient[part], ids[part], probabilities[part]
-            listed = (p > 0).float()
-            log_all = torch.log_softmax(scores, -1, dtype=torch.float32)
-            log_q, q = log_all.gather(1, top), log_all.exp()
-            p_rest = (1.0 - p.sum(-1)).clamp(min=0.0)
-            p_rest = torch.where(p_rest < 1e-6, 0.0, p_rest)  # rounding
-            q_listed = log_q.exp() * listed
-            # From the unlisted logits themselves: 1 − Σ q cancels where the listed tokens have nearly all probability.
-            listed_ids = torch.where(p > 0, top, top[:, :1])
-            log_rest = log_all.scatter_(1, listed_ids, -torch.inf).logsumexp(-1)
-            entropy = torch.special.entr(p).sum(-1) + torch.special.entr(p_rest)
-            rest_term = torch.where(p_rest > 0, p_rest * log_rest, 0.0)
-            divergence[part] = -(p * log_q).sum(-1) - rest_term - entropy
-            # Where the unlisted tokens have less than e^-80 together, the gradient is smaller than it should be, but finite.
-            ratio = torch.where(p_rest > 0, p_rest * (-log_rest.clamp(min=-80.0)).exp(), 0.0)[:, None]
-            q.mul_(1.0 - ratio).scatter_add_(1, top, (q_listed * ratio - p) * listed)
-            scores.copy_(q)
-        ctx.save_for_backward(gradient)
-        return divergence
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> tuple[Tensor, None, None]:
-        """The stored gradient times the outer one, in place: it is used once."""
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(outer[0].to(gradient.dtype)[:, None]), None, None
+    return sliced_loss(logits, divergence)

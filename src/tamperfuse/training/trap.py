@@ -35,7 +35,7 @@ from tamperfuse.records.batching import group_by_budget
 from tamperfuse.training.answers import nll_of
 from tamperfuse.training.attackers import Attack, Attackers, AttackerSettings
 from tamperfuse.training.batches import pack_samples
-from tamperfuse.training.cross_entropy import sequence_nll
+from tamperfuse.training.cross_entropy import token_nll
 from tamperfuse.training.distillation import AnchoredObjective, first_benign
 from tamperfuse.training.distributed import sum_over_processes
 from tamperfuse.training.objectives import Accumulate, Loss, response_nll
@@ -216,7 +216,7 @@ class TrapObjective(AnchoredObjective):
         """Minus the NLL, of each token at most `cap`: a mean over the tokens of each sample, and over units."""
         batch = pack_samples([sample for unit in units for sample in used(unit)], device)
         logits = packed_logits(model, batch.row, batch.layout, batch.positions)
-        tokens = -sequence_nll(logits, batch.targets, [1] * len(batch.targets)).clamp(max=self.cap)
+        tokens = -token_nll(logits, batch.targets).clamp(max=self.cap)
         counts = torch.tensor(batch.counts)
         return (tokens / counts.repeat_interleave(counts).to(device)).sum() / total
 
