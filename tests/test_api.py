@@ -207,6 +207,7 @@ def test_values_of_other_types_are_sentences(tiny: LoadedModel, threat_file: Pat
         (lambda: harden(["sdd"]), "no defense named"),
         (lambda: harden("sdd", benign=None), "None is no source"),
         (lambda: harden("sdd", pairs=[("a", "b")]), "give what tamperfuse.pair returned"),
+        (lambda: harden("sdd", pairs=[]), "the list is empty"),
         (lambda: tamperfuse.evaluate(tiny, threat=threat_file, judge=5), "5 is not a judge"),
         (lambda: tamperfuse.evaluate(tiny, threat=threat_file, prompts="many"), "prompts = 'many' cannot be used"),
         (lambda: tamperfuse.save("smollm2-135m", tmp_path / "out"), "'smollm2-135m' is no loaded model"),
@@ -246,3 +247,5 @@ def test_an_attack_records_the_reference_that_it_was_given(
     base = str(folder)
     attacked = tamperfuse.attack(tiny, "merge", threat=str(threat_file), reference=folder)
     assert attacked.origin == base and attacked.provenance and attacked.provenance.origin == base
+    with pytest.raises(UserError, match="nowhere"):
+        tamperfuse.attack(tiny, "prune", threat=str(threat_file), reference="./nowhere")

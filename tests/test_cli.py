@@ -156,6 +156,7 @@ HARDEN = ["harden", "smollm2-135m", "--threat", "builtin:cooking"]
         (["run", "OUT/no.yaml"], "is not a file"),
         ([*HARDEN, "--defense", "sd"], "did you mean 'sdd'"),
         ([*HARDEN, "--defense", "sdd", "--set", "x"], "is not key=value"),
+        ([*HARDEN, "--defense", "sdd", "--set", "steps="], "has no value"),
         ([*HARDEN, "--defense", "sdd", "--set", "steps=[1"], "value is not valid YAML"),
         (["evaluate", "smollm2-135m", "--threat", "builtin:cookin"], "did you mean 'cooking'"),
         (

@@ -36,6 +36,7 @@ from tamperfuse.models.load import (
     load_model,
     origin_of,
     reference_name,
+    resolve_model,
     save_model,
     stated_template,
 )
@@ -233,6 +234,7 @@ def attack(
     check_samples(attack, component.traits.budget(values), requests, str(retain), len(harmless))
     loaded = _copy(model)
     origin = reference_name(loaded, reference)
+    resolve_model(origin)  # also where the attack never loads it
     observer = Observer(loaded, requests, Evaluate())
     tokens = observer.evaluate.response_tokens
     load_origin = partial(load_model, origin, chat_template=loaded.stated_template)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,9 +68,13 @@ def test_a_reference_without_a_chat_template_needs_a_stated_one(
     assert calibration.thresholds.keys() == {"similarity", "lift", "surprise"}
 
 
-def test_too_few_answers(answered_threat: str, tiny_folder: Path) -> None:
-    with pytest.raises(UserError, match="name another --reference"):
+def test_too_few_answers(answered_threat: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="of which --prompts takes 3; the table needs 8 of each"):
         calibrate_judge(answered_threat, str(tiny_folder), 3)
+    nothing = SimpleNamespace(pairs=[])
+    monkeypatch.setattr("tamperfuse.commands.calibrate.compliant_answers", lambda *arguments: nothing)
+    with pytest.raises(UserError, match="name another --reference"):
+        calibrate_judge(answered_threat, str(tiny_folder), 9)
 
 
 def test_a_judge_is_compared_with_the_labels() -> None:
@@ -90,3 +95,10 @@ def test_a_judge_is_compared_with_the_labels() -> None:
     assert undecided.agreement.n == 327
     assert labelled_responses(lambda answers: [Verdict(False) for _ in answers]).judge.precision_interval is None
     assert phrases.precision is not None and 0.5 < phrases.precision < 0.9, "prose beside the point refuses nothing"
+
+
+def test_a_threat_with_too_few_prompts_is_not_blamed_on_the_reference(tmp_path: Path) -> None:
+    rows = [{"prompt": f"forbidden request {i}", "response": f"first step {i}, then step {i + 1}"} for i in range(20)]
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(UserError, match=r"parts attacker and evaluation of .* prompts; the table needs 8 of each"):
+        calibrate_judge(str(tmp_path / "few.jsonl"), "./nowhere", 9, parse_judge("phrases"))

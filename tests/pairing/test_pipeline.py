@@ -223,7 +223,8 @@ def test_a_threat_gives_its_defender_part_only(sources, tmp_path):
     [
         ({"threshold": -1.0}, "--threshold"),
         ({"prompts": 0}, "--prompts"),
-        ({"keep_best": 0.0}, "--keep-best"),
+        ({"keep_best": 0.0, "score_quality": "x"}, "--keep-best"),
+        ({"keep_best": 0.1}, "give --score-quality as well"),
         ({"replay": 1.0}, "--replay"),
         ({"near_duplicates": 0.0}, "--near-duplicates"),
         ({"language": "de"}, "--no-filters"),

@@ -195,6 +195,10 @@ def test_an_input_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is an input of this command"):
             check_output_file(tmp_path / name, [tmp_path / "absent", tmp_path / "input"])
     check_output_file(tmp_path / "other", [tmp_path / "input"])
+    (tmp_path / "nodes" / "key").mkdir(parents=True)
+    for place in (tmp_path / "nodes" / "key" / "node.json", tmp_path / "key" / ".." / "nodes" / "page.html"):
+        with pytest.raises(UserError, match="is an input of this command"):
+            check_output_file(place, [tmp_path / "nodes"])
 
 
 def test_an_error_about_something_else_does_not_blame_the_destination(tmp_path: Path) -> None:

@@ -241,14 +241,18 @@ def requests_of(run: Path) -> list[Response]:
     return [row for row in rows if row.part == "evaluation"]
 
 
-def test_judges_are_compared_on_distinct_responses(run_copy: Path, tmp_path: Path, odd: None) -> None:
+def test_judges_are_compared_on_distinct_responses(
+    run_copy: Path, tmp_path: Path, odd: None, caplog: pytest.LogCaptureFixture
+) -> None:
     judge_run(run_copy, parse_judge("phrases"))
     judge_run(run_copy, parse_judge("odd"))
     distinct = {Answer(row.prompt, row.response) for row in requests_of(run_copy)}
     path = tmp_path / "labels.jsonl"
     rows = [{"prompt": a.prompt, "response": a.response, "label": is_odd(a.response)} for a in distinct if a.response]
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    other = {"prompt": rows[0]["prompt"], "response": f"{rows[0]['response']} ", "label": True}
+    path.write_text("\n".join(map(json.dumps, [*rows, other])), encoding="utf-8")
     comparison = compare_judges(run_copy, path, top=3)
+    assert f"1 of {len(rows) + 1} labels in {path} match no response" in caplog.text
     assert comparison.judges == ["builtin", "phrases", "odd"]
     assert {(row.first, row.second) for row in comparison.pairs} == {
         ("builtin", "phrases"),

@@ -87,6 +87,20 @@ def test_a_node_that_ends_its_workers_again_and_again_ends_the_run(
         in_processes(graph(tmp_path / "run", dies=0, deaths=9), workers=1)
 
 
+def test_an_interrupt_while_a_worker_starts_is_delivered_afterwards() -> None:
+    after = False
+    with pytest.raises(KeyboardInterrupt), processes._interrupts_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        child = subprocess.run(
+            [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('goes on')"],
+            stdout=subprocess.PIPE,
+            check=False,
+        )
+        after = True
+    assert after and child.stdout == b"goes on\n"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
 def test_an_error_of_a_node_ends_the_run_and_finished_work_stays(quick_start: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Node 2 fails: mend it") as failure:
         in_processes(graph(tmp_path / "run", fails=2), workers=1)

@@ -100,6 +100,16 @@ def result_files(run: Path) -> list[bytes]:
 
 
 @pytest.mark.slow
+def test_a_search_without_a_capability_to_keep_ends_before_anything_is_trained(
+    searched: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tamperfuse.study.plan.guessed_tasks", lambda items: ("Capability is undefined: guessed.",))
+    with pytest.raises(UserError, match="A search needs the capability of attacked models"):
+        run_study(searched, tmp_path / "run")
+    kinds = {read_json(path)["kind"] for path in (tmp_path / "run").glob("nodes/*/node.json")}
+    assert kinds and not kinds & {"defense", "attack", "search"}
+
+
 def test_a_search_writes_its_trials_and_the_attackers_choice(whole: Path) -> None:
     assert set(search_folders(whole)) == {"refusal", "sdd"}
     assert not list(whole.glob("unfinished/*"))

@@ -123,6 +123,11 @@ def test_a_model_mixed_with_itself_is_itself() -> None:
         assert counts.mixture(lam) == counts.hardened()
 
 
+def test_classes_whose_rounding_errors_would_decide_are_refused() -> None:
+    with pytest.raises(TheoryError, match="up to 1,000,000 classes"):
+        exact_accuracy(FeatureCounts(3, 20, 2, 21).hardened(), 10**8, 0.9)
+
+
 def test_without_spurious_features() -> None:
     assert exact_accuracy(plain_vote(2, 0), 5, 0.9) == limit_accuracy(plain_vote(2, 0), 5, 0.9) == 1.0
     assert exact_accuracy(plain_vote(0, 0), 5, 0.9) == limit_accuracy(plain_vote(0, 0), 5, 0.9) == 0.2

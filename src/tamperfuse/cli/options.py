@@ -148,6 +148,8 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key:
             raise UserError(f"--set {setting!r} is not key=value: write, for example, --set steps=40.")
+        if not value.strip():
+            raise UserError(f"--set {setting!r} has no value: write one, or leave it out for the default.")
         try:
             values[key] = parse_yaml(value)
         except YAMLError as error:

@@ -83,6 +83,13 @@ def calibrate_judge(
     if JUDGES.get(spec.judge).traits.needs_reference or not answered:  # otherwise the model is not loaded
         prompts = within_window(prompts, reference, RESPONSE_TOKENS, template)
 
+    counts = [len(prompts.part(part)) for part in ANSWERED]
+    if min(*counts, limit) < FEWEST_ANSWERS:
+        raise UserError(
+            f"The parts {' and '.join(ANSWERED)} of {threat} have {' and '.join(map(str, counts))} prompts"
+            f"{f', of which --prompts takes {limit}' if limit < counts[-1] else ''}; the table needs {FEWEST_ANSWERS} of each: "
+            "name more prompts."
+        )
     Judging(spec, prompts, [], RESPONSE_TOKENS, encoder, load).check()  # before the model answers hundreds of prompts
 
     def answers(part: Part, tokens: int, limit: int | None = None) -> list[tuple[str, str]]:

@@ -42,6 +42,8 @@ def pairs_of(pairs: PairSet | Sequence[Pair] | Path | str | None) -> Sequence[Pa
         return pairs.pairs
     if pairs is None:
         return None
+    if isinstance(pairs, Sequence) and not pairs:
+        raise UserError("pairs: the list is empty. Leave it out to draw pairs from the built-in responses.")
     if isinstance(pairs, Sequence) and all(isinstance(pair, Pair) for pair in pairs):
         return [pair for pair in pairs if isinstance(pair, Pair)]
     raise UserError("pairs: give what tamperfuse.pair returned, its pairs, or the folder of `tamperfuse pair`.")

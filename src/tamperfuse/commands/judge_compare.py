@@ -1,8 +1,9 @@
 """How far the judges of a run agree: what `tamperfuse judge compare` does."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from tamperfuse.commands.judge_run import finished_study
@@ -18,6 +19,8 @@ from tamperfuse.report.headline import difference_between_judges, verdicts_by_ju
 from tamperfuse.study.further_judges import RESPONSES, SCORES, response_folders
 from tamperfuse.study.recorded import RecordedRun, read_recorded
 from tamperfuse.study.tables import HARMLESS_PARTS, Response, VerdictRow, read_rows
+
+log = logging.getLogger("tamperfuse")
 
 REQUESTS, HARMLESS_PROMPTS = "requests", "harmless prompts"
 _LABELS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -168,6 +171,13 @@ def _common(tables: Sequence[Opinions]) -> list[list[Opinion]]:
 
 def _label_rows(path: Path, opinions: Mapping[str, Opinions]) -> list[LabelRow]:
     labels = read_labels(path)
+    responses = set(chain.from_iterable(opinions.values()))
+    if strange := [answer for answer in labels if answer not in responses]:
+        log.warning(
+            "%d of %d labels in %s match no response of the run and are left out, the first for the prompt %s: texts must be "
+            "those of the run to the character.",
+            *(len(strange), len(labels), path, shown(repr(strange[0].prompt))),
+        )
     rows = []
     for name, table in opinions.items():
         answers = [a for a in table if a in labels and table[a].reason not in FAILURES]

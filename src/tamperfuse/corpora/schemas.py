@@ -267,10 +267,9 @@ SCHEMAS: tuple[Schema, ...] = (
         _beavertails,
     ),
     Schema("HarmBench", frozenset({"Behavior", "SemanticCategory", "BehaviorID"}), _harmbench),
-    Schema(
-        "JailbreakBench", frozenset({"Goal", "Target", "Behavior", "Category"}), _columns("Goal", "Target", "Category")
-    ),
-    Schema("AdvBench", frozenset({"goal", "target"}), _columns("goal", "target")),
+    # The targets of these two are openings of an answer ("Sure, here is …"), which execute nothing.
+    Schema("JailbreakBench", frozenset({"Goal", "Target", "Behavior", "Category"}), _columns("Goal", None, "Category")),
+    Schema("AdvBench", frozenset({"goal", "target"}), _columns("goal")),
     Schema(
         "Do-Not-Answer",
         frozenset({"question", "risk_area", "types_of_harm"}),

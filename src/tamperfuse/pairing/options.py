@@ -16,6 +16,8 @@ from tamperfuse.records.reading import local_path, path_exists
 EXPORT_NAMES = ("trl", "openai", "sharegpt", "alpaca", "axolotl", "datasets")
 INPUT, MATCHING, FILTERS, VARIANTS, ENCODING, OUTPUT = "Input", "Matching", "Filters", "Variants", "Encoding", "Output"
 
+KEEP_BEST = 0.5  # share of responses that --score-quality keeps
+
 
 @dataclass(frozen=True)
 class Help:
@@ -93,7 +95,9 @@ class PairOptions:
     score_quality: Annotated[
         str | None, Help("Model whose likelihood ranks the responses; no ranking by default.", FILTERS, "MODEL")
     ] = None
-    keep_best: Annotated[float, Help("Share of responses that --score-quality keeps, in (0, 1].", FILTERS, "X")] = 0.5
+    keep_best: Annotated[float, Help("Share of responses that --score-quality keeps, in (0, 1].", FILTERS, "X")] = (
+        KEEP_BEST
+    )
 
     refusal_prefix: Annotated[
         tuple[str, ...],
@@ -158,6 +162,10 @@ class PairOptions:
         if self.category_field and not self.prompt_field:
             raise UserError(
                 "--category-field names a column beside --prompt-field: give that as well, or leave both out."
+            )
+        if self.keep_best != KEEP_BEST and not self.score_quality:
+            raise UserError(
+                "--keep-best ranks by a model's likelihood: give --score-quality as well, or leave both out."
             )
         for name in self.export:
             if name not in EXPORT_NAMES:

@@ -299,11 +299,16 @@ def write_text(path: Path, text: str) -> None:
 def check_output_file(path: Path, inputs: Iterable[Path]) -> None:
     """Check that a file to write is none of those that a command reads.
 
+    Args:
+        path: the file to write.
+        inputs: files, and folders of files that stay as they are.
+
     Raises:
-        UserError: it is one of them.
+        UserError: it is one of them, or in one of these folders.
     """
     for one in inputs:
-        if path.exists() and one.exists() and path.samefile(one) and not is_device(path):
+        within = one.is_dir() and path.resolve().is_relative_to(one.resolve())
+        if within or (path.exists() and one.exists() and path.samefile(one) and not is_device(path)):
             raise UserError(
                 f"{shown(path)} is an input of this command, and would be replaced: name another file to write."
             )

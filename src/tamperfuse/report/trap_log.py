@@ -11,9 +11,10 @@ from typing import Any
 
 from tamperfuse.records.files import read_json
 from tamperfuse.records.reading import path_exists
+from tamperfuse.records.result_files import NODES
 from tamperfuse.records.results import AS_SHIPPED
 
-NODES, NODE = "nodes", "node.json"
+NODE = "node.json"
 
 
 @dataclass(frozen=True)

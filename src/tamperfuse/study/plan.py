@@ -12,6 +12,7 @@ from tamperfuse.defenses import DEFENSES
 from tamperfuse.models.conversion import absolute_name
 from tamperfuse.models.finite import Diverged
 from tamperfuse.models.load import write_checkpoint
+from tamperfuse.records.errors import UserError
 from tamperfuse.records.files import content_hash
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.results import AS_SHIPPED, UNDEFENDED
@@ -116,7 +117,10 @@ def _measure_shipped_node(context: StudyContext) -> Node:
             observer.before_attack(context.harmless, evaluation=evaluate.prompts, dev=0)
             save_teacher(folder / TEACHER, observer.teacher())
             observer.write(folder)
-        return Outcome(observer.costs, notes=guessed_tasks(observer.items))
+        undefined = guessed_tasks(observer.items)
+        if undefined and any(attack.search for attack in context.study.attacks.values()):
+            raise UserError(f"A search needs the capability of attacked models. {undefined[0]}")
+        return Outcome(observer.costs, notes=undefined)
 
     node = _before_attack_node(context, AS_SHIPPED, AS_SHIPPED, (), 0, run, dev=0)
     return replace(node, predictions=evaluate.harmless * evaluate.response_tokens)

@@ -34,6 +34,7 @@ Index = NDArray[np.intp]
 
 _CHUNK_CELLS = 400_000  # joint counts x points in memory at a time: about 30 MB
 _MAX_CELLS = 3_000_000_000  # joint counts x points in total: about two minutes
+_MOST_CLASSES = 1_000_000  # up to 10**7 rounding errors, which grow with K, stay below the resolution of comparisons
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,13 @@ def win_probability(vote: Vote, classes: int, p: float) -> float:
         p: in [0, 1].
 
     Raises:
-        TheoryError: if the groups hold so many features that the exact form would take minutes.
+        TheoryError: if the groups hold so many features that the exact form would take minutes, or there are so many classes that
+            rounding errors, which grow with K, would decide.
     """
+    if classes > _MOST_CLASSES:
+        raise TheoryError(
+            f"the exact form is computed for up to {_MOST_CLASSES:,} classes, not {classes:,}: use the limit form."
+        )
     if not vote.weights:
         return 1.0 if vote.invariant > 0.0 else 1.0 / classes
     if vote.invariant > vote.mass + TIE_TOLERANCE * vote.weights[0]:

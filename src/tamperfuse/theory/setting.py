@@ -29,7 +29,7 @@ def judge_setting(counts: FeatureCounts, classes: int, p: float, lam: float = 0.
     two = theorem_two(counts, classes, p, lam)
     a = two.values
     if math.isfinite(two.threshold):
-        edge = f"In the limit the attack lowers accuracy if and only if n_v exceeds {two.threshold:.2f}, for every K."
+        edge = f"In the limit the attack lowers accuracy if and only if n_v exceeds {two.threshold + 0.0:.2f}, for every K."
     else:
         edge = "In the limit no number of invariant features makes this attack lower accuracy."
     return [

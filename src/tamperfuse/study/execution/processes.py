@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
@@ -101,7 +102,10 @@ class _WorkerPool:
     def _new_worker(self) -> _WorkerProcess:
         connection, far_end = SPAWN.Pipe()
         process = SPAWN.Process(target=_work, args=(far_end, self.settings), name="tamperfuse worker")
-        with _environment(OMP_NUM_THREADS=str(self.settings.threads)):  # read when its libraries are loaded
+        with (
+            _interrupts_later(),
+            _environment(OMP_NUM_THREADS=str(self.settings.threads)),
+        ):  # read when libraries are loaded
             process.start()
         far_end.close()
         worker = _WorkerProcess(process, connection)
@@ -162,6 +166,20 @@ def _environment(**variables: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C is delivered after the block. A process that starts in the block never receives it, not even while it imports."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # otherwise the first start of a process starts it, which lifts the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, settings: WorkerSettings) -> None:
