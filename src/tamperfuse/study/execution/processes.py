@@ -174,12 +174,22 @@ def _interrupts_later() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    received: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
+    # Another thread may receive the signal, whose handler then interrupts the main thread all the same.
+    deferred = threading.current_thread() is threading.main_thread() and handler is not None
     resource_tracker.ensure_running()  # otherwise the first start of a process starts it, which lifts the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if deferred:
+        signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the process
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if deferred:
+            signal.signal(signal.SIGINT, handler)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _work(connection: Connection, settings: WorkerSettings) -> None:
