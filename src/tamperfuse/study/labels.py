@@ -4,20 +4,29 @@ from tamperfuse.study.node import Node
 
 
 def hardened_label(defense: str, seed: int) -> str:
-    """Of the training of a defense."""
+    """Label of the node that trains a defense."""
     return f"{defense}, seed {seed}"
 
 
 def before_attack_label(model: str) -> str:
-    """Of the measurement of a model before any attack; the model is a :func:`hardened_label` or the one as shipped."""
+    """Label of the node that measures a model before any attack.
+
+    Args:
+        model: a :func:`hardened_label`, or the name of the model as shipped.
+    """
     return f"{model}: before attack"
 
 
 def attack_label(defense: str, attack: str, seed: int) -> str:
-    """Of an attack on a hardened model, or of the search of one."""
+    """Label of the node that attacks a hardened model, or searches for the strongest attack."""
     return f"{defense} under {attack}, seed {seed}"
 
 
 def judge_label(observed: Node, further: str = "") -> str:
-    """Of the verdicts on the responses of a node, by the judge that decides or by the named further one."""
+    """Label of the node that judges the responses of another.
+
+    Args:
+        observed: the node with the responses.
+        further: name of the further judge; "" for the judge that decides.
+    """
     return f"{further}: judge {observed.label}" if further else f"judge {observed.label}"

@@ -102,10 +102,8 @@ class _WorkerPool:
     def _new_worker(self) -> _WorkerProcess:
         connection, far_end = SPAWN.Pipe()
         process = SPAWN.Process(target=_work, args=(far_end, self.settings), name="tamperfuse worker")
-        with (
-            _interrupts_later(),
-            _environment(OMP_NUM_THREADS=str(self.settings.threads)),
-        ):  # read when libraries are loaded
+        threads = str(self.settings.threads)
+        with _interrupts_later(), _environment(OMP_NUM_THREADS=threads):  # read when its libraries are loaded
             process.start()
         far_end.close()
         worker = _WorkerProcess(process, connection)
