@@ -302,7 +302,6 @@ IRRELEVANT = {
     "study.node": "names of files",
     "study.paid_judges": "estimates",
     "study.plan": "the name of a file",
-    "study.remaining": "the name of a file",
     "study.run_folder": "which folders are refused",
     "study.status_table": "what is printed",
     "study.results.intervals": "what is computed from the nodes of a run is computed at the end of each",

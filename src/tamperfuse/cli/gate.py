@@ -31,13 +31,13 @@ def gate(
     Example: `tamperfuse gate runs/demo --policy studies/policy.yaml`
     """
     from tamperfuse.records.files import check_output_file, write_text
-    from tamperfuse.records.result_files import NODES, RESULT_FILES
+    from tamperfuse.records.result_files import inputs_of
     from tamperfuse.report.gate import check_gate
     from tamperfuse.report.gate_files import junit_text, markdown_text
 
     for path in (junit, markdown):
         if path is not None:
-            check_output_file(path, [policy, *(folder / name for name in (*RESULT_FILES, NODES))])
+            check_output_file(path, [policy, *inputs_of(folder)])
     if junit is not None and markdown is not None and junit.absolute() == markdown.absolute():
         raise UserError("--junit and --markdown name the same file: name two.")
     result = check_gate(folder, policy)

@@ -29,14 +29,13 @@ from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.pairing import read_pairs
 from tamperfuse.records.cache import cache_folder, locked_cache
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import check_fresh, clear_staging, output_folder
+from tamperfuse.records.files import NODE, NODES, check_fresh, clear_staging, output_folder
 from tamperfuse.records.process import is_main
 from tamperfuse.records.provenance import Provenance
 from tamperfuse.records.registry import Component, Parameters
 from tamperfuse.study.context import StudyContext
 from tamperfuse.study.data_nodes import PAIRS, check_pairs, defense_data, defense_data_nodes
 from tamperfuse.study.node import Node, execute, node_folder, reuse_result
-from tamperfuse.study.remaining import NODE
 from tamperfuse.study.spec import parse_study
 
 DATA = "data"  # folder of the cache
@@ -195,7 +194,7 @@ def _make(folder: Path, nodes: Sequence[Node], sharded: bool) -> None:
         connect_processes()
     with locked_cache(folder.with_name(f"{folder.name}.lock")) if is_main() else nullcontext():
         if is_main():
-            clear_staging(folder / "nodes")  # of a command that was killed
+            clear_staging(folder / NODES)  # of a command that was killed
         for node in nodes:
             if sharded:
                 _execute_together(folder, node)

@@ -10,7 +10,7 @@ from tamperfuse.commands.model_card import Hardening, short_name, write_model_ca
 from tamperfuse.models.load import load_model, origin_of, write_checkpoint
 from tamperfuse.models.stored_dtype import stored_dtype
 from tamperfuse.records.errors import UserError, unknown_name
-from tamperfuse.records.files import check_fresh, output_folder
+from tamperfuse.records.files import NODE, NODES, check_fresh, output_folder
 from tamperfuse.records.provenance import Provenance, read_provenance
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import STUDY, read_run
@@ -22,7 +22,6 @@ from tamperfuse.report.gate_paths import defense_of
 from tamperfuse.study.data_nodes import BENIGN, PAIRS
 from tamperfuse.study.labels import hardened_label
 from tamperfuse.study.node import damage_of
-from tamperfuse.study.remaining import NODE
 from tamperfuse.study.sections import AttackSpec
 from tamperfuse.study.spec import Study, load_study
 
@@ -127,7 +126,7 @@ def _hardened(run: Path, defense: str, seed: int) -> Path:
     key = next((node.key for node in read_run(run).nodes if node.what == label), None)
     if key is None:
         raise UserError(f"{run} has no model {label}: choose another --seed.")
-    folder = run / "nodes" / key
+    folder = run / NODES / key
     if not (folder / NODE).exists():
         raise UserError(f"{run} holds results without the model {label}: name the folder in which the study ran.")
     damage = damage_of(folder)

@@ -137,9 +137,8 @@ def budget(parameters: FuseParameters) -> Budget:
     moments = 2 if parameters.optimizer == "adamw" else 0
     # At a check: weights, moments, the attackers; and of the benign fine-tuning its change, moments and gradient.
     copies = attackers + moments + (5 if parameters.benign_steps else 3)
-    trap = bool(parameters.harmful_norm) + 2 * bool(
-        parameters.benign_norm
-    )  # the benign part is a difference of two gradients
+    # The benign part is a difference of two gradients.
+    trap = bool(parameters.harmful_norm) + 2 * bool(parameters.benign_norm)
     batch = round(parameters.batch * (sequences + trap + attack))
     return Budget(parameters.steps, batch, memory_copies=copies, resume_copies=1 + moments + attackers)
 

@@ -30,6 +30,8 @@ from tamperfuse.records.reading import read_text
 STAGING_PREFIX = ".tmp-"
 LOCK = ".lock"
 UNFINISHED, LOGS = "unfinished", "logs"
+# The folder of the results of single nodes, and the file of each; a folder that has it is complete.
+NODES, NODE = "nodes", "node.json"
 # What an interrupted command leaves in a folder that is filled in place, and what a new file system has by itself.
 _NO_RESULTS = (LOCK, UNFINISHED, LOGS, "lost+found")
 _STREAM = re.compile(r"/dev/std(?P<name>out|err)|(/dev|/proc/self)/fd/(?P<fd>\d{1,6})")

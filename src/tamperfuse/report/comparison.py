@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from tamperfuse.records.errors import UserError, printable
 from tamperfuse.records.files import check_output_file, write_text
-from tamperfuse.records.result_files import NODES, RESULT_FILES
+from tamperfuse.records.result_files import inputs_of
 from tamperfuse.records.results import UNDEFENDED
 from tamperfuse.records.run import STUDY, read_run
 from tamperfuse.records.summary import NOT_MEASURED, DefenseSummary, Measure
@@ -129,7 +129,7 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("A run is named twice: name each folder once.")
-    check_output_file(out, [folder / name for folder in folders for name in (*RESULT_FILES, NODES)])
+    check_output_file(out, [path for folder in folders for path in inputs_of(folder)])
     runs = [replace(read_folder(folder), name=name) for folder, name in zip(folders, _names(folders), strict=True)]
     pages = [_address(write_report(folder), out) for folder in folders]
     columns = [(number, name) for number, run in enumerate(runs) for name in run.defenses]

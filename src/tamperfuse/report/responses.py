@@ -19,17 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import NODE, NODES, read_json
 from tamperfuse.records.reading import check_file, path_exists
 from tamperfuse.report.inputs import Run
 
-NODES, NODE, RESPONSES, SCORES, THRESHOLDS = (
-    "nodes",
-    "node.json",
-    "responses.parquet",
-    "scores.parquet",
-    "thresholds.json",
-)
+RESPONSES, SCORES, THRESHOLDS = "responses.parquet", "scores.parquet", "thresholds.json"
 JUDGES = ("judge", "further judge")  # kinds of the nodes that hold verdicts
 #: Columns of the tables of nodes that are read here, and have a value in every row.
 COLUMNS_READ = {

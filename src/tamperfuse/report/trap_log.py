@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import NODE, NODES, read_json
 from tamperfuse.records.reading import path_exists
-from tamperfuse.records.result_files import NODES
 from tamperfuse.records.results import AS_SHIPPED
-
-NODE = "node.json"
 
 
 @dataclass(frozen=True)

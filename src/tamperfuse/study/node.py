@@ -28,7 +28,7 @@ import torch
 from tamperfuse.models.device import own_device
 from tamperfuse.models.finite import Diverged
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import UNFINISHED, read_json, sha256_of, staged, write_json
+from tamperfuse.records.files import NODE, NODES, UNFINISHED, read_json, sha256_of, staged, write_json
 from tamperfuse.records.memory import peak_memory, reset_peak_memory
 from tamperfuse.records.plan import PlannedNode
 from tamperfuse.records.provenance import versions
@@ -36,7 +36,7 @@ from tamperfuse.records.registry import Budget
 from tamperfuse.records.timing import WORK, measure_work
 from tamperfuse.study.estimates import Costs
 from tamperfuse.study.keys import node_key
-from tamperfuse.study.remaining import NODE, has_result
+from tamperfuse.study.remaining import has_result
 from tamperfuse.training.checkpoints import resumable
 from tamperfuse.training.telemetry import training_facts
 
@@ -125,7 +125,7 @@ class FinishedNode:
 
 def node_folder(run: Path, node: Node) -> Path:
     """The folder of a node's result."""
-    return run / "nodes" / node.key
+    return run / NODES / node.key
 
 
 def unfinished_folder(run: Path, node: Node | PlannedNode) -> Path:

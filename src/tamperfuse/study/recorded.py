@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import NODE, read_json
 from tamperfuse.records.reading import path_exists
 from tamperfuse.records.results import AS_SHIPPED
 from tamperfuse.records.run import read_run
@@ -20,7 +20,6 @@ from tamperfuse.study.estimates import Costs
 from tamperfuse.study.further_judges import FURTHER_JUDGE
 from tamperfuse.study.labels import attack_label, before_attack_label, hardened_label, judge_label
 from tamperfuse.study.node import FinishedNode, Node, damage_of, node_folder
-from tamperfuse.study.remaining import NODE
 from tamperfuse.study.sections import AttackSpec
 from tamperfuse.study.spec import Study
 

@@ -5,15 +5,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tamperfuse.records.files import UNFINISHED
+from tamperfuse.records.files import NODE, NODES, UNFINISHED
 from tamperfuse.records.plan import PlannedNode, RunPlan
-
-NODE = "node.json"  # a folder that has it is complete
 
 
 def finished_keys(run: Path) -> set[str]:
     """Keys of all nodes whose results exist, in a run's folder or in those beside it. Checksums are not compared."""
-    folders = {run / "nodes", *run.resolve().parent.glob("*/nodes")}
+    folders = {run / NODES, *run.resolve().parent.glob(f"*/{NODES}")}
     return {path.name for folder in folders for path in folder.glob("*") if has_result(path)}
 
 

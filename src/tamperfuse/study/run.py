@@ -16,7 +16,7 @@ from tamperfuse.models.encoder import TextEncoder
 from tamperfuse.models.load import parameter_count
 from tamperfuse.models.precision import compute_dtype
 from tamperfuse.records.errors import HubUnreachable, UserError
-from tamperfuse.records.files import LOCK, UNFINISHED, clear_staging, locked, write_text
+from tamperfuse.records.files import LOCK, NODES, UNFINISHED, clear_staging, locked, write_text
 from tamperfuse.records.plan import LONGEST, RUN_KEY, DryRun, RunPlan, marked_running, read_plan, write_plan
 from tamperfuse.records.provenance import versions
 from tamperfuse.records.results import write_results
@@ -175,7 +175,7 @@ def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
     What other studies left unfinished in it is named, and stays.
     """
     check_run_folder(out, study)
-    clear_staging(out / "nodes")
+    clear_staging(out / NODES)
     log_left_over(out, {node.key for node in plan.nodes})
     started = _first_start(out, now)
     set_aside_results(out, study, plan)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.records.errors import UserError, shown
-from tamperfuse.records.files import content_hash, read_json
+from tamperfuse.records.files import NODE, NODES, content_hash, read_json
 from tamperfuse.study.node import Node
-from tamperfuse.study.remaining import NODE
 
 #: What an attack's key says of the steps at which it is measured.
 _STEPS = {"at_steps", "capability_at"}
@@ -77,7 +76,7 @@ def _identity(kind: str, parents: Sequence[str], seed: int, depends: dict[str, A
 
 def _records(run: Path) -> Iterator[dict[str, Any]]:
     """The node.json of the attacks that have a result in a folder."""
-    for path in (run / "nodes").glob(f"*/{NODE}"):
+    for path in (run / NODES).glob(f"*/{NODE}"):
         try:
             record = read_json(path)
             if _STEPS & record["depends"].keys():

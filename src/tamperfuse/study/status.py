@@ -11,11 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import read_json
+from tamperfuse.records.files import NODE, NODES, read_json
 from tamperfuse.records.plan import RUN_KEY, RunPlan, read_plan, read_running
 from tamperfuse.records.summary import SUMMARY
 from tamperfuse.study.remaining import (
-    NODE,
     disk_needed,
     finished_keys,
     folder_bytes,
@@ -186,7 +185,7 @@ def _taken(folder: Path, plan: RunPlan, done: set[str]) -> dict[str, float]:
     taken = {}
     for key in done:
         with suppress(UserError, OSError, KeyError, TypeError, ValueError):
-            record: dict[str, Any] = read_json(folder / "nodes" / key / NODE)
+            record: dict[str, Any] = read_json(folder / NODES / key / NODE)
             if record["threads"] == plan.threads:
                 taken[key] = float(record["seconds"])
     return taken

@@ -21,11 +21,6 @@ Kind = Literal["full", "retain", "lora"]
 SHORTEST = 1 / 3  # share of the horizon that an attacker has at least
 
 
-def shortest(horizon: int) -> int:
-    """Steps that an attacker takes at least."""
-    return math.ceil(SHORTEST * horizon)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AttackerSettings:
     """Which attackers are simulated: one for each combination of learning rate and kind.
@@ -102,7 +97,7 @@ class Attackers:
         """An attacker at δ = 0."""
         self.starts += 1
         drawn, horizon = random.Random(f"{self.settings.seed}:{self.starts}"), self.settings.horizon
-        last = drawn.randint(shortest(horizon), horizon)
+        last = drawn.randint(math.ceil(SHORTEST * horizon), horizon)
         return Attack(kind, self._attacker(rate, kind, drawn.getrandbits(32)), last)
 
     def _attacker(self, rate: float, kind: Kind, seed: int) -> SimulatedAttacker | LoraAttacker:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import clear_staging
+from tamperfuse.records.files import NODES, clear_staging
 from tamperfuse.study.execution.schedule import EndedNode, run_nodes
 from tamperfuse.study.execution.watch import RunWatch
 from tamperfuse.study.execution.worker import (
@@ -88,7 +88,7 @@ class _WorkerPool:
             worker.process.kill()
             worker.process.join()
             if worker.node is not None:
-                clear_staging(self.settings.out / "nodes", worker.node.key)
+                clear_staging(self.settings.out / NODES, worker.node.key)
 
     def start(self, node: Node) -> None:
         """Give a node to an idle worker, or to a new one."""

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import clear_staging
+from tamperfuse.records.files import NODES, clear_staging
 from tamperfuse.records.plan import RUNNING
 from tamperfuse.study.execution.cluster import living_machines, node_gpus, node_memory, ray_reason, worker_environment
 from tamperfuse.study.execution.schedule import EndedNode, run_nodes
@@ -98,7 +98,7 @@ class _RayTasks:
             self._messages.shutdown(force=True)
         for node in self._running.values():
             self._mark(node).unlink(missing_ok=True)
-            clear_staging(self._out / "nodes", node.key)
+            clear_staging(self._out / NODES, node.key)
 
     def _mark(self, node: Node) -> Path:
         """The file that names the process which runs the node; one that was killed leaves it, and may be on another machine."""

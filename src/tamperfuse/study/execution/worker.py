@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tamperfuse.records.errors import UserError
-from tamperfuse.records.files import clear_staging, locked
+from tamperfuse.records.files import NODES, clear_staging, locked
 from tamperfuse.records.plan import RUNNING, marked_running
 from tamperfuse.study.node import FinishedNode, Node, execute
 
@@ -75,7 +75,7 @@ def run_node(nodes: Mapping[str, Node], key: str, settings: WorkerSettings, pati
         )
     node, out = nodes[key], settings.out
     with locked(out / RUNNING / f"{key}.lock", out, patience), marked_running(out, key, node.label):
-        clear_staging(out / "nodes", key)  # of a worker that died
+        clear_staging(out / NODES, key)  # of a worker that died
         return execute(out, node, settings.report_to)
 
 
