@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 import typer
 from lm_eval.tasks import TaskManager
-from rich.table import Table
 from typer.testing import CliRunner
 
+from command_stand_ins import fails
 from tamperfuse.attacks import ATTACKS
 from tamperfuse.cli.app import app, main
-from tamperfuse.cli.options import NARROWEST, ResultsConsole, print_table
-from tamperfuse.cli.summary_table import percent, summary_rows
+from tamperfuse.cli.options import NARROWEST, ResultsConsole
+from tamperfuse.cli.summary_table import percent
 from tamperfuse.defenses import DEFENSES
 from tamperfuse.evaluation import capability_tasks
 from tamperfuse.models.bundled import ENCODERS, MODELS
-from tamperfuse.records.summary import Measure, read_summary
+from tamperfuse.records.summary import Measure
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(r"Example:\s+(?:`(tamperfuse [^`]+)`|(tamperfuse .+))")
@@ -35,6 +35,7 @@ INPUTS = {
     "pairs",
     "reference",
 }  # parameters that name something to read
+HARDEN = ["harden", "smollm2-135m", "--threat", "builtin:cooking"]
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -136,18 +137,6 @@ def test_the_shell_completes_commands() -> None:
     words = {"_TAMPERFUSE_COMPLETE": "complete_bash", "COMP_WORDS": "tamperfuse har", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **words})
     assert done.stdout.split() == ["harden"], done.stderr
-
-
-def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return message
-
-
-HARDEN = ["harden", "smollm2-135m", "--threat", "builtin:cooking"]
 
 
 @pytest.mark.parametrize(
@@ -271,9 +260,8 @@ def test_a_short_option_asks_for_help() -> None:
 
 
 def test_a_number_of_workers_without_workers_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["run", str(ROOT / "studies" / "demo.yaml"), "--workers", "4", "--out", str(tmp_path / "run")])
-    assert ended.value.code == 2 and "add --executor processes or ray" in capsys.readouterr().err
+    command = ["run", str(ROOT / "studies" / "demo.yaml"), "--workers", "4", "--out", str(tmp_path / "run")]
+    assert "add --executor processes or ray" in fails(command, capsys)
 
 
 def test_a_terminal_without_columns_hides_no_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,78 +354,3 @@ def test_the_wheel_holds_the_demo_study_and_the_data_without_its_script(tmp_path
         for folder in (ROOT / "src" / "tamperfuse", tmp_path / "tamperfuse")
     )
     assert source - built == {"corpora/data/make_grammar.py"} and built - source == {"studies/demo.yaml"}
-
-
-def test_the_table_of_a_study_has_a_cell_for_every_model(finished_run: Path) -> None:
-    summary = read_summary(finished_run)
-    rows = dict(summary_rows(summary))
-    assert {len(cells) for cells in rows.values()} == {1 + len(summary.defenses)}
-    assert rows["benign answer rate"][0] == percent(summary.as_shipped.benign_answer_rate)
-    assert rows["harmful execution before"][1:] == [
-        percent(defense.harmful_execution.before_attack) for defense in summary.defenses.values()
-    ]
-    assert {"  after full", "  after benign, without an attacker", "  steps to reach half (full)"} <= rows.keys()
-
-
-def output(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert (ended.value.code or 0) == code
-    return capsys.readouterr().out
-
-
-def test_the_table_of_a_study_has_each_models_own_measures() -> None:
-    summary = read_summary(ROOT / "studies" / "results" / "demo")
-    rows = dict(summary_rows(summary))
-    for column, defense in enumerate(summary.defenses.values(), 1):
-        harm = defense.harmful_execution
-        expected = {
-            "harmful execution before": harm.before_attack,
-            **{f"  after {attack}": measure for attack, measure in harm.after_attack.items()},
-            **{f"  after {control}, without an attacker": measure for control, measure in harm.after_control.items()},
-            "reduction, pooled": defense.reduction_vs_undefended.pooled,
-            "capability before": defense.capability.before_attack,
-            "  self-degradation": defense.capability.self_degradation,
-            "benign answer rate": defense.benign_answer_rate,
-        }
-        assert {label: rows[label][column] for label in expected} == {
-            label: percent(m) for label, m in expected.items()
-        }
-    refusal, sdd = summary.defenses.values()
-    assert refusal.harmful_execution.before_attack != sdd.harmful_execution.before_attack
-
-
-def test_tables_as_json(quick_judging: None, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    listed = json.loads(output(["list", "--json"], capsys))
-    assert {"sdd", "refusal"} <= {defense["name"] for defense in listed["defenses"]}
-    study = str(finished_run / "study.yaml")
-    summary = json.loads(output(["run", study, "--out", str(finished_run), "--json"], capsys))
-    assert summary == json.loads((finished_run / "summary.json").read_text())
-    policy = finished_run.parent / "policy.yaml"
-    policy.write_text(
-        "{defense: sdd, require: {harmful_execution.worst: {at_most: 0.0}, capability.before_attack: {at_least: 9.0}}}"
-    )
-    checked = json.loads(output(["gate", str(finished_run), "--policy", str(policy), "--json"], capsys, code=1))
-    assert checked["passed"] is False and checked["checks"][0]["measure"] == "harmful_execution.worst"
-
-
-def test_brackets_in_names_are_no_markup(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "[/red]" in fails(["report", str(tmp_path / "[/red]")], capsys)
-    monkeypatch.setattr("tamperfuse.report.page.write_report", lambda folder: folder / "report.html")
-    monkeypatch.setattr("tamperfuse.report.page.headline", lambda folder: "[/red] :smile: holds")
-    assert "[/red] :smile: holds" in output(["report", str(tmp_path)], capsys)
-
-
-@pytest.mark.parametrize("columns", ["", "80"])
-def test_a_table_in_a_file_is_as_wide_as_it_needs_to_be(
-    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    table = Table("measure", *(f"defense {i}" for i in range(8)))
-    table.add_row("executes", *(f"{i}5.0% ({i}0.0% to {i}9.0%)" for i in range(8)))
-    print_table(table)
-    text = capsys.readouterr().out
-    assert ("75.0% (70.0% to 79.0%)" in text) == (columns == "")

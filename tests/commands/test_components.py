@@ -4,17 +4,9 @@ import json
 
 import pytest
 
-from tamperfuse.cli.app import main
+from command_stand_ins import output
 from tamperfuse.commands.components import KINDS, REGISTRIES, choice, choices
 from tamperfuse.records.errors import UserError
-
-
-def output(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    shown = capsys.readouterr()
-    assert (ended.value.code or 0) == 0, shown.err
-    return shown.out
 
 
 @pytest.mark.parametrize("kind", REGISTRIES)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from command_stand_ins import fails
 from tamperfuse.attacks import ATTACKS, AttackData, AttackResult
 from tamperfuse.attacks.base import attack
-from tamperfuse.cli.app import main
 from tamperfuse.defenses import DEFENSES, DefenseData, DefenseResult
 from tamperfuse.defenses.base import defense
 from tamperfuse.evaluation.judges import JUDGES
@@ -55,11 +55,8 @@ class Factor(Parameters):
 
 
 def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command line prints on bad input."""
-    with pytest.raises(SystemExit) as exit_:
-        main(arguments)
-    error = capsys.readouterr().err.strip()
-    assert exit_.value.code == 2 and "Traceback" not in error
+    """The one sentence that the command line prints on bad input."""
+    error = fails(arguments, capsys).strip()
     assert error.startswith("tamperfuse: ") and "\n" not in error, "one sentence"
     return error
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from command_stand_ins import output
 from stand_ins import results
-from tamperfuse.cli.app import main
 from tamperfuse.commands.judge_compare import compare_judges, read_labels
 from tamperfuse.commands.judge_run import judge_run
 from tamperfuse.evaluation.agreement import against_labels, agreement, disagreement
@@ -298,21 +298,14 @@ def test_one_judge_has_nothing_to_be_compared_with(run_copy: Path, tmp_path: Pat
         compare_judges(run_copy, path)
 
 
-def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert not ended.value.code
-    return capsys.readouterr().out
-
-
 def test_the_commands(run_copy: Path, odd: None, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = printed(["judge", "run", str(run_copy), "--judge", "phrases", "--set", "window=9", "--name", "p9"], capsys)
+    shown = output(["judge", "run", str(run_copy), "--judge", "phrases", "--set", "window=9", "--name", "p9"], capsys)
     assert "p9" in shown and "sdd: harmful execution before" in shown and "100.0%" in shown
-    shown = printed(["judge", "run", str(run_copy), "--judge", "odd", "--json"], capsys)
+    shown = output(["judge", "run", str(run_copy), "--judge", "odd", "--json"], capsys)
     assert json.loads(shown)["sdd"]["harmful_execution"]["after_attack"].keys() == {"full"}
-    shown = printed(["judge", "compare", str(run_copy), "--top", "1"], capsys)
+    shown = output(["judge", "compare", str(run_copy), "--top", "1"], capsys)
     assert "builtin and p9" in shown and "Reduction by sdd: builtin" in shown and "Prompt: " in shown
-    assert json.loads(printed(["judge", "compare", str(run_copy), "--json"], capsys))["judges"] == [
+    assert json.loads(output(["judge", "compare", str(run_copy), "--json"], capsys))["judges"] == [
         "builtin",
         "p9",
         "odd",

@@ -4,22 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from command_stand_ins import fails
 from tamperfuse.attacks.retain_finetune import RetainObjective, RetainPair
-from tamperfuse.cli.app import main
 from tamperfuse.models.load import LoadedModel
 from tamperfuse.records.errors import UserError
 from tamperfuse.training.fit import Training, fit
-
-
-def error_message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as exit_info:
-        main(arguments)
-    assert exit_info.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error and error.count("tamperfuse: ") == 1
-    line = error.strip().splitlines()[-1]
-    assert line.startswith("tamperfuse: ")
-    return line
 
 
 @pytest.mark.parametrize("command", [["harden", "--defense", "refusal"], ["attack", "--attack", "harmful_finetune"]])
@@ -29,9 +18,7 @@ def error_message(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> s
 def test_invalid_numbers(command: list[str], setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name, *rest = command
     out = tmp_path / "out"
-    line = error_message(
-        [name, "x/y", *rest, "--threat", "builtin:cooking", "--set", setting, "--out", str(out)], capsys
-    )
+    line = fails([name, "x/y", *rest, "--threat", "builtin:cooking", "--set", setting, "--out", str(out)], capsys)
     assert f"{setting.partition('=')[0]} = " in line and "cannot be used" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -59,7 +46,7 @@ def test_values_that_do_not_fit_the_model_or_the_threat(
     monkeypatch.setattr("tamperfuse.study.observe.Observer.ask", lambda *_: None)
     chosen = [word for setting in ("shots=2", *settings) for word in ("--set", setting)]
     where = ["--threat", str(threat_file), "--out", str(tmp_path / "out")]
-    assert words in error_message(["attack", str(tiny_folder), "--attack", "harmful_finetune", *where, *chosen], capsys)
+    assert words in fails(["attack", str(tiny_folder), "--attack", "harmful_finetune", *where, *chosen], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -67,13 +54,13 @@ def test_only_training_runs_in_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    line = error_message(["evaluate", "x/y", "--threat", "builtin:cooking", "--out", str(tmp_path / "out")], capsys)
+    line = fails(["evaluate", "x/y", "--threat", "builtin:cooking", "--out", str(tmp_path / "out")], capsys)
     assert "was started on 2 processes but runs in one" in line
 
 
 def test_an_unknown_tracker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--threat", "builtin:cooking", "--out", str(tmp_path / "out")]
-    line = error_message(["harden", "x/y", "--defense", "refusal", *where, "--report-to", "wanb"], capsys)
+    line = fails(["harden", "x/y", "--defense", "refusal", *where, "--report-to", "wanb"], capsys)
     assert "did you mean 'wandb'" in line
 
 
