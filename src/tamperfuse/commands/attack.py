@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tamperfuse.attacks import ATTACKS, AttackData
-from tamperfuse.attacks.base import check_measured
+from tamperfuse.attacks.base import PromptResponse, check_measured
 from tamperfuse.commands.measurement import (
     Measurement,
     about_judging,
@@ -27,7 +27,7 @@ from tamperfuse.models.load import LoadedModel, load_model, reference_name, writ
 from tamperfuse.records.files import check_fresh, content_hash, output_folder, write_json
 from tamperfuse.records.provenance import Provenance, versions
 from tamperfuse.study.context import check_samples
-from tamperfuse.study.judging import Judging, check_encoder, compliant_answers
+from tamperfuse.study.judging import CompliantAnswers, Judging, check_encoder, compliant_answers
 from tamperfuse.study.observe import Observer
 from tamperfuse.study.sections import RESPONSE_TOKENS, JudgeSpec
 
@@ -81,7 +81,6 @@ def attack_model(
     harmless = read_outside_threat(retain, requests, option="retain", encoder=encoder)
     budget = component.traits.budget(parameters)
     check_samples(attack, budget, requests, retain, len(harmless))
-    steps = budget.steps or 1
     check_fresh(out)
     check_encoder(encoder)
     work = {
@@ -91,6 +90,7 @@ def attack_model(
         "measured": evaluate.model_dump(mode="json"),
         "reference": reference,
     }
+    values = parameters.model_dump(mode="json")
     with resumable_beside(out, report_to, work, budget) as unfinished, output_folder(out) as staging:
         sharded = in_shards(budget)
         loaded = load_model(model, chat_template=template, sharded=sharded)
@@ -102,27 +102,14 @@ def attack_model(
         answers = compliant_answers(load_origin, requests.part("attacker"), tokens, encoder)
         measured = unfinished / _measured_name(loaded, model_fingerprint(model, template), origin, work, judging)
         observer = Observer(loaded, requests, evaluate, measured)
-
-        def hook(step: int) -> None:
-            observer.once(step, lambda o: o.ask(step, evaluate.prompts, 0, judging.harmless))
-
-        data = AttackData(
-            harmful=answers.pairs,
-            retain=component.traits.retained(harmless),
-            reference=origin,
-            answer=observer.answer,
-            response_limit=evaluate.response_tokens,
-            at_steps=(0, steps),
-            hook=hook,
-        )
+        data = _data(observer, judging, answers, component.traits.retained(harmless), origin, budget.steps or 1)
         print_notes(component.run(loaded, data, parameters, seed).notes)
         check_measured(attack, data.at_steps, {response.step for response in observer.responses})
         verdicts, thresholds = judge_responses(judging, observer, answers.pairs)
         write_tables(staging, observer, verdicts)
-        values = parameters.model_dump(mode="json")
         if keep:
-            made_by, source = f"{attack} (seed {seed})", absolute_name(model)
             (staging / "attacked").mkdir()
+            made_by, source = f"{attack} (seed {seed})", absolute_name(model)
             provenance = Provenance(origin=origin, made_by=made_by, source=source, parameters=values)
             write_checkpoint(loaded, staging / "attacked", provenance)
         measurement = Measurement.of(observer, verdicts)
@@ -137,6 +124,30 @@ def attack_model(
         }
         write_json(staging / "attack.json", {**about, **measurement.to_json()})
     return measurement.lines(trains=budget.trains)
+
+
+def _data(
+    observer: Observer,
+    judging: Judging,
+    answers: CompliantAnswers,
+    retain: Sequence[PromptResponse],
+    origin: str,
+    steps: int,
+) -> AttackData:
+    """The attack's data, with a hook that measures the model before its first step and after its last."""
+
+    def hook(step: int) -> None:
+        observer.once(step, lambda o: o.ask(step, observer.evaluate.prompts, 0, judging.harmless))
+
+    return AttackData(
+        harmful=answers.pairs,
+        retain=retain,
+        reference=origin,
+        answer=observer.answer,
+        response_limit=observer.evaluate.response_tokens,
+        at_steps=(0, steps),
+        hook=hook,
+    )
 
 
 def _measured_name(

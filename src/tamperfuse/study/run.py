@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -100,42 +101,21 @@ def run_study(
         stack.enter_context(existing_objects_left_out())
         machines = stack.enter_context(cluster.connected(address)) if executor == "ray" and not dry_run else []
         context, every_node, size, unread = _open(study, out, dry_run)
-        study = context.study
         nodes = select_nodes(every_node, only)
         workers, threads = _division(nodes, size, executor, workers, machines)
-        plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
-        if not unread:
-            log_fewer(context)
-            if any(node.key not in done for node in nodes):
-                log_shared_prompts(context)
-        needed = disk_needed(plan.nodes, done, workers, resume_bytes(out))
-        seconds = announce(nodes, done, out, size, needed)
-        for sentence in request_estimates(context, nodes, done):
-            log.info("%s", sentence)
+        todo = _announce(context, nodes, size, workers, threads, unread)
         if dry_run:
-            for sentence in dry_run_sentences(study, nodes, done, size, unread):
-                log.info("%s", sentence)
-            finished_before = sorted({node.key for node in nodes} & done)
-            seconds, needed = min(LONGEST, seconds), min(2**62, needed)
-            return DryRun(plan=plan, finished=finished_before, seconds=seconds, disk=needed, unread=list(unread))
-        check_judges(context, nodes, done)
+            return _dry_run(todo, unread)
+        check_judges(context, nodes, todo.done)
         processes = 0 if executor == "ray" else workers  # Ray knows the memory of its machines
-        check_affordable(seconds, needed, size, out, confirmed=confirmed, processes=processes)
-        if disk is None:
-            ceiling = DiskCeiling(out, None)
-        else:
-            ceiling = DiskCeiling(out, round(disk * 1e9), shared_bytes(out, nodes))
-        ceiling.check_plan(needed)
+        check_affordable(todo.seconds, todo.disk, size, out, confirmed=confirmed, processes=processes)
+        ceiling = (
+            DiskCeiling(out, None) if disk is None else DiskCeiling(out, round(disk * 1e9), shared_bytes(out, nodes))
+        )
+        ceiling.check_plan(todo.disk)
         with locked(out / LOCK, out), marked_running(out, RUN_KEY, "the run"):
-            started = _begin(out, study, plan_nodes(every_node, size, workers, threads), now)
-            with RunProgress(plan, done) as progress:
-                watch = RunWatch(nodes, plan, ceiling, progress)
-                place = out.absolute()  # other processes may have another current folder
-                source = partial(study_nodes, study, place, context.encoder)
-                settings = WorkerSettings(source, place, report_to, threads)
-                if executor == "ray":
-                    cluster.check_shared(place, machines, threads)
-                finished = _run_nodes(nodes, executor, out, settings, workers, size, watch)
+            started = _begin(out, context.study, plan_nodes(every_node, size, workers, threads), now)
+            finished = _run_nodes(todo, executor, machines, ceiling, report_to)
             with suppress(OSError):  # other nodes are unfinished
                 (out / UNFINISHED).rmdir()
             log_work(finished)
@@ -143,7 +123,59 @@ def run_study(
                 _log_rest(out, every_node)
                 return None
             record = _record(finished, started, time.perf_counter() - start)
-            return _write_results(study, out, finished, record)
+            return _write_results(context.study, out, finished, record)
+
+
+@dataclass(frozen=True)
+class _ToDo:
+    """What a run is about to do.
+
+    Attributes:
+        context: of the study.
+        nodes: those that were selected.
+        size: of the model, in parameters.
+        workers: nodes that run at a time; `threads` of each.
+        plan: of the selected nodes.
+        done: keys of the nodes that have a result.
+        seconds: estimate for the nodes that have none.
+        disk: bytes that they need, at most.
+    """
+
+    context: StudyContext
+    nodes: Sequence[Node]
+    size: int
+    workers: int
+    threads: int
+    plan: RunPlan
+    done: set[str]
+    seconds: float
+    disk: int
+
+
+def _announce(
+    context: StudyContext, nodes: Sequence[Node], size: int, workers: int, threads: int, unread: Mapping[str, str]
+) -> _ToDo:
+    """Print what a run is about to do."""
+    out = context.run
+    plan, done = plan_nodes(nodes, size, workers, threads), finished_keys(out)
+    if not unread:
+        log_fewer(context)
+        if any(node.key not in done for node in nodes):
+            log_shared_prompts(context)
+    disk = disk_needed(plan.nodes, done, workers, resume_bytes(out))
+    seconds = announce(nodes, done, out, size, disk)
+    for sentence in request_estimates(context, nodes, done):
+        log.info("%s", sentence)
+    return _ToDo(context, nodes, size, workers, threads, plan, done, seconds, disk)
+
+
+def _dry_run(todo: _ToDo, unread: Mapping[str, str]) -> DryRun:
+    """Print what is said of a dry run alone, and return what the run would do."""
+    for sentence in dry_run_sentences(todo.context.study, todo.nodes, todo.done, todo.size, unread):
+        log.info("%s", sentence)
+    finished = sorted({node.key for node in todo.nodes} & todo.done)
+    seconds, disk = min(LONGEST, todo.seconds), min(2**62, todo.disk)
+    return DryRun(plan=todo.plan, finished=finished, seconds=seconds, disk=disk, unread=list(unread))
 
 
 def _open(study: Study, out: Path, dry_run: bool) -> tuple[StudyContext, list[Node], int, dict[str, str]]:
@@ -185,20 +217,25 @@ def _begin(out: Path, study: Study, plan: RunPlan, now: datetime) -> str:
 
 
 def _run_nodes(
-    nodes: Sequence[Node],
+    todo: _ToDo,
     executor: ExecutorName,
-    out: Path,
-    settings: WorkerSettings,
-    workers: int,
-    size: int,
-    watch: RunWatch,
+    machines: Sequence[cluster.ClusterMachine],
+    ceiling: DiskCeiling,
+    report_to: Sequence[str],
 ) -> list[FinishedNode]:
     """Run the nodes that have no result; in this process messages name the folder as the user did."""
-    if executor == "ray":
-        return run_on_cluster(nodes, settings, workers, size, watch)
-    if executor == "processes":
-        return run_in_processes(nodes, settings, workers, watch)
-    return [run_here(out, node, watch, settings.report_to) for node in nodes]
+    out, nodes = todo.context.run, todo.nodes
+    with RunProgress(todo.plan, todo.done) as progress:
+        watch = RunWatch(nodes, todo.plan, ceiling, progress)
+        if executor == "local":
+            return [run_here(out, node, watch, report_to) for node in nodes]
+        place = out.absolute()  # other processes may have another current folder
+        source = partial(study_nodes, todo.context.study, place, todo.context.encoder)
+        settings = WorkerSettings(source, place, report_to, todo.threads)
+        if executor == "processes":
+            return run_in_processes(nodes, settings, todo.workers, watch)
+        cluster.check_shared(place, machines, todo.threads)
+        return run_on_cluster(nodes, settings, todo.workers, todo.size, watch)
 
 
 def study_nodes(study: Study, out: Path, encoder: TextEncoder) -> list[Node]:
