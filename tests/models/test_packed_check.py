@@ -69,6 +69,7 @@ def test_layers_with_masks_of_their_own_are_not_packed(caplog: pytest.LogCapture
 
 def test_a_model_that_does_not_run_in_bfloat16_is_refused_where_that_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     xglm = XGLMConfig(vocab_size=97, d_model=32, ffn_dim=64, attention_heads=4, num_layers=2)
+    monkeypatch.setattr(packed_check, "compute_dtype", lambda device: (torch.float32, ""))
     prepare_forward(XGLMForCausalLM(xglm))
     monkeypatch.setattr(packed_check, "compute_dtype", lambda device: (torch.bfloat16, ""))
     with pytest.raises(UserError, match="XGLMForCausalLM does not run in bfloat16, in which this cpu computes"):
