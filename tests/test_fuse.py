@@ -76,7 +76,8 @@ def test_losses_after_an_attack_are_higher_with_the_trap(tiny_folder: Path, opti
     assert last["step"] == 30 and 0 < last["attacker_steps"] <= 10 and 0 < last["scale"] < 1
     harmful, benign = losses_under_attack(trapped, data)
     assert harmful > without[0] + 2
-    if optimizer == "adamw":  # with Adafactor the benign loss rises from a lower one, in bfloat16 not above that without the trap
+    # With Adafactor the benign loss rises from a lower one, in bfloat16 not above that without the trap.
+    if optimizer == "adamw":
         assert benign > without[1] + 0.1
 
 
