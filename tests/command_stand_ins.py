@@ -22,6 +22,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Standard error of a command that refuses its input: exit code 2, no traceback, one message at the end."""
     code, _, err = _run(arguments, capsys)
     assert code == 2 and "Traceback" not in err and err.count("tamperfuse: ") == 1, err
+    assert err.splitlines()[-1].startswith("tamperfuse: "), err
     return err
 
 
